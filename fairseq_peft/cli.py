@@ -1,0 +1,50 @@
+"""``fairseq-peft VERB``: everything around ``fairseq-train``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import pkgutil
+import sys
+
+from fairseq_peft import __version__, commands
+from fairseq_peft.errors import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One sub-parser for each module of ``fairseq_peft.commands``."""
+    parser = argparse.ArgumentParser(prog="fairseq-peft", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"fairseq_peft {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for info in pkgutil.iter_modules(commands.__path__):
+        module = importlib.import_module(f"{commands.__name__}.{info.name}")
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        verb = verbs.add_parser(
+            info.name.replace("_", "-"),
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse ``argv``, run the verb, return its exit status (1 for bad input, 130 for Ctrl-C)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        sys.stderr.write(f"fairseq-peft {args.verb}: error: {error}\n")
+        return 1
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
