@@ -1,0 +1,113 @@
+# shellcheck shell=bash
+# What the scripts share. A script starts like this (the comment on top is what --help prints):
+#
+#   #!/usr/bin/env bash
+#   # Usage: example.sh [--dry-run] [NAME] [-- FLAGS OF fairseq-train]
+#   set -euo pipefail
+#   # shellcheck source=lib.sh
+#   . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+#   parse_args "$@"
+#
+# Sets, from then on (arrays may be empty; write "${ARGS[@]+"${ARGS[@]}"}" for bash 3 and 4.3):
+#   ROOT     the project's root                  ARGS   what stands before `--`
+#   PYTHON   the Python everything runs with     EXTRA  what follows `--`, for fairseq-train verbatim
+#   DRY_RUN  1: print the commands, change nothing
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+SCRIPT=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
+DRY_RUN=${DRY_RUN:-0}
+LOG=${LOG:-}   # where `step` sends the output of its command; empty: to the terminal
+ARGS=()
+EXTRA=()
+export DRY_RUN
+
+# PYTHON as given, else the active virtual environment, else .venv, else the first python3.
+if [ -z "${PYTHON:-}" ]; then
+  if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
+    PYTHON=$VIRTUAL_ENV/bin/python
+  elif [ -x "$ROOT/.venv/bin/python" ]; then
+    PYTHON=$ROOT/.venv/bin/python
+  else
+    PYTHON=python3
+  fi
+fi
+export PYTHON
+
+# die MESSAGE: one line to stderr, exit 1.
+die() {
+  printf '%s: error: %s\n' "$(basename "$SCRIPT")" "$*" >&2
+  exit 1
+}
+
+# show_help: the comment at the head of the calling script.
+show_help() {
+  awk 'NR == 1 && /^#!/ { next }
+       /^# shellcheck / { next }
+       /^#/             { sub(/^# ?/, ""); print; next }
+                        { exit }' "$SCRIPT"
+}
+
+# parse_args "$@": --help, --dry-run, ARGS, and EXTRA after `--`. Any other option is an error.
+parse_args() {
+  while [ $# -gt 0 ]; do
+    case $1 in
+      -h | --help) show_help; exit 0 ;;
+      --dry-run) DRY_RUN=1 ;;
+      # shellcheck disable=SC2034  # for the script that sources this file
+      --) shift; EXTRA=("$@"); break ;;
+      -*) die "unknown option '$1'; see $(basename "$SCRIPT") --help (flags of fairseq-train go after --)" ;;
+      *) ARGS+=("$1") ;;
+    esac
+    shift
+  done
+}
+
+# run CMD...: run it, or print it (quoted, ready to paste) under --dry-run.
+run() {
+  if [ "$DRY_RUN" = 1 ]; then
+    local word line=
+    for word in "$@"; do line+=" $(printf '%q' "$word")"; done
+    printf '%s\n' "${line# }"
+  else
+    "$@"
+  fi
+}
+
+# step TEXT CMD...: run CMD (a command or a function, in a subshell with `set -e`) and print one line
+# with TEXT and its seconds. With LOG set its output goes there, and the end of it is shown on failure.
+# Under --dry-run a command is printed; a function is called, so it does what changes things through `run`.
+step() {
+  local text=$1 start=$SECONDS status=0
+  shift
+  if [ "$DRY_RUN" = 1 ]; then
+    printf '# %s\n' "$text"
+    if declare -F "$1" >/dev/null; then "$@"; else run "$@"; fi
+    return
+  fi
+  if [ -n "$LOG" ]; then
+    printf '%-68s' "$text"
+    set +e; (set -e; "$@") </dev/null >>"$LOG" 2>&1; status=$?; set -e
+    if [ $status -ne 0 ]; then
+      printf ' failed after %d s\n' $((SECONDS - start))
+      tail -n 30 "$LOG" >&2
+      die "'$text' failed with status $status; all of its output: $LOG"
+    fi
+    printf ' %4d s\n' $((SECONDS - start))
+  else
+    set +e; (set -e; "$@"); status=$?; set -e
+    [ $status -eq 0 ] || die "'$text' failed with status $status after $((SECONDS - start)) s"
+    printf '%-68s %4d s\n' "$text" $((SECONDS - start))
+  fi
+}
+
+# fairseq_cli NAME ARGS...: fairseq's command, for example `fairseq_cli train ...`, without the PATH.
+fairseq_cli() {
+  local name=$1
+  shift
+  run "$PYTHON" -m "fairseq_cli.$name" "$@"
+}
+
+# peft_cli VERB ARGS...: `fairseq-peft VERB ...`, installed or not.
+peft_cli() {
+  run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
+}
