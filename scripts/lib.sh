@@ -48,12 +48,12 @@ show_help() {
 }
 
 # parse_args "$@": --help, --dry-run, ARGS, and EXTRA after `--`. Any other option is an error.
+# shellcheck disable=SC2034  # EXTRA is for the script that sources this file
 parse_args() {
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) show_help; exit 0 ;;
       --dry-run) DRY_RUN=1 ;;
-      # shellcheck disable=SC2034  # for the script that sources this file
       --) shift; EXTRA=("$@"); break ;;
       -*) die "unknown option '$1'; see $(basename "$SCRIPT") --help (flags of fairseq-train go after --)" ;;
       *) ARGS+=("$1") ;;
