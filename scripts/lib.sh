@@ -21,17 +21,21 @@ ARGS=()
 EXTRA=()
 export DRY_RUN
 
-# PYTHON as given, else the active virtual environment, else .venv, else the first python3.
-if [ -z "${PYTHON:-}" ]; then
-  if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
+# find_python: PYTHON as given, else the active virtual environment, else .venv, else the first python3.
+# Not exported, so that a script started after setup.sh made .venv finds it; call it again to find it here.
+GIVEN_PYTHON=${PYTHON:-}
+find_python() {
+  if [ -n "$GIVEN_PYTHON" ]; then
+    PYTHON=$GIVEN_PYTHON
+  elif [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
     PYTHON=$VIRTUAL_ENV/bin/python
   elif [ -x "$ROOT/.venv/bin/python" ]; then
     PYTHON=$ROOT/.venv/bin/python
   else
     PYTHON=python3
   fi
-fi
-export PYTHON
+}
+find_python
 
 # die MESSAGE: one line to stderr, exit 1.
 die() {
