@@ -1,3 +1,40 @@
-"""LoRA, adapters and soft prompts for fairseq: the plugin behind ``--user-dir fairseq_peft``."""
+"""LoRA, adapters and soft prompts for fairseq: the plugin behind ``--user-dir fairseq_peft``.
+
+Under fairseq (already imported, or imported later) the package registers its models, tasks, criterions and
+optimizers. Without fairseq it imports nothing heavy.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
+
+
+class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
+    """Registers the plugin as soon as somebody imports fairseq.
+
+    fairseq skips a ``--user-dir`` package that is in ``sys.modules`` already, so a plugin that was imported first
+    has to register by itself.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "fairseq":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run_fairseq = spec.loader.exec_module
+
+            def exec_module(module):
+                run_fairseq(module)
+                importlib.import_module(f"{__name__}.plugin")
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+if "fairseq" in sys.modules:
+    importlib.import_module(f"{__name__}.plugin")
+else:
+    sys.meta_path.insert(0, _RegisterAfterFairseq())

@@ -1,0 +1,108 @@
+"""The sizes of the architectures, as numbers: no torch, no fairseq."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of a RoBERTa: C ``embed_dim``, F ``ffn_dim``, L ``num_layers``, V ``vocab_size`` with specials."""
+
+    num_layers: int
+    embed_dim: int
+    ffn_dim: int
+    num_heads: int
+    max_positions: int
+    vocab_size: int
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """(in, out) of one of a layer's linear maps."""
+        if name == "fc1":
+            return self.embed_dim, self.ffn_dim
+        if name == "fc2":
+            return self.ffn_dim, self.embed_dim
+        return self.embed_dim, self.embed_dim
+
+
+#: The linear maps of a layer, in the order in which data meets them.
+LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+SIZES = {
+    "roberta_small": Dims(4, 512, 512, 8, 256, 32_000),
+    "roberta_base": Dims(12, 768, 3072, 12, 512, 50_265),
+    "roberta_large": Dims(24, 1024, 4096, 16, 512, 50_265),
+}
+
+
+class Term(NamedTuple):
+    """One line of a parameter count: ``formula`` evaluates to ``count``."""
+
+    part: str
+    formula: str
+    count: int
+
+
+@dataclass
+class Count:
+    """Parameter counts of an architecture, as terms."""
+
+    terms: list[Term] = field(default_factory=list)
+
+    def add(self, part: str, formula: str) -> None:
+        """Add ``formula``, products and sums of integers such as ``4 x 512 x 512``."""
+        self.terms.append(Term(part, formula, evaluate(formula)))
+
+    @property
+    def total(self) -> int:
+        return sum(term.count for term in self.terms)
+
+
+def evaluate(formula: str) -> int:
+    """The value of a sum of products with ``x`` for times, such as ``(256 + 2) x 512``."""
+    allowed = set("0123456789 +()x")
+    if not set(formula) <= allowed:
+        raise ValueError(f"not a formula of integers: {formula!r}")
+    return eval(formula.replace("x", "*"), {"__builtins__": {}})  # noqa: S307, digits and + x ( ) only
+
+
+def matrices(dims: Dims) -> Count:
+    """S1's table: without biases, normalisation layers and LM head."""
+    c, f = dims.embed_dim, dims.ffn_dim
+    count = Count()
+    count.add("token embedding", f"{dims.vocab_size} x {c}")
+    count.add("position embedding", f"({dims.max_positions} + 2) x {c}")
+    for layer in range(1, dims.num_layers + 1):
+        count.add(f"attention, layer {layer}", f"4 x {c} x {c}")
+        count.add(f"feed-forward, layer {layer}", f"2 x {c} x {f}")
+    return count
+
+
+def encoder_rest(dims: Dims) -> Count:
+    """Biases and normalisation layers of the encoder."""
+    c, f, n = dims.embed_dim, dims.ffn_dim, dims.num_layers
+    count = Count()
+    count.add("biases of attention", f"{n} x 4 x {c}")
+    count.add("biases of feed-forward", f"{n} x ({f} + {c})")
+    count.add("layer norms", f"({n} x 2 + 1) x 2 x {c}")
+    return count
+
+
+def lm_head(dims: Dims) -> Count:
+    """The part of the LM head that is not tied to the token embedding."""
+    c = dims.embed_dim
+    count = Count()
+    count.add("LM head: dense", f"{c} x {c} + {c}")
+    count.add("LM head: layer norm", f"2 x {c}")
+    count.add("LM head: bias", f"{dims.vocab_size}")
+    return count
+
+
+def classification_head(dims: Dims, num_classes: int) -> Count:
+    """RoBERTa's head: dense, tanh, projection."""
+    c = dims.embed_dim
+    count = Count()
+    count.add("head: dense", f"{c} x {c} + {c}")
+    count.add("head: projection", f"{c} x {num_classes} + {num_classes}")
+    return count

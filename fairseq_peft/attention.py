@@ -1,0 +1,41 @@
+"""Self-attention that calls its projections.
+
+fairseq's own forward hands ``q_proj.weight`` to a fused function and never calls ``q_proj``: whatever wraps the
+projection is skipped, without an error. Here ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` are called, in train and
+eval mode, and torch's ``scaled_dot_product_attention`` does the rest. Parameter names are fairseq's.
+
+Shape letters: B batch, T tokens, C model dim, H heads.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from fairseq.modules import MultiheadAttention
+
+
+class SelfAttention(MultiheadAttention):
+    """fairseq's attention with the same parameters and another, batch-first forward."""
+
+    def forward(self, x, keep=None):
+        """Attend within x.
+
+        Args:
+            x: (B, T, C).
+            keep: (B, 1, 1, T), True where a token may be attended to; None if all may.
+
+        Returns:
+            (B, T, C), before dropout and residual.
+        """
+        batch, tokens, _ = x.shape
+
+        def heads(projected):  # (B, T, C) -> (B, H, T, C / H)
+            return projected.view(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2)
+
+        attended = F.scaled_dot_product_attention(
+            heads(self.q_proj(x)),
+            heads(self.k_proj(x)),
+            heads(self.v_proj(x)),
+            attn_mask=keep,
+            dropout_p=self.dropout_module.p if self.training else 0.0,
+        )
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, tokens, self.embed_dim))

@@ -1,0 +1,3 @@
+"""fairseq criterions of the plugin."""
+
+from fairseq_peft.criterions import sentence_classification  # noqa: F401

@@ -1,0 +1,88 @@
+"""Cross entropy, and counts per class as exact integers from which every metric follows."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+
+from fairseq_peft import scores
+
+
+@dataclass
+class SentenceClassificationCriterionConfig(FairseqDataclass):
+    classification_head_name: str = field(
+        default="sentence_classification_head", metadata={"help": "name of the classification head"}
+    )
+
+
+class SentenceClassificationCriterion(FairseqCriterion):
+    """Cross entropy in nats, summed over the batch.
+
+    Logged per batch: ``loss``, ``ntokens``, ``nsentences``, and for each class k the integers ``_hit_k`` (rows of k
+    predicted as k), ``_target_k``, ``_predicted_k``. A leading underscore keeps them out of fairseq's log lines.
+    """
+
+    def __init__(self, task, classification_head_name):
+        super().__init__(task)
+        self.classification_head_name = classification_head_name
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (summed loss, number of rows, logging output)."""
+        logits, _ = model(
+            **sample["net_input"],
+            features_only=True,
+            classification_head_name=self.classification_head_name,
+        )
+        target = sample["target"]
+        loss = F.cross_entropy(logits.float(), target, reduction="sum")
+        num_classes = logits.shape[-1]
+        predicted = logits.detach().argmax(-1)
+        counts = torch.stack(
+            [
+                torch.bincount(labels, minlength=num_classes)
+                for labels in (target[predicted == target], target, predicted)
+            ]
+        ).tolist()
+        logging_output = {
+            "loss": loss.detach(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "sample_size": target.numel(),
+        }
+        for kind, values in zip(scores.KINDS, counts):
+            logging_output.update({f"_{kind}_{k}": value for k, value in enumerate(values)})
+        return loss, target.numel(), logging_output
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Sum the outputs and log loss, accuracy, macro-F1 and MCC."""
+
+        def total(key):
+            return sum(log.get(key, 0) for log in logging_outputs)
+
+        rows = total("sample_size")
+        metrics.log_scalar("loss", total("loss") / rows, rows, round=6)
+        metrics.log_scalar("_tokens", total("ntokens"), weight=1)
+        num_classes = scores.num_classes(logging_outputs[0])
+        for kind in scores.KINDS:
+            for k in range(num_classes):
+                metrics.log_scalar(f"_{kind}_{k}", total(f"_{kind}_{k}"), weight=1)
+
+        def derived(name):
+            return lambda meters: round(scores.from_meters(meters)[name], 6)
+
+        for name in ("accuracy", "macro_f1", "mcc"):
+            metrics.log_derived(name, derived(name))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+if "sentence_classification" not in CRITERION_REGISTRY:
+    register_criterion("sentence_classification", dataclass=SentenceClassificationCriterionConfig)(
+        SentenceClassificationCriterion
+    )

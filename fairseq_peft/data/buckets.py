@@ -1,0 +1,47 @@
+"""Batches of similar length: little padding, and another composition and order every epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Batches that are sorted together: more means less padding and less variety.
+POOL = 16
+
+
+def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list[list[int]]:
+    """Batches of indices that hold every index exactly once.
+
+    Args:
+        sizes: (N,) tokens of each item.
+        max_sentences: largest batch, in items; None for no limit.
+        max_tokens: largest batch, in tokens with padding; None for no limit. An item longer than that is alone.
+        rng: numpy generator that draws the pools of items and the order of batches; None sorts all items by length
+            (evaluation).
+    """
+    sizes = np.asarray(sizes)
+    if rng is None:
+        pools = [np.arange(len(sizes))]
+    else:
+        order = rng.permutation(len(sizes))
+        typical = max_sentences or max(1, int(max_tokens / max(sizes.mean(), 1)))
+        pools = np.array_split(order, max(1, round(len(order) / (POOL * typical))))
+    batches = []
+    for pool in pools:
+        batches += _cut(pool[np.argsort(-sizes[pool], kind="stable")], sizes, max_sentences, max_tokens)
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    assert sum(len(batch) for batch in batches) == len(sizes), "a batch was lost"
+    return batches
+
+
+def _cut(indices, sizes, max_sentences, max_tokens):
+    """Consecutive runs of ``indices`` (longest first) within the limits."""
+    batches, batch = [], []
+    for index in indices.tolist():
+        full = max_sentences and len(batch) == max_sentences
+        full = full or (batch and max_tokens and (len(batch) + 1) * sizes[batch[0]] > max_tokens)
+        if full:
+            batches.append(batch)
+            batch = []
+        batch.append(index)
+    return batches + [batch] if batch else batches

@@ -1,0 +1,93 @@
+"""Bottleneck adapters: a small residual network behind the attention and/or the feed-forward block.
+
+    h -> h + U act(D h + d) + u        D (b, C), U (C, b), applied to the block's output, before dropout and residual
+
+U and u start at zero, so the start is the base model, bit for bit. Trainable: 2 C b + b + C for each place.
+
+Papers: Houlsby et al. 2019, arXiv:1902.00751 (placement ``both``); Pfeiffer et al. 2021, arXiv:2005.00247 (``ffn``).
+Shape letters: C model dim, b bottleneck.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairseq_peft import surgery
+from fairseq_peft.architectures import Count
+from fairseq_peft.errors import InputError
+from fairseq_peft.methods.base import Method
+
+PLACEMENTS = ("attention", "ffn", "both")
+
+
+@dataclass
+class AdapterConfig:
+    """Knobs of bottleneck adapters."""
+
+    bottleneck: int = field(default=64, metadata={"help": "width b of the adapter (64)"})
+    placement: str = field(
+        default="ffn", metadata={"help": "behind which block: attention, ffn or both (ffn)"}
+    )
+
+    def __post_init__(self):
+        if self.bottleneck < 1:
+            raise InputError(
+                f"--adapter-bottleneck {self.bottleneck} is not a width: give an integer of at least 1."
+            )
+        if self.placement not in PLACEMENTS:
+            raise InputError(
+                f"--adapter-placement {self.placement!r} is unknown: give one of {', '.join(PLACEMENTS)}."
+            )
+
+
+class Adapter(nn.Module):
+    """``h + U gelu(D h + d) + u``; shapes: h (..., C) -> (..., C)."""
+
+    def __init__(self, embed_dim: int, bottleneck: int, generator: torch.Generator):
+        super().__init__()
+        self.down = nn.Linear(embed_dim, bottleneck, device="meta")
+        self.up = nn.Linear(bottleneck, embed_dim, device="meta")
+        self.to_empty(device="cpu")
+        with torch.no_grad():
+            # N(0, 0.02) as in BERT and AdapterHub; a zero `up` makes the adapter the identity.
+            self.down.weight.normal_(0, 0.02, generator=generator)
+            for zero in (self.down.bias, self.up.weight, self.up.bias):
+                zero.zero_()
+
+    def forward(self, h):
+        return h + self.up(F.gelu(self.down(h)))
+
+
+def apply_adapter(module, inputs, output):
+    """Forward hook: the adapter on the output of the linear map that holds it."""
+    return module.adapter(output)
+
+
+class BottleneckAdapter(Method):
+    """One adapter behind each chosen block of each layer."""
+
+    name = "adapter"
+    summary = "bottleneck networks behind attention and/or feed-forward"
+    paper = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
+    Config = AdapterConfig
+
+    def inject(self, model, family, config, generator):
+        outputs = {"attention": [family.attention_output], "ffn": [family.ffn_output]}
+        outputs["both"] = outputs["attention"] + outputs["ffn"]
+        for _, linear in surgery.match(model, family, ",".join(outputs[config.placement])):
+            adapter = Adapter(linear.out_features, config.bottleneck, generator)
+            linear.adapter = adapter.to(linear.weight)
+            linear.register_forward_hook(apply_adapter)
+
+    def count(self, dims, config):
+        count = Count()
+        c, b = dims.embed_dim, config.bottleneck
+        places = ("attention", "ffn") if config.placement == "both" else (config.placement,)
+        for place in places:
+            count.add(f"adapter behind {place}", f"{dims.num_layers} x (2 x {c} x {b} + {b} + {c})")
+        return count
+
+
+METHOD = BottleneckAdapter()

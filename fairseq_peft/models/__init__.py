@@ -1,0 +1,7 @@
+"""fairseq models and architectures of the plugin."""
+
+from fairseq_peft.compat import require_fairseq
+
+require_fairseq()
+
+from fairseq_peft.models import roberta  # noqa: E402, F401

@@ -1,0 +1,117 @@
+"""RoBERTa's encoder with batch-first layers, attention that calls its projections, and a place for soft prompts.
+
+Parameter names and results are stock fairseq's. Shape letters: B batch, T tokens, C model dim, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fairseq.models.roberta import RobertaEncoder
+from fairseq.models.transformer import TransformerEncoder
+from fairseq.models.transformer.transformer_config import TransformerConfig
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+
+from fairseq_peft.attention import SelfAttention
+from fairseq_peft.errors import InputError
+
+
+class EncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer, batch first."""
+
+    def build_self_attention(self, embed_dim, cfg):
+        return SelfAttention(
+            embed_dim, cfg.encoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
+        )
+
+    def forward(self, x, keep=None):
+        """x (B, T, C) and keep (B, 1, 1, T) or None -> (B, T, C)."""
+        residual = x
+        if self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        x = residual + self.dropout_module(self.self_attn(x, keep))
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+
+        residual = x
+        if self.normalize_before:
+            x = self.final_layer_norm(x)
+        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
+        x = residual + self.dropout_module(self.fc2(x))
+        if not self.normalize_before:
+            x = self.final_layer_norm(x)
+        return x
+
+
+class Encoder(TransformerEncoder):
+    """fairseq's transformer encoder, batch first inside; ``soft_prompt`` is filled by prompt tuning."""
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(args, dictionary, embed_tokens)
+        self.soft_prompt = None
+
+    def build_encoder_layer(self, args):
+        return EncoderLayer(TransformerConfig.from_namespace(args))
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.soft_prompt.num_tokens if self.soft_prompt is not None else 0
+
+    def forward(
+        self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None
+    ):
+        """src_tokens (B, T) -> fairseq's dictionary; ``encoder_out`` holds one tensor (T, B, C).
+
+        Raises:
+            InputError: T + P is more than the model has positions.
+        """
+        padding = src_tokens.eq(self.padding_idx)
+        embedding = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
+        x = self.embed_scale * embedding
+        if self.soft_prompt is not None:
+            x, padding = self.soft_prompt.insert(x, padding)
+        if x.shape[1] > self.max_positions():
+            raise InputError(
+                f"A batch has {src_tokens.shape[1]} tokens and {self.num_prompt_tokens} prompt tokens; the model has "
+                f"{self.max_positions()} positions. Shorten the input (the task sentence_classification does)."
+            )
+        # fairseq numbers tokens from padding_idx + 1 on and leaves padding at padding_idx.
+        positions = (~padding).cumsum(1).mul(~padding) + self.padding_idx
+        x = x + F.embedding(positions, self.embed_positions.weight, self.padding_idx)
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        x = self.dropout_module(x)
+
+        keep = None
+        if padding.any():
+            x = x.masked_fill(padding.unsqueeze(-1), 0)
+            keep = ~padding[:, None, None, :]
+        states = [x] if return_all_hiddens else []
+        for layer in self.layers:
+            x = layer(x, keep)
+            if return_all_hiddens:
+                states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        if self.soft_prompt is not None:
+            x = self.soft_prompt.remove(x)
+            padding = src_tokens.eq(self.padding_idx)
+        return {
+            "encoder_out": [x.transpose(0, 1)],
+            "encoder_padding_mask": [padding],
+            "encoder_embedding": [embedding],
+            "encoder_states": [state.transpose(0, 1) for state in states],
+            "fc_results": [],
+            "src_tokens": [],
+            "src_lengths": [(~padding).sum(1, dtype=torch.int32).reshape(-1, 1)],
+        }
+
+
+class PeftRobertaEncoder(RobertaEncoder):
+    """fairseq's RoBERTa encoder around ``Encoder``."""
+
+    def build_encoder(self, args, dictionary, embed_tokens):
+        encoder = Encoder(args, dictionary, embed_tokens)
+        encoder.apply(init_bert_params)
+        return encoder

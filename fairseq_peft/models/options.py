@@ -1,0 +1,110 @@
+"""The model's flags: RoBERTa's own, and one for every knob of every method.
+
+A field is None until somebody sets it; ``resolve`` fills in what the architecture says. So a flag of a method that is
+not chosen can be told from one that was left alone, and fairseq-train, fairseq-hydra-train and checkpoints share one path.
+"""
+
+import dataclasses
+from dataclasses import field, make_dataclass
+from typing import Optional
+
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import OmegaConf, open_dict
+
+from fairseq_peft import methods
+from fairseq_peft.architectures import SIZES
+from fairseq_peft.methods.base import field_types, flag_name
+
+
+def _size(name):
+    return {
+        "encoder_layers": SIZES[name].num_layers,
+        "encoder_embed_dim": SIZES[name].embed_dim,
+        "encoder_ffn_embed_dim": SIZES[name].ffn_dim,
+        "encoder_attention_heads": SIZES[name].num_heads,
+        "max_positions": SIZES[name].max_positions,
+    }
+
+
+#: name -> (type, what holds where neither the user nor the size says otherwise, help)
+ROBERTA = {
+    "encoder_layers": (int, None, "number of layers"),
+    "encoder_embed_dim": (int, None, "model dimension"),
+    "encoder_ffn_embed_dim": (int, None, "dimension of the feed-forward block"),
+    "encoder_attention_heads": (int, None, "number of attention heads"),
+    "max_positions": (int, None, "longest sequence, with <s>, </s> and prompt tokens"),
+    "activation_fn": (str, "gelu", "activation of the feed-forward block (gelu)"),
+    "pooler_activation_fn": (str, "tanh", "activation of the classification head (tanh)"),
+    "encoder_normalize_before": (bool, False, "layer norm before each block instead of after it"),
+    "layernorm_embedding": (bool, True, "layer norm on the embeddings (on)"),
+    "untie_weights_roberta": (bool, False, "own output matrix for the LM head"),
+    "dropout": (float, 0.1, "dropout of the residual branches and the embeddings (0.1)"),
+    "attention_dropout": (float, 0.1, "dropout of the attention weights (0.1)"),
+    "activation_dropout": (float, 0.0, "dropout behind the feed-forward activation (0)"),
+    "pooler_dropout": (float, 0.0, "dropout in the classification head (0)"),
+    "load_checkpoint_heads": (bool, False, "take classification heads from the checkpoint too"),
+    "reset_head": (
+        bool,
+        False,
+        "start a fresh head where the checkpoint has one of another size, instead of refusing",
+    ),
+    "init_embeddings": (
+        str,
+        "",
+        "start a fresh model from the token embeddings and LM bias in this .npz (fairseq-peft svd-embeddings)",
+    ),
+    "peft": (str, "full", f"method: {', '.join(methods.available())} (full)"),
+}
+
+
+def _method_fields():
+    """flag -> (type, help), for every knob of every method; methods may share a flag."""
+    found = {}
+    for name in methods.available():
+        config = methods.get(name).Config
+        types = field_types(config)
+        for knob in dataclasses.fields(config):
+            users, kind, help_text = found.get(flag_name(name, knob), ([], None, None))
+            found[flag_name(name, knob)] = (
+                users + [name],
+                kind or types[knob.name],
+                help_text or knob.metadata["help"],
+            )
+    return {flag: (kind, f"{', '.join(users)}: {text}") for flag, (users, kind, text) in found.items()}
+
+
+METHOD_FIELDS = _method_fields()
+
+
+def _optional(kind, text):
+    return Optional[kind], field(default=None, metadata={"help": text})
+
+
+#: The dataclass behind ``fairseq-train --arch roberta_*``.
+RobertaPeftConfig = make_dataclass(
+    "RobertaPeftConfig",
+    [(name, *_optional(kind, text)) for name, (kind, _, text) in ROBERTA.items()]
+    + [(name, *_optional(kind, text)) for name, (kind, text) in METHOD_FIELDS.items()],
+    bases=(FairseqDataclass,),
+)
+
+
+def architecture(size: str, method: str):
+    """The function that fairseq calls to complete a config for ``--arch <size>_<method>``."""
+    presets = {name: default for name, (_, default, _) in ROBERTA.items()}
+    presets.update(_size(size), peft=method)
+    presets.update(dict.fromkeys(METHOD_FIELDS))
+
+    def complete(args):
+        if OmegaConf.is_config(args):
+            with open_dict(args):
+                fill(args)
+        else:
+            fill(args)
+
+    def fill(args):
+        for name, value in presets.items():
+            if getattr(args, name, None) is None:
+                setattr(args, name, value)
+
+    return complete

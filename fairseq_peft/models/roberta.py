@@ -1,0 +1,214 @@
+"""RoBERTa with any method injected: ``roberta_small``, ``roberta_base``, ``roberta_large``, each with a suffix a method."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+
+import numpy as np
+import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import ARCH_MODEL_REGISTRY, register_model, register_model_architecture
+from fairseq.models.roberta import RobertaModel
+from omegaconf import OmegaConf
+
+from fairseq_peft import methods, surgery
+from fairseq_peft.architectures import SIZES
+from fairseq_peft.errors import InputError
+from fairseq_peft.keys import account
+from fairseq_peft.methods.base import Family
+from fairseq_peft.models.encoder import PeftRobertaEncoder
+from fairseq_peft.models.options import METHOD_FIELDS, RobertaPeftConfig, architecture
+from fairseq_peft.seeds import stream_seed
+
+logger = logging.getLogger(__name__)
+
+HEADS = "classification_heads."
+
+FAMILY = Family(
+    layers="encoder.sentence_encoder.layers",
+    linears={
+        "q_proj": "self_attn.q_proj",
+        "k_proj": "self_attn.k_proj",
+        "v_proj": "self_attn.v_proj",
+        "out_proj": "self_attn.out_proj",
+        "fc1": "fc1",
+        "fc2": "fc2",
+    },
+    attention_output="out_proj",
+    ffn_output="fc2",
+    embedder="encoder.sentence_encoder",
+)
+
+#: Second copies of the weights that stock fairseq 0.12.2 writes into its checkpoints.
+_DUPLICATES = re.compile(r"\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
+
+
+@register_model("roberta_peft", dataclass=RobertaPeftConfig)
+class RobertaPeftModel(RobertaModel):
+    """fairseq's RoBERTa with a method of ``fairseq_peft.methods`` injected.
+
+    Attributes:
+        method, config: the method and its knobs.
+        accepts_base: whether a checkpoint may lack what the method adds, and the head. True for training from a
+            base, False for a model that is rebuilt from its own checkpoint.
+    """
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        self.method = methods.get("full")
+        self.config = None
+        self.added = frozenset()
+        self.accepts_base = True
+        self.reads_lm_head = True
+
+    @classmethod
+    def add_args(cls, parser):
+        gen_parser_from_dataclass(parser, RobertaPeftConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Build the plain model, then inject the method; seeds come from the task."""
+        values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
+        args = argparse.Namespace(**values)
+        if args.encoder_embed_dim % args.encoder_attention_heads:
+            raise InputError(
+                f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into --encoder-attention-heads "
+                f"{args.encoder_attention_heads} heads: give a multiple."
+            )
+        model = cls(args, PeftRobertaEncoder(args, task.source_dictionary))
+        if args.init_embeddings:
+            load_embeddings(model, args.init_embeddings)
+        given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
+        model.inject(args.peft, given, getattr(task.cfg, "seed", 1))
+        return model
+
+    def inject(self, name: str, given: dict, seed: int) -> None:
+        """Put method ``name`` into the model and freeze what it does not train."""
+        before = {parameter for parameter, _ in self.named_parameters()}
+        self.method = methods.get(name)
+        self.config = methods.configure(name, given)
+        generator = torch.Generator().manual_seed(stream_seed(seed, "method", name))
+        self.method.inject(self, FAMILY, self.config, generator)
+        self.added = frozenset(key for key, _ in self.named_parameters()) - before
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Exactly the method's tensors and the head train; an LM head that nobody reads does not."""
+
+        def trains(name):
+            if name.startswith("encoder.lm_head.") and not self.reads_lm_head:
+                return False
+            return name in self.added or name.startswith(HEADS) or self.method.trains(name)
+
+        surgery.freeze(self, trains)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Positions that the method takes from the text."""
+        return self.encoder.sentence_encoder.num_prompt_tokens
+
+    def register_classification_head(
+        self, name, num_classes=None, inner_dim=None, seed=None, **kwargs
+    ):
+        """Register a head, which trains from now on; with ``seed`` it is the same for every method.
+
+        The LM head is not read by a classifier: from here on it is frozen.
+        """
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(stream_seed(seed, "head", name))
+            super().register_classification_head(name, num_classes, inner_dim, **kwargs)
+        self.reads_lm_head = False
+        self.freeze()
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Bring a base checkpoint to this model's keys; what is filled in is what a base cannot have."""
+        prefix = name + "." if name else ""
+        for key in [key for key in state_dict if _DUPLICATES.search(key)]:
+            del state_dict[key]
+        own = super().state_dict()
+        version = "encoder.sentence_encoder.version"
+        state_dict.setdefault(prefix + version, own[version])
+        if self.accepts_base:
+            self._check_heads(state_dict, prefix)
+            if not any(prefix + key in state_dict for key in self.added):
+                state_dict.update({prefix + key: own[key] for key in self.added})
+        else:
+            missing = [key for key in own if key.startswith(HEADS) and prefix + key not in state_dict]
+            if missing:
+                raise InputError(
+                    f"The checkpoint has no {missing[0]}: its classification head is missing, so it cannot "
+                    "classify. Give a checkpoint that fairseq-train wrote with --task sentence_classification."
+                )
+        super().upgrade_state_dict_named(state_dict, name)
+
+    def _check_heads(self, state_dict, prefix):
+        for head_name, head in self.classification_heads.items():
+            found = state_dict.get(f"{prefix}{HEADS}{head_name}.out_proj.weight")
+            if found is None or found.shape == head.out_proj.weight.shape or self.args.reset_head:
+                continue
+            raise InputError(
+                f"The checkpoint's head {head_name!r} has {found.shape[0]} classes, the data has "
+                f"{head.out_proj.out_features}. Pass --reset-head to start a fresh head, or give another checkpoint."
+            )
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """fairseq's loader with every key accounted for.
+
+        Raises:
+            InputError: keys are missing, left over, or of another shape.
+        """
+        from_base = not any(key in state_dict for key in self.added)
+        self.account(state_dict)
+        result = super().load_state_dict(state_dict, strict, model_cfg, args)
+        if from_base and self.added:
+            self.method.adopt_base(self, FAMILY)
+        return result
+
+    def account(self, state_dict) -> None:
+        """Raise InputError unless ``state_dict`` would load; change neither it nor the model."""
+        upgraded = dict(state_dict)
+        self.upgrade_state_dict(upgraded)
+        account(upgraded, self.state_dict())
+
+
+def load_embeddings(model, path: str) -> None:
+    """Start from the arrays ``embeddings`` (V, C) and ``lm_bias`` (V) of an .npz file.
+
+    Raises:
+        InputError: the file does not hold them, or they are of another size.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: torch.from_numpy(arrays[name]) for name in ("embeddings", "lm_bias")}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(
+            f"--init-embeddings {path} cannot be read ({error}). Make it with fairseq-peft svd-embeddings."
+        ) from error
+    encoder = model.encoder
+    wanted = {"embeddings": encoder.sentence_encoder.embed_tokens.weight, "lm_bias": encoder.lm_head.bias}
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if found[name].shape != parameter.shape:
+                raise InputError(
+                    f"--init-embeddings {path}: {name} is {tuple(found[name].shape)}, the model needs "
+                    f"{tuple(parameter.shape)}. Make it from the same dictionary and with the same --dim."
+                )
+            parameter.copy_(found[name])
+    logger.info(f"token embeddings and LM bias from {path}")
+
+
+def _register_architectures():
+    for size in SIZES:
+        for method in methods.available():
+            names = [f"{size}_{method}"]
+            if size == "roberta_small" and method == "full":
+                names.append(size)
+            for name in names:
+                if name not in ARCH_MODEL_REGISTRY:
+                    register_model_architecture("roberta_peft", name)(architecture(size, method))
+
+
+_register_architectures()

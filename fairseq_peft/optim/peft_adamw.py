@@ -1,0 +1,51 @@
+"""AdamW for fairseq: torch's fused one, without weight decay on biases, norms and other vectors."""
+
+from dataclasses import dataclass, field
+from typing import List
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import OPTIMIZER_REGISTRY, FairseqOptimizer, register_optimizer
+from omegaconf import II
+
+
+@dataclass
+class PeftAdamWConfig(FairseqDataclass):
+    adamw_betas: str = field(default="(0.9, 0.999)", metadata={"help": "betas of AdamW"})
+    adamw_eps: float = field(default=1e-8, metadata={"help": "epsilon of AdamW"})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "decoupled weight decay of matrices; vectors have none"}
+    )
+    lr: List[float] = II("optimization.lr")
+
+
+class PeftAdamW(FairseqOptimizer):
+    """``torch.optim.AdamW`` in two groups: matrices decay, vectors (biases, norms) do not.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+
+    def __init__(self, cfg, params):
+        super().__init__(cfg)
+        params = list(params)
+        groups = [
+            {"params": [p for p in params if p.dim() > 1], "weight_decay": cfg.weight_decay},
+            {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+        betas = tuple(float(beta) for beta in cfg.adamw_betas.strip("()[] ").split(","))
+        self._optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=cfg.lr[0],
+            betas=betas,
+            eps=cfg.adamw_eps,
+            fused=fused,
+        )
+
+    @property
+    def optimizer_config(self):
+        return {"lr": self.cfg.lr[0]}
+
+
+if "peft_adamw" not in OPTIMIZER_REGISTRY:
+    register_optimizer("peft_adamw", dataclass=PeftAdamWConfig)(PeftAdamW)

@@ -1,0 +1,29 @@
+"""Registers everything with fairseq. Imported by the package when fairseq is there."""
+
+import argparse
+import os
+import sys
+
+import torch
+
+from fairseq_peft.compat import require_fairseq
+from fairseq_peft.errors import install_excepthook
+
+require_fairseq()
+
+# Published checkpoints hold an argparse.Namespace; this keeps torch's safe loader on for them.
+if hasattr(torch.serialization, "add_safe_globals"):
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+# fairseq looks for `--user-dir fairseq_peft` at <site-packages>/fairseq/../fairseq_peft as well, and compares that
+# string with the package's path: the same folder under that spelling is not another package.
+_package = sys.modules["fairseq_peft"]
+_alias = os.path.join(os.path.dirname(sys.modules["fairseq"].__file__), "..", "fairseq_peft")
+if os.path.realpath(_alias) == os.path.realpath(os.path.dirname(__file__)):
+    _package.__path__.append(_alias)
+
+from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
+from fairseq_peft.help import complete_help  # noqa: E402
+
+install_excepthook()
+complete_help()

@@ -1,0 +1,55 @@
+"""What a run leaves beside its checkpoints: run.json, metrics.jsonl, and TensorBoard's view of the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+def write_json(path: str, value) -> None:
+    """Write ``value`` whole or not at all: to a temporary name, flushed, then moved."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory of this process: on the GPU if it used one, else resident."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class RunLog:
+    """The log of one run, in its save directory (schema: docs/design.md)."""
+
+    def __init__(self, directory: str, run: dict):
+        os.makedirs(directory, exist_ok=True)
+        self.directory = directory
+        self.writer = None
+        write_json(os.path.join(directory, "run.json"), run)
+
+    def epoch(self, record: dict) -> None:
+        """Append one line to metrics.jsonl and show its numbers in TensorBoard."""
+        with open(os.path.join(self.directory, "metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.directory)
+        for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
+            for name in ("accuracy", "loss", "macro_f1", "mcc", "tokens_per_second"):
+                if name in numbers:
+                    self.writer.add_scalar(f"{name}/{subset}", numbers[name], record["epoch"])
+        self.writer.add_scalar("learning_rate", record["lr"], record["epoch"])
+        self.writer.flush()

@@ -1,0 +1,3 @@
+"""fairseq tasks of the plugin."""
+
+from fairseq_peft.tasks import sentence_classification  # noqa: F401

@@ -1,0 +1,321 @@
+"""``--task sentence_classification``: one or two sentences, any number of classes, nothing dropped silently."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import List, Optional
+
+import numpy as np
+import torch
+from fairseq.data import iterators
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from fairseq_peft import __version__, run_log, scores, surgery
+from fairseq_peft.data.buckets import bucket_batches
+from fairseq_peft.data.sentence_dataset import SentenceDataset
+from fairseq_peft.errors import InputError
+from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.data import checks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SentenceClassificationConfig(FairseqDataclass):
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "folder with input0/, optional input1/ and label/ (prepare_data.sh)"},
+    )
+    num_classes: int = field(
+        default=-1,
+        metadata={"help": "number of classes, as a check; it is read off label/dict.txt"},
+    )
+    no_init_token: bool = field(
+        default=False, metadata={"help": "do not begin each example with <s>"}
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "train from random weights, without a base checkpoint"}
+    )
+    classification_head_name: str = II("criterion.classification_head_name")
+    seed: int = II("common.seed")
+    # Read for the checks before training and for run.json.
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    valid_subset: str = II("dataset.valid_subset")
+    batch_size: Optional[int] = II("dataset.batch_size")
+    max_tokens: Optional[int] = II("dataset.max_tokens")
+    max_epoch: int = II("optimization.max_epoch")
+    lr: List[float] = II("optimization.lr")
+    update_freq: List[int] = II("optimization.update_freq")
+    # Shown by fairseq when a process loads a checkpoint of this task without having imported the plugin.
+    needs: str = field(
+        default="the plugin: import fairseq_peft first or pass --user-dir fairseq_peft",
+        metadata={"help": argparse.SUPPRESS},
+    )
+
+
+class SentenceClassificationTask(FairseqTask):
+    """Classification of sentences or sentence pairs from a folder in the layout of fairseq's sentence_prediction.
+
+    Attributes:
+        labels: class names in the order of the model's outputs. They come from label/dict.txt, or from the checkpoint
+            if one is loaded, and rows are matched to classes by name.
+    """
+
+    def __init__(self, cfg, dictionary, labels):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        self.labels = labels
+        self.max_tokens = None
+        self.log = None
+        self._reset_clock()
+
+    # Set-up
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        dictionary = checks.load_dictionary(os.path.join(cfg.data, "input0", "dict.txt"))
+        dictionary.add_symbol("<mask>")
+        labels = checks.class_names(checks.load_dictionary(os.path.join(cfg.data, "label", "dict.txt")))
+        if cfg.num_classes > 0 and cfg.num_classes != len(labels):
+            raise InputError(
+                f"--num-classes {cfg.num_classes}, but {cfg.data}/label/dict.txt names {len(labels)} classes "
+                f"({', '.join(labels)}). Leave the flag out or give the right data."
+            )
+        return cls(cfg, dictionary, labels)
+
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        if not hasattr(model, "inject"):
+            raise InputError(
+                "--task sentence_classification needs one of this plugin's architectures: roberta_small, roberta_base_lora, "
+                "roberta_large_adapter, ... Give one as --arch."
+            )
+        model.register_classification_head(
+            self.cfg.classification_head_name, num_classes=len(self.labels), seed=self.cfg.seed
+        )
+        model.accepts_base = not from_checkpoint
+        self.max_tokens = model.max_positions() - model.num_prompt_tokens
+        if self.max_tokens < 8:
+            raise InputError(
+                f"{model.num_prompt_tokens} prompt tokens leave {self.max_tokens} of {model.max_positions()} positions "
+                "for the text. Give fewer with --prompt-num-tokens."
+            )
+        if not from_checkpoint:
+            base = checks.base_checkpoint(self.cfg)
+            if base:
+                checks.check_base(base, model)
+            for split in ["train", *self.cfg.valid_subset.split(",")]:
+                self.load_dataset(split)
+            label = f"--peft {model.method.name}"
+            for line in surgery.describe(model, HEADS, label):
+                logger.info(line)
+            self.log = run_log.RunLog(self.cfg.save_dir, self._describe_run(model, base))
+        return model
+
+    def _describe_run(self, model, base):
+        counts = surgery.count(model, HEADS)
+        cfg = self.cfg
+        return {
+            "schema": 1,
+            "data": os.path.basename(os.path.normpath(cfg.data)),
+            "init": "pretrained" if base else "scratch",
+            "method": model.method.name,
+            "seed": cfg.seed,
+            "arch": model.args._name,
+            "base": base,
+            "method_config": asdict(model.config),
+            "labels": list(self.labels),
+            "rows": {split: len(dataset) for split, dataset in self.datasets.items()},
+            "trainable_parameters": counts.trainable,
+            "method_parameters": counts.method,
+            "head_parameters": counts.head,
+            "total_parameters": counts.total,
+            "task_bytes": counts.task_bytes,
+            "hyperparameters": {
+                "lr": cfg.lr[0],
+                "batch_size": cfg.batch_size,
+                "max_tokens": cfg.max_tokens,
+                "max_epoch": cfg.max_epoch,
+                "update_freq": cfg.update_freq[0],
+                "dropout": model.args.dropout,
+                "attention_dropout": model.args.attention_dropout,
+            },
+            "versions": versions(),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads(),
+            "command": " ".join(sys.argv),
+        }
+
+    def state_dict(self):
+        return {"labels": list(self.labels)}
+
+    def load_state_dict(self, state_dict):
+        labels = state_dict.get("labels")
+        if labels is None:
+            return
+        unknown = [name for name in self.labels if name not in labels]
+        if unknown:
+            raise InputError(
+                f"{self.cfg.data} has the class {unknown[0]!r}, the checkpoint knows {', '.join(labels)}. "
+                "Give data with the classes that the checkpoint was trained on."
+            )
+        self.labels = list(labels)
+        self.datasets.clear()
+
+    # Data
+
+    def load_dataset(self, split, combine=False, **kwargs):
+        """Load a split; a second call returns the same one."""
+        if split not in self.datasets:
+            texts, targets = checks.load_split(self.cfg.data, split, self.dictionary, self.labels)
+            dataset = SentenceDataset(
+                texts, targets, self.dictionary, self.max_tokens, begin=not self.cfg.no_init_token
+            )
+            dataset.split = split
+            self.datasets[split] = dataset
+            logger.info(
+                f"{split}: {len(dataset)} rows, {dataset.num_truncated} cut to {self.max_tokens} tokens"
+            )
+        return self.datasets[split]
+
+    def get_batch_iterator(
+        self,
+        dataset,
+        max_tokens=None,
+        max_sentences=None,
+        seed=1,
+        num_shards=1,
+        shard_id=0,
+        num_workers=0,
+        epoch=1,
+        data_buffer_size=0,
+        skip_remainder_batch=False,
+        **unused,
+    ):
+        """Batches by length: drawn anew each epoch for ``train``, fixed for the other splits.
+
+        No row is left out, so fairseq's ``--required-batch-size-multiple`` does not apply.
+        """
+        train = dataset.split == "train"
+        self._split = dataset.split
+
+        def sampler(dataset, epoch):
+            rng = np.random.default_rng([seed, epoch]) if train else None
+            return bucket_batches(dataset.sizes, max_sentences, max_tokens, rng)
+
+        return iterators.EpochBatchIterator(
+            dataset=dataset,
+            collate_fn=dataset.collater,
+            batch_sampler=sampler,
+            seed=seed,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            epoch=epoch,
+            buffer_size=data_buffer_size,
+            skip_remainder_batch=skip_remainder_batch,
+        )
+
+    def max_positions(self):
+        return self.max_tokens
+
+    @property
+    def source_dictionary(self):
+        return self.dictionary
+
+    @property
+    def target_dictionary(self):
+        return self.dictionary
+
+    # Metrics
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        """The criterion's own metrics, without fairseq's words-per-batch columns."""
+        type(criterion).reduce_metrics(logging_outputs)
+
+    def _reset_clock(self):
+        self._epoch = 0
+        self._epoch_start = self._subset_start = time.perf_counter()
+        self._validation_seconds = 0.0
+        self._subsets = {}
+
+    def begin_epoch(self, epoch, model):
+        self._reset_clock()
+        self._epoch = epoch
+
+    def begin_valid_epoch(self, epoch, model):
+        self._subset_start = self._validation_start = time.perf_counter()
+        self._subsets = {}
+
+    def post_validate(self, model, stats, agg):
+        """Check that every row was evaluated; after the last subset, write the epoch's line."""
+        now = time.perf_counter()
+        result = scores.from_meters(agg)
+        expected = len(self.datasets[self._split])
+        if result["num_examples"] != expected:
+            raise InputError(
+                f"{result['num_examples']} of the {expected} rows of {self._split!r} were evaluated. "
+                "Leave out what limits validation (--max-valid-steps)."
+            )
+        predicted = result.pop("predicted")
+        if max(predicted) == expected and len(self.labels) > 1:
+            name = self.labels[predicted.index(expected)]
+            logger.warning(
+                f"all {expected} predictions on {self._split!r} are {name!r}: the model has collapsed to one class "
+                "(try another learning rate, or more epochs)"
+            )
+        self._subsets[self._split] = {
+            "loss": float(agg["loss"].avg),
+            **result,
+            "seconds": now - self._subset_start,
+        }
+        self._subset_start = now
+        if list(self._subsets) == self.cfg.valid_subset.split(","):
+            self._write_epoch(model, stats, now)
+
+    def _write_epoch(self, model, stats, now):
+        self._validation_seconds += now - self._validation_start
+        train = metrics.get_meters("train")
+        result = scores.from_meters(train)
+        result.pop("predicted")
+        seconds = now - self._epoch_start - self._validation_seconds
+        num_tokens = round(train["_tokens"].sum)
+        if self.log is None:
+            return
+        self.log.epoch(
+            {
+                "epoch": self._epoch,
+                "num_updates": int(stats["num_updates"]),
+                "lr": metrics.get_smoothed_value("train", "lr"),
+                "peak_memory_bytes": run_log.peak_memory_bytes(),
+                "train": {
+                    "loss": float(train["loss"].avg),
+                    **result,
+                    "num_tokens": num_tokens,
+                    "seconds": seconds,
+                    "tokens_per_second": num_tokens / seconds,
+                },
+                "subsets": dict(self._subsets),
+            }
+        )
+
+
+def versions() -> dict:
+    """Versions of what a result depends on."""
+    import fairseq
+
+    return {"fairseq_peft": __version__, "torch": torch.__version__, "fairseq": fairseq.__version__}
+
+
+if "sentence_classification" not in TASK_REGISTRY:
+    register_task("sentence_classification", dataclass=SentenceClassificationConfig)(
+        SentenceClassificationTask
+    )
