@@ -27,6 +27,10 @@ GIVEN_PYTHON=${PYTHON:-}
 find_python() {
   if [ -n "$GIVEN_PYTHON" ]; then
     PYTHON=$GIVEN_PYTHON
+    case $PYTHON in
+      /*) ;;
+      */*) PYTHON=$PWD/$PYTHON ;; # scripts change the directory
+    esac
   elif [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
     PYTHON=$VIRTUAL_ENV/bin/python
   elif [ -x "$ROOT/.venv/bin/python" ]; then
@@ -81,7 +85,7 @@ run() {
 # with TEXT and its seconds. With LOG set its output goes there, and the end of it is shown on failure.
 # Under --dry-run a command is printed; a function is called, so it does what changes things through `run`.
 step() {
-  local text=$1 start=$SECONDS status=0
+  local text=$1 start=$SECONDS status=0 before
   shift
   if [ "$DRY_RUN" = 1 ]; then
     printf '# %s\n' "$text"
@@ -90,10 +94,11 @@ step() {
   fi
   if [ -n "$LOG" ]; then
     printf '%-68s' "$text"
+    before=$(wc -l <"$LOG" 2>/dev/null || echo 0)
     set +e; (set -e; "$@") </dev/null >>"$LOG" 2>&1; status=$?; set -e
     if [ $status -ne 0 ]; then
       printf ' failed after %d s\n' $((SECONDS - start))
-      tail -n 30 "$LOG" >&2
+      tail -n "+$((before + 1))" "$LOG" | tail -n 30 >&2
       die "'$text' failed with status $status; all of its output: $LOG"
     fi
     printf ' %4d s\n' $((SECONDS - start))
