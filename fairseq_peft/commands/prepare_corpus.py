@@ -1,0 +1,52 @@
+"""Raw text -> tokenizer, held-out lines and pieces, ready for fairseq-preprocess.
+
+Writes OUT/sentencepiece.bpe.model, OUT/dict.txt, OUT/train.pieces and OUT/valid.pieces. Blank lines
+are left out. fairseq id = sentencepiece id + 1 from piece 3 on.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser):
+    parser.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="UTF-8 text, or .xz of it")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--spm", type=Path, help="a sentencepiece model (otherwise one is trained)")
+    parser.add_argument("--dict", type=Path, help="its dict.txt (otherwise in the model's order)")
+    parser.add_argument("--vocab-size", type=int, help="pieces of a trained model (31998)")
+    parser.add_argument("--valid-lines", type=int, default=500, help="held out (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the held-out lines (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="%(default)s")
+
+
+def run(args) -> int:
+    if args.dict and not args.spm:
+        raise InputError("--dict without --spm. Give the sentencepiece model it belongs to.")
+    if args.spm and args.vocab_size:
+        raise InputError("--vocab-size with --spm would be ignored. Leave one of them out.")
+
+    from fairseq_peft.text import raw_text
+
+    lines = list(raw_text.read_lines(args.raw))
+    train, valid = raw_text.hold_out(lines, args.valid_lines, seed=args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.spm:
+        raw_text.copy_tokenizer(args.spm, args.dict, args.out)
+    else:
+        raw_text.train_tokenizer(train, args.out, args.vocab_size or 31_998, args.threads)
+    tokenizer = raw_text.load_tokenizer(args.out / raw_text.MODEL_NAME)
+    for name, lines in (("valid", valid), ("train", train)):
+        num_pieces = raw_text.write_pieces(
+            tokenizer, lines, args.out / f"{name}.pieces", args.threads
+        )
+        logger.info("%s: %s lines, %s pieces", name, f"{len(lines):,}", f"{num_pieces:,}")
+    repeated = len(set(valid) & set(train))
+    if repeated:
+        logger.info("%d different held-out lines also occur in train", repeated)
+    return 0
