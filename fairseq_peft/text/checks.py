@@ -1,0 +1,127 @@
+"""What a data set is like: lengths, cuts, unknown tokens, texts that occur in two splits."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+
+from fairseq_peft.text.corpus import Corpus, Row
+
+SPECIAL_TOKENS = {False: 2, True: 4}  # <s> a </s>, and <s> a </s> </s> b </s> for pairs
+
+
+def duplicates(corpus: Corpus) -> dict[str, dict[str, int]]:
+    """For each two splits ("test_in_train"): how many texts of one also occur in the other.
+
+    ``texts`` counts different texts, ``rows`` the rows of the first that have them,
+    ``other_label`` those texts that do not have the same labels in both.
+    """
+    found = {}
+    for one, other in (("test", "train"), ("valid", "train"), ("test", "valid")):
+        if one in corpus.rows and other in corpus.rows:
+            labels, labels_other = (
+                labels_by_text(corpus.rows[one]),
+                labels_by_text(corpus.rows[other]),
+            )
+            shared = labels.keys() & labels_other.keys()
+            found[f"{one}_in_{other}"] = {
+                "texts": len(shared),
+                "rows": sum(row.key in shared for row in corpus.rows[one]),
+                "other_label": sum(labels[key] != labels_other[key] for key in shared),
+            }
+    return found
+
+
+def labels_by_text(rows: list[Row]) -> dict[tuple[str, str], set[str]]:
+    labels = {}
+    for row in rows:
+        labels.setdefault(row.key, set()).add(row.label)
+    return labels
+
+
+def drop_duplicates(corpus: Corpus) -> Corpus:
+    """Without the rows of train whose text valid or test has; valid and test stay as they are."""
+    held_out = {row.key for split in ("valid", "test") for row in corpus.rows.get(split, [])}
+    train = [row for row in corpus.rows["train"] if row.key not in held_out]
+    return Corpus({**corpus.rows, "train": train}, corpus.notes)
+
+
+def split_statistics(
+    rows: list[Row], tokens: list[list[list[str]]], known: set[str], max_positions: int
+) -> dict:
+    """``tokens[i]`` are the pieces of each text (one or two) of row i; ``known`` is the dictionary.
+
+    Lengths are in pieces, without special tokens. A row is cut if it is longer than what
+    ``max_positions`` leaves once the special tokens are in.
+    """
+    lengths = sorted(sum(len(text) for text in texts) for texts in tokens)
+    room = max_positions - SPECIAL_TOKENS[rows[0].text2 is not None]
+    truncated = sum(length > room for length in lengths)
+    unknown = sum(token not in known for texts in tokens for text in texts for token in text)
+    return {
+        "rows": len(rows),
+        "labels": dict(sorted(Counter(row.label for row in rows).items())),
+        "repeated_rows": len(rows) - len({row.key for row in rows}),
+        "tokens": sum(lengths),
+        "length_mean": sum(lengths) / len(lengths),
+        "length_median": statistics.median(lengths),
+        "length_p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
+        "length_max": lengths[-1],
+        "truncated_rows": truncated,
+        "truncated_share": truncated / len(rows),
+        "unknown_tokens": unknown,
+        "unknown_share": unknown / max(1, sum(lengths)),
+    }
+
+
+def frequent_unknown(tokens, known: set[str], num_shown: int = 10) -> list[list]:
+    """The unknown pieces that occur most, as [piece, count]."""
+    counts = Counter(
+        token for texts in tokens for text in texts for token in text if token not in known
+    )
+    return [list(item) for item in sorted(counts.items(), key=lambda x: (-x[1], x[0]))[:num_shown]]
+
+
+def report_lines(stats: dict) -> list[str]:
+    """``stats.json`` for a person."""
+    lines = [
+        f"{len(stats['labels'])} classes: {', '.join(stats['labels'][:20])}"
+        + (" ..." if len(stats["labels"]) > 20 else ""),
+        f"{'split':6}{'rows':>8}{'tokens':>11}{'mean':>8}{'median':>8}{'p95':>6}{'max':>7}"
+        f"{'cut':>8}{'unknown':>9}   rows of each class",
+    ]
+    for split, of in stats["splits"].items():
+        classes = ", ".join(
+            f"{label}: {count:,}" for label, count in list(of["labels"].items())[:8]
+        )
+        lines.append(
+            f"{split:6}{of['rows']:>8,}{of['tokens']:>11,}{of['length_mean']:>8.1f}"
+            f"{of['length_median']:>8g}{of['length_p95']:>6}{of['length_max']:>7}"
+            f"{of['truncated_share']:>8.1%}{of['unknown_share']:>9.2%}   {classes}"
+        )
+    lines.append(
+        f"cut: longer than {stats['max_tokens']} pieces, what {stats['max_positions']} positions "
+        f"leave beside <s> and </s>"
+    )
+    if stats["frequent_unknown"]:
+        shown = ", ".join(f"{piece} ({count:,})" for piece, count in stats["frequent_unknown"])
+        lines.append(f"unknown pieces that occur most: {shown}")
+    for name, count in stats["notes"].items():
+        lines.append(f"{name.replace('_', ' ')}: {count:,}")
+    for name, of in stats["duplicates"].items():
+        one, other = name.split("_in_")
+        if of["texts"]:
+            lines.append(
+                f"warning: {of['texts']:,} different texts of {one} ({of['rows']:,} rows) also "
+                f"occur in {other}, {of['other_label']:,} of them with another label"
+            )
+    if stats["dropped_train_rows"]:
+        lines.append(
+            f"dropped {stats['dropped_train_rows']:,} rows of train: valid or test has them"
+        )
+    elif any(stats["duplicates"][name]["texts"] for name in stats["duplicates"] if "train" in name):
+        lines.append(
+            "DROP_DUPLICATES=train (--drop-duplicates train) drops them from train, only there"
+        )
+    return lines

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Raw text and labels -> sentencepiece -> fairseq-preprocess -> data-bin/NAME.
+#
+# Usage: scripts/prepare_data.sh [--dry-run] RAW [NAME]
+#
+# RAW   a directory with {train,valid,test}.{review,label}, a text or a label a line (test may be
+#       absent; *.review2 for pairs), or a .tsv or .jsonl file with text, label[, text2][, split]
+# NAME  default: the name of RAW
+#
+# Reports rows, classes, token lengths, unknown tokens and texts that occur in two splits; refuses
+# undecodable bytes, empty lines and counts that differ, by file and line. data-bin/NAME appears when
+# everything is done and checked; running again on it does nothing.
+#
+# Knobs (empty = the default of `fairseq-peft prepare-data`):
+#   SPM, DICT          sentencepiece model of a checkpoint, and its dict.txt (without: train one)
+#   VOCAB_SIZE         train one of so many pieces, two less than embedding rows (default 7998)
+#   SPM_TEXT           ... on this text file, a text a line (default: the texts of train)
+#   DROP_DUPLICATES    `train`: drop the rows of train whose text valid or test has, too
+#   MAX_POSITIONS      positions of the model, for the share that is cut (default 256)
+#   SEED, VALID_SHARE, TEST_SHARE   split a file that has no split column (defaults 1, 0.1, 0.1)
+#   FORCE=1            replace a finished data-bin/NAME
+#   DATA_BIN           where NAME goes (default: data-bin of this project)
+#
+# Examples:
+#   M=../shared/models/roberta_small_fr
+#   SPM=$M/sentencepiece.bpe.model DICT=$M/dict.txt scripts/prepare_data.sh ../shared/data/cls-books
+#   VOCAB_SIZE=598 SPM_TEXT=demo-data/unlabelled.txt scripts/prepare_data.sh demo-data demo
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+SPM=${SPM:-}                           # sentencepiece model; empty: train one
+DICT=${DICT:-}                         # its dict.txt; empty: pieces in the order of the model
+VOCAB_SIZE=${VOCAB_SIZE:-}             # pieces of a model to train
+SPM_TEXT=${SPM_TEXT:-}                 # text to train it on
+DROP_DUPLICATES=${DROP_DUPLICATES:-}   # train, or empty: keep and report
+MAX_POSITIONS=${MAX_POSITIONS:-}       # of the model
+SEED=${SEED:-}                         # of the split of a file without one
+VALID_SHARE=${VALID_SHARE:-}           # the same
+TEST_SHARE=${TEST_SHARE:-}             # the same
+FORCE=${FORCE:-0}                      # 1: replace a finished folder
+DATA_BIN=${DATA_BIN:-$ROOT/data-bin}   # parent of NAME
+
+parse_args "$@"
+[ ${#EXTRA[@]} -eq 0 ] || die "nothing goes after --: this script calls no fairseq-train"
+[ ${#ARGS[@]} -ge 1 ] && [ ${#ARGS[@]} -le 2 ] || die "expected RAW [NAME]; see --help"
+raw=${ARGS[0]}
+name=${ARGS[1]:-}
+if [ -z "$name" ]; then
+  name=$(basename "$raw")
+  name=${name%.tsv}
+  name=${name%.jsonl}
+fi
+case $name in . | .. | */*) die "'$name' is not a name for a folder in $DATA_BIN; give NAME" ;; esac
+case $FORCE in 0 | 1) ;; *) die "FORCE=$FORCE: expected 0 or 1" ;; esac
+
+options=()
+option() { if [ -n "$2" ]; then options+=("$1" "$2"); fi; }
+option --spm "$SPM"
+option --dict "$DICT"
+option --vocab-size "$VOCAB_SIZE"
+option --spm-text "$SPM_TEXT"
+option --drop-duplicates "$DROP_DUPLICATES"
+option --max-positions "$MAX_POSITIONS"
+option --seed "$SEED"
+option --valid-share "$VALID_SHARE"
+option --test-share "$TEST_SHARE"
+[ "$FORCE" = 0 ] || options+=(--force)
+
+peft_cli prepare-data "$raw" "$DATA_BIN/$name" "${options[@]+"${options[@]}"}"
