@@ -1,0 +1,40 @@
+"""Write result.json, the mark of a finished run, from run.json and metrics.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="RUNS/<data>/<init>/<method>/seed<k>")
+    parser.add_argument(
+        "--require-epochs",
+        metavar="N",
+        type=int,
+        default=0,
+        help="refuse a run with fewer epochs than N",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from fairseq_peft.report.result import summarise, write_result
+    from fairseq_peft.report.tensorboard import write_hparams
+
+    result = summarise(args.run_dir, args.require_epochs)
+    write_hparams(args.run_dir, result)
+    # last, because it says that everything is there
+    path = write_result(args.run_dir, result)
+    test = result["test_accuracy"]
+    logger.info(
+        "%s: test accuracy %s at epoch %d of %d, chosen on valid (%.2f %%)",
+        Path(path),
+        "not measured" if test is None else f"{100 * test:.2f} %",
+        result["best_epoch"],
+        result["num_epochs"],
+        100 * result["valid_accuracy"],
+    )
+    return 0

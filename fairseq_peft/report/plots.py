@@ -1,0 +1,234 @@
+"""Pictures of the report, PNG and SVG: accuracy an epoch, accuracy a parameter, training loss.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; markers and line styles differ
+as well, so that a grey print reads too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fairseq_peft.report.rows import FULL
+from fairseq_peft.report.runs import Run
+from fairseq_peft.report.stats import mean
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+# colour, marker, line style of the n-th method; the first is full fine-tuning
+STYLES = (
+    (BLUE, "o", "-"),
+    (ORANGE, "^", "--"),
+    (GREEN, "D", "-."),
+    (RED, "v", (0, (5, 1, 1, 1, 1, 1))),
+    (PURPLE, "P", (0, (7, 2))),
+    (SKY, "X", (0, (3, 1, 1, 1))),
+    (BLACK, "*", ":"),
+    (ORANGE, "s", "-"),
+    (GREEN, "p", "--"),
+    (PURPLE, "<", "-."),
+)
+# full fine-tuning in the figure of accuracy against epochs
+INIT_STYLES = {"pretrained": (BLUE, "o", "-"), "scratch": (RED, "s", "--")}
+SETTINGS = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "figure.titlesize": 11,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,  # long enough to tell the line styles apart
+    "lines.markersize": 6,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "fairseq_peft",  # the same runs give the same file
+}
+
+
+def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
+    """Draw every picture that the runs have figures for.
+
+    Returns:
+        The files: ``<data>-accuracy``, ``<data>-parameters`` and ``<data>-loss``, .png and .svg.
+    """
+    import matplotlib
+
+    written = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        mine = [run.result for run in runs if run.result["data"] == data]
+        my_rows = [row for row in rows if row["data"] == data]
+        with matplotlib.rc_context(SETTINGS):
+            for name, figure in (
+                ("accuracy", accuracy_figure(data, mine)),
+                ("parameters", parameters_figure(data, my_rows)),
+                ("loss", loss_figure(data, mine, my_rows)),
+            ):
+                if figure is not None:
+                    written += _save(figure, out, f"{data}-{name}")
+    return written
+
+
+def accuracy_figure(data: str, results: list[dict]):
+    """Full fine-tuning: accuracy against epochs, a thin line a seed, a thick one for the mean."""
+    groups = {
+        init: [r for r in results if r["method"] == FULL and r["init"] == init and r["curve"]]
+        for init in INIT_STYLES
+    }
+    groups = {init: group for init, group in groups.items() if group}
+    if not groups:
+        return None
+    figure, axes = _figure(7.2, 3.7, columns=2)
+    for axis, subset in zip(axes, ("valid", "test")):
+        for init, group in groups.items():
+            colour, marker, style = INIT_STYLES[init]
+            curves = [_curve(result, f"{subset}_accuracy", 100) for result in group]
+            for curve in curves:
+                axis.plot(*_points(curve), color=colour, ls=style, lw=0.8, alpha=0.6)
+            average = _average(curves)
+            if average:
+                label = f"{init}, mean of {len(group)} seed{'s' * (len(group) > 1)} (thin: each)"
+                axis.plot(
+                    *_points(average), color=colour, ls=style, marker=marker, lw=2, label=label
+                )
+        _baselines(axis, results, f"{subset}_accuracy")
+        axis.set_title(f"on {subset}")
+        _epoch_axis(axis)
+    axes[0].set_ylabel("accuracy %")
+    figure.suptitle(f"{data}: full fine-tuning")
+    # the panel with more entries: without a test split the right one may be empty
+    entries = [axis.get_legend_handles_labels() for axis in axes]
+    handles, labels = max(entries, key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2))
+    return figure
+
+
+def parameters_figure(data: str, rows: list[dict]):
+    """Accuracy on test (mean and standard deviation over seeds) against trainable parameters."""
+    points = [
+        row
+        for row in rows
+        if row["init"] != "baseline"
+        and row["trainable_parameters"]
+        and row["test_accuracy_mean"] is not None
+    ]
+    if not points:
+        return None
+    figure, (axis,) = _figure(7.2, 4.0)
+    styles = _styles(points)
+    order = sorted(points, key=lambda row: -row["test_accuracy_mean"])
+    for row in order:
+        colour, marker, _ = styles[row["method"]]
+        drawn = axis.errorbar(
+            row["trainable_parameters"],
+            100 * row["test_accuracy_mean"],
+            yerr=None if row["test_accuracy_sd"] is None else 100 * row["test_accuracy_sd"],
+            color=colour,
+            marker=marker,
+            markersize=8,
+            # hollow: not from the pre-trained model
+            markerfacecolor=colour if row["init"] == "pretrained" else "white",
+            markeredgecolor=colour,
+            markeredgewidth=1.5,
+            ls="none",
+            capsize=3,
+        )
+        drawn[0].set_label(f"{row['method']}, {row['init']}")  # the marker alone, not its bar
+    _baselines(axis, rows, "test_accuracy_mean")
+    axis.set_xscale("log")
+    smallest, largest = (f(row["trainable_parameters"] for row in points) for f in (min, max))
+    axis.set_xlim(smallest / 2, largest * 2)  # room for markers, and a decade's tick in sight
+    axis.set_xlabel("trainable parameters, head included (log scale)")
+    axis.set_ylabel("test accuracy %")
+    spread = "mean ± sd over seeds" if any(r["num_seeds"] > 1 for r in points) else "one seed"
+    figure.suptitle(f"{data}: accuracy against trainable parameters ({spread})")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def loss_figure(data: str, results: list[dict], rows: list[dict]):
+    """Training loss against epochs, the mean over seeds, one line a method and initialisation."""
+    figure, (axis,) = _figure(7.2, 4.0)
+    rows = [row for row in rows if row["init"] != "baseline"]
+    styles, drawn = _styles(rows), False
+    for row in rows:
+        group = [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
+        average = _average([_curve(result, "train_loss") for result in group])
+        if not average:
+            continue
+        drawn = True
+        colour, marker, style = styles[row["method"]]
+        axis.plot(
+            *_points(average),
+            color=colour,
+            ls=style,
+            marker=marker,
+            markerfacecolor=colour if row["init"] == "pretrained" else "white",
+            lw=1.8,
+            label=f"{row['method']}, {row['init']}",
+        )
+    if not drawn:
+        return None
+    _epoch_axis(axis)
+    axis.set_ylabel("training loss (nats)")
+    figure.suptitle(f"{data}: training loss (mean over seeds)")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _figure(width: float, height: float, columns: int = 1):
+    """A figure of its own: no pyplot, so no display and no global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _save(figure, out: Path, name: str) -> list[Path]:
+    name = re.sub(r"[^\w.-]+", "_", name)
+    paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def _styles(rows: list[dict]) -> dict[str, tuple]:
+    """method -> (colour, marker, line style): full fine-tuning first, then as in the rows."""
+    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda m: m != FULL)
+    return {method: STYLES[n % len(STYLES)] for n, method in enumerate(methods)}
+
+
+def _baselines(axis, records: list[dict], key: str) -> None:
+    """A dotted horizontal line for each baseline, as wide as the axes."""
+    for record in records:
+        if record["init"] == "baseline" and record[key] is not None:
+            axis.axhline(100 * record[key], color=BLACK, ls=":", lw=1.5, label=record["method"])
+
+
+def _curve(result: dict, key: str, scale: float = 1) -> dict[int, float]:
+    """epoch -> value, without the epochs that have none."""
+    return {
+        point["epoch"]: scale * point[key] for point in result["curve"] if point[key] is not None
+    }
+
+
+def _average(curves: list[dict[int, float]]) -> dict[int, float]:
+    """Mean over seeds at the epochs that all of them have."""
+    if not curves:
+        return {}
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return {epoch: mean([curve[epoch] for curve in curves]) for epoch in common}
+
+
+def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
+    return list(curve), list(curve.values())
+
+
+def _epoch_axis(axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_xlabel("epoch")

@@ -1,0 +1,121 @@
+"""Runs -> rows: one row for each (data, init, method), what report.json and report.csv hold."""
+
+from __future__ import annotations
+
+from fairseq_peft.report.runs import Run
+from fairseq_peft.report.stats import mean, paired_difference, sample_sd
+
+FULL = "full"  # what the other methods are compared with
+INIT_ORDER = ("baseline", "scratch", "pretrained")
+# What must not change between the seeds of one row.
+SAME = ("arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
+
+
+def build_rows(runs: list[Run]) -> list[dict]:
+    """One dict a (data, init, method): fractions, SI units, None where a figure is not defined.
+
+    Sorted by data, then baseline, scratch, pretrained, then by trainable parameters, most first.
+    ``notes`` says in words where the runs of a row were not run alike.
+    """
+    groups = {}
+    for run in runs:
+        key = tuple(run.result[name] for name in ("data", "init", "method"))
+        groups.setdefault(key, []).append(run.result)
+    rows = []
+    for (data, init, method), results in groups.items():
+        full = [] if method == FULL else groups.get((data, init, FULL), [])
+        row = _row(sorted(results, key=lambda result: result["seed"]), full)
+        row["notes"] += _other_rows_note(results, runs)
+        rows.append(row)
+    return sorted(rows, key=_sort_key)
+
+
+def _row(results: list[dict], full: list[dict]) -> dict:
+    """The row of ``results``, compared with the runs of full fine-tuning in ``full``."""
+    test = _by_seed(results)
+    difference = paired_difference(test, _by_seed(full))
+    values = list(test.values())
+    row = {key: results[0][key] for key in ("data", "init", "method")}
+    row.update(
+        seeds=[result["seed"] for result in results],
+        num_seeds=len(results),
+        test_accuracy_mean=mean(values),
+        test_accuracy_sd=sample_sd(values),
+        test_accuracy_best=max(values, default=None),
+        test_accuracy_worst=min(values, default=None),
+        valid_accuracy_mean=mean([result["valid_accuracy"] for result in results]),
+        best_test_accuracy_mean=mean([result["best_test_accuracy"] for result in results]),
+        difference_to_full_mean=difference and difference.mean,
+        difference_to_full_low=difference and difference.low,
+        difference_to_full_high=difference and difference.high,
+        difference_to_full_pairs=difference.num_pairs if difference else 0,
+        trainable_parameters=_common(results, "trainable_parameters"),
+        total_parameters=_common(results, "total_parameters"),
+        task_bytes=_common(results, "task_bytes"),
+        seconds_mean=mean([result["seconds"] for result in results]),
+        tokens_per_second_mean=mean([result["tokens_per_second"] for result in results]),
+        peak_memory_bytes=max(
+            (m for m in (result["peak_memory_bytes"] for result in results) if m is not None),
+            default=None,
+        ),
+        learning_rate=_common([result["hyperparameters"] for result in results], "lr"),
+        num_epochs=_common(results, "num_epochs"),
+        num_test_rows=_common([result["rows"] for result in results], "test"),
+        notes=_notes(results, difference.num_pairs if difference else None),
+    )
+    return row
+
+
+def _by_seed(results: list[dict]) -> dict[int, float]:
+    return {
+        result["seed"]: result["test_accuracy"]
+        for result in results
+        if result["test_accuracy"] is not None
+    }
+
+
+def _common(dicts: list[dict], key: str):
+    """The value that all have, None if they differ (``_notes`` then says so)."""
+    values = [one.get(key) for one in dicts]
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _notes(results: list[dict], num_pairs: int | None) -> list[str]:
+    """Where the runs of one row differ in more than the seed."""
+    notes = []
+    hyper = [result["hyperparameters"] for result in results]
+    for key in sorted({key for one in hyper for key in one} - {"seed"}):
+        notes += _difference_note("learning rate" if key == "lr" else key, results, hyper, key)
+    for key in (*SAME, "trainable_parameters", "total_parameters"):
+        notes += _difference_note(key, results, results, key)
+    if num_pairs is not None and num_pairs < len(results):
+        notes.append(f"only {num_pairs} of its {len(results)} seeds have a run of full fine-tuning")
+    return notes
+
+
+def _difference_note(name: str, results: list[dict], dicts: list[dict], key: str) -> list[str]:
+    seeds = {}
+    for result, one in zip(results, dicts):
+        value = one.get(key)
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+        seeds.setdefault(text, []).append(str(result["seed"]))
+    if len(seeds) == 1:
+        return []
+    parts = [f"{value} (seed {', '.join(which)})" for value, which in seeds.items()]
+    return [f"its runs differ in {name}: {'; '.join(parts)}"]
+
+
+def _other_rows_note(results: list[dict], runs: list[Run]) -> list[str]:
+    """Accuracies are comparable only if all runs of a data set had the same rows."""
+    sizes = [run.result["rows"] for run in runs if run.result["data"] == results[0]["data"]]
+    usual, mine = max(sizes, key=sizes.count), results[0]["rows"]
+    if mine == usual:
+        return []
+    text = [", ".join(f"{key} {value}" for key, value in one.items()) for one in (mine, usual)]
+    return [f"its rows ({text[0]}) are not those of the other runs ({text[1]})"]
+
+
+def _sort_key(row: dict) -> tuple:
+    init = row["init"]
+    order = INIT_ORDER.index(init) if init in INIT_ORDER else len(INIT_ORDER)
+    return row["data"], order, init, -(row["trainable_parameters"] or 0), row["method"]

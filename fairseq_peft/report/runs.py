@@ -1,0 +1,206 @@
+"""Find the runs below a folder, and read their files with every mistake a sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+
+SCHEMA = 1
+NUMBER = (int, float)
+# key of result.json -> (type, may be null); a baseline has no epochs, so null where a run has them
+RESULT_FIELDS = {
+    "data": (str, False),
+    "init": (str, False),
+    "method": (str, False),
+    "seed": (int, False),
+    "rows": (dict, False),
+    "hyperparameters": (dict, False),
+    "method_config": (dict, False),
+    "trainable_parameters": (int, False),
+    "total_parameters": (int, False),
+    "task_bytes": (int, True),
+    "num_epochs": (int, True),
+    "best_epoch": (int, True),
+    "valid_accuracy": (NUMBER, False),
+    "test_accuracy": (NUMBER, True),
+    "test_macro_f1": (NUMBER, True),
+    "test_mcc": (NUMBER, True),
+    "best_test_epoch": (int, True),
+    "best_test_accuracy": (NUMBER, True),
+    "seconds": (NUMBER, True),
+    "train_seconds": (NUMBER, True),
+    "tokens_per_second": (NUMBER, True),
+    "peak_memory_bytes": (int, True),
+    "curve": (list, False),
+}
+ACCURACIES = ("valid_accuracy", "test_accuracy", "best_test_accuracy")
+CURVE_FIELDS = ("train_loss", "valid_accuracy", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its result.json."""
+
+    path: Path
+    result: dict
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run's folder without a result.json, and how far it came."""
+
+    path: Path
+    reason: str
+
+
+def find_runs(root: Path | str) -> tuple[list[Run], list[Unfinished]]:
+    """Every finished and every unfinished run below ``root``, sorted by path.
+
+    A run's folder is one with a result.json or a run.json, or one called ``seed<k>``.
+
+    Raises:
+        InputError: no such folder, no finished run in it, a broken result.json, or two results for
+            the same (data, init, method, seed).
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"'{root}' is not a folder; give the folder that holds the runs")
+    finished, unfinished = [], []
+    for folder, subfolders, files in os.walk(root):
+        subfolders.sort()
+        path = Path(folder)
+        if "result.json" in files:
+            finished.append(Run(path, read_result(path / "result.json")))
+        elif "run.json" in files or (path != root and re.fullmatch(r"seed\d+", path.name)):
+            unfinished.append(Unfinished(path, _how_far(path)))
+    if not finished:
+        raise InputError(
+            f"no result.json below '{root}' ({len(unfinished)} unfinished runs); expected "
+            "<data>/<init>/<method>/seed<k>/result.json, which `fairseq-peft result RUN_DIR` writes"
+        )
+    _refuse_duplicates(finished)
+    return finished, unfinished
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in ``path``.
+
+    Raises:
+        InputError: missing, unreadable, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"'{path}' is not JSON (line {error.lineno}: {error.msg}); "
+            "delete it and finish the run again"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def read_result(path: Path) -> dict:
+    """result.json at ``path``, checked against the schema (``docs/design.md``)."""
+    result = read_json(path)
+    check_result(result, path)
+    return result
+
+
+def check_result(result: dict, path: Path) -> None:
+    """Raise InputError at the first field of ``result`` that the schema does not allow."""
+    if result.get("schema") != SCHEMA:
+        raise InputError(
+            f"'{path}' has schema {result.get('schema')!r}, this version reads {SCHEMA}; "
+            "delete it and write it again with `fairseq-peft result`"
+        )
+    for key, (kind, nullable) in RESULT_FIELDS.items():
+        if key not in result:
+            raise InputError(f"'{path}' has no '{key}'; write it again with `fairseq-peft result`")
+        value = result[key]
+        if value is None and nullable:
+            continue
+        # bool is an int to Python, but no count
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = "a number" if kind is NUMBER else kind.__name__
+            raise InputError(f"'{path}': '{key}' is {value!r}, expected {expected}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"'{path}': '{key}' is {value}, expected a finite number")
+        if key in ACCURACIES and not 0 <= value <= 1:
+            raise InputError(f"'{path}': '{key}' is {value}, expected a fraction in [0, 1]")
+    for point in result["curve"]:
+        if (
+            not isinstance(point, dict)
+            or not isinstance(point.get("epoch"), int)
+            or not all(isinstance(point.get(key), (*NUMBER, type(None))) for key in CURVE_FIELDS)
+        ):
+            raise InputError(
+                f"'{path}': {point!r} in 'curve'; expected 'epoch' and numbers (or null) for "
+                + ", ".join(CURVE_FIELDS)
+            )
+
+
+def read_metrics(path: Path) -> dict[int, dict]:
+    """metrics.jsonl as {epoch: line}, epochs ascending; of a repeated epoch the last line counts.
+
+    Raises:
+        InputError: missing, a line that is not a JSON object, or one without a positive ``epoch``.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is not UTF-8 (byte {error.start})") from None
+    epochs = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}:{number} is not JSON ({error.msg}); delete the line if a crash cut it off"
+            ) from None
+        epoch = record.get("epoch") if isinstance(record, dict) else None
+        if not isinstance(epoch, int) or epoch < 1:
+            raise InputError(f"{path}:{number} has epoch {epoch!r}, expected 1, 2, ...")
+        epochs[epoch] = record
+    return dict(sorted(epochs.items()))
+
+
+def _how_far(path: Path) -> str:
+    """Why ``path`` counts as unfinished, in words."""
+    if not (path / "run.json").exists():
+        return "no run.json: it did not reach its first update"
+    try:
+        planned = read_json(path / "run.json").get("hyperparameters", {}).get("max_epoch")
+        done = len(read_metrics(path / "metrics.jsonl")) if (path / "metrics.jsonl").exists() else 0
+    except (InputError, AttributeError) as error:
+        return f"broken: {error}"
+    if planned and done >= planned:
+        return f"all {planned} epochs done, result missing: `fairseq-peft result` writes it"
+    return f"{done} of {planned} epochs" if planned else f"{done} epochs"
+
+
+def _refuse_duplicates(runs: list[Run]) -> None:
+    """Two results for one (data, init, method, seed) would be averaged as if of two seeds."""
+    seen = {}
+    for run in runs:
+        key = tuple(run.result[name] for name in ("data", "init", "method", "seed"))
+        if key in seen:
+            raise InputError(
+                f"'{seen[key]}' and '{run.path}' are both {'/'.join(key[:3])}/seed{key[3]}; "
+                "give the report one experiment at a time"
+            )
+        seen[key] = run.path

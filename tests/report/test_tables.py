@@ -1,0 +1,166 @@
+"""The tables, and the verb that prints and writes them."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fairseq_peft.cli import main
+
+KEYS = [
+    "data",
+    "init",
+    "method",
+    "seeds",
+    "num_seeds",
+    "test_accuracy_mean",
+    "test_accuracy_sd",
+    "test_accuracy_best",
+    "test_accuracy_worst",
+    "valid_accuracy_mean",
+    "best_test_accuracy_mean",
+    "difference_to_full_mean",
+    "difference_to_full_low",
+    "difference_to_full_high",
+    "trainable_parameters",
+    "total_parameters",
+    "task_bytes",
+    "seconds_mean",
+    "tokens_per_second_mean",
+    "peak_memory_bytes",
+    "learning_rate",
+]
+
+
+@pytest.fixture
+def runs(make_run):
+    for seed, correct in enumerate((1600, 1620, 1640), start=1):
+        make_run("full", seed, [(300, correct), (280, 1700)])
+        make_run("lora", seed, [(300, correct + 20 * seed)])
+    make_run("head_only", 1, [(300, 1500)])
+    return make_run.root
+
+
+def test_terminal(runs, capsys):
+    assert main(["report", str(runs)]) == 0
+    text = capsys.readouterr().out
+    (full,) = (line for line in text.splitlines() if " full " in line and "±" in line)
+    assert "81.00 ± 1.00" in full and "85.00" in full  # chosen on valid, and best epoch on test
+    (lora,) = (line for line in text.splitlines() if " lora " in line and "±" in line)
+    assert "+2.00 [-0.48, +4.48]" in lora and "329,218" in lora
+    (head,) = (line for line in text.splitlines() if " head_only " in line and "75.00" in line)
+    assert "±" not in head and "0.00" not in head.replace("75.00", "").replace("-5.00", "")
+    assert "highest accuracy on valid" in text
+    assert "chosen ON TEST" in text
+    assert "3 a row (1, 2, 3); books/pretrained/head_only has 1" in text
+    assert "2,000 rows" in text
+
+
+def test_width_with_long_names_and_large_numbers(make_run, capsys):
+    long = "adapter-after-attention-and-feed-forward-with-a-long-name"
+    for seed, correct in {1: 0, 2: 2000, 3: 10}.items():
+        make_run("full", seed, [(300, 2000 - correct)])
+        make_run(
+            long,
+            seed,
+            [(300, correct)],
+            data="books-" + "x" * 60,
+            trainable_parameters=355_359_744_000,
+            total_parameters=355_359_744_000,
+            task_bytes=1_421_438_976_000,
+        )
+        make_run(long, seed, [(300, correct)], trainable_parameters=355_359_744)
+    make_run("lora", 7, finish=False)
+    assert main(["report", str(make_run.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert any("adapter" in line and ".." in line for line in lines)
+    assert any("Unfinished" in line for line in lines)
+
+
+def test_warnings_are_in_every_readable_table(make_run, tmp_path, capsys):
+    make_run("lora", 1, lr=0.001)
+    make_run("lora", 2, lr=0.003)
+    out = tmp_path / "out"
+    assert main(["report", str(make_run.root), "--out", str(out)]) == 0
+    capsys.readouterr()
+    for name in ("report.txt", "report.md"):
+        assert "differ in learning rate" in " ".join((out / name).read_text().split())
+    (row,) = json.loads((out / "report.json").read_text())
+    assert row["learning_rate"] is None and "learning rate" in row["notes"][0]
+
+
+def test_json_csv_and_markdown(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert (out / "report.txt").read_text() == printed
+    rows = json.loads((out / "report.json").read_text())
+    assert len(rows) == 3
+    for row in rows:
+        assert set(KEYS) <= set(row)
+        assert 0 <= row["test_accuracy_mean"] <= 1
+    assert rows[2]["method"] == "head_only"
+    assert rows[2]["test_accuracy_sd"] is None
+
+    with (out / "report.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == list(rows[0])
+    assert table[0]["seeds"] == "1 2 3"
+    assert float(table[0]["test_accuracy_mean"]) == rows[0]["test_accuracy_mean"]
+    assert table[2]["test_accuracy_sd"] == ""
+
+    lines = (out / "report.md").read_text().splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert len(tables) == 2 * (2 + 3)  # accuracy and cost: header, rule, three rows
+    assert {line.count("|") for line in tables[:5]} == {11}
+    assert "| pretrained | lora | 329,218 | 3 | 83.00 ± 2.00 |" in "\n".join(lines)
+
+
+def test_without_test_split(make_run, capsys):
+    make_run("full", 1, [(300, None)], rows={"train": 1600, "valid": 400})
+    assert main(["report", str(make_run.root)]) == 0
+    assert "75.00" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_sentence(tmp_path, make_run, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("fairseq-peft report: error: no result.json below")
+    make_run()
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(make_run.root), "--out", str(tmp_path / "file")]) == 1
+    assert "cannot make" in capsys.readouterr().err
+
+
+def test_import_is_light():
+    """Nothing heavy, and half a second at the most (best of three: the machine may be busy)."""
+    program = """
+import sys, time
+start = time.perf_counter()
+import fairseq_peft.commands.report, fairseq_peft.commands.result, fairseq_peft.commands.tfidf
+import fairseq_peft.report.plots, fairseq_peft.report.rows, fairseq_peft.report.tables
+import fairseq_peft.report.tfidf, fairseq_peft.report.tensorboard
+seconds = time.perf_counter() - start
+heavy = {"torch", "fairseq", "matplotlib", "numpy", "scipy", "sklearn", "tensorboard"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print(seconds)
+"""
+    seconds = [
+        float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3)
+    ]
+    assert min(seconds) < 0.5
+
+
+def test_no_torch_in_a_whole_report(runs, tmp_path):
+    program = """
+import sys
+from fairseq_peft.cli import main
+runs, out = sys.argv[1:]
+assert main(["result", runs + "/books/pretrained/full/seed1"]) == 0
+assert main(["report", runs, "--out", out]) == 0
+assert "matplotlib" in sys.modules and "tensorboard" in sys.modules
+assert not {"torch", "fairseq"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program, runs, tmp_path / "out"], check=True)
