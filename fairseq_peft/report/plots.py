@@ -89,7 +89,12 @@ def accuracy_figure(data: str, results: list[dict]):
                 axis.plot(*_points(curve), color=colour, ls=style, lw=0.8, alpha=0.6)
             average = _average(curves)
             if average:
-                label = f"{init}, mean of {len(group)} seed{'s' * (len(group) > 1)} (thin: each)"
+                many = len(group) > 1
+                label = (
+                    f"{init}, mean of {len(group)} seeds (thin: each)"
+                    if many
+                    else f"{init}, 1 seed"
+                )
                 axis.plot(
                     *_points(average), color=colour, ls=style, marker=marker, lw=2, label=label
                 )
