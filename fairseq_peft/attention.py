@@ -16,26 +16,27 @@ from fairseq.modules import MultiheadAttention
 class SelfAttention(MultiheadAttention):
     """fairseq's attention with the same parameters and another, batch-first forward."""
 
-    def forward(self, x, keep=None):
+    def forward(self, x, keep=None, first_only=False):
         """Attend within x.
 
         Args:
             x: (B, T, C).
             keep: (B, 1, 1, T), True where a token may be attended to; None if all may.
+            first_only: whether only the first position asks.
 
         Returns:
-            (B, T, C), before dropout and residual.
+            (B, T, C), or (B, 1, C) for the first position only, before dropout and residual.
         """
-        batch, tokens, _ = x.shape
+        batch = x.shape[0]
 
         def heads(projected):  # (B, T, C) -> (B, H, T, C / H)
-            return projected.view(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2)
+            return projected.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
         attended = F.scaled_dot_product_attention(
-            heads(self.q_proj(x)),
+            heads(self.q_proj(x[:, :1] if first_only else x)),
             heads(self.k_proj(x)),
             heads(self.v_proj(x)),
             attn_mask=keep,
             dropout_p=self.dropout_module.p if self.training else 0.0,
         )
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, tokens, self.embed_dim))
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, -1, self.embed_dim))

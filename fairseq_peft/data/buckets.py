@@ -24,7 +24,7 @@ def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list
     else:
         order = rng.permutation(len(sizes))
         typical = max_sentences or max(1, int(max_tokens / max(sizes.mean(), 1)))
-        pools = np.array_split(order, max(1, round(len(order) / (POOL * typical))))
+        pools = np.split(order, range(POOL * typical, len(order), POOL * typical))
     batches = []
     for pool in pools:
         batches += _cut(pool[np.argsort(-sizes[pool], kind="stable")], sizes, max_sentences, max_tokens)

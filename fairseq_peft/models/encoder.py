@@ -25,12 +25,12 @@ class EncoderLayer(TransformerEncoderLayerBase):
             embed_dim, cfg.encoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
         )
 
-    def forward(self, x, keep=None):
-        """x (B, T, C) and keep (B, 1, 1, T) or None -> (B, T, C)."""
-        residual = x
+    def forward(self, x, keep=None, first_only=False):
+        """x (B, T, C) and keep (B, 1, 1, T) or None -> (B, T, C); (B, 1, C) for the first position only."""
+        residual = x[:, :1] if first_only else x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
-        x = residual + self.dropout_module(self.self_attn(x, keep))
+        x = residual + self.dropout_module(self.self_attn(x, keep, first_only))
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
 
@@ -50,6 +50,7 @@ class Encoder(TransformerEncoder):
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(args, dictionary, embed_tokens)
         self.soft_prompt = None
+        self.bf16 = args.precision == "bf16"
 
     def build_encoder_layer(self, args):
         return EncoderLayer(TransformerConfig.from_namespace(args))
@@ -59,9 +60,16 @@ class Encoder(TransformerEncoder):
         return self.soft_prompt.num_tokens if self.soft_prompt is not None else 0
 
     def forward(
-        self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None
+        self,
+        src_tokens,
+        src_lengths=None,
+        return_all_hiddens=False,
+        token_embeddings=None,
+        first_only=False,
     ):
         """src_tokens (B, T) -> fairseq's dictionary; ``encoder_out`` holds one tensor (T, B, C).
+
+        With ``first_only`` it is (1, B, C): the last layer is computed only where a classification head reads it.
 
         Raises:
             InputError: T + P is more than the model has positions.
@@ -88,10 +96,12 @@ class Encoder(TransformerEncoder):
             x = x.masked_fill(padding.unsqueeze(-1), 0)
             keep = ~padding[:, None, None, :]
         states = [x] if return_all_hiddens else []
-        for layer in self.layers:
-            x = layer(x, keep)
-            if return_all_hiddens:
-                states.append(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            for index, layer in enumerate(self.layers, start=1):
+                x = layer(x, keep, first_only and index == len(self.layers))
+                if return_all_hiddens:
+                    states.append(x)
+        x = x.float() if self.bf16 else x
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if self.soft_prompt is not None:
@@ -115,3 +125,21 @@ class PeftRobertaEncoder(RobertaEncoder):
         encoder = Encoder(args, dictionary, embed_tokens)
         encoder.apply(init_bert_params)
         return encoder
+
+    def forward(
+        self,
+        src_tokens,
+        features_only=False,
+        return_all_hiddens=False,
+        masked_tokens=None,
+        first_only=False,
+        **unused,
+    ):
+        """As fairseq's, and ``first_only`` for features (B, 1, C) of the first position alone."""
+        out = self.sentence_encoder(
+            src_tokens, return_all_hiddens=return_all_hiddens, first_only=first_only
+        )
+        x = out["encoder_out"][0].transpose(0, 1)
+        if not features_only:
+            x = self.output_layer(x, masked_tokens=masked_tokens)
+        return x, {"inner_states": out["encoder_states"] if return_all_hiddens else None}

@@ -53,6 +53,7 @@ ROBERTA = {
         "",
         "start a fresh model from the token embeddings and LM bias in this .npz (fairseq-peft svd-embeddings)",
     ),
+    "precision": (str, "fp32", "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)"),
     "peft": (str, "full", f"method: {', '.join(methods.available())} (full)"),
 }
 

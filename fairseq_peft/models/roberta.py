@@ -77,6 +77,8 @@ class RobertaPeftModel(RobertaModel):
                 f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into --encoder-attention-heads "
                 f"{args.encoder_attention_heads} heads: give a multiple."
             )
+        if args.precision not in ("fp32", "bf16"):
+            raise InputError(f"--precision {args.precision!r} is unknown: give fp32 or bf16.")
         model = cls(args, PeftRobertaEncoder(args, task.source_dictionary))
         if args.init_embeddings:
             load_embeddings(model, args.init_embeddings)
@@ -103,6 +105,19 @@ class RobertaPeftModel(RobertaModel):
             return name in self.added or name.startswith(HEADS) or self.method.trains(name)
 
         surgery.freeze(self, trains)
+
+    def forward(self, src_tokens, features_only=False, classification_head_name=None, **kwargs):
+        """fairseq's forward; with a head, the last layer is computed where the head reads it.
+
+        Returns:
+            logits (B, classes) with ``classification_head_name``, features (B, T, C) with ``features_only``, else LM
+            logits; and fairseq's dictionary of extras.
+        """
+        head = classification_head_name
+        x, extra = self.encoder(
+            src_tokens, features_only or head is not None, first_only=head is not None, **kwargs
+        )
+        return (x if head is None else self.classification_heads[head](x)), extra
 
     @property
     def num_prompt_tokens(self) -> int:

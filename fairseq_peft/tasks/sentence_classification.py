@@ -145,6 +145,7 @@ class SentenceClassificationTask(FairseqTask):
                 "max_tokens": cfg.max_tokens,
                 "max_epoch": cfg.max_epoch,
                 "update_freq": cfg.update_freq[0],
+                "precision": model.args.precision,
                 "dropout": model.args.dropout,
                 "attention_dropout": model.args.attention_dropout,
             },

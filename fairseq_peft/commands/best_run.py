@@ -1,0 +1,20 @@
+"""Print which of several finished runs has the highest accuracy on valid (the first of them on ties)."""
+
+from __future__ import annotations
+
+import sys
+
+
+def add_arguments(parser):
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directories with a result.json")
+
+
+def run(args) -> int:
+    import os
+
+    from fairseq_peft.report import runs
+
+    results = [runs.read_result(os.path.join(directory, "result.json")) for directory in args.runs]
+    best = max(range(len(results)), key=lambda i: (results[i]["valid_accuracy"], -i))
+    sys.stdout.write(args.runs[best] + "\n")
+    return 0

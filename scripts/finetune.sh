@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Fine-tune one model: one method, one start, one seed.
+#
+# Usage: finetune.sh [--dry-run] [-- FLAGS OF fairseq-train]
+#
+#   BASE=model.pt METHOD=lora SEED=1 bash scripts/finetune.sh
+#   INIT=scratch METHOD=full LR=1e-4 bash scripts/finetune.sh -- --dropout 0.2
+#
+# The run lands in RUNS/<data>/INIT/METHOD/seed<SEED>/: run.json, metrics.jsonl, train.log, TensorBoard events,
+# checkpoint_best.pt (chosen on valid), and result.json when it is done. A run that is done is skipped; one that
+# was interrupted goes on from its last epoch. All knobs are variables:
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+parse_args "$@"
+
+DATA=${DATA:-$ROOT/data-bin/cls-books}   # folder that prepare_data.sh made
+RUNS=${RUNS:-$ROOT/runs}                 # where runs land
+METHOD=${METHOD:-full}                   # full, head_only, lora, adapter, prompt
+INIT=${INIT:-pretrained}                 # pretrained (from BASE) or scratch
+BASE=${BASE:-}                           # checkpoint to start from, for INIT=pretrained
+SIZE=${SIZE:-roberta_small}              # roberta_small, roberta_base or roberta_large
+SEED=${SEED:-1}                          # seed of head, method, batches and dropout
+LR=${LR:-1e-4}                           # peak learning rate
+EPOCHS=${EPOCHS:-5}                      # passes over train
+BATCH_SIZE=${BATCH_SIZE:-16}             # rows an update
+WARMUP=${WARMUP:-6}                      # per cent of the updates
+PRECISION=${PRECISION:-fp32}             # fp32 or bf16
+SUBSETS=${SUBSETS:-valid,test}           # evaluated every epoch; the first chooses the checkpoint
+THREADS=${THREADS:-$(nproc)}             # CPU threads
+ARCH_ARGS=${ARCH_ARGS:-}                 # more flags of the architecture, e.g. "--encoder-layers 2"
+KEEP=${KEEP:-best}                       # checkpoints to keep when done: best or none
+
+case $INIT in
+  pretrained) [ -n "$BASE" ] || die "INIT=pretrained needs BASE, a checkpoint. Set BASE=model.pt, or INIT=scratch."
+              START=(--finetune-from-model "$BASE") ;;
+  scratch)    START=(--from-scratch) ;;
+  *)          die "INIT=$INIT is unknown: set INIT=pretrained or INIT=scratch." ;;
+esac
+[ -f "$DATA/label/train.idx" ] || die "$DATA/label/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
+
+RUN=$RUNS/$(basename "$DATA")/$INIT/$METHOD/seed$SEED
+if [ -f "$RUN/result.json" ]; then
+  echo "$RUN is done."
+  exit 0
+fi
+
+# The index of the labels holds the number of rows behind its 18-byte header.
+ROWS=$(od -An -t d8 -j 18 -N 8 "$DATA/label/train.idx" | tr -d ' ')
+BATCHES=$(((ROWS + BATCH_SIZE - 1) / BATCH_SIZE))
+UPDATES=$((BATCHES * EPOCHS))
+read -ra ARCH_FLAGS <<<"$ARCH_ARGS"
+
+train() {
+  fairseq_cli train "$DATA" --user-dir "$ROOT/fairseq_peft" \
+    --arch "${SIZE}_$METHOD" --task sentence_classification --criterion sentence_classification "${START[@]}" \
+    --optimizer peft_adamw --lr "$LR" --lr-scheduler polynomial_decay \
+    --warmup-updates $((UPDATES * WARMUP / 100)) --total-num-update "$UPDATES" --clip-norm 1.0 \
+    --max-epoch "$EPOCHS" --batch-size "$BATCH_SIZE" --seed "$SEED" --precision "$PRECISION" \
+    --valid-subset "$SUBSETS" --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric \
+    --no-epoch-checkpoints --save-dir "$RUN" --num-workers 0 --log-format simple --log-interval 50 \
+    ${ARCH_FLAGS[@]+"${ARCH_FLAGS[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
+}
+
+export OMP_NUM_THREADS=$THREADS
+if [ "$DRY_RUN" = 1 ]; then
+  train
+  peft_cli result "$RUN" --require-epochs "$EPOCHS"
+  exit 0
+fi
+mkdir -p "$RUN"
+if ! train >>"$RUN/train.log" 2>&1; then
+  tail -n 20 "$RUN/train.log" | grep -v Warning >&2 || true
+  die "fairseq-train failed; its log is $RUN/train.log"
+fi
+peft_cli result "$RUN" --require-epochs "$EPOCHS"
+rm -f "$RUN/checkpoint_last.pt"
+[ "$KEEP" = best ] || rm -f "$RUN/checkpoint_best.pt"

@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Fine-tune methods x starts x seeds, several at once, each learning rate picked on valid.
+#
+# Usage: sweep.sh [--dry-run] [-- FLAGS OF fairseq-train]
+#
+#   BASE=model.pt DATA=data-bin/cls-books JOBS=2 bash scripts/sweep.sh
+#
+# For each cell (start/method) with more than one learning rate in its grid, every rate runs once with the first
+# seed, under RUNS-grid/; the rate with the highest accuracy on valid is taken, and its run is the first seed's run.
+# Then the other seeds run with that rate. Runs that are done are skipped, so an interrupted sweep goes on where it
+# was. Failures are listed at the end, and the exit status says so. All knobs are variables, those of finetune.sh
+# included:
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+parse_args "$@"
+
+DATA=${DATA:-$ROOT/data-bin/cls-books}   # folder that prepare_data.sh made
+RUNS=${RUNS:-$ROOT/runs}                 # where runs land
+CELLS=${CELLS:-scratch/full pretrained/full pretrained/head_only pretrained/lora pretrained/adapter pretrained/prompt}   # start/method
+SEEDS=${SEEDS:-1 2 3}                    # the first one tunes the learning rate
+LR_FULL=${LR_FULL:-5e-5 1e-4 2e-4}       # grid for full, pretrained
+LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4} # grid for full, scratch
+LR_HEAD_ONLY=${LR_HEAD_ONLY:-1e-3 3e-3 1e-2}   # grid for head_only
+LR_LORA=${LR_LORA:-5e-4 1e-3 2e-3}       # grid for lora
+LR_ADAPTER=${LR_ADAPTER:-5e-4 1e-3 2e-3} # grid for adapter
+LR_PROMPT=${LR_PROMPT:-1e-3 3e-3 1e-2}   # grid for prompt
+JOBS=${JOBS:-1}                          # runs at once
+THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}   # CPU threads a run
+EVERY=${EVERY:-10}                       # seconds between progress lines
+export DATA THREADS
+
+NAME=$(basename "$DATA")
+FAILED=()
+NUM_DONE=0 NUM_ALL=0 STARTED=$SECONDS
+declare -A RUNNING=()
+
+grid() {  # START METHOD: the learning rates to try
+  case $1/$2 in
+    scratch/*)   echo "$LR_SCRATCH" ;;
+    */full)      echo "$LR_FULL" ;;
+    */head_only) echo "$LR_HEAD_ONLY" ;;
+    */lora)      echo "$LR_LORA" ;;
+    */adapter)   echo "$LR_ADAPTER" ;;
+    */prompt)    echo "$LR_PROMPT" ;;
+    *)           die "no learning rates for the method '$2'; known: full head_only lora adapter prompt" ;;
+  esac
+}
+
+progress() {  # TEXT: one line that says where the sweep stands
+  local spent=$((SECONDS - STARTED)) left="?"
+  if [ "$NUM_DONE" -gt 0 ]; then left=$((spent * (NUM_ALL - NUM_DONE) / NUM_DONE)); fi
+  printf '%5d s  %d of %d done, %d running, %d failed, about %s s left  %s\n' \
+    "$spent" "$NUM_DONE" "$NUM_ALL" "${#RUNNING[@]}" "${#FAILED[@]}" "$left" "$1"
+}
+
+reap() {  # take note of the runs that ended
+  local pid status
+  for pid in "${!RUNNING[@]}"; do
+    kill -0 "$pid" 2>/dev/null && continue
+    status=0
+    wait "$pid" || status=$?
+    NUM_DONE=$((NUM_DONE + 1))
+    [ "$status" = 0 ] || FAILED+=("${RUNNING[$pid]}")
+    unset "RUNNING[$pid]"
+  done
+}
+
+wait_for() {  # N: until fewer than N runs are running
+  local last=$SECONDS
+  while reap; [ "${#RUNNING[@]}" -ge "$1" ]; do
+    sleep 0.5
+    if [ $((SECONDS - last)) -ge "$EVERY" ]; then
+      progress "${RUNNING[*]}"
+      last=$SECONDS
+    fi
+  done
+}
+
+start() {  # RUNS START METHOD SEED LR: one run in the background
+  local text="$2/$3 seed $4 lr $5"
+  if [ "$DRY_RUN" = 1 ]; then
+    echo "# $text"
+    RUNS=$1 INIT=$2 METHOD=$3 SEED=$4 LR=$5 bash "$ROOT/scripts/finetune.sh" --dry-run -- ${EXTRA[@]+"${EXTRA[@]}"}
+    return
+  fi
+  wait_for "$JOBS"
+  mkdir -p "$1/logs"
+  RUNS=$1 INIT=$2 METHOD=$3 SEED=$4 LR=$5 bash "$ROOT/scripts/finetune.sh" -- ${EXTRA[@]+"${EXTRA[@]}"} \
+    >"$1/logs/$NAME-$2-$3-seed$4.log" 2>&1 &
+  RUNNING[$!]=$text
+  progress "started $text"
+}
+
+stop() {
+  local pid
+  for pid in "${!RUNNING[@]}"; do pkill -P "$pid" 2>/dev/null || true; kill "$pid" 2>/dev/null || true; done
+  exit 130
+}
+trap stop INT TERM
+
+pick() {  # START METHOD: sets PICKED_LR and PICKED_RUN, or leaves them empty if a run of the grid failed
+  local rates runs=() rate
+  rates=$(grid "$1" "$2")
+  PICKED_LR=$rates PICKED_RUN=
+  case $rates in *" "*) ;; *) return ;; esac
+  for rate in $rates; do runs+=("$RUNS-grid/lr$rate/$NAME/$1/$2/seed$FIRST"); done
+  for run in "${runs[@]}"; do
+    [ -f "$run/result.json" ] || { PICKED_LR=; return; }
+  done
+  PICKED_RUN=$(peft_cli best-run "${runs[@]}")
+  PICKED_LR=${PICKED_RUN#"$RUNS-grid/lr"}
+  PICKED_LR=${PICKED_LR%%/*}
+}
+
+read -ra ALL_SEEDS <<<"$SEEDS"
+FIRST=${ALL_SEEDS[0]}
+for cell in $CELLS; do
+  rates=$(grid "${cell%/*}" "${cell#*/}")
+  read -ra list <<<"$rates"
+  NUM_ALL=$((NUM_ALL + ${#list[@]} + ${#ALL_SEEDS[@]} - 1))
+done
+
+# The grids, first seed.
+for cell in $CELLS; do
+  rates=$(grid "${cell%/*}" "${cell#*/}")
+  for rate in $rates; do
+    case $rates in
+      *" "*) start "$RUNS-grid/lr$rate" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
+      *)     start "$RUNS" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
+    esac
+  done
+done
+wait_for 1
+
+# The picked rate: its run is the first seed's; the others run now.
+for cell in $CELLS; do
+  if [ "$DRY_RUN" = 1 ]; then
+    PICKED_LR="<picked on valid>" PICKED_RUN=
+  else
+    pick "${cell%/*}" "${cell#*/}"
+    [ -n "$PICKED_LR" ] || continue
+  fi
+  target=$RUNS/$NAME/$cell/seed$FIRST
+  if [ -n "$PICKED_RUN" ] && [ ! -f "$target/result.json" ]; then
+    mkdir -p "$(dirname "$target")"
+    rm -rf "$target.tmp" "$target"
+    cp -r "$PICKED_RUN" "$target.tmp"
+    mv "$target.tmp" "$target"
+  fi
+  for seed in "${ALL_SEEDS[@]:1}"; do start "$RUNS" "${cell%/*}" "${cell#*/}" "$seed" "$PICKED_LR"; done
+done
+wait_for 1
+
+[ "$DRY_RUN" = 1 ] && exit 0
+progress ""
+if [ ${#FAILED[@]} -gt 0 ]; then
+  printf 'failed: %s\n' "${FAILED[@]}" >&2
+  die "${#FAILED[@]} of $NUM_ALL runs failed; their logs are $RUNS/logs and $RUNS-grid/*/logs. Run again to retry."
+fi
