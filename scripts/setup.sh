@@ -189,7 +189,7 @@ if [ $NEEDS_FAIRSEQ = 1 ]; then
   step "what fairseq is compiled with (cython, numpy, setuptools)" install "setuptools<81" wheel cython numpy
   # --no-build-isolation: pip would otherwise download a second torch, with CUDA, only to compile.
   # --no-deps: one of its dependencies, torchaudio, would replace torch and is never imported for text.
-  step "$FAIRSEQ, compiled here" \
+  step "$FAIRSEQ, compiled here (minutes)" \
     run "$PYTHON" -m pip install --no-deps --no-build-isolation --force-reinstall "$FAIRSEQ"
 else
   have "$FAIRSEQ"
