@@ -1,7 +1,7 @@
 """LoRA, adapters and soft prompts for fairseq: the plugin behind ``--user-dir fairseq_peft``.
 
-Under fairseq (already imported, or imported later) the package registers its models, tasks, criterions and
-optimizers. Without fairseq it imports nothing heavy.
+Under fairseq (already imported, or imported later) the package registers its models, tasks,
+criterions and optimizers. Without fairseq it imports nothing heavy.
 """
 
 import importlib.abc
@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
     """Registers the plugin as soon as somebody imports fairseq.
 
-    fairseq skips a ``--user-dir`` package that is in ``sys.modules`` already, so a plugin that was imported first
-    has to register by itself.
+    fairseq skips a ``--user-dir`` package that is in ``sys.modules`` already, so a plugin that was
+    imported first has to register by itself.
     """
 
     def find_spec(self, name, path=None, target=None):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes of a RoBERTa: C ``embed_dim``, F ``ffn_dim``, L ``num_layers``, V ``vocab_size`` with specials."""
+    """Sizes of a RoBERTa: C ``embed_dim``, F ``ffn_dim``, L ``num_layers``, V ``vocab_size``
+    with specials."""
 
     num_layers: int
     embed_dim: int

@@ -1,8 +1,10 @@
 """Self-attention that calls its projections.
 
-fairseq's own forward hands ``q_proj.weight`` to a fused function and never calls ``q_proj``: whatever wraps the
-projection is skipped, without an error. Here ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` are called, in train and
-eval mode, and torch's ``scaled_dot_product_attention`` does the rest. Parameter names are fairseq's.
+fairseq's own forward hands ``q_proj.weight`` to a fused function and never calls ``q_proj``:
+whatever wraps the projection is skipped, without an error. Here ``q_proj``, ``k_proj``, ``v_proj``
+and ``out_proj`` are called, in train and eval mode, and torch's ``scaled_dot_product_attention``
+does the rest.
+Parameter names are fairseq's.
 
 Shape letters: B batch, T tokens, C model dim, H heads.
 """

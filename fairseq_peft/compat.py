@@ -5,7 +5,8 @@ from __future__ import annotations
 RECIPE = (
     'pip install torch; pip install "setuptools<81" wheel cython numpy; '
     "pip install --no-deps --no-build-isolation fairseq-fixed==0.12.3.1; "
-    "pip install hydra-core==1.3.2 omegaconf==2.3.0 cffi regex sacrebleu tqdm bitarray scikit-learn packaging"
+    "pip install hydra-core==1.3.2 omegaconf==2.3.0 cffi regex sacrebleu tqdm bitarray "
+    "scikit-learn packaging"
     " (scripts/setup.sh does all of it)"
 )
 
@@ -14,17 +15,21 @@ def require_fairseq() -> None:
     """Import fairseq and check that it is one this plugin supports.
 
     Raises:
-        ImportError: fairseq is missing, does not import, or is stock 0.12.2, whose encoder layers keep
-            second copies of their weights and skip modules in eval mode.
+        ImportError: fairseq is missing, does not import, or is stock 0.12.2, whose encoder layers
+            keep second copies of their weights and skip modules in eval mode.
     """
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
-    except Exception as error:  # stock fairseq on Python 3.11 raises ValueError, a broken build OSError
+    except (
+        Exception
+    ) as error:  # stock fairseq on Python 3.11 raises ValueError, a broken build OSError
         raise ImportError(
-            f"fairseq does not import here ({type(error).__name__}: {error}). Install it with: {RECIPE}"
+            f"fairseq does not import here ({type(error).__name__}: {error}). Install it with: "
+            f"{RECIPE}"
         ) from error
     if "_load_from_state_dict" in vars(TransformerEncoderLayerBase):
         raise ImportError(
-            "This is stock fairseq 0.12.2: in eval mode it skips the modules that adapters live in. Remove it "
+            "This is stock fairseq 0.12.2: in eval mode it skips the modules that adapters live "
+            "in. Remove it "
             f"(pip uninstall fairseq fairseq-fixed) and install fairseq-fixed: {RECIPE}"
         )

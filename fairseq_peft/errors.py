@@ -1,4 +1,5 @@
-"""The one exception for bad input, and the hook that shows it as a sentence instead of a traceback."""
+"""The one exception for bad input, and the hook that shows it as a sentence instead of a
+traceback."""
 
 from __future__ import annotations
 

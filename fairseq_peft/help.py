@@ -1,4 +1,5 @@
-"""``fairseq-train --arch ... --help`` with the flags of the architecture, task, criterion and optimizer.
+"""``fairseq-train --arch ... --help`` with the flags of the architecture, task, criterion and
+optimizer.
 
 fairseq answers ``--help`` before it adds those flags, so none of them would ever be shown.
 """
@@ -43,4 +44,6 @@ def add_chosen(parser, argv) -> None:
     for name, registry in registries.items():
         part = registry.get(getattr(chosen, name))
         if hasattr(part, "add_args"):
-            part.add_args(parser.add_argument_group(f"--{name.replace('_', '-')} {getattr(chosen, name)}"))
+            part.add_args(
+                parser.add_argument_group(f"--{name.replace('_', '-')} {getattr(chosen, name)}")
+            )

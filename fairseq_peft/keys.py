@@ -7,11 +7,15 @@ from fairseq_peft.errors import InputError
 _CAUSES = [
     (
         "embed_tokens.weight",
-        "the data was prepared with another dictionary: prepare it with the checkpoint's own dict.txt",
+        "the data was prepared with another dictionary: prepare it with the checkpoint's own "
+        "dict.txt",
     ),
     ("embed_positions.weight", "give --max-positions the checkpoint's number of rows less 2"),
     ("lora_", "the checkpoint was trained with another --lora-rank or --peft-targets"),
-    ("adapter.", "the checkpoint was trained with another --adapter-bottleneck or --adapter-placement"),
+    (
+        "adapter.",
+        "the checkpoint was trained with another --adapter-bottleneck or --adapter-placement",
+    ),
     ("soft_prompt.", "the checkpoint was trained with another --prompt-num-tokens"),
     ("layers.", "the checkpoint is of another architecture: give the --arch it was trained with"),
 ]
@@ -32,7 +36,11 @@ def account(found, expected) -> None:
     ]
     problems = [
         f"{len(items)} {kind} ({'; '.join(items[:3])}{'; ...' if len(items) > 3 else ''})"
-        for kind, items in [("of another shape", shapes), ("missing", missing), ("left over", left_over)]
+        for kind, items in [
+            ("of another shape", shapes),
+            ("missing", missing),
+            ("left over", left_over),
+        ]
         if items
     ]
     if not problems:

@@ -15,8 +15,9 @@ require_fairseq()
 if hasattr(torch.serialization, "add_safe_globals"):
     torch.serialization.add_safe_globals([argparse.Namespace])
 
-# fairseq looks for `--user-dir fairseq_peft` at <site-packages>/fairseq/../fairseq_peft as well, and compares that
-# string with the package's path: the same folder under that spelling is not another package.
+# fairseq looks for `--user-dir fairseq_peft` at <site-packages>/fairseq/../fairseq_peft as well,
+# and compares that string with the package's path: the same folder under that spelling is not
+# another package.
 _package = sys.modules["fairseq_peft"]
 _alias = os.path.join(os.path.dirname(sys.modules["fairseq"].__file__), "..", "fairseq_peft")
 if os.path.realpath(_alias) == os.path.realpath(os.path.dirname(__file__)):

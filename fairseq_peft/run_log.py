@@ -1,4 +1,5 @@
-"""What a run leaves beside its checkpoints: run.json, metrics.jsonl, and TensorBoard's view of the same numbers."""
+"""What a run leaves beside its checkpoints: run.json, metrics.jsonl, and TensorBoard's view of
+the same numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Accuracy, macro-F1 and MCC from integer counts per class.
 
-For class k: ``hit`` rows of k predicted as k, ``target`` rows of k, ``predicted`` rows predicted as k.
+For class k: ``hit`` rows of k predicted as k, ``target`` rows of k, ``predicted`` rows predicted as
+k.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ def num_classes(counts) -> int:
 def from_counts(hit, target, predicted) -> dict:
     """Scores of a classification, from three lists of one integer a class.
 
-    Macro-F1 is the mean over classes with at least one row or one prediction. MCC is the multi-class one
-    (Gorodkin 2004), 0 where it is undefined. Shares are NaN for no rows at all.
+    Macro-F1 is the mean over classes with at least one row or one prediction. MCC is the
+    multi-class one (Gorodkin 2004), 0 where it is undefined. Shares are NaN for no rows at all.
     """
     rows, correct = sum(target), sum(hit)
     if rows == 0:
@@ -42,6 +43,7 @@ def from_counts(hit, target, predicted) -> dict:
 def from_meters(meters) -> dict:
     """``from_counts`` on fairseq's meters, whose sums are the counts; adds ``predicted``."""
     counts = {
-        kind: [round(meters[f"_{kind}_{k}"].sum) for k in range(num_classes(meters))] for kind in KINDS
+        kind: [round(meters[f"_{kind}_{k}"].sum) for k in range(num_classes(meters))]
+        for kind in KINDS
     }
     return {**from_counts(**counts), "predicted": counts["predicted"]}

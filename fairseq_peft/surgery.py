@@ -30,7 +30,10 @@ def match(model: nn.Module, family, targets: str) -> list[tuple[str, nn.Linear]]
         )
     layers = model.get_submodule(family.layers)
     return [
-        (f"{family.layers}.{index}.{family.linears[target]}", layer.get_submodule(family.linears[target]))
+        (
+            f"{family.layers}.{index}.{family.linears[target]}",
+            layer.get_submodule(family.linears[target]),
+        )
         for index, layer in enumerate(layers)
         for target in wanted
     ]
@@ -51,7 +54,8 @@ def freeze(model: nn.Module, trains) -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many parameters train. Tied tensors count once; ``bytes`` is what a task must keep (fp32)."""
+    """How many parameters train. Tied tensors count once; ``bytes`` is what a task must keep
+    (fp32)."""
 
     method: int
     head: int
@@ -79,7 +83,8 @@ def count(model: nn.Module, head_prefix: str) -> Counts:
 
 
 def describe(model: nn.Module, head_prefix: str, label: str, max_rows: int = 40) -> Iterable[str]:
-    """The table of what trains, line by line: tensors, counts, per cent of the model, with and without the head."""
+    """The table of what trains, line by line: tensors, counts, per cent of the model, with and
+    without the head."""
     counts = count(model, head_prefix)
     rows = [
         (name, tuple(parameter.shape), parameter.numel())

@@ -1,4 +1,5 @@
-"""Print which of several finished runs has the highest accuracy on valid (the first of them on ties)."""
+"""Print which of several finished runs has the highest accuracy on valid (the first of them on
+ties)."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ class SentenceClassificationCriterionConfig(FairseqDataclass):
 class SentenceClassificationCriterion(FairseqCriterion):
     """Cross entropy in nats, summed over the batch.
 
-    Logged per batch: ``loss``, ``ntokens``, ``nsentences``, and for each class k the integers ``_hit_k`` (rows of k
-    predicted as k), ``_target_k``, ``_predicted_k``. A leading underscore keeps them out of fairseq's log lines.
+    Logged per batch: ``loss``, ``ntokens``, ``nsentences``, and for each class k the integers
+    ``_hit_k`` (rows of k predicted as k), ``_target_k``, ``_predicted_k``. A leading underscore
+    keeps them out of fairseq's log lines.
     """
 
     def __init__(self, task, classification_head_name):

@@ -14,9 +14,10 @@ def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list
     Args:
         sizes: (N,) tokens of each item.
         max_sentences: largest batch, in items; None for no limit.
-        max_tokens: largest batch, in tokens with padding; None for no limit. An item longer than that is alone.
-        rng: numpy generator that draws the pools of items and the order of batches; None sorts all items by length
-            (evaluation).
+        max_tokens: largest batch, in tokens with padding; None for no limit. An item longer than
+            that is alone.
+        rng: numpy generator that draws the pools of items and the order of batches; None sorts all
+            items by length (evaluation).
     """
     sizes = np.asarray(sizes)
     if rng is None:
@@ -27,7 +28,9 @@ def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list
         pools = np.split(order, range(POOL * typical, len(order), POOL * typical))
     batches = []
     for pool in pools:
-        batches += _cut(pool[np.argsort(-sizes[pool], kind="stable")], sizes, max_sentences, max_tokens)
+        batches += _cut(
+            pool[np.argsort(-sizes[pool], kind="stable")], sizes, max_sentences, max_tokens
+        )
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
     assert sum(len(batch) for batch in batches) == len(sizes), "a batch was lost"

@@ -11,7 +11,8 @@ from fairseq.data import FairseqDataset
 
 
 class SentenceDataset(FairseqDataset):
-    """``<s> text </s>`` or ``<s> text </s> </s> text2 </s>``, cut to ``max_tokens`` so that every ``</s>`` stays.
+    """``<s> text </s>`` or ``<s> text </s> </s> text2 </s>``, cut to ``max_tokens`` so that every
+    ``</s>`` stays.
 
     A pair is cut from the end of its longer text first.
 
@@ -63,7 +64,8 @@ class SentenceDataset(FairseqDataset):
         return False
 
     def collater(self, items):
-        """Items as a batch: ``src_tokens`` (B, T) padded at the right, ``target`` (B,); {} for no items."""
+        """Items as a batch: ``src_tokens`` (B, T) padded at the right, ``target`` (B,); {} for
+        no items."""
         if not items:
             return {}
         lengths = [len(item["tokens"]) for item in items]

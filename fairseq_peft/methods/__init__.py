@@ -31,10 +31,12 @@ def configure(name: str, given: dict):
 
     Args:
         name: the method.
-        given: flag (attribute name, ``lora_rank``) -> value, for the flags that were set (None: not set).
+        given: flag (attribute name, ``lora_rank``) -> value, for the flags that were set (None: not
+            set).
 
     Raises:
-        InputError: a value is out of range, or a flag belongs to another method and would be ignored.
+        InputError: a value is out of range, or a flag belongs to another method and would be
+            ignored.
     """
     from fairseq_peft.methods.base import flag_name
 

@@ -1,10 +1,13 @@
 """Bottleneck adapters: a small residual network behind the attention and/or the feed-forward block.
 
-    h -> h + U act(D h + d) + u        D (b, C), U (C, b), applied to the block's output, before dropout and residual
+    h -> h + U act(D h + d) + u        D (b, C), U (C, b), applied to the block's output, before
+    dropout and residual
 
-U and u start at zero, so the start is the base model, bit for bit. Trainable: 2 C b + b + C for each place.
+U and u start at zero, so the start is the base model, bit for bit. Trainable: 2 C b + b + C for
+each place.
 
-Papers: Houlsby et al. 2019, arXiv:1902.00751 (placement ``both``); Pfeiffer et al. 2021, arXiv:2005.00247 (``ffn``).
+Papers: Houlsby et al. 2019, arXiv:1902.00751 (placement ``both``); Pfeiffer et al. 2021,
+arXiv:2005.00247 (``ffn``).
 Shape letters: C model dim, b bottleneck.
 """
 
@@ -34,11 +37,13 @@ class AdapterConfig:
     def __post_init__(self):
         if self.bottleneck < 1:
             raise InputError(
-                f"--adapter-bottleneck {self.bottleneck} is not a width: give an integer of at least 1."
+                f"--adapter-bottleneck {self.bottleneck} is not a width: give an integer of at "
+                "least 1."
             )
         if self.placement not in PLACEMENTS:
             raise InputError(
-                f"--adapter-placement {self.placement!r} is unknown: give one of {', '.join(PLACEMENTS)}."
+                f"--adapter-placement {self.placement!r} is unknown: give one of "
+                f"{', '.join(PLACEMENTS)}."
             )
 
 

@@ -34,8 +34,8 @@ class Method:
         summary: one line for tables.
         paper: source, or "-".
         mergeable: whether the trained tensors can be folded into a plain checkpoint.
-        Config: dataclass of the method's knobs; a field becomes the flag ``--<method>-<field>``, unless its metadata
-            names another ("flag").
+        Config: dataclass of the method's knobs; a field becomes the flag ``--<method>-<field>``,
+            unless its metadata names another ("flag").
     """
 
     name = ""
@@ -50,7 +50,8 @@ class Method:
     def inject(
         self, model: nn.Module, family: Family, config: Config, generator: torch.Generator
     ) -> None:
-        """Change ``model`` in place. New parameters are the method's own; they start as the identity."""
+        """Change ``model`` in place. New parameters are the method's own; they start as the
+        identity."""
 
     def adopt_base(self, model: nn.Module, family: Family) -> None:
         """Finish an initialisation that depends on the base weights, once they are loaded."""
@@ -71,7 +72,8 @@ class Method:
         """
         if not self.mergeable:
             raise InputError(
-                f"--peft {self.name} cannot be merged: it adds computation that no weight of the base model can "
+                f"--peft {self.name} cannot be merged: it adds computation that no weight of the "
+                "base model can "
                 "hold. Keep the checkpoint as it is, or train one of the methods that merge (lora)."
             )
 
@@ -82,6 +84,7 @@ def flag_name(method: str, field) -> str:
 
 
 def field_types(config: type) -> dict[str, type]:
-    """The types of a config's fields, resolved (annotations are strings in files with postponed evaluation)."""
+    """The types of a config's fields, resolved (annotations are strings in files with postponed
+    evaluation)."""
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in fields(config)}

@@ -1,4 +1,5 @@
-"""Head only: the encoder is frozen, the classification head trains. The floor that every method must beat."""
+"""Head only: the encoder is frozen, the classification head trains. The floor that every method
+must beat."""
 
 from fairseq_peft.methods.base import Method
 

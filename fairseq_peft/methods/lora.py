@@ -2,7 +2,8 @@
 
     y = x W^T + b + (alpha / r) drop(x) A^T B^T
 
-A (r, in) starts uniform in +-1/sqrt(in), B (out, r) starts at zero, so the start is the base model, bit for bit.
+A (r, in) starts uniform in +-1/sqrt(in), B (out, r) starts at zero, so the start is the base model,
+bit for bit.
 Trainable: r (in + out) for each adapted map. Merges: W + (alpha / r) B A.
 
 Paper: Hu et al. 2021, arXiv:2106.09685, eq. 3. Shape letters: r rank.
@@ -35,15 +36,20 @@ class LoRAConfig:
         default="q_proj,v_proj",
         metadata={
             "flag": "peft_targets",
-            "help": "comma-separated linear maps to adapt: q_proj k_proj v_proj out_proj fc1 fc2 (q_proj,v_proj)",
+            "help": "comma-separated linear maps to adapt: q_proj k_proj v_proj out_proj fc1 fc2 "
+            "(q_proj,v_proj)",
         },
     )
 
     def __post_init__(self):
         if self.rank < 1:
-            raise InputError(f"--lora-rank {self.rank} is not a rank: give an integer of at least 1.")
+            raise InputError(
+                f"--lora-rank {self.rank} is not a rank: give an integer of at least 1."
+            )
         if not 0 <= self.dropout < 1:
-            raise InputError(f"--lora-dropout {self.dropout} is not in [0, 1): give a share such as 0.1.")
+            raise InputError(
+                f"--lora-dropout {self.dropout} is not in [0, 1): give a share such as 0.1."
+            )
         if self.alpha <= 0:
             raise InputError(f"--lora-alpha {self.alpha} turns LoRA off: give a positive number.")
 
@@ -52,14 +58,13 @@ class LoRALinear(nn.Linear):
     """``y = x W^T + b + (alpha / r) drop(x) A^T B^T`` with W and b frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_B (out, r).
-    It holds the base layer's own ``weight`` and ``bias``, so a base checkpoint's keys stay where they are.
+    It holds the base layer's own ``weight`` and ``bias``, so a base checkpoint's keys stay where
+    they are.
     """
 
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator):
         # On "meta" no memory is taken for the weight that the next lines replace.
-        super().__init__(
-            base.in_features, base.out_features, base.bias is not None, device="meta"
-        )
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight = base.weight
         self.bias = base.bias
         self.scale = config.alpha / config.rank

@@ -1,13 +1,17 @@
 """Prompt tuning: P trained vectors among the token embeddings of a frozen model.
 
     <s> t1 t2 ... </s>   ->   <s> p1 ... pP t1 t2 ... </s>      (placement after_bos)
-                         ->   p1 ... pP <s> t1 t2 ... </s>      (placement before_bos, as in Hugging Face PEFT)
+                         ->   p1 ... pP <s> t1 t2 ... </s>      (placement before_bos, as in Hugging
+                         Face PEFT)
 
-The vectors stand where word embeddings stand: positions are added to them, and the text moves P positions on, so it may
-be P tokens shorter. The head reads what stands first: ``<s>``, or p1 with ``before_bos``. Trainable: P C.
+The vectors stand where word embeddings stand: positions are added to them, and the text moves P
+positions on, so it may be P tokens shorter. The head reads what stands first: ``<s>``, or p1 with
+``before_bos``.
+Trainable: P C.
 There is no start as the identity: prompts change the logits from the first step.
 
-Paper: Lester et al. 2021, arXiv:2104.08691. Shape letters: B batch, T tokens, C model dim, P prompt tokens.
+Paper: Lester et al. 2021, arXiv:2104.08691. Shape letters: B batch, T tokens, C model dim, P prompt
+tokens.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +34,9 @@ class PromptConfig:
     num_tokens: int = field(default=20, metadata={"help": "number P of prompt tokens (20)"})
     init: str = field(
         default="vocab",
-        metadata={"help": "vocab: copies of word embeddings drawn at random; random: N(0, 0.02) (vocab)"},
+        metadata={
+            "help": "vocab: copies of word embeddings drawn at random; random: N(0, 0.02) (vocab)"
+        },
     )
     placement: str = field(
         default="after_bos",
@@ -40,18 +46,23 @@ class PromptConfig:
     def __post_init__(self):
         if self.num_tokens < 1:
             raise InputError(
-                f"--prompt-num-tokens {self.num_tokens} is no prompt: give an integer of at least 1."
+                f"--prompt-num-tokens {self.num_tokens} is no prompt: give an integer of at "
+                "least 1."
             )
         if self.init not in INITS:
-            raise InputError(f"--prompt-init {self.init!r} is unknown: give one of {', '.join(INITS)}.")
+            raise InputError(
+                f"--prompt-init {self.init!r} is unknown: give one of {', '.join(INITS)}."
+            )
         if self.placement not in PLACEMENTS:
             raise InputError(
-                f"--prompt-placement {self.placement!r} is unknown: give one of {', '.join(PLACEMENTS)}."
+                f"--prompt-placement {self.placement!r} is unknown: give one of "
+                f"{', '.join(PLACEMENTS)}."
             )
 
 
 class SoftPrompt(nn.Module):
-    """The prompt and where it goes; ``embeddings`` is (P, C), copies of the rows ``vocab_rows`` if given."""
+    """The prompt and where it goes; ``embeddings`` is (P, C), copies of the rows ``vocab_rows``
+    if given."""
 
     def __init__(self, embeddings: torch.Tensor, placement: str, vocab_rows=None):
         super().__init__()
@@ -72,7 +83,8 @@ class SoftPrompt(nn.Module):
         return x, padding
 
     def remove(self, x):
-        """The features (B, P + T, C) as (B, T, C): what stands first, then those of the tokens after ``<s>``."""
+        """The features (B, P + T, C) as (B, T, C): what stands first, then those of the tokens
+        after ``<s>``."""
         return torch.cat([x[:, :1], x[:, 1 + self.num_tokens :]], dim=1)
 
 

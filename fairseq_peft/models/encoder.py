@@ -1,6 +1,8 @@
-"""RoBERTa's encoder with batch-first layers, attention that calls its projections, and a place for soft prompts.
+"""RoBERTa's encoder with batch-first layers, attention that calls its projections, and a place for
+soft prompts.
 
-Parameter names and results are stock fairseq's. Shape letters: B batch, T tokens, C model dim, P prompt tokens.
+Parameter names and results are stock fairseq's. Shape letters: B batch, T tokens, C model dim, P
+prompt tokens.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ class EncoderLayer(TransformerEncoderLayerBase):
 
     def build_self_attention(self, embed_dim, cfg):
         return SelfAttention(
-            embed_dim, cfg.encoder.attention_heads, dropout=cfg.attention_dropout, self_attention=True
+            embed_dim,
+            cfg.encoder.attention_heads,
+            dropout=cfg.attention_dropout,
+            self_attention=True,
         )
 
     def forward(self, x, keep=None, first_only=False):
-        """x (B, T, C) and keep (B, 1, 1, T) or None -> (B, T, C); (B, 1, C) for the first position only."""
+        """x (B, T, C) and keep (B, 1, 1, T) or None -> (B, T, C); (B, 1, C) for the first
+        position only."""
         residual = x[:, :1] if first_only else x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
@@ -45,7 +51,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
 
 
 class Encoder(TransformerEncoder):
-    """fairseq's transformer encoder, batch first inside; ``soft_prompt`` is filled by prompt tuning."""
+    """fairseq's transformer encoder, batch first inside; ``soft_prompt`` is filled by prompt
+    tuning."""
 
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(args, dictionary, embed_tokens)
@@ -69,7 +76,8 @@ class Encoder(TransformerEncoder):
     ):
         """src_tokens (B, T) -> fairseq's dictionary; ``encoder_out`` holds one tensor (T, B, C).
 
-        With ``first_only`` it is (1, B, C): the last layer is computed only where a classification head reads it.
+        With ``first_only`` it is (1, B, C): the last layer is computed only where a classification
+        head reads it.
 
         Raises:
             InputError: T + P is more than the model has positions.
@@ -81,8 +89,10 @@ class Encoder(TransformerEncoder):
             x, padding = self.soft_prompt.insert(x, padding)
         if x.shape[1] > self.max_positions():
             raise InputError(
-                f"A batch has {src_tokens.shape[1]} tokens and {self.num_prompt_tokens} prompt tokens; the model has "
-                f"{self.max_positions()} positions. Shorten the input (the task sentence_classification does)."
+                f"A batch has {src_tokens.shape[1]} tokens and {self.num_prompt_tokens} prompt "
+                "tokens; the model has "
+                f"{self.max_positions()} positions. Shorten the input (the task "
+                "sentence_classification does)."
             )
         # fairseq numbers tokens from padding_idx + 1 on and leaves padding at padding_idx.
         positions = (~padding).cumsum(1).mul(~padding) + self.padding_idx

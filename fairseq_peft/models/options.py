@@ -1,7 +1,8 @@
 """The model's flags: RoBERTa's own, and one for every knob of every method.
 
-A field is None until somebody sets it; ``resolve`` fills in what the architecture says. So a flag of a method that is
-not chosen can be told from one that was left alone, and fairseq-train, fairseq-hydra-train and checkpoints share one path.
+A field is None until somebody sets it; ``resolve`` fills in what the architecture says. So a flag
+of a method that is not chosen can be told from one that was left alone, and fairseq-train,
+fairseq-hydra-train and checkpoints share one path.
 """
 
 import dataclasses
@@ -51,9 +52,14 @@ ROBERTA = {
     "init_embeddings": (
         str,
         "",
-        "start a fresh model from the token embeddings and LM bias in this .npz (fairseq-peft svd-embeddings)",
+        "start a fresh model from the token embeddings and LM bias in this .npz (fairseq-peft "
+        "svd-embeddings)",
     ),
-    "precision": (str, "fp32", "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)"),
+    "precision": (
+        str,
+        "fp32",
+        "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)",
+    ),
     "peft": (str, "full", f"method: {', '.join(methods.available())} (full)"),
 }
 
@@ -71,7 +77,9 @@ def _method_fields():
                 kind or types[knob.name],
                 help_text or knob.metadata["help"],
             )
-    return {flag: (kind, f"{', '.join(users)}: {text}") for flag, (users, kind, text) in found.items()}
+    return {
+        flag: (kind, f"{', '.join(users)}: {text}") for flag, (users, kind, text) in found.items()
+    }
 
 
 METHOD_FIELDS = _method_fields()

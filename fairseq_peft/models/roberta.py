@@ -1,4 +1,5 @@
-"""RoBERTa with any method injected: ``roberta_small``, ``roberta_base``, ``roberta_large``, each with a suffix a method."""
+"""RoBERTa with any method injected: ``roberta_small``, ``roberta_base``, ``roberta_large``,
+each with a suffix a method."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ class RobertaPeftModel(RobertaModel):
 
     Attributes:
         method, config: the method and its knobs.
-        accepts_base: whether a checkpoint may lack what the method adds, and the head. True for training from a
-            base, False for a model that is rebuilt from its own checkpoint.
+        accepts_base: whether a checkpoint may lack what the method adds, and the head. True for
+            training from a base, False for a model that is rebuilt from its own checkpoint.
     """
 
     def __init__(self, args, encoder):
@@ -74,7 +75,8 @@ class RobertaPeftModel(RobertaModel):
         args = argparse.Namespace(**values)
         if args.encoder_embed_dim % args.encoder_attention_heads:
             raise InputError(
-                f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into --encoder-attention-heads "
+                f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into "
+                "--encoder-attention-heads "
                 f"{args.encoder_attention_heads} heads: give a multiple."
             )
         if args.precision not in ("fp32", "bf16"):
@@ -97,7 +99,8 @@ class RobertaPeftModel(RobertaModel):
         self.freeze()
 
     def freeze(self) -> None:
-        """Exactly the method's tensors and the head train; an LM head that nobody reads does not."""
+        """Exactly the method's tensors and the head train; an LM head that nobody reads does
+        not."""
 
         def trains(name):
             if name.startswith("encoder.lm_head.") and not self.reads_lm_head:
@@ -110,8 +113,8 @@ class RobertaPeftModel(RobertaModel):
         """fairseq's forward; with a head, the last layer is computed where the head reads it.
 
         Returns:
-            logits (B, classes) with ``classification_head_name``, features (B, T, C) with ``features_only``, else LM
-            logits; and fairseq's dictionary of extras.
+            logits (B, classes) with ``classification_head_name``, features (B, T, C) with
+            ``features_only``, else LM logits; and fairseq's dictionary of extras.
         """
         head = classification_head_name
         x, extra = self.encoder(
@@ -139,7 +142,8 @@ class RobertaPeftModel(RobertaModel):
         self.freeze()
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Bring a base checkpoint to this model's keys; what is filled in is what a base cannot have."""
+        """Bring a base checkpoint to this model's keys; what is filled in is what a base cannot
+        have."""
         prefix = name + "." if name else ""
         for key in [key for key in state_dict if _DUPLICATES.search(key)]:
             del state_dict[key]
@@ -151,11 +155,15 @@ class RobertaPeftModel(RobertaModel):
             if not any(prefix + key in state_dict for key in self.added):
                 state_dict.update({prefix + key: own[key] for key in self.added})
         else:
-            missing = [key for key in own if key.startswith(HEADS) and prefix + key not in state_dict]
+            missing = [
+                key for key in own if key.startswith(HEADS) and prefix + key not in state_dict
+            ]
             if missing:
                 raise InputError(
-                    f"The checkpoint has no {missing[0]}: its classification head is missing, so it cannot "
-                    "classify. Give a checkpoint that fairseq-train wrote with --task sentence_classification."
+                    f"The checkpoint has no {missing[0]}: its classification head is missing, so "
+                    "it cannot "
+                    "classify. Give a checkpoint that fairseq-train wrote with --task "
+                    "sentence_classification."
                 )
         super().upgrade_state_dict_named(state_dict, name)
 
@@ -166,7 +174,8 @@ class RobertaPeftModel(RobertaModel):
                 continue
             raise InputError(
                 f"The checkpoint's head {head_name!r} has {found.shape[0]} classes, the data has "
-                f"{head.out_proj.out_features}. Pass --reset-head to start a fresh head, or give another checkpoint."
+                f"{head.out_proj.out_features}. Pass --reset-head to start a fresh head, or give "
+                "another checkpoint."
             )
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
@@ -200,16 +209,22 @@ def load_embeddings(model, path: str) -> None:
             found = {name: torch.from_numpy(arrays[name]) for name in ("embeddings", "lm_bias")}
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(
-            f"--init-embeddings {path} cannot be read ({error}). Make it with fairseq-peft svd-embeddings."
+            f"--init-embeddings {path} cannot be read ({error}). Make it with fairseq-peft "
+            "svd-embeddings."
         ) from error
     encoder = model.encoder
-    wanted = {"embeddings": encoder.sentence_encoder.embed_tokens.weight, "lm_bias": encoder.lm_head.bias}
+    wanted = {
+        "embeddings": encoder.sentence_encoder.embed_tokens.weight,
+        "lm_bias": encoder.lm_head.bias,
+    }
     with torch.no_grad():
         for name, parameter in wanted.items():
             if found[name].shape != parameter.shape:
                 raise InputError(
-                    f"--init-embeddings {path}: {name} is {tuple(found[name].shape)}, the model needs "
-                    f"{tuple(parameter.shape)}. Make it from the same dictionary and with the same --dim."
+                    f"--init-embeddings {path}: {name} is {tuple(found[name].shape)}, the model "
+                    "needs "
+                    f"{tuple(parameter.shape)}. Make it from the same dictionary and with the "
+                    "same --dim."
                 )
             parameter.copy_(found[name])
     logger.info(f"token embeddings and LM bias from {path}")

@@ -1,4 +1,5 @@
-"""``--task sentence_classification``: one or two sentences, any number of classes, nothing dropped silently."""
+"""``--task sentence_classification``: one or two sentences, any number of classes, nothing
+dropped silently."""
 
 import argparse
 import logging
@@ -17,11 +18,11 @@ from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from fairseq_peft import __version__, run_log, scores, surgery
+from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.roberta import HEADS
-from fairseq_peft.data import checks
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class SentenceClassificationConfig(FairseqDataclass):
     max_epoch: int = II("optimization.max_epoch")
     lr: List[float] = II("optimization.lr")
     update_freq: List[int] = II("optimization.update_freq")
-    # Shown by fairseq when a process loads a checkpoint of this task without having imported the plugin.
+    # Shown by fairseq when a process loads a checkpoint of this task without having imported the
+    # plugin.
     needs: str = field(
         default="the plugin: import fairseq_peft first or pass --user-dir fairseq_peft",
         metadata={"help": argparse.SUPPRESS},
@@ -62,11 +64,12 @@ class SentenceClassificationConfig(FairseqDataclass):
 
 
 class SentenceClassificationTask(FairseqTask):
-    """Classification of sentences or sentence pairs from a folder in the layout of fairseq's sentence_prediction.
+    """Classification of sentences or sentence pairs from a folder in the layout of fairseq's
+    sentence_prediction.
 
     Attributes:
-        labels: class names in the order of the model's outputs. They come from label/dict.txt, or from the checkpoint
-            if one is loaded, and rows are matched to classes by name.
+        labels: class names in the order of the model's outputs. They come from label/dict.txt, or
+            from the checkpoint if one is loaded, and rows are matched to classes by name.
     """
 
     def __init__(self, cfg, dictionary, labels):
@@ -83,10 +86,13 @@ class SentenceClassificationTask(FairseqTask):
     def setup_task(cls, cfg, **kwargs):
         dictionary = checks.load_dictionary(os.path.join(cfg.data, "input0", "dict.txt"))
         dictionary.add_symbol("<mask>")
-        labels = checks.class_names(checks.load_dictionary(os.path.join(cfg.data, "label", "dict.txt")))
+        labels = checks.class_names(
+            checks.load_dictionary(os.path.join(cfg.data, "label", "dict.txt"))
+        )
         if cfg.num_classes > 0 and cfg.num_classes != len(labels):
             raise InputError(
-                f"--num-classes {cfg.num_classes}, but {cfg.data}/label/dict.txt names {len(labels)} classes "
+                f"--num-classes {cfg.num_classes}, but {cfg.data}/label/dict.txt names "
+                f"{len(labels)} classes "
                 f"({', '.join(labels)}). Leave the flag out or give the right data."
             )
         return cls(cfg, dictionary, labels)
@@ -95,7 +101,8 @@ class SentenceClassificationTask(FairseqTask):
         model = super().build_model(cfg, from_checkpoint)
         if not hasattr(model, "inject"):
             raise InputError(
-                "--task sentence_classification needs one of this plugin's architectures: roberta_small, roberta_base_lora, "
+                "--task sentence_classification needs one of this plugin's architectures: "
+                "roberta_small, roberta_base_lora, "
                 "roberta_large_adapter, ... Give one as --arch."
             )
         model.register_classification_head(
@@ -105,7 +112,8 @@ class SentenceClassificationTask(FairseqTask):
         self.max_tokens = model.max_positions() - model.num_prompt_tokens
         if self.max_tokens < 8:
             raise InputError(
-                f"{model.num_prompt_tokens} prompt tokens leave {self.max_tokens} of {model.max_positions()} positions "
+                f"{model.num_prompt_tokens} prompt tokens leave {self.max_tokens} of "
+                f"{model.max_positions()} positions "
                 "for the text. Give fewer with --prompt-num-tokens."
             )
         if not from_checkpoint:
@@ -165,7 +173,8 @@ class SentenceClassificationTask(FairseqTask):
         unknown = [name for name in self.labels if name not in labels]
         if unknown:
             raise InputError(
-                f"{self.cfg.data} has the class {unknown[0]!r}, the checkpoint knows {', '.join(labels)}. "
+                f"{self.cfg.data} has the class {unknown[0]!r}, the checkpoint knows "
+                f"{', '.join(labels)}. "
                 "Give data with the classes that the checkpoint was trained on."
             )
         self.labels = list(labels)
@@ -183,7 +192,8 @@ class SentenceClassificationTask(FairseqTask):
             dataset.split = split
             self.datasets[split] = dataset
             logger.info(
-                f"{split}: {len(dataset)} rows, {dataset.num_truncated} cut to {self.max_tokens} tokens"
+                f"{split}: {len(dataset)} rows, {dataset.num_truncated} cut to {self.max_tokens} "
+                "tokens"
             )
         return self.datasets[split]
 
@@ -263,14 +273,16 @@ class SentenceClassificationTask(FairseqTask):
         expected = len(self.datasets[self._split])
         if result["num_examples"] != expected:
             raise InputError(
-                f"{result['num_examples']} of the {expected} rows of {self._split!r} were evaluated. "
+                f"{result['num_examples']} of the {expected} rows of {self._split!r} were "
+                "evaluated. "
                 "Leave out what limits validation (--max-valid-steps)."
             )
         predicted = result.pop("predicted")
         if max(predicted) == expected and len(self.labels) > 1:
             name = self.labels[predicted.index(expected)]
             logger.warning(
-                f"all {expected} predictions on {self._split!r} are {name!r}: the model has collapsed to one class "
+                f"all {expected} predictions on {self._split!r} are {name!r}: the model has "
+                "collapsed to one class "
                 "(try another learning rate, or more epochs)"
             )
         self._subsets[self._split] = {

@@ -1,0 +1,99 @@
+"""Fixtures: a tiny model, a batch, small data folders."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import types
+
+import pytest
+from helpers import TINY, random_rows, write_data
+
+
+@pytest.fixture(scope="session")
+def dictionary():
+    """30 words, with fairseq's specials and <mask> 35 rows."""
+    fairseq = pytest.importorskip("fairseq")
+    words = fairseq.data.Dictionary()
+    for i in range(30):
+        words.add_symbol(f"w{i}")
+    words.add_symbol("<mask>")
+    return words
+
+
+@pytest.fixture
+def build(dictionary):
+    """``build("lora", lora_rank=4)``: a tiny model with a head of two classes, in eval mode."""
+    import torch
+
+    import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft.models.options import architecture
+    from fairseq_peft.models.roberta import RobertaPeftModel
+
+    def make(method="full", seed=1, num_classes=2, head=True, **given):
+        args = argparse.Namespace(_name=f"roberta_small_{method}", **{**TINY, **given})
+        architecture("roberta_small", method)(args)
+        task = types.SimpleNamespace(
+            source_dictionary=dictionary, cfg=types.SimpleNamespace(seed=seed)
+        )
+        torch.manual_seed(seed)
+        model = RobertaPeftModel.build_model(args, task)
+        if head:
+            model.register_classification_head("head", num_classes=num_classes, seed=seed)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def batch(dictionary):
+    """(4, 12) token ids with <s>, </s> and padding at the right."""
+    import torch
+
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(4, len(dictionary) - 1, (4, 12), generator=generator)
+    tokens[:, 0] = dictionary.bos()
+    for row, length in zip(tokens, (12, 9, 5, 3)):
+        row[length - 1] = dictionary.eos()
+        row[length:] = dictionary.pad()
+    return tokens
+
+
+@pytest.fixture
+def logits():
+    """``logits(model, tokens)``: class scores (B, 2), without gradients."""
+    import torch
+
+    def compute(model, tokens):
+        with torch.no_grad():
+            return model(tokens, features_only=True, classification_head_name="head")[0]
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def raw_folder(tmp_path_factory):
+    """{train,valid,test}.{review,label}: 67, 21 and 21 reviews whose class is told by one word."""
+    folder = tmp_path_factory.mktemp("raw")
+    rng = random.Random(3)
+    neutral = [f"mot{i}" for i in range(40)]
+    signal = {"bad": ["nul", "triste", "fade"], "good": ["beau", "vif", "fort"]}
+    for split, rows in (("train", 67), ("valid", 21), ("test", 21)):
+        texts, labels = [], []
+        for row in range(rows):
+            label = ("bad", "good")[row % 2]
+            words = rng.choices(neutral, k=rng.randint(3, 30)) + rng.choices(signal[label], k=3)
+            rng.shuffle(words)
+            texts.append(" ".join(words))
+            labels.append(label)
+        (folder / f"{split}.review").write_text("\n".join(texts) + "\n")
+        (folder / f"{split}.label").write_text("\n".join(labels) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """A binarised folder with two classes; valid and test have 21 rows each, no multiple of a
+    batch."""
+    pytest.importorskip("fairseq")
+    return write_data(tmp_path_factory.mktemp("data") / "tiny", random_rows(), ["bad", "good"])
