@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,13 @@ SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path.name !
 SHELL_FILES = [*SCRIPTS, ROOT / "scripts" / "lib.sh", ROOT / ".ci" / "run"]
 
 # Scripts whose --dry-run needs arguments or knobs: name -> (arguments, environment).
-# {inputs} is a folder with raw data: {train,valid,test}.{review,label} and text.txt.
+# {inputs} is a folder with raw data, a split with {train,valid,test}.{review,label}, and label/train.idx.
+# labels.
 DRY_RUNS = {
     "prepare_data.sh": (["{inputs}", "example"], {}),
     "pretrain.sh": ([], {"RAW": "{inputs}/text.txt", "SAVE_DIR": "{project}/checkpoints/example"}),
+    "finetune.sh": ([], {"DATA": "{inputs}", "INIT": "scratch"}),
+    "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
@@ -64,13 +68,15 @@ def project(tmp_path):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Raw data: labelled reviews and a text."""
+    """Raw data (labelled reviews and a text), and label/train.idx, where scripts read the rows."""
     folder = tmp_path / "inputs"
     folder.mkdir()
     for subset in ("train", "valid", "test"):
         rows = [f"{subset} review number {row}, good or bad\n" for row in range(8)]
         (folder / f"{subset}.review").write_text("".join(rows), encoding="utf-8")
         (folder / f"{subset}.label").write_text("0\n1\n" * 4, encoding="utf-8")
+    (folder / "label").mkdir()
+    (folder / "label" / "train.idx").write_bytes(b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, 4, 8))
     (folder / "text.txt").write_text("one line of text\n" * 50, encoding="utf-8")
     return folder
 
@@ -84,8 +90,8 @@ def test_help_prints_the_usage(path, tmp_path):
     done = run_script(path, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    usage = re.search(rf"^Usage: .*scripts/{re.escape(path.name)}", done.stdout, re.MULTILINE)
-    assert usage, "no line 'Usage: ... scripts/NAME ...'"
+    usage = re.search(rf"^Usage: .*\b{re.escape(path.name)}", done.stdout, re.MULTILINE)
+    assert usage, "no line 'Usage: ... NAME ...'"
     assert "--dry-run" in done.stdout
     assert len(done.stdout.splitlines()) > 1, "a usage line alone explains nothing"
     assert os.listdir(tmp_path) == []
