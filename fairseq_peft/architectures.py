@@ -68,15 +68,22 @@ def evaluate(formula: str) -> int:
     return eval(formula.replace("x", "*"), {"__builtins__": {}})  # noqa: S307, digits and + x ( ) only
 
 
-def matrices(dims: Dims) -> Count:
-    """S1's table: without biases, normalisation layers and LM head."""
+def layer_matrices(dims: Dims) -> Count:
+    """The matrices of one layer."""
     c, f = dims.embed_dim, dims.ffn_dim
+    count = Count()
+    count.add("attention, per layer", f"4 x {c} x {c}")
+    count.add("feed-forward, per layer", f"2 x {c} x {f}")
+    return count
+
+
+def matrices(dims: Dims) -> Count:
+    """The encoder without biases, normalisation layers and LM head."""
+    c = dims.embed_dim
     count = Count()
     count.add("token embedding", f"{dims.vocab_size} x {c}")
     count.add("position embedding", f"({dims.max_positions} + 2) x {c}")
-    for layer in range(1, dims.num_layers + 1):
-        count.add(f"attention, layer {layer}", f"4 x {c} x {c}")
-        count.add(f"feed-forward, layer {layer}", f"2 x {c} x {f}")
+    count.add(f"{dims.num_layers} layers", f"{dims.num_layers} x {layer_matrices(dims).total}")
     return count
 
 

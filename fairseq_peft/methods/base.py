@@ -64,6 +64,10 @@ class Method:
         """The parameters that the method adds, as terms."""
         return Count()
 
+    def count_base(self, dims: Dims) -> Count:
+        """The parameters of the base that train, as terms."""
+        return Count()
+
     def merge(self, model: nn.Module) -> None:
         """Fold the trained tensors into the base weights, in place, leaving a plain model.
 

@@ -1,5 +1,6 @@
 """Full fine-tuning: every tensor of the encoder trains. The baseline."""
 
+from fairseq_peft.architectures import Count, encoder_rest, matrices
 from fairseq_peft.methods.base import Method
 
 
@@ -12,6 +13,9 @@ class Full(Method):
 
     def trains(self, name):
         return True
+
+    def count_base(self, dims):
+        return Count(matrices(dims).terms + encoder_rest(dims).terms)
 
 
 METHOD = Full()
