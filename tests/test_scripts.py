@@ -15,7 +15,7 @@ SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path.name !
 SHELL_FILES = [*SCRIPTS, ROOT / "scripts" / "lib.sh", ROOT / ".ci" / "run"]
 
 # Scripts whose --dry-run needs arguments or knobs: name -> (arguments, environment).
-# {inputs} is a folder with raw data, a split with {train,valid,test}.{review,label}, and label/train.idx.
+# {inputs} is a folder with raw data, {train,valid,test}.{review,label}, and label/train.idx.
 # labels.
 DRY_RUNS = {
     "prepare_data.sh": (["{inputs}", "example"], {}),
