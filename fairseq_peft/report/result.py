@@ -14,9 +14,10 @@ from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_metri
 def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
     """What result.json says of the run in ``run_dir``.
 
-    The best epoch has the highest accuracy on ``valid``, the earliest on ties; ``test`` has no say
-    in it. ``best_test_epoch`` is the one that ``test`` would have chosen. An epoch that was run
-    again counts once, with its last line, in accuracy and in seconds.
+    The best epoch has the highest accuracy on ``valid``, the latest on ties, as fairseq's
+    checkpoint_best.pt has; ``test`` has no say in it. ``best_test_epoch`` is the one that ``test``
+    would have chosen. An epoch that was run again counts once, with its last line, in accuracy and
+    in seconds.
 
     Raises:
         InputError: files missing or broken, epochs missing, or an epoch that evaluated fewer rows
@@ -76,8 +77,8 @@ def _numbers(run: dict, epochs: dict[int, dict]) -> dict:
         valid[epoch] = _accuracy(run, epoch, line, "valid")
         if "test" in line["subsets"]:
             test[epoch] = _accuracy(run, epoch, line, "test")
-    # max() keeps the first of equals, and epochs ascend: the earliest on ties
-    best = max(valid, key=valid.get)
+    # fairseq overwrites checkpoint_best.pt with a later equal, so the latest on ties is the one kept
+    best = max(valid, key=lambda epoch: (valid[epoch], epoch))
     best_test = max(test, key=test.get, default=None)
     at_best = epochs[best]["subsets"].get("test", {})
     train = [line["train"] for line in epochs.values()]

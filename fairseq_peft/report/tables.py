@@ -85,7 +85,7 @@ def json_text(rows: list[dict]) -> str:
 def footer_lines(rows: list[dict], unfinished: list[Unfinished] = ()) -> list[str]:
     """What one must know to read the table: choice of checkpoint, seeds, test rows, warnings."""
     lines = [
-        "Checkpoint: the epoch with the highest accuracy on valid, the earliest on ties; test took "
+        "Checkpoint: the epoch with the highest accuracy on valid, the latest on ties; test took "
         "no part in the choice. Accuracy is that epoch's, on test.",
         f"Seeds: {_seeds(rows)}. ± is the sample standard deviation over seeds; worst and best are "
         "single seeds.",
