@@ -1,6 +1,6 @@
 """A seeded generator of short reviews: much unlabelled text, few labels.
 
-Every review has one hidden sentiment, and that is its label. It is told by two or three units:
+Every review has one hidden sentiment, and that is its label. It is told by one to three units:
 
     plain       "the ending was superb", "i loathed the waiter", "the screen was not dull"
     contrast    "the plot was superb, but the ending was dull"  the *last* clause has the sentiment
@@ -154,7 +154,7 @@ class Reviewer:
         noun = f"{adjective}{self.word(NOUNS, sentiment, SEEN_NOUNS)}"
         return f"the {aspect} was {with_article(noun)}"
 
-    def unit(self, domain: str, aspects: list[str], sentiment: int) -> str:
+    def unit(self, aspects: list[str], sentiment: int) -> str:
         kind = self.rng.random()
         if kind < 0.2:
             first, last = self.clause(aspects, 1 - sentiment), self.clause(aspects, sentiment)
@@ -187,10 +187,15 @@ class Reviewer:
         num_units = 2 if self.chance(0.6) else 1
         if self.leaning:
             num_units += 1
-        units = [self.unit(domain, aspects, sentiment) for _ in range(num_units)]
+        units = [self.unit(aspects, sentiment) for _ in range(num_units)]
         if self.chance(0.5):
             units.insert(int(self.rng.random() * (len(units) + 1)), self.distractor(domain))
-        return " . ".join(units).replace(" .", ".") + "."
+        text = " ".join(unit + ("!" if self.chance(0.15) else ".") for unit in units)
+        # Hesitations: they mean nothing, but sentencepiece only takes for a unit what it has seen
+        # with different neighbours.
+        return " ".join(
+            f"{word}..." if word.isalpha() and self.chance(0.01) else word for word in text.split()
+        )
 
 
 def make_demo_data(
@@ -199,12 +204,14 @@ def make_demo_data(
     """All parts. Classes are balanced, no text occurs twice among the labelled ones.
 
     Raises:
-        InputError: a size is negative, or a labelled one below 2.
+        InputError: the seed or a size is negative, or a labelled size below 2.
     """
     sizes = {"test": test, "valid": valid, "train": train}
     for name, size in sizes.items():
         if size < 2:
             raise InputError(f"--{name} {size}: expected at least 2, one of each class.")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more.")
     if unlabelled < 0:
         raise InputError(f"--unlabelled {unlabelled}: expected 0 or more.")
     data, taken = DemoData(), set()
