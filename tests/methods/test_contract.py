@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -132,43 +132,58 @@ def test_trainable_tensors_move_and_frozen_ones_stay(build, batch, name, given):
             assert torch.equal(parameter, before[key]), f"{key} is frozen but moved"
 
 
-@every_setting
-def test_save_and_load_are_exact_in_a_fresh_process(build, batch, logits, name, given, tmp_path):
-    model = build(name, **given)
-    perturb(model)
-    torch.save(
-        {"state": model.state_dict(), "tokens": batch, "logits": logits(model, batch)},
-        tmp_path / "m.pt",
-    )
-    script = f"""
-        import argparse, sys, types, torch
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-        import fairseq, fairseq_peft
-        from fairseq_peft.models.options import architecture
-        from fairseq_peft.models.roberta import RobertaPeftModel
-        saved = torch.load({str(tmp_path / "m.pt")!r}, weights_only=True)
-        words = fairseq.data.Dictionary()
-        for i in range(30): words.add_symbol(f"w{{i}}")
-        words.add_symbol("<mask>")
-        args = argparse.Namespace(_name="x", **{ {**TINY, **given}!r})
-        architecture("roberta_small", {name!r})(args)
-        task = types.SimpleNamespace(source_dictionary=words, cfg=types.SimpleNamespace(seed=99))
-        model = RobertaPeftModel.build_model(args, task)
-        model.register_classification_head("head", num_classes=2, seed=99)
-        model.accepts_base = False
-        model.load_state_dict(saved["state"], strict=True)
-        with torch.no_grad():
-            out = model.eval()(saved["tokens"], features_only=True,
-            classification_head_name="head")[0]
-        assert torch.equal(out, saved["logits"]), (out - saved["logits"]).abs().max()
+def test_save_and_load_are_exact_in_a_fresh_process(build, batch, logits, tmp_path):
+    """Every setting: perturbed, saved, rebuilt by another process at another seed, the same logits.
+
+    One process for all settings, because a process costs seconds of imports.
     """
+    saved = {}
+    for key, (name, given) in zip(IDS, SETTINGS):
+        model = build(name, **given)
+        perturb(model)
+        saved[key] = {"state": model.state_dict(), "logits": logits(model, batch)}
+    torch.save({"tokens": batch, "models": saved}, tmp_path / "models.pt")
+    (tmp_path / "fresh.py").write_text(FRESH_PROCESS)
+    settings = json.dumps(
+        [[key, name, {**TINY, **given}] for key, (name, given) in zip(IDS, SETTINGS)]
+    )
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "fresh.py", str(ROOT), settings],
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == IDS
+
+
+FRESH_PROCESS = """
+import argparse, json, sys, types
+sys.path.insert(0, sys.argv[1])
+import fairseq, torch
+import fairseq_peft
+from fairseq_peft.models.options import architecture
+from fairseq_peft.models.roberta import RobertaPeftModel
+
+saved = torch.load("models.pt", weights_only=True)
+words = fairseq.data.Dictionary()
+for i in range(30):
+    words.add_symbol(f"w{i}")
+words.add_symbol("<mask>")
+task = types.SimpleNamespace(source_dictionary=words, cfg=types.SimpleNamespace(seed=99))
+for key, method, flags in json.loads(sys.argv[2]):
+    args = argparse.Namespace(_name="x", **flags)
+    architecture("roberta_small", method)(args)
+    model = RobertaPeftModel.build_model(args, task)
+    model.register_classification_head("head", num_classes=2, seed=99)
+    model.accepts_base = False
+    model.load_state_dict(saved["models"][key]["state"], strict=True)
+    model.eval()
+    with torch.no_grad():
+        found = model(saved["tokens"], features_only=True, classification_head_name="head")[0]
+    assert torch.equal(found, saved["models"][key]["logits"]), key
+    print(key)
+"""
 
 
 @every_setting
