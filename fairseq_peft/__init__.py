@@ -15,19 +15,31 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
     """Registers the plugin as soon as somebody imports fairseq.
 
     fairseq skips a ``--user-dir`` package that is in ``sys.modules`` already, so a plugin that was
-    imported first has to register by itself.
+    imported first has to register by itself. Whoever only looks for fairseq's spec changes nothing.
     """
 
+    looking = False
+
     def find_spec(self, name, path=None, target=None):
-        if name != "fairseq":
+        if name != "fairseq" or self.looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
         if spec is not None and spec.loader is not None:
             run_fairseq = spec.loader.exec_module
 
             def exec_module(module):
-                run_fairseq(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                try:
+                    run_fairseq(module)
+                except Exception as error:
+                    from fairseq_peft.compat import broken
+
+                    raise broken(error) from error
                 importlib.import_module(f"{__name__}.plugin")
 
             spec.loader.exec_module = exec_module

@@ -11,6 +11,13 @@ RECIPE = (
 )
 
 
+def broken(error: Exception) -> ImportError:
+    """What to raise where importing fairseq failed with ``error``."""
+    return ImportError(
+        f"fairseq does not import here ({type(error).__name__}: {error}). Install it with: {RECIPE}"
+    )
+
+
 def require_fairseq() -> None:
     """Import fairseq and check that it is one this plugin supports.
 
@@ -20,13 +27,8 @@ def require_fairseq() -> None:
     """
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
-    except (
-        Exception
-    ) as error:  # stock fairseq on Python 3.11 raises ValueError, a broken build OSError
-        raise ImportError(
-            f"fairseq does not import here ({type(error).__name__}: {error}). Install it with: "
-            f"{RECIPE}"
-        ) from error
+    except Exception as error:  # stock on Python 3.11: ValueError; a broken build: OSError
+        raise broken(error) from error
     if "_load_from_state_dict" in vars(TransformerEncoderLayerBase):
         raise ImportError(
             "This is stock fairseq 0.12.2: in eval mode it skips the modules that adapters live "

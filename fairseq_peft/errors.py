@@ -3,7 +3,15 @@ traceback."""
 
 from __future__ import annotations
 
+import errno
 import sys
+
+#: What the machine, not the program, has against a file: shown as a sentence, too.
+_ENVIRONMENT = {
+    getattr(errno, name)
+    for name in ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST"]
+    if hasattr(errno, name)
+}
 
 
 class InputError(ValueError):
@@ -24,18 +32,34 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
+def sentence(error: BaseException) -> str | None:
+    """``error`` as one line for its user; None if it is not one for users."""
+    ours = find_input_error(error)
+    if ours is not None:
+        return " ".join(str(ours).splitlines())
+    if isinstance(error, OSError) and error.filename and error.errno in _ENVIRONMENT:
+        return (
+            f"{error.filename}: {error.strerror}. Give another place (--save-dir), or make room "
+            "or rights there."
+        )
+    return None
+
+
 def install_excepthook(program: str = "fairseq_peft") -> None:
-    """Show an uncaught ``InputError`` as one line on stderr (the exit status stays 1)."""
+    """Show an uncaught ``InputError``, or a file that cannot be written, as one line on stderr.
+
+    The exit status stays 1.
+    """
     previous = sys.excepthook
     if getattr(previous, "shows_input_errors", False):
         return
 
     def show(kind, error, traceback):
-        ours = find_input_error(error)
-        if ours is None:
+        text = sentence(error)
+        if text is None:
             previous(kind, error, traceback)
         else:
-            sys.stderr.write(f"{program}: error: {ours}\n")
+            sys.stderr.write(f"{program}: error: {text}\n")
 
     show.shows_input_errors = True
     sys.excepthook = show

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 
 import torch
 
@@ -10,6 +11,19 @@ from fairseq_peft.compat import require_fairseq
 from fairseq_peft.errors import install_excepthook
 
 require_fairseq()
+
+# What fairseq's own use of hydra and torch sets off in every command, and no user can change: in
+# it, the one line that says what is wrong would be lost.
+for _message in (
+    r"hydra\.experimental\.",
+    r"\s*The version_base parameter",
+    r"In 'config': Usage of deprecated",
+    r"\s*'config' is validated against",
+    r"\s*The strict flag in the compose",
+    r"'pin_memory' argument is set",
+    r"`torch\.cuda\.amp\.",
+):
+    warnings.filterwarnings("ignore", message=_message)
 
 # Published checkpoints hold an argparse.Namespace; this keeps torch's safe loader on for them.
 if hasattr(torch.serialization, "add_safe_globals"):

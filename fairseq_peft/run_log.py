@@ -4,8 +4,11 @@ the same numbers."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+
+logger = logging.getLogger(__name__)
 
 
 def write_json(path: str, value) -> None:
@@ -17,6 +20,16 @@ def write_json(path: str, value) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_start(directory: str) -> dict:
+    """``init`` and ``base`` of the run.json in ``directory``; {} if there is none to read."""
+    try:
+        with open(os.path.join(directory, "run.json"), encoding="utf-8") as file:
+            run = json.load(file)
+        return {key: run[key] for key in ("init", "base")}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def peak_memory_bytes() -> int:
@@ -38,16 +51,26 @@ class RunLog:
         os.makedirs(directory, exist_ok=True)
         self.directory = directory
         self.writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._make_writer = SummaryWriter
+        except ImportError:
+            self._make_writer = None
+            logger.warning(
+                "tensorboard is not installed, so there will be no event file: metrics.jsonl "
+                "holds the same numbers"
+            )
         write_json(os.path.join(directory, "run.json"), run)
 
     def epoch(self, record: dict) -> None:
         """Append one line to metrics.jsonl and show its numbers in TensorBoard."""
         with open(os.path.join(self.directory, "metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self._make_writer is None:
+            return
         if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(self.directory)
+            self.writer = self._make_writer(self.directory)
         for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
             for name in ("accuracy", "loss", "macro_f1", "mcc", "tokens_per_second"):
                 if name in numbers:

@@ -1,21 +1,20 @@
 """Cross entropy, and counts per class as exact integers from which every metric follows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
+from omegaconf import II
 
 from fairseq_peft import scores
 
 
 @dataclass
 class SentenceClassificationCriterionConfig(FairseqDataclass):
-    classification_head_name: str = field(
-        default="sentence_classification_head", metadata={"help": "name of the classification head"}
-    )
+    classification_head_name: str = II("task.classification_head_name")
 
 
 class SentenceClassificationCriterion(FairseqCriterion):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +28,18 @@ def load_dictionary(path: str) -> Dictionary:
         )
     try:
         return Dictionary.load(path)
-    except (ValueError, RuntimeError, UnicodeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # fairseq raises a bare Exception for bytes that are no UTF-8
         raise InputError(
             f"{path} is not a fairseq dictionary ({error}). Expected UTF-8 lines of a symbol, a "
-            "space and a count."
+            "space and a count: prepare the data again (scripts/prepare_data.sh)."
         ) from error
+
+
+def fingerprint(dictionary: Dictionary) -> str:
+    """SHA-256 of the symbols in their order: which id is which word."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
 
 
 def class_names(dictionary: Dictionary) -> list[str]:
@@ -75,13 +83,20 @@ def load_split(data: str, split: str, dictionary: Dictionary, labels: list[str])
                 "such rows). Remove it "
                 "from text and labels and prepare the data again."
             )
-        top = max((int(text[i].max()) for i in range(len(text))), default=0)
-        if top >= len(dictionary):
-            raise InputError(
-                f"{data}/{name}: split {split!r} has the token id {top}, the dictionary "
-                f"{len(dictionary)} rows. It was "
-                "binarised with another dictionary: prepare the data again."
-            )
+        for i in range(len(text)):
+            top, last = int(text[i].max()), int(text[i][-1])
+            if top >= len(dictionary):
+                raise InputError(
+                    f"{data}/{name}: row {i + 1} of split {split!r} has the token id {top}, the "
+                    f"dictionary {len(dictionary)} rows. It was binarised with another "
+                    "dictionary: prepare the data again."
+                )
+            if last != dictionary.eos():
+                raise InputError(
+                    f"{data}/{name}: row {i + 1} of split {split!r} does not end with </s>. "
+                    "Prepare the data again with scripts/prepare_data.sh, or with "
+                    "fairseq-preprocess and its default of appending </s>."
+                )
     if len(rows) == 0:
         raise InputError(f"{data}: split {split!r} has no rows.")
     return texts, np.array(
@@ -121,36 +136,93 @@ def _class_id(rows, index, split, dictionary, labels):
     )
 
 
-def base_checkpoint(cfg) -> str | None:
-    """The checkpoint that training starts from; None if it starts from random weights or continues
-    a run of its own.
+def flags(cfg) -> None:
+    """Refuse flags of fairseq that would be ignored, fail late or leave rows out.
 
     Raises:
-        InputError: it does not exist, or there is none and ``--from-scratch`` was not given.
+        InputError: naming the flag and what to give instead.
+    """
+    subsets = cfg.valid_subset.split(",")
+    if cfg.fp16 or cfg.bf16:
+        raise InputError(
+            "--fp16 and --bf16 would cast the weights and hide them from --optimizer peft_adamw. "
+            "Give --precision bf16: layers under autocast, weights in fp32."
+        )
+    if cfg.max_valid_steps is not None:
+        raise InputError(
+            f"--max-valid-steps {cfg.max_valid_steps} would leave rows out of every evaluation. "
+            "Leave it out, or prepare a smaller split and name it with --valid-subset."
+        )
+    if cfg.combine_valid_subsets:
+        raise InputError(
+            "--combine-val would be ignored: name every split with --valid-subset, "
+            "such as --valid-subset valid,valid1."
+        )
+    if len(set(subsets)) < len(subsets) or "" in subsets:
+        raise InputError(
+            f"--valid-subset {cfg.valid_subset!r} names a split twice or none. Give names with "
+            "commas between, such as valid,test."
+        )
+
+
+class Start(NamedTuple):
+    """Where training starts.
+
+    Attributes:
+        path: the checkpoint that fairseq will load; None for random weights.
+        base: the base checkpoint of the run, whether it is read now or was read by the first
+            launch; None if there is none.
+        resumes: whether ``path`` is the last checkpoint of this very run.
+    """
+
+    path: str | None
+    base: str | None
+    resumes: bool
+
+
+def start(cfg) -> Start:
+    """Where training starts, from fairseq's flags: a resumed run, a base, or random weights.
+
+    Raises:
+        InputError: the base does not exist, flags contradict each other, or there is no base and
+            ``--from-scratch`` was not given.
     """
     last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
-    named = cfg.finetune_from_model
-    if named is None and cfg.restore_file not in ("checkpoint_last.pt", last):
-        named = cfg.restore_file
-    if named is not None:
+    restore = None if cfg.restore_file == "checkpoint_last.pt" else cfg.restore_file
+    base = cfg.finetune_from_model
+    if base is not None and restore is not None:
+        raise InputError(
+            f"--finetune-from-model {base} and --restore-file {restore} exclude each other. "
+            "Leave one out."
+        )
+    if base is not None and (
+        cfg.reset_optimizer or cfg.reset_lr_scheduler or cfg.reset_meters or cfg.reset_dataloader
+    ):
+        raise InputError(
+            "--finetune-from-model resets optimizer, schedule, meters and data by itself. Leave "
+            "--reset-optimizer and the like out."
+        )
+    named = base if base is not None else restore
+    if named is not None and cfg.from_scratch:
+        raise InputError(
+            f"--from-scratch and a base checkpoint ({named}) exclude each other. Leave one out."
+        )
+    if restore is None and os.path.isfile(last):
+        return Start(last, base, resumes=True)
+    if named is None:
         if cfg.from_scratch:
-            raise InputError(
-                f"--from-scratch and a base checkpoint ({named}) exclude each other. Leave one out."
-            )
-        if not os.path.isfile(named):
-            raise InputError(
-                f"The base checkpoint {named} does not exist. Give an existing file with "
-                "--finetune-from-model, or "
-                "--from-scratch to train from random weights."
-            )
-        return named
-    if not cfg.from_scratch and not os.path.isfile(last):
+            return Start(None, None, resumes=False)
         raise InputError(
             "No base checkpoint was given. Give one with --finetune-from-model, or "
-            "--from-scratch to train from "
-            "random weights."
+            "--from-scratch to train from random weights."
         )
-    return None
+    if not os.path.isfile(named):
+        raise InputError(
+            f"The base checkpoint {named} does not exist. Give an existing file with "
+            "--finetune-from-model, or --from-scratch to train from random weights."
+        )
+    resumes = os.path.realpath(named) == os.path.realpath(last)
+    return Start(named, None if resumes else named, resumes)
 
 
 def read_checkpoint(path: str) -> dict:
@@ -165,23 +237,58 @@ def read_checkpoint(path: str) -> dict:
         raise InputError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; it is not "
             "opened, because that could "
-            f"run code ({str(error).splitlines()[0][:200]}). Give a checkpoint of fairseq-train."
+            f"run code ({_first_line(error)}). Give a checkpoint of fairseq-train."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise InputError(
-            f"{path} cannot be read as a checkpoint: it is cut short or damaged "
-            f"({str(error).splitlines()[0][:200]}). "
-            "Copy or download it again."
+            f"{path} cannot be read as a checkpoint: it is cut short, damaged or no checkpoint "
+            f"({_first_line(error)}). Copy or make it again, or give another one."
         ) from error
-    if not isinstance(state, dict) or "model" not in state:
-        raise InputError(f"{path} has no entry 'model': it is no fairseq checkpoint.")
+    model = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
+        raise InputError(f"{path} has no weights under 'model': it is no fairseq checkpoint.")
+    if not ("optimizer_history" in state and "extra_state" in state or "best_loss" in state):
+        raise InputError(
+            f"{path} has weights but not the entries 'optimizer_history' and 'extra_state', "
+            "without which fairseq does not load it. Give the file that fairseq-train wrote or "
+            "that was published for fairseq."
+        )
     return state
 
 
-def check_base(path: str, model) -> None:
-    """Raise InputError unless the checkpoint at ``path`` will load into ``model``."""
-    state = read_checkpoint(path)["model"]
+def _first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def check_start(path: str, state: dict, model, dictionary: Dictionary, cfg) -> None:
+    """Raise InputError unless fairseq will load the checkpoint ``state`` of ``path`` into
+    ``model``, and its token ids mean what they mean in the data."""
     try:
-        model.account(state)
+        model.account(state["model"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    rows = model.encoder.sentence_encoder.embed_tokens.num_embeddings
+    beside = os.path.join(os.path.dirname(path), "dict.txt")
+    if os.path.isfile(beside):
+        own = load_dictionary(beside)
+        own.add_symbol("<mask>")
+        if len(own) == rows and own.symbols != dictionary.symbols:
+            other = next(i for i in range(rows) if own[i] != dictionary[i])
+            raise InputError(
+                f"{path} comes with another dictionary: token {other} is {own[other]!r} in "
+                f"{beside} and {dictionary[other]!r} in {cfg.data}/input0/dict.txt. Prepare the "
+                "data with the checkpoint's dict.txt."
+            )
+    history = state.get("optimizer_history") or [{}]
+    criterion = history[-1].get("criterion_name", "SentenceClassificationCriterion")
+    keeps_optimizer = cfg.finetune_from_model is None and not cfg.reset_optimizer
+    if (
+        keeps_optimizer
+        and state.get("last_optimizer_state") is not None
+        and criterion != "SentenceClassificationCriterion"
+    ):
+        raise InputError(
+            f"{path} holds the optimizer of a run with {criterion}, which --restore-file would "
+            "continue. Give the file with --finetune-from-model, which starts afresh."
+        )

@@ -47,7 +47,7 @@ ROBERTA = {
     "reset_head": (
         bool,
         False,
-        "start a fresh head where the checkpoint has one of another size, instead of refusing",
+        "start a fresh head although the base checkpoint has one",
     ),
     "init_embeddings": (
         str,

@@ -150,8 +150,11 @@ class RobertaPeftModel(RobertaModel):
         own = super().state_dict()
         version = "encoder.sentence_encoder.version"
         state_dict.setdefault(prefix + version, own[version])
+        if self.accepts_base and self.args.reset_head:
+            for key in [key for key in own if key.startswith(HEADS)]:
+                state_dict.pop(prefix + key, None)
+        self._check_heads(state_dict, prefix)
         if self.accepts_base:
-            self._check_heads(state_dict, prefix)
             if not any(prefix + key in state_dict for key in self.added):
                 state_dict.update({prefix + key: own[key] for key in self.added})
         else:
@@ -170,7 +173,7 @@ class RobertaPeftModel(RobertaModel):
     def _check_heads(self, state_dict, prefix):
         for head_name, head in self.classification_heads.items():
             found = state_dict.get(f"{prefix}{HEADS}{head_name}.out_proj.weight")
-            if found is None or found.shape == head.out_proj.weight.shape or self.args.reset_head:
+            if found is None or found.shape[0] == head.out_proj.out_features:
                 continue
             raise InputError(
                 f"The checkpoint's head {head_name!r} has {found.shape[0]} classes, the data has "

@@ -8,6 +8,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import OPTIMIZER_REGISTRY, FairseqOptimizer, register_optimizer
 from omegaconf import II
 
+from fairseq_peft.errors import InputError
+
 
 @dataclass
 class PeftAdamWConfig(FairseqDataclass):
@@ -33,11 +35,17 @@ class PeftAdamW(FairseqOptimizer):
             {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
         ]
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
-        betas = tuple(float(beta) for beta in cfg.adamw_betas.strip("()[] ").split(","))
+        try:
+            beta1, beta2 = (float(beta) for beta in cfg.adamw_betas.strip("()[] ").split(","))
+        except ValueError as error:
+            raise InputError(
+                f"--adamw-betas {cfg.adamw_betas!r} is not a pair of numbers: give such as "
+                "'(0.9, 0.999)'."
+            ) from error
         self._optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=cfg.lr[0],
-            betas=betas,
+            betas=(beta1, beta2),
             eps=cfg.adamw_eps,
             fused=fused,
         )

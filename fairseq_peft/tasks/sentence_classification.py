@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from fairseq.data import iterators
 from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from fairseq_peft import __version__, run_log, scores, surgery
+from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
@@ -43,13 +46,25 @@ class SentenceClassificationConfig(FairseqDataclass):
     from_scratch: bool = field(
         default=False, metadata={"help": "train from random weights, without a base checkpoint"}
     )
-    classification_head_name: str = II("criterion.classification_head_name")
+    classification_head_name: str = field(
+        default="sentence_classification_head", metadata={"help": "name of the classification head"}
+    )
     seed: int = II("common.seed")
     # Read for the checks before training and for run.json.
+    cpu: bool = II("common.cpu")
+    fp16: bool = II("common.fp16")
+    bf16: bool = II("common.bf16")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    reset_optimizer: bool = II("checkpoint.reset_optimizer")
+    reset_lr_scheduler: bool = II("checkpoint.reset_lr_scheduler")
+    reset_meters: bool = II("checkpoint.reset_meters")
+    reset_dataloader: bool = II("checkpoint.reset_dataloader")
+    train_subset: str = II("dataset.train_subset")
     valid_subset: str = II("dataset.valid_subset")
+    combine_valid_subsets: Optional[bool] = II("dataset.combine_valid_subsets")
+    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
     batch_size: Optional[int] = II("dataset.batch_size")
     max_tokens: Optional[int] = II("dataset.max_tokens")
     max_epoch: int = II("optimization.max_epoch")
@@ -78,6 +93,7 @@ class SentenceClassificationTask(FairseqTask):
         self.labels = labels
         self.max_tokens = None
         self.log = None
+        self._run = None
         self._reset_clock()
 
     # Set-up
@@ -98,47 +114,68 @@ class SentenceClassificationTask(FairseqTask):
         return cls(cfg, dictionary, labels)
 
     def build_model(self, cfg, from_checkpoint=False):
-        model = super().build_model(cfg, from_checkpoint)
-        if not hasattr(model, "inject"):
+        """Build the model; for training, check everything else that training will need, too."""
+        name = getattr(cfg, "_name", None)
+        if not hasattr(ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name)), "inject"):
             raise InputError(
-                "--task sentence_classification needs one of this plugin's architectures: "
-                "roberta_small, roberta_base_lora, "
+                f"--arch {name} does not go with --task sentence_classification, which needs one "
+                "of this plugin's architectures: roberta_small, roberta_base_lora, "
                 "roberta_large_adapter, ... Give one as --arch."
             )
+        if from_checkpoint:
+            model = self._build_classifier(cfg)
+            model.accepts_base = False
+            return model
+        checks.flags(self.cfg)
+        start = checks.start(self.cfg)
+        state = checks.read_checkpoint(start.path) if start.path else None
+        if state:
+            self._adopt_labels(state, start, cfg.reset_head)
+        model = self._build_classifier(cfg)
+        model.accepts_base = not start.resumes
+        if state:
+            checks.check_start(start.path, state, model, self.dictionary, self.cfg)
+        for split in [self.cfg.train_subset, *self.cfg.valid_subset.split(",")]:
+            self.load_dataset(split)
+        for line in surgery.describe(model, HEADS, f"--peft {model.method.name}"):
+            logger.info(line)
+        self._run = self._describe_run(model, start)
+        return model
+
+    def _build_classifier(self, cfg):
+        model = super().build_model(cfg)
         model.register_classification_head(
             self.cfg.classification_head_name, num_classes=len(self.labels), seed=self.cfg.seed
         )
-        model.accepts_base = not from_checkpoint
         self.max_tokens = model.max_positions() - model.num_prompt_tokens
         if self.max_tokens < 8:
             raise InputError(
                 f"{model.num_prompt_tokens} prompt tokens leave {self.max_tokens} of "
-                f"{model.max_positions()} positions "
-                "for the text. Give fewer with --prompt-num-tokens."
+                f"{model.max_positions()} positions for the text. Give fewer with "
+                "--prompt-num-tokens."
             )
-        if not from_checkpoint:
-            base = checks.base_checkpoint(self.cfg)
-            if base:
-                checks.check_base(base, model)
-            for split in ["train", *self.cfg.valid_subset.split(",")]:
-                self.load_dataset(split)
-            label = f"--peft {model.method.name}"
-            for line in surgery.describe(model, HEADS, label):
-                logger.info(line)
-            self.log = run_log.RunLog(self.cfg.save_dir, self._describe_run(model, base))
         return model
 
-    def _describe_run(self, model, base):
+    def build_criterion(self, cfg, from_checkpoint=False):
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if not isinstance(criterion, SentenceClassificationCriterion):
+            raise InputError(
+                f"--criterion {cfg._name} does not go with --task sentence_classification: give "
+                "--criterion sentence_classification."
+            )
+        return criterion
+
+    def _describe_run(self, model, start):
         counts = surgery.count(model, HEADS)
         cfg = self.cfg
-        return {
+        run = {
             "schema": 1,
             "data": os.path.basename(os.path.normpath(cfg.data)),
-            "init": "pretrained" if base else "scratch",
+            "init": "pretrained" if start.base else "scratch",
             "method": model.method.name,
             "seed": cfg.seed,
             "arch": model.args._name,
-            "base": base,
+            "base": start.base,
             "method_config": asdict(model.config),
             "labels": list(self.labels),
             "rows": {split: len(dataset) for split, dataset in self.datasets.items()},
@@ -158,15 +195,30 @@ class SentenceClassificationTask(FairseqTask):
                 "attention_dropout": model.args.attention_dropout,
             },
             "versions": versions(),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "device": "cuda" if torch.cuda.is_available() and not cfg.cpu else "cpu",
             "threads": torch.get_num_threads(),
             "command": " ".join(sys.argv),
         }
+        if start.resumes and start.base is None:
+            # The first launch knew what the run started from; this one was not told.
+            run.update(run_log.read_start(cfg.save_dir))
+        return run
 
     def state_dict(self):
-        return {"labels": list(self.labels)}
+        return {"labels": list(self.labels), "dictionary": checks.fingerprint(self.dictionary)}
 
     def load_state_dict(self, state_dict):
+        """Take over the checkpoint's order of classes.
+
+        Raises:
+            InputError: the data has a class that the checkpoint lacks, or another dictionary.
+        """
+        dictionary = state_dict.get("dictionary")
+        if dictionary not in (None, checks.fingerprint(self.dictionary)):
+            raise InputError(
+                f"{self.cfg.data}/input0/dict.txt is not the dictionary that the checkpoint was "
+                "trained with: prepare the data with that one (a run's data folder has it)."
+            )
         labels = state_dict.get("labels")
         if labels is None:
             return
@@ -179,6 +231,21 @@ class SentenceClassificationTask(FairseqTask):
             )
         self.labels = list(labels)
         self.datasets.clear()
+
+    def _adopt_labels(self, state, start, reset_head):
+        """Where training starts from a head, its classes keep their outputs, by name."""
+        saved = state.get("task_state") or {}
+        head = f"{HEADS}{self.cfg.classification_head_name}.out_proj.weight"
+        if head not in state["model"] or (reset_head and not start.resumes):
+            saved = {key: value for key, value in saved.items() if key != "labels"}
+        labels = saved.get("labels")
+        if labels is not None and set(labels) != set(self.labels):
+            raise InputError(
+                f"The head of {start.path} knows {len(labels)} classes ({', '.join(labels)}), "
+                f"{self.cfg.data} has {len(self.labels)} ({', '.join(self.labels)}). Pass "
+                "--reset-head to start a fresh head, or give another checkpoint."
+            )
+        self.load_state_dict(saved)
 
     # Data
 
@@ -215,7 +282,7 @@ class SentenceClassificationTask(FairseqTask):
 
         No row is left out, so fairseq's ``--required-batch-size-multiple`` does not apply.
         """
-        train = dataset.split == "train"
+        train = dataset.split == self.cfg.train_subset
         self._split = dataset.split
 
         def sampler(dataset, epoch):
@@ -259,6 +326,8 @@ class SentenceClassificationTask(FairseqTask):
         self._subsets = {}
 
     def begin_epoch(self, epoch, model):
+        if self.log is None and self._run and distributed_utils.get_global_rank() == 0:
+            self.log = run_log.RunLog(self.cfg.save_dir, self._run)
         self._reset_clock()
         self._epoch = epoch
 
