@@ -11,9 +11,15 @@ RECIPE = (
 )
 
 
-def broken(error: Exception) -> ImportError:
+class BrokenFairseq(ImportError):
+    """fairseq is missing or does not import."""
+
+
+def broken(error: Exception) -> BrokenFairseq:
     """What to raise where importing fairseq failed with ``error``."""
-    return ImportError(
+    if isinstance(error, BrokenFairseq):
+        return error
+    return BrokenFairseq(
         f"fairseq does not import here ({type(error).__name__}: {error}). Install it with: {RECIPE}"
     )
 

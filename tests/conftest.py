@@ -7,7 +7,8 @@ import random
 import types
 
 import pytest
-from helpers import TINY, random_rows, write_data
+from fork_server import ForkServer
+from helpers import PACKAGE, TINY, TINY_FLAGS, random_rows, write_data
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +98,28 @@ def data_folder(tmp_path_factory):
     batch."""
     pytest.importorskip("fairseq")
     return write_data(tmp_path_factory.mktemp("data") / "tiny", random_rows(), ["bad", "good"])
+
+
+@pytest.fixture(scope="session")
+def fairseq(tmp_path_factory):
+    """``fairseq("train", DATA, ...)``: a command of fairseq in a fresh process, without the wait
+    for imports."""
+    pytest.importorskip("fairseq")
+    server = ForkServer(tmp_path_factory.mktemp("server"))
+    yield server.run
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def base_checkpoint(fairseq, data_folder, tmp_path_factory):
+    """A masked language model of the tiny sizes, trained for 20 updates by fairseq's own task."""
+    folder = tmp_path_factory.mktemp("base")
+    done = fairseq(
+        *("train", data_folder / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
+        *("--criterion", "masked_lm", "--arch", "roberta_small", *TINY_FLAGS),
+        *("--tokens-per-sample", 40, "--sample-break-mode", "none", "--batch-size", 8),
+        *("--optimizer", "peft_adamw", "--lr", 1e-2, "--max-update", 20, "--num-workers", 0),
+        *("--save-dir", folder, "--no-epoch-checkpoints", "--log-format", "simple", "--cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "checkpoint_last.pt"

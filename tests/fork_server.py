@@ -1,28 +1,72 @@
 """fairseq's command lines in processes forked from one that has imported fairseq already.
 
-A start of ``fairseq-train`` spends six seconds on imports. This server pays them once, imports
+A start of ``fairseq-train`` spends six seconds on imports. The server pays them once, imports
 nothing of the plugin, and forks a fresh child a command: argv, working directory, environment and
 both streams are the child's own, the plugin is imported in the child alone, and what an uncaught
 exception prints and returns is what Python itself would.
 
-Protocol: a line of JSON in (program, argv, cwd, env, out), a line of JSON out (exit status).
+Protocol: a line of JSON in (program, argv, cwd, out), a line of JSON out (exit status).
 """
+
+from __future__ import annotations
 
 import importlib
 import json
 import os
+import subprocess
 import sys
 import traceback
+from types import SimpleNamespace
 
 PROGRAMS = {
     name: f"fairseq_cli.{name.replace('-', '_')}" for name in ("train", "validate", "hydra-train")
 }
+#: What training imports when it gets there.
+LATE = ("torch._dynamo", "torch.utils.tensorboard")
+
+
+class ForkServer:
+    """The client: ``run("train", DATA, "--arch", ...)`` is ``fairseq-train`` in a fresh process."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=open(folder / "server.log", "w"),  # noqa: SIM115, the process owns it
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def run(self, program, *argv, cwd=None):
+        """Run a program of ``PROGRAMS``, or ``python`` with a script as its one argument.
+
+        Returns:
+            ``returncode``, ``stdout``, ``stderr``.
+        """
+        job = {
+            "program": program,
+            "argv": [str(word) for word in argv],
+            "cwd": str(cwd or self.folder),
+            "out": str(self.folder),
+        }
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        reply = self.process.stdout.readline()
+        assert reply, (self.folder / "server.log").read_text()
+        stdout, stderr = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
+        return SimpleNamespace(returncode=json.loads(reply), stdout=stdout, stderr=stderr)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
 
 
 def serve():
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for module in PROGRAMS.values():
+    for module in (*PROGRAMS.values(), *LATE):
         importlib.import_module(module)
     loaded = [name for name in sys.modules if name.split(".")[0] == "fairseq_peft"]
     assert not loaded, f"the plugin is in the server: {loaded}"
@@ -30,13 +74,13 @@ def serve():
         job = json.loads(line)
         child = os.fork()
         if child == 0:
-            run(job)
+            answer(job)
         _, status = os.waitpid(child, 0)
         replies.write(json.dumps(os.waitstatus_to_exitcode(status)) + "\n")
         replies.flush()
 
 
-def run(job):
+def answer(job):
     """The child: never returns."""
     code = 70
     try:
@@ -45,10 +89,12 @@ def run(job):
             path = os.path.join(job["out"], name)
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         os.chdir(job["cwd"])
-        os.environ.update(job["env"])
-        sys.path[:0] = job["path"]
-        sys.argv = [f"fairseq-{job['program']}", *job["argv"]]
-        code = call(sys.modules[PROGRAMS[job["program"]]].cli_main)
+        if job["program"] == "python":
+            sys.path.insert(0, "")
+            code = call(lambda: exec(compile(job["argv"][0], "<script>", "exec"), {}))
+        else:
+            sys.argv = [f"fairseq-{job['program']}", *job["argv"]]
+            code = call(sys.modules[PROGRAMS[job["program"]]].cli_main)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -8,7 +8,9 @@ import numpy as np
 POOL = 16
 
 
-def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list[list[int]]:
+def bucket_batches(
+    sizes, max_sentences=None, max_tokens=None, rng=None, sort_by=None
+) -> list[list[int]]:
     """Batches of indices that hold every index exactly once.
 
     Args:
@@ -18,8 +20,10 @@ def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list
             that is alone.
         rng: numpy generator that draws the pools of items and the order of batches; None sorts all
             items by length (evaluation).
+        sort_by: (N,) what to sort by, if not by ``sizes``; it must put them in order, too.
     """
     sizes = np.asarray(sizes)
+    sort_by = sizes if sort_by is None else np.asarray(sort_by)
     if rng is None:
         pools = [np.arange(len(sizes))]
     else:
@@ -29,7 +33,7 @@ def bucket_batches(sizes, max_sentences=None, max_tokens=None, rng=None) -> list
     batches = []
     for pool in pools:
         batches += _cut(
-            pool[np.argsort(-sizes[pool], kind="stable")], sizes, max_sentences, max_tokens
+            pool[np.argsort(-sort_by[pool], kind="stable")], sizes, max_sentences, max_tokens
         )
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]

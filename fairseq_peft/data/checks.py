@@ -84,7 +84,8 @@ def load_split(data: str, split: str, dictionary: Dictionary, labels: list[str])
                 "from text and labels and prepare the data again."
             )
         for i in range(len(text)):
-            top, last = int(text[i].max()), int(text[i][-1])
+            row = text[i]
+            top, last = int(row.max()), int(row[-1])
             if top >= len(dictionary):
                 raise InputError(
                     f"{data}/{name}: row {i + 1} of split {split!r} has the token id {top}, the "

@@ -22,9 +22,16 @@ class SentenceDataset(FairseqDataset):
         dictionary: for the ids of ``<s>``, ``</s>`` and padding.
         max_tokens: longest item, with the special tokens.
         begin: whether an item starts with ``<s>``.
+        num_reserved: positions of the model that a soft prompt takes, beside ``max_tokens``.
+
+    Attributes:
+        order_sizes: (N,) the items' sizes without a prompt: what batches are sorted by, so that
+            methods with and without a prompt see the same batches.
     """
 
-    def __init__(self, texts, targets, dictionary, max_tokens: int, begin: bool = True):
+    def __init__(
+        self, texts, targets, dictionary, max_tokens: int, begin: bool = True, num_reserved: int = 0
+    ):
         super().__init__()
         self.texts = texts
         self.targets = targets
@@ -36,6 +43,7 @@ class SentenceDataset(FairseqDataset):
         lengths = sum(np.asarray(text.sizes) - 1 for text in texts)
         self.num_truncated = int((lengths + self.num_special > max_tokens).sum())
         self._sizes = np.minimum(lengths + self.num_special, max_tokens)
+        self.order_sizes = np.minimum(lengths + self.num_special, max_tokens + num_reserved)
 
     def __len__(self):
         return len(self.targets)

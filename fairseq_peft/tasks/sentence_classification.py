@@ -92,6 +92,7 @@ class SentenceClassificationTask(FairseqTask):
         self.dictionary = dictionary
         self.labels = labels
         self.max_tokens = None
+        self.num_reserved = 0
         self.log = None
         self._run = None
         self._reset_clock()
@@ -147,7 +148,8 @@ class SentenceClassificationTask(FairseqTask):
         model.register_classification_head(
             self.cfg.classification_head_name, num_classes=len(self.labels), seed=self.cfg.seed
         )
-        self.max_tokens = model.max_positions() - model.num_prompt_tokens
+        self.num_reserved = model.num_prompt_tokens
+        self.max_tokens = model.max_positions() - self.num_reserved
         if self.max_tokens < 8:
             raise InputError(
                 f"{model.num_prompt_tokens} prompt tokens leave {self.max_tokens} of "
@@ -254,7 +256,12 @@ class SentenceClassificationTask(FairseqTask):
         if split not in self.datasets:
             texts, targets = checks.load_split(self.cfg.data, split, self.dictionary, self.labels)
             dataset = SentenceDataset(
-                texts, targets, self.dictionary, self.max_tokens, begin=not self.cfg.no_init_token
+                texts,
+                targets,
+                self.dictionary,
+                self.max_tokens,
+                begin=not self.cfg.no_init_token,
+                num_reserved=self.num_reserved,
             )
             dataset.split = split
             self.datasets[split] = dataset
@@ -287,7 +294,8 @@ class SentenceClassificationTask(FairseqTask):
 
         def sampler(dataset, epoch):
             rng = np.random.default_rng([seed, epoch]) if train else None
-            return bucket_batches(dataset.sizes, max_sentences, max_tokens, rng)
+            sizes, order_sizes = dataset.sizes, dataset.order_sizes
+            return bucket_batches(sizes, max_sentences, max_tokens, rng, order_sizes)
 
         return iterators.EpochBatchIterator(
             dataset=dataset,
@@ -323,6 +331,7 @@ class SentenceClassificationTask(FairseqTask):
         self._epoch = 0
         self._epoch_start = self._subset_start = time.perf_counter()
         self._validation_seconds = 0.0
+        self._num_earlier_tokens = 0
         self._subsets = {}
 
     def begin_epoch(self, epoch, model):
@@ -330,6 +339,10 @@ class SentenceClassificationTask(FairseqTask):
             self.log = run_log.RunLog(self.cfg.save_dir, self._run)
         self._reset_clock()
         self._epoch = epoch
+        # A run that goes on in mid-epoch has the counts of its first part, but not its seconds.
+        meters = metrics.get_meters("train") or {}
+        if "_tokens" in meters:
+            self._num_earlier_tokens = round(meters["_tokens"].sum)
 
     def begin_valid_epoch(self, epoch, model):
         self._subset_start = self._validation_start = time.perf_counter()
@@ -383,7 +396,7 @@ class SentenceClassificationTask(FairseqTask):
                     **result,
                     "num_tokens": num_tokens,
                     "seconds": seconds,
-                    "tokens_per_second": num_tokens / seconds,
+                    "tokens_per_second": (num_tokens - self._num_earlier_tokens) / seconds,
                 },
                 "subsets": dict(self._subsets),
             }
