@@ -28,7 +28,7 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        # Needs torch, numpy, cython and setuptools<81 first, and --no-build-isolation: scripts/setup.sh.
+        # Needs torch, numpy, cython, setuptools<81 and --no-build-isolation: see scripts/setup.sh.
         "fairseq": ["fairseq-fixed==0.12.3.1"],
         "hf": [
             "transformers>=5.0; python_version >= '3.10'",

@@ -22,7 +22,7 @@ GOOD = {
 
 
 def environment(python="3.11.7", remove=(), import_errors=(), loads_namespace=True, **versions):
-    """GOOD, some distributions changed (``_`` for ``-``) or removed; some modules not importable."""
+    """GOOD, some versions changed (``_`` for ``-``) or removed; some modules not importable."""
     installed = {**GOOD, **{name.replace("_", "-"): value for name, value in versions.items()}}
     return Environment(
         python=python,
