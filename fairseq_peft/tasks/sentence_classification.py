@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SentenceClassificationConfig(FairseqDataclass):
+    # Shown by fairseq when a process loads a checkpoint of this task without having imported the
+    # plugin.
+    needs: str = field(
+        default="the plugin: import fairseq_peft first or pass --user-dir fairseq_peft",
+        metadata={"help": argparse.SUPPRESS},
+    )
     data: str = field(
         default=MISSING,
         metadata={"help": "folder with input0/, optional input1/ and label/ (prepare_data.sh)"},
@@ -70,12 +76,6 @@ class SentenceClassificationConfig(FairseqDataclass):
     max_epoch: int = II("optimization.max_epoch")
     lr: List[float] = II("optimization.lr")
     update_freq: List[int] = II("optimization.update_freq")
-    # Shown by fairseq when a process loads a checkpoint of this task without having imported the
-    # plugin.
-    needs: str = field(
-        default="the plugin: import fairseq_peft first or pass --user-dir fairseq_peft",
-        metadata={"help": argparse.SUPPRESS},
-    )
 
 
 class SentenceClassificationTask(FairseqTask):
