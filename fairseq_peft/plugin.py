@@ -3,8 +3,10 @@
 import argparse
 import os
 import sys
+import types
 import warnings
 
+import numpy as np
 import torch
 
 from fairseq_peft.compat import require_fairseq
@@ -36,6 +38,10 @@ _package = sys.modules["fairseq_peft"]
 _alias = os.path.join(os.path.dirname(sys.modules["fairseq"].__file__), "..", "fairseq_peft")
 if os.path.realpath(_alias) == os.path.realpath(os.path.dirname(__file__)):
     _package.__path__.append(_alias)
+
+# fairseq's masked_lm with --sample-break-mode eos asks for np.compat.long, which numpy 2 dropped.
+if not hasattr(np, "compat"):
+    np.compat = types.SimpleNamespace(long=int)
 
 from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
 from fairseq_peft.help import complete_help  # noqa: E402

@@ -32,7 +32,7 @@ export DATA THREADS
 
 NAME=$(basename "$DATA")
 FAILED=()
-NUM_DONE=0 NUM_ALL=0 STARTED=$SECONDS
+NUM_DONE=0 NUM_SKIPPED=0 NUM_ALL=0 STARTED=$SECONDS
 declare -A RUNNING=()
 
 grid() {  # START METHOD: the learning rates to try
@@ -48,8 +48,8 @@ grid() {  # START METHOD: the learning rates to try
 }
 
 progress() {  # TEXT: one line that says where the sweep stands
-  local spent=$((SECONDS - STARTED)) left="?"
-  if [ "$NUM_DONE" -gt 0 ]; then left=$((spent * (NUM_ALL - NUM_DONE) / NUM_DONE)); fi
+  local spent=$((SECONDS - STARTED)) ran=$((NUM_DONE - NUM_SKIPPED)) left="?"
+  if [ "$ran" -gt 0 ]; then left=$((spent * (NUM_ALL - NUM_DONE) / ran)); fi
   printf '%5d s  %d of %d done, %d running, %d failed, about %s s left  %s\n' \
     "$spent" "$NUM_DONE" "$NUM_ALL" "${#RUNNING[@]}" "${#FAILED[@]}" "$left" "$1"
 }
@@ -82,6 +82,10 @@ start() {  # RUNS START METHOD SEED LR: one run in the background
   if [ "$DRY_RUN" = 1 ]; then
     echo "# $text"
     RUNS=$1 INIT=$2 METHOD=$3 SEED=$4 LR=$5 bash "$ROOT/scripts/finetune.sh" --dry-run -- ${EXTRA[@]+"${EXTRA[@]}"}
+    return
+  fi
+  if [ -f "$1/$NAME/$2/$3/seed$4/result.json" ]; then
+    NUM_DONE=$((NUM_DONE + 1)) NUM_SKIPPED=$((NUM_SKIPPED + 1))
     return
   fi
   wait_for "$JOBS"
