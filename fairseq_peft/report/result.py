@@ -77,7 +77,7 @@ def _numbers(run: dict, epochs: dict[int, dict]) -> dict:
         valid[epoch] = _accuracy(run, epoch, line, "valid")
         if "test" in line["subsets"]:
             test[epoch] = _accuracy(run, epoch, line, "test")
-    # fairseq overwrites checkpoint_best.pt with a later equal, so the latest on ties is the one kept
+    # fairseq overwrites checkpoint_best.pt with a later equal: the latest on ties is the one kept
     best = max(valid, key=lambda epoch: (valid[epoch], epoch))
     best_test = max(test, key=test.get, default=None)
     at_best = epochs[best]["subsets"].get("test", {})
