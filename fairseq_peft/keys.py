@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from fairseq_peft.errors import InputError
 
-_CAUSES = [
-    (
-        "embed_tokens.weight",
-        "the data was prepared with another dictionary: prepare it with the checkpoint's own "
-        "dict.txt",
-    ),
-    ("embed_positions.weight", "give --max-positions the checkpoint's number of rows less 2"),
-    ("lora_", "the checkpoint was trained with another --lora-rank or --peft-targets"),
-    (
-        "adapter.",
-        "the checkpoint was trained with another --adapter-bottleneck or --adapter-placement",
-    ),
-    ("soft_prompt.", "the checkpoint was trained with another --prompt-num-tokens"),
-    ("layers.", "the checkpoint is of another architecture: give the --arch it was trained with"),
-]
+#: What a method adds: part of the name, and what explains a difference there.
+_METHOD_CAUSES = {
+    "lora_": "the checkpoint was trained with another --peft, --lora-rank or --peft-targets",
+    "adapter.": "the checkpoint was trained with another --peft, --adapter-bottleneck or "
+    "--adapter-placement",
+    "soft_prompt.": "the checkpoint was trained with another --peft or --prompt-num-tokens",
+}
+#: The same for the base, the most telling first.
+_BASE_CAUSES = {
+    "layers.": "the checkpoint is of another architecture: give the --arch it was trained with",
+    "embed_tokens.weight": "the data was prepared with another dictionary: prepare it with the "
+    "checkpoint's own dict.txt",
+    "embed_positions.weight": "give --max-positions the checkpoint's number of rows less 2",
+}
+
+
+def _cause(items):
+    """The likely cause of differences in the tensors ``items``, or None."""
+    base = [item for item in items if not any(part in item for part in _METHOD_CAUSES)]
+    for causes, suspects in ((_BASE_CAUSES, base), (_METHOD_CAUSES, items)):
+        for part, text in causes.items():
+            if any(part in item for item in suspects):
+                return text
+    return None
 
 
 def account(found, expected) -> None:
@@ -45,7 +54,6 @@ def account(found, expected) -> None:
     ]
     if not problems:
         return
-    suspects = shapes + left_over + missing
-    cause = next((text for part, text in _CAUSES if any(part in item for item in suspects)), None)
+    cause = _cause(shapes + left_over + missing)
     hint = f" Likely cause: {cause}." if cause else ""
     raise InputError(f"The checkpoint does not fit the model: tensors {', '.join(problems)}.{hint}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
+import struct
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary, data_utils, indexed_dataset
 
 from fairseq_peft.errors import InputError
 
@@ -108,6 +111,7 @@ def load_split(data: str, split: str, dictionary: Dictionary, labels: list[str])
 def _indexed(data, name, split, dictionary):
     prefix = os.path.join(data, name, split)
     try:
+        _check_lengths(prefix)
         dataset = data_utils.load_indexed_dataset(prefix, dictionary)
     except Exception as error:
         raise InputError(
@@ -120,6 +124,28 @@ def _indexed(data, name, split, dictionary):
             "other splits with --valid-subset."
         )
     return dataset
+
+
+def _check_lengths(prefix):
+    """Raise ValueError where an .idx of fairseq's usual format, or its .bin, is cut short.
+
+    fairseq looks at neither: it fails at the first row that is not there, in the middle of a run.
+    """
+    if not indexed_dataset.MMapIndexedDataset.exists(prefix):
+        return
+    with open(f"{prefix}.idx", "rb") as file:
+        head, index = file.read(26), file.read()
+    if head[:9] != indexed_dataset.MMapIndexedDataset.Index._HDR_MAGIC or len(head) < 26:
+        return  # another format, or none: fairseq says so
+    # After the magic: version (8 bytes), type (1), number of rows (8); then sizes and offsets.
+    code, num_rows = struct.unpack("<BQ", head[17:])
+    if len(index) != num_rows * (4 + 8):
+        raise ValueError(f"{prefix}.idx is cut short: {num_rows} rows announced")
+    sizes = np.frombuffer(index, np.int32, num_rows)
+    needed = int(sizes.sum()) * np.dtype(indexed_dataset._code_to_dtype[code]).itemsize
+    found = os.path.getsize(f"{prefix}.bin")
+    if found != needed:
+        raise ValueError(f"{prefix}.bin has {found} bytes, its .idx speaks of {needed}")
 
 
 def _class_id(rows, index, split, dictionary, labels):
@@ -233,17 +259,23 @@ def read_checkpoint(path: str) -> dict:
         InputError: it is cut short, no checkpoint, or would need to run code.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's text goes on to recommend the unsafe loader; only what it met is of use here.
+        met = re.search(r"(Unsupported|Trying to load) .*", str(error))
         raise InputError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; it is not "
-            "opened, because that could "
-            f"run code ({_first_line(error)}). Give a checkpoint of fairseq-train."
+            f"opened, because that could run code ({met[0].rstrip('.') if met else 'unknown'}). "
+            "Give a checkpoint of fairseq-train."
         ) from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
+        lines = str(error).strip().splitlines() or [""]
         raise InputError(
             f"{path} cannot be read as a checkpoint: it is cut short, damaged or no checkpoint "
-            f"({_first_line(error)}). Copy or make it again, or give another one."
+            f"({type(error).__name__}: {lines[0][:200]}). Copy or make it again, or give another "
+            "one."
         ) from error
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
@@ -255,11 +287,6 @@ def read_checkpoint(path: str) -> dict:
             "that was published for fairseq."
         )
     return state
-
-
-def _first_line(error):
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def check_start(path: str, state: dict, model, dictionary: Dictionary, cfg) -> None:

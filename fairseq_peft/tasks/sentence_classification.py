@@ -11,6 +11,7 @@ from typing import List, Optional
 
 import numpy as np
 import torch
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import iterators
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
@@ -159,13 +160,13 @@ class SentenceClassificationTask(FairseqTask):
         return model
 
     def build_criterion(self, cfg, from_checkpoint=False):
-        criterion = super().build_criterion(cfg, from_checkpoint)
-        if not isinstance(criterion, SentenceClassificationCriterion):
+        name = getattr(cfg, "_name", cfg)
+        if not issubclass(CRITERION_REGISTRY.get(name, object), SentenceClassificationCriterion):
             raise InputError(
-                f"--criterion {cfg._name} does not go with --task sentence_classification: give "
+                f"--criterion {name} does not go with --task sentence_classification: give "
                 "--criterion sentence_classification."
             )
-        return criterion
+        return super().build_criterion(cfg, from_checkpoint)
 
     def _describe_run(self, model, start):
         counts = surgery.count(model, HEADS)
