@@ -11,11 +11,11 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    import os
+    from pathlib import Path
 
     from fairseq_peft.report import runs
 
-    results = [runs.read_result(os.path.join(directory, "result.json")) for directory in args.runs]
+    results = [runs.read_result(Path(directory) / "result.json") for directory in args.runs]
     best = max(range(len(results)), key=lambda i: (results[i]["valid_accuracy"], -i))
     sys.stdout.write(args.runs[best] + "\n")
     return 0
