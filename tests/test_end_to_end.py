@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import PACKAGE, ROOT, fairseq_command, random_rows, train_flags, write_data
+from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, train_flags, write_data
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -261,14 +263,59 @@ def test_methods_share_the_order_of_batches(fairseq, tmp_path):
     assert orders["full", 1] != orders["full", 2]
 
 
+TWO_PROCESSES = """
+import os, sys
+from fairseq_cli.train import cli_main
+rank = 0 if os.fork() else 1
+sys.argv = ["fairseq-train", *{argv!r}, "--distributed-rank", str(rank)]
+cli_main()
+if rank == 0:
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_two_processes_evaluate_every_row_once(fairseq, data_folder, tmp_path):
+    """3 batches for 2 processes: the one that gets none must not count its dummy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    words = train_flags(data_folder, tmp_path, distributed_world_size=2)
+    words += ["--distributed-init-method", address, "--distributed-backend", "gloo"]
+    words += ["--distributed-no-spawn", "--ddp-backend", "legacy_ddp"]
+    done = fairseq("python", TWO_PROCESSES.format(argv=words))
+    assert done.returncode == 0, done.stderr
+    (line,) = metrics(tmp_path)  # one process writes
+    assert line["train"]["num_examples"] == 67 and line["num_updates"] == 5
+    done = fairseq("validate", *validate_flags(data_folder, tmp_path / "checkpoint_last.pt"))
+    for subset, numbers in line["subsets"].items():
+        assert numbers["num_examples"] == 21
+        alone = validated(done.stdout)[subset]
+        for name in ("loss", "accuracy", "macro_f1", "mcc"):
+            assert alone[name] == pytest.approx(numbers[name], abs=2e-6), (subset, name)
+
+
+def test_masked_lm_trains_the_method_alone(fairseq, data_folder, base_checkpoint, tmp_path):
+    """fairseq's own task with --peft: the base and its LM head stay, bit for bit."""
+    done = fairseq(
+        *("train", data_folder / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
+        *("--criterion", "masked_lm", "--arch", "roberta_small", "--peft", "lora", *TINY_FLAGS),
+        *("--tokens-per-sample", 40, "--batch-size", 8, "--finetune-from-model", base_checkpoint),
+        *("--optimizer", "peft_adamw", "--lr", 1e-2, "--max-update", 3, "--num-workers", 0),
+        *("--save-dir", tmp_path, "--no-epoch-checkpoints", "--log-format", "simple", "--cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    base, trained = load(base_checkpoint)["model"], load(tmp_path / "checkpoint_last.pt")["model"]
+    assert all(torch.equal(trained[key], value) for key, value in base.items())
+    added = set(trained) - set(base)
+    assert len(added) == 8 and all(trained[key].abs().max() > 0 for key in added)
+
+
 SHARED = os.environ.get("FAIRSEQ_PEFT_SHARED", "")
 
 
 @pytest.mark.skipif(not SHARED, reason="FAIRSEQ_PEFT_SHARED is not set")
 def test_book_reviews(tmp_path):
     """The real data and checkpoint, for a few updates: every row of valid is evaluated, twice."""
-    import subprocess
-
     shared = Path(SHARED)
     model = shared / "models/roberta_small_fr"
     environment = {

@@ -60,8 +60,8 @@ class SentenceClassificationCriterion(FairseqCriterion):
     def reduce_metrics(cls, logging_outputs) -> None:
         """Sum the outputs and log loss, accuracy, macro-F1 and MCC."""
 
-        def total(key):
-            return sum(log.get(key, 0) for log in logging_outputs)
+        def total(key):  # between processes fairseq sums in tensors
+            return float(sum(log.get(key, 0) for log in logging_outputs))
 
         rows = total("sample_size")
         metrics.log_scalar("loss", total("loss") / rows, rows, round=6)
