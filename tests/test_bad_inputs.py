@@ -439,6 +439,15 @@ def test_missing_init_embeddings(bench):
     refused(bench, done, "--init-embeddings no.npz cannot be read")
 
 
+def test_learning_rate_at_which_training_diverges(bench):
+    """Known only in training; still a sentence, and no dump of all weights."""
+    done = bench.train(lr=1e30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fairseq_peft: error: The gradients' norm is nan: training has")
+    assert "--lr" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in bench.save_dir.iterdir()) == ["run.json"]
+
+
 # Places
 
 

@@ -19,6 +19,7 @@ class PeftAdamWConfig(FairseqDataclass):
         default=0.01, metadata={"help": "decoupled weight decay of matrices; vectors have none"}
     )
     lr: List[float] = II("optimization.lr")
+    amp: bool = II("common.amp")
 
 
 class PeftAdamW(FairseqOptimizer):
@@ -49,6 +50,17 @@ class PeftAdamW(FairseqOptimizer):
             eps=cfg.adamw_eps,
             fused=fused,
         )
+
+    def clip_grad_norm(self, max_norm, aggregate_norm_fn=None):
+        """fairseq's, which would look for the cause of a NaN and die of a StopIteration there."""
+        norm = super().clip_grad_norm(max_norm, aggregate_norm_fn)
+        # With --amp it is fairseq that scales the loss down and tries again.
+        if not self.cfg.amp and not torch.isfinite(norm).all():
+            raise InputError(
+                f"The gradients' norm is {float(norm)}: training has diverged. Give a lower --lr, "
+                "a warm-up, or --clip-norm 1.0."
+            )
+        return norm
 
     @property
     def optimizer_config(self):
