@@ -31,6 +31,7 @@
 #   SEED=1 THREADS=      threads default to the number of cores
 #   ARCH=roberta_small ARCH_ARGS=    for example ARCH_ARGS="--encoder-layers 2 --encoder-embed-dim 128"
 #   OPTIM_ARGS=          the optimizer and its flags, as words
+#   PRECISION=fp32       or bf16: layers under autocast, faster where the processor has it
 #   HALF=0               1: model.pt in half precision
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -59,6 +60,7 @@ THREADS=${THREADS:-$(getconf _NPROCESSORS_ONLN)} # threads
 ARCH=${ARCH:-roberta_small}                     # architecture
 ARCH_ARGS=${ARCH_ARGS:-}                        # flags of it, words split at spaces
 OPTIM_ARGS=${OPTIM_ARGS:---optimizer peft_adamw --adamw-betas (0.9,0.98) --adamw-eps 1e-6 --weight-decay 0.01}
+PRECISION=${PRECISION:-fp32}                    # fp32 or bf16 (weights stay fp32)
 HALF=${HALF:-0}                                 # 1: model.pt in half precision
 PROGRESS_S=${PROGRESS_S:-8}                     # seconds between progress lines
 
@@ -99,7 +101,7 @@ check_knobs() {
 settings() {
   local name
   for name in SPM DICT VOCAB_SIZE VALID_LINES INIT_EMBEDDINGS TOKENS_SHORT UPDATES_SHORT TOKENS_LONG \
-    UPDATES_LONG TOKENS_PER_UPDATE LR WARMUP SEED ARCH ARCH_ARGS OPTIM_ARGS; do
+    UPDATES_LONG TOKENS_PER_UPDATE LR WARMUP SEED ARCH ARCH_ARGS OPTIM_ARGS PRECISION; do
     printf '%s=%s\n' "$name" "${!name}"
   done
   printf 'RAW=%s\nEXTRA=%s\n' "${RAW_FILES[*]}" "${EXTRA[*]-}"
@@ -242,7 +244,7 @@ train_phase() {
     --sample-break-mode none --tokens-per-sample "$length" \
     --arch "$ARCH" --max-positions "$TOKENS_LONG" "${ARCH_WORDS[@]+"${ARCH_WORDS[@]}"}" \
     --batch-size $((TOKENS_PER_UPDATE / length)) --required-batch-size-multiple 1 --num-workers 0 \
-    "${OPTIM_WORDS[@]}" --clip-norm 1.0 --lr "$LR" --lr-scheduler polynomial_decay \
+    --precision "$PRECISION" "${OPTIM_WORDS[@]}" --clip-norm 1.0 --lr "$LR" --lr-scheduler polynomial_decay \
     --warmup-updates "$WARMUP" --total-num-update "$TOTAL" --max-update "$last" \
     --seed "$SEED" --save-dir "$dir" --save-interval 1000000 --validate-interval 1000000 \
     --save-interval-updates "$SAVE_EVERY" --keep-interval-updates 1 \
