@@ -12,7 +12,7 @@
 #   WORK=quickstart    folder for data, checkpoints, runs and report
 #   JOBS=              runs at once, one core each (default: the number of cores)
 #   SEEDS="1 2 3"      one run a method, start and seed
-#   EPOCHS=10          of fine-tuning
+#   EPOCHS=12          of fine-tuning
 #   SETUP=1            0: use the installed packages as they are
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -23,7 +23,7 @@ parse_args "$@"
 WORK=${WORK:-$ROOT/quickstart}                      # where everything lands
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}          # runs at once
 SEEDS=${SEEDS:-1 2 3}                               # seeds
-EPOCHS=${EPOCHS:-10}                                # passes over train
+EPOCHS=${EPOCHS:-12}                                # passes over train
 SETUP=${SETUP:-1}                                   # 1: install first
 TINY="--encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --max-positions 64"
 
@@ -40,7 +40,7 @@ fi
 
 headline "Pre-training on the reviews without labels"
 if [ ! -e "$WORK/base/model.pt" ]; then
-  run env RAW="$WORK/raw/unlabelled.txt" SAVE_DIR="$WORK/base" VOCAB_SIZE=250 ARCH_ARGS="$TINY" TOKENS_SHORT=64 THREADS="$JOBS" \
+  run env RAW="$WORK/raw/unlabelled.txt" SAVE_DIR="$WORK/base" VOCAB_SIZE=260 ARCH_ARGS="$TINY" TOKENS_SHORT=64 THREADS="$JOBS" \
     UPDATES_SHORT=2500 UPDATES_LONG=0 TOKENS_PER_UPDATE=2048 LR=1e-3 WARMUP=100 VALID_EVERY=500 SAVE_EVERY=500 \
     bash "$ROOT/scripts/pretrain.sh" -- --sample-break-mode eos
 fi
@@ -52,7 +52,7 @@ run env SPM="$WORK/base/sentencepiece.bpe.model" DICT="$WORK/base/dict.txt" DATA
 headline "Fine-tuning: {scratch, pretrained} x full, pretrained x {head_only, lora, adapter, prompt}"
 run env DATA="$WORK/data-bin/demo" RUNS="$WORK/runs" BASE="$WORK/base/model.pt" SEEDS="$SEEDS" JOBS="$JOBS" \
   THREADS=1 EPOCHS="$EPOCHS" ARCH_ARGS="$TINY" EVERY=8 LR_SCRATCH=5e-4 LR_FULL=5e-4 LR_HEAD_ONLY=3e-3 \
-  LR_LORA=3e-3 LR_ADAPTER=3e-3 LR_PROMPT=1e-2 bash "$ROOT/scripts/sweep.sh"
+  LR_LORA=5e-3 LR_ADAPTER=3e-3 LR_PROMPT=1e-2 bash "$ROOT/scripts/sweep.sh"
 
 headline "Report"
 run env RAW="$WORK/raw" NAME=demo bash "$ROOT/scripts/compare.sh" "$WORK/runs"

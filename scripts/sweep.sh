@@ -66,15 +66,24 @@ reap() {  # take note of the runs that ended
   done
 }
 
+LAST=0
+tick() {  # note what ended; show progress now and then; a moment of rest
+  reap
+  if [ $((SECONDS - LAST)) -ge "$EVERY" ]; then
+    progress "${RUNNING[*]}"
+    LAST=$SECONDS
+  fi
+  sleep 0.5
+}
+
 wait_for() {  # N: until fewer than N runs are running
-  local last=$SECONDS
-  while reap; [ "${#RUNNING[@]}" -ge "$1" ]; do
-    sleep 0.5
-    if [ $((SECONDS - last)) -ge "$EVERY" ]; then
-      progress "${RUNNING[*]}"
-      last=$SECONDS
-    fi
-  done
+  reap
+  while [ "${#RUNNING[@]}" -ge "$1" ]; do tick; done
+}
+
+wait_cell() {  # CELL: until none of its runs is running
+  reap
+  while [[ " ${RUNNING[*]}" == *" $1 seed"* ]]; do tick; done
 }
 
 start() {  # RUNS START METHOD SEED LR: one run in the background
@@ -135,10 +144,10 @@ for cell in $CELLS; do
     esac
   done
 done
-wait_for 1
 
 # The picked rate: its run is the first seed's; the others run now.
 for cell in $CELLS; do
+  wait_cell "$cell"
   if [ "$DRY_RUN" = 1 ]; then
     PICKED_LR="<picked on valid>" PICKED_RUN=
   else
