@@ -267,7 +267,7 @@ def test_lora_checkpoint_for_an_adapter_run(bench, trained):
 
 def test_lora_checkpoint_of_another_rank(bench, trained):
     done = bench.train(lora_rank=4, finetune_from_model=trained)
-    refused(bench, done, "Likely cause: .* another --lora-rank")
+    refused(bench, done, "Likely cause: .* another .*--lora-rank")
 
 
 # The data folder
@@ -468,7 +468,7 @@ def test_run_that_exists_stays_as_it_was(bench, trained):
     shutil.copytree(trained.parent, bench.save_dir)
     before = {path: path.read_bytes() for path in bench.save_dir.iterdir()}
     done = bench.train(lora_rank=4, max_epoch=2)
-    assert done.returncode == 1 and "another --lora-rank" in done.stderr
+    assert done.returncode == 1 and "--lora-rank" in done.stderr
     assert {path: path.read_bytes() for path in bench.save_dir.iterdir()} == before
 
 
