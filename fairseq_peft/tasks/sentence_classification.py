@@ -4,29 +4,26 @@ dropped silently."""
 import argparse
 import logging
 import os
-import sys
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import List, Optional
 
 import numpy as np
-import torch
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import iterators
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
-from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from fairseq_peft import __version__, run_log, scores, surgery
+from fairseq_peft import run_log, scores, surgery
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.tasks import record
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +91,8 @@ class SentenceClassificationTask(FairseqTask):
         self.labels = labels
         self.max_tokens = None
         self.num_reserved = 0
-        self.log = None
         self._run = None
-        self._reset_clock()
+        self._recorder = None
 
     # Set-up
 
@@ -141,7 +137,7 @@ class SentenceClassificationTask(FairseqTask):
             self.load_dataset(split)
         for line in surgery.describe(model, HEADS, f"--peft {model.method.name}"):
             logger.info(line)
-        self._run = self._describe_run(model, start)
+        self._run = record.describe_run(self.cfg, model, start, self.labels, self.datasets)
         return model
 
     def _build_classifier(self, cfg):
@@ -167,45 +163,6 @@ class SentenceClassificationTask(FairseqTask):
                 "--criterion sentence_classification."
             )
         return super().build_criterion(cfg, from_checkpoint)
-
-    def _describe_run(self, model, start):
-        counts = surgery.count(model, HEADS)
-        cfg = self.cfg
-        run = {
-            "schema": 1,
-            "data": os.path.basename(os.path.normpath(cfg.data)),
-            "init": "pretrained" if start.base else "scratch",
-            "method": model.method.name,
-            "seed": cfg.seed,
-            "arch": model.args._name,
-            "base": start.base,
-            "method_config": asdict(model.config),
-            "labels": list(self.labels),
-            "rows": {split: len(dataset) for split, dataset in self.datasets.items()},
-            "trainable_parameters": counts.trainable,
-            "method_parameters": counts.method,
-            "head_parameters": counts.head,
-            "total_parameters": counts.total,
-            "task_bytes": counts.task_bytes,
-            "hyperparameters": {
-                "lr": cfg.lr[0],
-                "batch_size": cfg.batch_size,
-                "max_tokens": cfg.max_tokens,
-                "max_epoch": cfg.max_epoch,
-                "update_freq": cfg.update_freq[0],
-                "precision": model.args.precision,
-                "dropout": model.args.dropout,
-                "attention_dropout": model.args.attention_dropout,
-            },
-            "versions": versions(),
-            "device": "cuda" if torch.cuda.is_available() and not cfg.cpu else "cpu",
-            "threads": torch.get_num_threads(),
-            "command": " ".join(sys.argv),
-        }
-        if start.resumes and start.base is None:
-            # The first launch knew what the run started from; this one was not told.
-            run.update(run_log.read_start(cfg.save_dir))
-        return run
 
     def state_dict(self):
         return {"labels": list(self.labels), "dictionary": checks.fingerprint(self.dictionary)}
@@ -328,87 +285,36 @@ class SentenceClassificationTask(FairseqTask):
         """The criterion's own metrics, without fairseq's words-per-batch columns."""
         type(criterion).reduce_metrics(logging_outputs)
 
-    def _reset_clock(self):
-        self._epoch = 0
-        self._epoch_start = self._subset_start = time.perf_counter()
-        self._validation_seconds = 0.0
-        self._num_earlier_tokens = 0
-        self._subsets = {}
-
     def begin_epoch(self, epoch, model):
-        if self.log is None and self._run and distributed_utils.get_global_rank() == 0:
-            self.log = run_log.RunLog(self.cfg.save_dir, self._run)
-        self._reset_clock()
-        self._epoch = epoch
-        # A run that goes on in mid-epoch has the counts of its first part, but not its seconds.
-        meters = metrics.get_meters("train") or {}
-        if "_tokens" in meters:
-            self._num_earlier_tokens = round(meters["_tokens"].sum)
+        if self._recorder is None and self._run and distributed_utils.get_global_rank() == 0:
+            log = run_log.RunLog(self.cfg.save_dir, self._run)
+            self._recorder = record.EpochRecorder(log, self.cfg.valid_subset.split(","))
+        if self._recorder:
+            self._recorder.begin_epoch(epoch)
 
     def begin_valid_epoch(self, epoch, model):
-        self._subset_start = self._validation_start = time.perf_counter()
-        self._subsets = {}
+        if self._recorder:
+            self._recorder.begin_validation()
 
     def post_validate(self, model, stats, agg):
-        """Check that every row was evaluated; after the last subset, write the epoch's line."""
-        now = time.perf_counter()
+        """Check that every row was evaluated, warn of a collapse, record the subset."""
         result = scores.from_meters(agg)
         expected = len(self.datasets[self._split])
         if result["num_examples"] != expected:
             raise InputError(
                 f"{result['num_examples']} of the {expected} rows of {self._split!r} were "
-                "evaluated. "
-                "Leave out what limits validation (--max-valid-steps)."
+                "evaluated. Leave out what limits validation (--max-valid-steps)."
             )
         predicted = result.pop("predicted")
-        if max(predicted) == expected and len(self.labels) > 1:
-            name = self.labels[predicted.index(expected)]
+        if max(predicted) == expected:
             logger.warning(
-                f"all {expected} predictions on {self._split!r} are {name!r}: the model has "
-                "collapsed to one class "
+                f"all {expected} predictions on {self._split!r} are "
+                f"{self.labels[predicted.index(expected)]!r}: the model has collapsed to one class "
                 "(try another learning rate, or more epochs)"
             )
-        self._subsets[self._split] = {
-            "loss": float(agg["loss"].avg),
-            **result,
-            "seconds": now - self._subset_start,
-        }
-        self._subset_start = now
-        if list(self._subsets) == self.cfg.valid_subset.split(","):
-            self._write_epoch(model, stats, now)
-
-    def _write_epoch(self, model, stats, now):
-        self._validation_seconds += now - self._validation_start
-        train = metrics.get_meters("train")
-        result = scores.from_meters(train)
-        result.pop("predicted")
-        seconds = now - self._epoch_start - self._validation_seconds
-        num_tokens = round(train["_tokens"].sum)
-        if self.log is None:
-            return
-        self.log.epoch(
-            {
-                "epoch": self._epoch,
-                "num_updates": int(stats["num_updates"]),
-                "lr": metrics.get_smoothed_value("train", "lr"),
-                "peak_memory_bytes": run_log.peak_memory_bytes(),
-                "train": {
-                    "loss": float(train["loss"].avg),
-                    **result,
-                    "num_tokens": num_tokens,
-                    "seconds": seconds,
-                    "tokens_per_second": (num_tokens - self._num_earlier_tokens) / seconds,
-                },
-                "subsets": dict(self._subsets),
-            }
-        )
-
-
-def versions() -> dict:
-    """Versions of what a result depends on."""
-    import fairseq
-
-    return {"fairseq_peft": __version__, "torch": torch.__version__, "fairseq": fairseq.__version__}
+        if self._recorder:
+            loss = float(agg["loss"].avg)
+            self._recorder.end_subset(self._split, {"loss": loss, **result}, stats["num_updates"])
 
 
 if "sentence_classification" not in TASK_REGISTRY:

@@ -169,12 +169,14 @@ def right_but_first(target):
     return torch.cat([1 - target[:1], target[1:]])
 
 
-def test_counts_are_exact_and_losses_in_nats(make_task):
+def test_counts_are_exact_and_losses_in_nats(make_task, tmp_path):
     task = make_task()
+    task._run = {"schema": 1}
+    task.cfg.save_dir = str(tmp_path)
     task.begin_epoch(1, None)
     task.begin_valid_epoch(1, None)
     evaluate(task, "valid", right_but_first)
-    scores = task._subsets["valid"]
+    scores = task._recorder.results["valid"]
     assert (scores["num_examples"], scores["num_correct"]) == (21, 18)
     right, wrong = (torch.log1p(torch.exp(torch.tensor(x))).item() for x in (-2.0, 2.0))
     assert scores["loss"] == pytest.approx((18 * right + 3 * wrong) / 21, rel=1e-5)

@@ -1,0 +1,123 @@
+"""What a run records: what it is, before it starts, and one line an epoch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import asdict
+
+import fairseq
+import torch
+from fairseq.logging import metrics
+
+from fairseq_peft import __version__, run_log, scores, surgery
+from fairseq_peft.models.roberta import HEADS
+
+
+def describe_run(cfg, model, start, labels, datasets) -> dict:
+    """The content of run.json (schema: docs/design.md).
+
+    Args:
+        cfg: the task's config.
+        model: with its head and its method.
+        start: where training starts from (``data.checks.start``).
+        labels: class names in the order of the outputs.
+        datasets: split -> data set.
+    """
+    counts = surgery.count(model, HEADS)
+    run = {
+        "schema": 1,
+        "data": os.path.basename(os.path.normpath(cfg.data)),
+        "init": "pretrained" if start.base else "scratch",
+        "method": model.method.name,
+        "seed": cfg.seed,
+        "arch": model.args._name,
+        "base": start.base,
+        "method_config": asdict(model.config),
+        "labels": list(labels),
+        "rows": {split: len(dataset) for split, dataset in datasets.items()},
+        "trainable_parameters": counts.trainable,
+        "method_parameters": counts.method,
+        "head_parameters": counts.head,
+        "total_parameters": counts.total,
+        "task_bytes": counts.task_bytes,
+        "hyperparameters": {
+            "lr": cfg.lr[0],
+            "batch_size": cfg.batch_size,
+            "max_tokens": cfg.max_tokens,
+            "max_epoch": cfg.max_epoch,
+            "update_freq": cfg.update_freq[0],
+            "precision": model.args.precision,
+            "dropout": model.args.dropout,
+            "attention_dropout": model.args.attention_dropout,
+        },
+        "versions": versions(),
+        "device": "cuda" if torch.cuda.is_available() and not cfg.cpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(sys.argv),
+    }
+    if start.resumes and start.base is None:
+        # The first launch knew what the run started from; this one was not told.
+        run.update(run_log.read_start(cfg.save_dir))
+    return run
+
+
+def versions() -> dict:
+    """Versions of what a result depends on."""
+    return {"fairseq_peft": __version__, "torch": torch.__version__, "fairseq": fairseq.__version__}
+
+
+class EpochRecorder:
+    """Times training and validation apart and writes a line after the last subset of an epoch.
+
+    Args:
+        log: the run's log.
+        subsets: names of the evaluated splits, in the order of evaluation.
+    """
+
+    def __init__(self, log: run_log.RunLog, subsets: list[str]):
+        self.log = log
+        self.subsets = subsets
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.start = time.perf_counter()
+        self.validation_seconds = 0.0
+        # A run that goes on in mid-epoch has the counts of its first part, but not its seconds.
+        meters = metrics.get_meters("train") or {}
+        self.num_earlier_tokens = round(meters["_tokens"].sum) if "_tokens" in meters else 0
+
+    def begin_validation(self) -> None:
+        self.subset_start = self.validation_start = time.perf_counter()
+        self.results = {}
+
+    def end_subset(self, split: str, result: dict, num_updates) -> None:
+        """Take note of a subset's scores; after the last one, write the epoch's line."""
+        now = time.perf_counter()
+        self.results[split] = {**result, "seconds": now - self.subset_start}
+        self.subset_start = now
+        if list(self.results) == self.subsets:
+            self.validation_seconds += now - self.validation_start
+            self.log.epoch(self._line(now, int(num_updates)))
+
+    def _line(self, now, num_updates) -> dict:
+        train = metrics.get_meters("train")
+        result = scores.from_meters(train)
+        result.pop("predicted")
+        seconds = now - self.start - self.validation_seconds
+        num_tokens = round(train["_tokens"].sum)
+        return {
+            "epoch": self.epoch,
+            "num_updates": num_updates,
+            "lr": metrics.get_smoothed_value("train", "lr"),
+            "peak_memory_bytes": run_log.peak_memory_bytes(),
+            "train": {
+                "loss": float(train["loss"].avg),
+                **result,
+                "num_tokens": num_tokens,
+                "seconds": seconds,
+                "tokens_per_second": (num_tokens - self.num_earlier_tokens) / seconds,
+            },
+            "subsets": dict(self.results),
+        }
