@@ -14,22 +14,22 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_args "$@"
 
-DATA=${DATA:-$ROOT/data-bin/cls-books}   # folder that prepare_data.sh made
-RUNS=${RUNS:-$ROOT/runs}                 # where runs land
-METHOD=${METHOD:-full}                   # full, head_only, lora, adapter, prompt
-INIT=${INIT:-pretrained}                 # pretrained (from BASE) or scratch
-BASE=${BASE:-}                           # checkpoint to start from, for INIT=pretrained
-SIZE=${SIZE:-roberta_small}              # roberta_small, roberta_base or roberta_large
-SEED=${SEED:-1}                          # seed of head, method, batches and dropout
-LR=${LR:-1e-4}                           # peak learning rate
-EPOCHS=${EPOCHS:-5}                      # passes over train
-BATCH_SIZE=${BATCH_SIZE:-16}             # rows an update
-WARMUP=${WARMUP:-6}                      # per cent of the updates
-PRECISION=${PRECISION:-fp32}             # fp32 or bf16
-SUBSETS=${SUBSETS:-valid,test}           # evaluated every epoch; the first chooses the checkpoint
-THREADS=${THREADS:-$(nproc)}             # CPU threads
-ARCH_ARGS=${ARCH_ARGS:-}                 # more flags of the architecture, e.g. "--encoder-layers 2"
-KEEP=${KEEP:-best}                       # checkpoints to keep when done: best or none
+DATA=${DATA:-$ROOT/data-bin/cls-books}  # folder that prepare_data.sh made
+RUNS=${RUNS:-$ROOT/runs}                # where runs land
+METHOD=${METHOD:-full}                  # full, head_only, lora, adapter, prompt
+INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
+BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
+SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
+SEED=${SEED:-1}                         # seed of head, method, batches and dropout
+LR=${LR:-1e-4}                          # peak learning rate
+EPOCHS=${EPOCHS:-5}                     # passes over train
+BATCH_SIZE=${BATCH_SIZE:-16}            # rows an update
+WARMUP=${WARMUP:-6}                     # per cent of the updates
+PRECISION=${PRECISION:-fp32}            # fp32 or bf16
+SUBSETS=${SUBSETS:-valid,test}          # evaluated every epoch; the first chooses the checkpoint
+THREADS=${THREADS:-$(nproc)}            # CPU threads
+ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
+KEEP=${KEEP:-best}                      # checkpoints to keep when done: best or none
 
 case $INIT in
   pretrained) [ -n "$BASE" ] || die "INIT=pretrained needs BASE, a checkpoint. Set BASE=model.pt, or INIT=scratch."

@@ -20,11 +20,11 @@ set -euo pipefail
 parse_args "$@"
 [ "${#ARGS[@]}" = 0 ] && [ "${#EXTRA[@]}" = 0 ] || die "takes no arguments; see --help"
 
-WORK=${WORK:-$ROOT/quickstart}                      # where everything lands
-JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}          # runs at once
-SEEDS=${SEEDS:-1 2 3}                               # seeds
-EPOCHS=${EPOCHS:-12}                                # passes over train
-SETUP=${SETUP:-1}                                   # 1: install first
+WORK=${WORK:-$ROOT/quickstart}              # where everything lands
+JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once
+SEEDS=${SEEDS:-1 2 3}                       # seeds
+EPOCHS=${EPOCHS:-12}                        # passes over train
+SETUP=${SETUP:-1}                           # 1: install first
 TINY="--encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --max-positions 64"
 
 [ "$SETUP" = 0 ] || run bash "$ROOT/scripts/setup.sh"

@@ -15,19 +15,19 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_args "$@"
 
-DATA=${DATA:-$ROOT/data-bin/cls-books}   # folder that prepare_data.sh made
-RUNS=${RUNS:-$ROOT/runs}                 # where runs land
+DATA=${DATA:-$ROOT/data-bin/cls-books}                 # folder that prepare_data.sh made
+RUNS=${RUNS:-$ROOT/runs}                               # where runs land
 CELLS=${CELLS:-scratch/full pretrained/full pretrained/head_only pretrained/lora pretrained/adapter pretrained/prompt}   # start/method
-SEEDS=${SEEDS:-1 2 3}                    # the first one tunes the learning rate
-LR_FULL=${LR_FULL:-5e-5 1e-4 2e-4}       # grid for full, pretrained
-LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4} # grid for full, scratch
-LR_HEAD_ONLY=${LR_HEAD_ONLY:-1e-3 3e-3 1e-2}   # grid for head_only
-LR_LORA=${LR_LORA:-5e-4 1e-3 2e-3}       # grid for lora
-LR_ADAPTER=${LR_ADAPTER:-5e-4 1e-3 2e-3} # grid for adapter
-LR_PROMPT=${LR_PROMPT:-1e-3 3e-3 1e-2}   # grid for prompt
-JOBS=${JOBS:-1}                          # runs at once
-THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}   # CPU threads a run
-EVERY=${EVERY:-10}                       # seconds between progress lines
+SEEDS=${SEEDS:-1 2 3}                                  # the first one tunes the learning rate
+LR_FULL=${LR_FULL:-5e-5 1e-4 2e-4}                     # grid for full, pretrained
+LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4}               # grid for full, scratch
+LR_HEAD_ONLY=${LR_HEAD_ONLY:-1e-3 3e-3 1e-2}           # grid for head_only
+LR_LORA=${LR_LORA:-5e-4 1e-3 2e-3}                     # grid for lora
+LR_ADAPTER=${LR_ADAPTER:-5e-4 1e-3 2e-3}               # grid for adapter
+LR_PROMPT=${LR_PROMPT:-1e-3 3e-3 1e-2}                 # grid for prompt
+JOBS=${JOBS:-1}                                        # runs at once
+THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}  # CPU threads a run
+EVERY=${EVERY:-10}                                     # seconds between progress lines
 export DATA THREADS
 
 NAME=$(basename "$DATA")
