@@ -147,7 +147,7 @@ done
 
 # The picked rate: its run is the first seed's; the others run now.
 for cell in $CELLS; do
-  wait_cell "$cell"
+  case $(grid "${cell%/*}" "${cell#*/}") in *" "*) wait_cell "$cell" ;; esac
   if [ "$DRY_RUN" = 1 ]; then
     PICKED_LR="<picked on valid>" PICKED_RUN=
   else
