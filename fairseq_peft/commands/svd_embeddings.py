@@ -8,6 +8,7 @@ V = 4 specials + the lines of dict.txt + 1 for <mask>.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def run(args) -> int:
         time.perf_counter() - start,
     )
     for row in rows:
-        print(_neighbour_line(names, embeddings, row))
+        sys.stdout.write(_neighbour_line(names, embeddings, row) + "\n")
     return 0
 
 
