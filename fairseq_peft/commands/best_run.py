@@ -1,5 +1,4 @@
-"""Print which of several finished runs has the highest accuracy on valid (the first of them on
-ties)."""
+"""Print which of several finished runs is best on valid (the first of them on ties)."""
 
 from __future__ import annotations
 
