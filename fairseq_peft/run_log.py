@@ -8,18 +8,16 @@ import logging
 import os
 import sys
 
+from fairseq_peft.files import whole
+
 logger = logging.getLogger(__name__)
 
 
 def write_json(path: str, value) -> None:
-    """Write ``value`` whole or not at all: to a temporary name, flushed, then moved."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write ``value`` whole or not at all: see ``files.whole``."""
+    with whole(path) as temporary:
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_start(directory: str) -> dict:

@@ -54,7 +54,7 @@ def freeze(model: nn.Module, trains) -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many parameters train. Tied tensors count once; ``bytes`` is what a task must keep
+    """How many parameters train. Tied tensors count once; ``task_bytes`` is what a task must keep
     (fp32)."""
 
     method: int

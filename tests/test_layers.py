@@ -36,6 +36,7 @@ FAIRSEQ = "torch numpy fairseq omegaconf"
 # The longest name that fits decides: `methods.base` before `methods`.
 PARTS = {
     "errors": part(0),
+    "files": part(0),
     "architectures": part(0),
     "seeds": part(0.1),
     "keys": part(0.1),

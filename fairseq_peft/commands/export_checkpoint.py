@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,8 @@ def run(args) -> int:
     lean["last_optimizer_state"] = None
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(f".{args.out.name}.tmp")
-    torch.save(lean, temporary)
-    temporary.replace(args.out)
+    with whole(args.out) as temporary:
+        torch.save(lean, temporary)
     logger.info("%s: %.1f MB", args.out, args.out.stat().st_size / 1e6)
     return 0
 

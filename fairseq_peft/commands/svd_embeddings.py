@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,8 @@ def run(args) -> int:
         num_threads=args.threads,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(f".{args.out.name}.tmp.npz")
-    np.savez(temporary, embeddings=embeddings, lm_bias=unigram_bias(tokens, len(names)))
-    temporary.replace(args.out)
+    with whole(args.out) as temporary, open(temporary, "wb") as file:
+        np.savez(file, embeddings=embeddings, lm_bias=unigram_bias(tokens, len(names)))
     logger.info(
         "%s: %d x %d from %s tokens in %.1f s",
         args.out,

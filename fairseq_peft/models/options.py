@@ -1,6 +1,6 @@
 """The model's flags: RoBERTa's own, and one for every knob of every method.
 
-A field is None until somebody sets it; ``resolve`` fills in what the architecture says. So a flag
+A field is None until somebody sets it; ``architecture`` fills in what its name says. So a flag
 of a method that is not chosen can be told from one that was left alone, and fairseq-train,
 fairseq-hydra-train and checkpoints share one path.
 """

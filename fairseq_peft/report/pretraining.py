@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 
 # `... | INFO | train_inner | {"loss": ...}`; fairseq writes numbers as strings and losses in bits.
 STATS = re.compile(r"\| (train_inner|valid) \| (\{.*\})\s*$")
@@ -63,9 +64,8 @@ def read_logs(phases: Iterable[tuple[int, Path]]) -> list[dict]:
 
 def write_curve(rows: list[dict], path: Path) -> None:
     """One JSON object a line, under a temporary name until it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    with whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_curve(path: Path) -> list[dict]:

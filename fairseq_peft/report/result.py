@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_metrics
 
 
@@ -59,15 +59,12 @@ def write_result(run_dir: Path | str, result: dict) -> Path:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary name beside ``path`` and move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write ``text`` to ``path``, whole or not at all."""
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write '{path}': {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _numbers(run: dict, epochs: dict[int, dict]) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 
 # sentencepiece's own ids 0, 1, 2 are <unk>, <s>, </s>; fairseq has its own rows for them.
 NUM_SPM_SPECIALS = 3
@@ -107,10 +108,9 @@ def pieces_of(tokenizer) -> list[str]:
 
 def write_dictionary(tokenizer, path: Path) -> None:
     """fairseq's dict.txt in sentencepiece's order: fairseq id = sentencepiece id + 1."""
-    temporary = path.with_name(f".{path.name}.tmp")
     text = "".join(f"{piece} 1\n" for piece in pieces_of(tokenizer))
-    temporary.write_bytes(text.encode("utf-8"))
-    temporary.replace(path)
+    with whole(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
 
 
 def copy_tokenizer(model: Path, dictionary: Path | None, out: Path) -> None:
@@ -140,20 +140,17 @@ def copy_tokenizer(model: Path, dictionary: Path | None, out: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with whole(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def write_pieces(tokenizer, lines: list[str], path: Path, num_threads: int = 2) -> int:
     """One line of pieces, joined by spaces, for each line; returns the number of pieces."""
     total = 0
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for start in range(0, len(lines), 10_000):
             batch = lines[start : start + 10_000]
             for pieces in tokenizer.encode(batch, out_type=str, num_threads=num_threads):
                 file.write(" ".join(pieces) + "\n")
                 total += len(pieces)
-    temporary.replace(path)
     return total

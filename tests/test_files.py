@@ -1,0 +1,27 @@
+"""``files.whole``: the new content or the old one, never a part, and nothing left beside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fairseq_peft.files import whole
+
+
+def test_success_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with whole(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failure_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="in the middle"), whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("in the middle")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
