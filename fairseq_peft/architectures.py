@@ -18,17 +18,26 @@ class Dims:
     max_positions: int
     vocab_size: int
 
-    def linear_shape(self, name: str) -> tuple[int, int]:
-        """(in, out) of one of a layer's linear maps."""
-        if name == "fc1":
-            return self.embed_dim, self.ffn_dim
-        if name == "fc2":
-            return self.ffn_dim, self.embed_dim
-        return self.embed_dim, self.embed_dim
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name below the root -> (in, out) of every linear map, as ``targets.select`` takes
+        them."""
+        c, f = self.embed_dim, self.ffn_dim
+        shapes = {f"self_attn.{name}_proj": (c, c) for name in ("q", "k", "v", "out")}
+        shapes.update(fc1=(c, f), fc2=(f, c))
+        return {
+            f"layers.{layer}.{name}": shape
+            for layer in range(self.num_layers)
+            for name, shape in shapes.items()
+        }
 
+    def embeddings(self) -> dict[str, tuple[int, int]]:
+        """Name below the root -> (rows, C) of the embeddings that methods may change."""
+        return {"embed_tokens": (self.vocab_size, self.embed_dim)}
 
-#: The linear maps of a layer, in the order in which data meets them.
-LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    def num_blocks(self, place: str) -> int:
+        """How many blocks there are to put an adapter behind; ``place`` is attention or ffn."""
+        return self.num_layers
+
 
 SIZES = {
     "roberta_small": Dims(4, 512, 512, 8, 256, 32_000),
@@ -54,6 +63,15 @@ class Count:
     def add(self, part: str, formula: str) -> None:
         """Add ``formula``, products and sums of integers such as ``4 x 512 x 512``."""
         self.terms.append(Term(part, formula, evaluate(formula)))
+
+    def add_groups(self, part: str, formulas: dict[str, str]) -> None:
+        """Add the formulas of modules by name, those of one kind and formula as one term."""
+        groups = {}
+        for name, formula in formulas.items():
+            kind = (name.rpartition(".")[2], formula)
+            groups[kind] = groups.get(kind, 0) + 1
+        for (kind, formula), number in groups.items():
+            self.add(f"{part} {kind}", f"{number} x {formula}")
 
     @property
     def total(self) -> int:

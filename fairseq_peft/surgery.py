@@ -7,40 +7,42 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fairseq_peft.errors import InputError
+from fairseq_peft import targets
 
 
-def split_targets(targets: str) -> list[str]:
-    """``"q_proj, v_proj"`` as a list, in order and without repeats."""
-    return list(dict.fromkeys(part.strip() for part in targets.split(",") if part.strip()))
+def linears(model: nn.Module, family) -> dict[str, nn.Linear]:
+    """Name below the family's root -> linear map, layer by layer."""
+    return {
+        f"layers.{index}.{path}": layer.get_submodule(path)
+        for index, layer in enumerate(layers(model, family))
+        for path in family.linears
+    }
 
 
-def match(model: nn.Module, family, targets: str) -> list[tuple[str, nn.Linear]]:
-    """The linear maps that ``targets`` names, in every layer, as (dotted name, module).
+def layers(model: nn.Module, family) -> list[nn.Module]:
+    """The layers of the model, from the first to the last."""
+    return list(model.get_submodule(family.root).layers)
+
+
+def embeddings(model: nn.Module, family) -> dict[str, nn.Embedding]:
+    """Name below the family's root -> embedding that methods may change."""
+    return {family.embedding: model.get_submodule(f"{family.root}.{family.embedding}")}
+
+
+def match(
+    modules: dict[str, nn.Module], words: str, chosen_layers: str = "", flag="--peft-targets"
+):
+    """Those of ``modules`` (name -> module) that ``words`` means (``targets.select``).
 
     Raises:
-        InputError: a target names no linear map of the model.
+        InputError: a target matches nothing.
     """
-    wanted = split_targets(targets)
-    unknown = [target for target in wanted if target not in family.linears]
-    if unknown or not wanted:
-        raise InputError(
-            f"--peft-targets {','.join(unknown) or targets!r} matches no module. "
-            f"Modules here: {', '.join(family.linears)}. Try q_proj,v_proj."
-        )
-    layers = model.get_submodule(family.layers)
-    return [
-        (
-            f"{family.layers}.{index}.{family.linears[target]}",
-            layer.get_submodule(family.linears[target]),
-        )
-        for index, layer in enumerate(layers)
-        for target in wanted
-    ]
+    names = targets.select(modules, words, chosen_layers, flag)
+    return {name: modules[name] for name in names}
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where the module called ``name`` is."""
+    """Put ``module`` where the module called ``name`` (its whole dotted path) is."""
     parent, _, child = name.rpartition(".")
     module.train(model.get_submodule(name).training)
     setattr(model.get_submodule(parent), child, module)

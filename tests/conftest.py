@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import random
-import types
 
 import pytest
 from fork_server import ForkServer
-from helpers import PACKAGE, TINY, TINY_FLAGS, random_rows, write_data
+from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 
 
 @pytest.fixture(scope="session")
@@ -24,26 +22,10 @@ def dictionary():
 
 @pytest.fixture
 def build(dictionary):
-    """``build("lora", lora_rank=4)``: a tiny model with a head of two classes, in eval mode."""
-    import torch
+    """``build("lora", lora_rank=4)``: a tiny RoBERTa with a head of two classes, in eval mode."""
+    from families import Roberta
 
-    import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft.models.options import architecture
-    from fairseq_peft.models.roberta import RobertaPeftModel
-
-    def make(method="full", seed=1, num_classes=2, head=True, **given):
-        args = argparse.Namespace(_name=f"roberta_small_{method}", **{**TINY, **given})
-        architecture("roberta_small", method)(args)
-        task = types.SimpleNamespace(
-            source_dictionary=dictionary, cfg=types.SimpleNamespace(seed=seed)
-        )
-        torch.manual_seed(seed)
-        model = RobertaPeftModel.build_model(args, task)
-        if head:
-            model.register_classification_head("head", num_classes=num_classes, seed=seed)
-        return model.eval()
-
-    return make
+    return Roberta(dictionary).build
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ PARTS = {
     "errors": part(0),
     "files": part(0),
     "architectures": part(0),
+    "targets": part(0.1),
     "seeds": part(0.1),
     "keys": part(0.1),
     "scores": part(0.1),

@@ -173,7 +173,7 @@ def test_hub_interface_takes_the_user_dir(fairseq, checkpoint, data_folder, tmp_
 from fairseq.models.roberta import RobertaModel
 hub = RobertaModel.from_pretrained({str(checkpoint.parent)!r}, {checkpoint.name!r},
     {str(data_folder)!r}, bpe=None, user_dir={str(PACKAGE)!r})
-print(type(hub.model).__name__, hub.model.method.name)
+print(type(hub.model).__name__, hub.model.setting.name)
 """
     done = fairseq("python", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

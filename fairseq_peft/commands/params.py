@@ -88,21 +88,17 @@ def count(size, dims, names, knobs, num_classes) -> dict:
 
 
 def count_method(name, dims, knobs, head, base) -> dict:
-    """One method's counts; knobs of other methods are left to those."""
-    from fairseq_peft.methods.base import field_types, flag_name
-
-    method = methods.get(name)
-    types = field_types(method.Config)
-    own = {flag_name(name, field): kind for field, kind in zip(_fields(method), types.values())}
+    """One setting's counts; knobs of methods that it does not have are left to those."""
+    own = knob_types(name)
     try:
         given = {flag: own[flag](value) for flag, value in knobs.items() if flag in own}
     except ValueError as error:
         raise InputError(f"A knob of {name} has no value of its type: {error}.") from error
-    added = method.count(dims, methods.configure(name, given))
-    trained = method.count_base(dims)
+    setting = methods.setting(name, given)
+    added, trained = setting.count(dims), setting.count_base(dims)
     trainable = added.total + trained.total
     return {
-        "method": name,
+        "method": setting.name,
         "terms": rows(trained) + rows(added),
         "trainable_without_head": trainable,
         "head": head,
@@ -114,10 +110,26 @@ def count_method(name, dims, knobs, head, base) -> dict:
     }
 
 
-def _fields(method):
+def knob_types(peft: str) -> dict[str, type]:
+    """Flag -> type, for every knob of the methods in ``peft``; a switch takes true or false."""
     from dataclasses import fields
 
-    return fields(method.Config)
+    from fairseq_peft.methods.base import field_types, flag_name
+
+    found = {}
+    for method in methods.split(peft):
+        types = field_types(method.Config)
+        for knob in fields(method.Config):
+            kind = types[knob.name]
+            found[flag_name(method.name, knob)] = switch if kind is bool else kind
+    return found
+
+
+def switch(word: str) -> bool:
+    """``"true"`` or ``"false"`` as a bool."""
+    if word.lower() not in ("true", "false"):
+        raise ValueError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
 
 
 def rows(terms) -> list[dict]:

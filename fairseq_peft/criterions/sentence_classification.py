@@ -30,7 +30,11 @@ class SentenceClassificationCriterion(FairseqCriterion):
         self.classification_head_name = classification_head_name
 
     def forward(self, model, sample, reduce=True):
-        """Returns (summed loss, number of rows, logging output)."""
+        """Returns (summed loss, number of rows, logging output).
+
+        In training, a method's penalty joins the loss that is minimised, not the one that is
+        logged.
+        """
         logits, _ = model(
             **sample["net_input"],
             features_only=True,
@@ -54,6 +58,9 @@ class SentenceClassificationCriterion(FairseqCriterion):
         }
         for kind, values in zip(scores.KINDS, counts):
             logging_output.update({f"_{kind}_{k}": value for k, value in enumerate(values)})
+        penalty = model.penalty() if model.training else None
+        if penalty is not None:
+            loss = loss + target.numel() * penalty
         return loss, target.numel(), logging_output
 
     @classmethod

@@ -1,11 +1,16 @@
-"""The methods, found by looking: each file of this folder but ``base`` holds one."""
+"""The methods, found by looking: each file of this folder but ``base`` holds one; and settings, what
+``--peft`` and its flags say: one method or several, each with its config."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 
+import torch
+
+from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 
 
@@ -26,29 +31,151 @@ def get(name: str):
     return module.METHOD
 
 
-def configure(name: str, given: dict):
-    """The config of method ``name`` from flags.
+def split(peft: str) -> list:
+    """The methods of ``"lora,prefix"`` or ``"lora+prefix"``, in the order of their stages.
+
+    Raises:
+        InputError: one is unknown or named twice, or they do not go together.
+    """
+    names = [name.strip() for name in peft.replace("+", ",").split(",")]
+    found = [get(name) for name in names]
+    if len(set(names)) < len(names):
+        raise InputError(f"--peft {peft!r} names a method twice. Name each once.")
+    for method in found if len(found) > 1 else []:
+        if method.alone:
+            raise InputError(
+                f"--peft {peft!r}: {method.name} cannot be combined, because {method.alone}. "
+                "Leave it or the others out."
+            )
+        for name in names:
+            if name in method.excludes:
+                raise InputError(
+                    f"--peft {peft!r}: {method.name} and {name} do not go together: "
+                    f"{method.excludes[name]}. Leave one out."
+                )
+    return sorted(found, key=lambda method: (method.stage, method.name))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Methods with their configs, in the order in which they are injected.
+
+    Attributes:
+        parts: (method, config) pairs.
+    """
+
+    parts: tuple
+
+    @property
+    def name(self) -> str:
+        """``lora``, or ``lora+prefix`` for several."""
+        return "+".join(method.name for method, _ in self.parts)
+
+    @property
+    def mergeable(self) -> bool:
+        return all(method.mergeable for method, _ in self.parts)
+
+    @property
+    def starts_as_base(self) -> str:
+        """The weakest of its parts: "yes", "nearly" or "no" (``methods.base.Method``)."""
+        starts = [method.starts_as_base for method, _ in self.parts]
+        return next((word for word in ("no", "nearly") if word in starts), "yes")
+
+    def knobs(self) -> dict:
+        """What is set: the config's fields, or, for several methods, those of each by its name."""
+        if len(self.parts) == 1:
+            return asdict(self.parts[0][1])
+        return {method.name: asdict(config) for method, config in self.parts}
+
+    def inject(self, model, family, generator: Callable[[str], torch.Generator]) -> None:
+        """Inject all; ``generator(name)`` gives each method its own stream."""
+        for method, config in self.parts:
+            method.inject(model, family, config, generator(method.name))
+
+    def adopt_base(self, model, family) -> None:
+        for method, config in self.parts:
+            method.adopt_base(model, family, config)
+
+    def trained(self, model, family) -> set[str]:
+        """The names of the base tensors that train.
+
+        Raises:
+            InputError: one method trains what another takes to be frozen.
+        """
+        trained = {m.name: m.trained(model, family, config) for m, config in self.parts}
+        for method, config in self.parts:
+            reads = method.reads(model, family, config)
+            for other, names in trained.items():
+                both = sorted(reads & names)
+                if both:
+                    raise InputError(
+                        f"--peft {self.name}: {other} trains {both[0]}, beside which {method.name} "
+                        "adds an update of the frozen weight: one of the two is in vain. Give them "
+                        "other layers or targets, or leave one out."
+                    )
+        return set().union(*trained.values())
+
+    def count(self, dims) -> Count:
+        """The parameters that the methods add, as terms."""
+        return Count([term for m, config in self.parts for term in m.count(dims, config).terms])
+
+    def count_base(self, dims) -> Count:
+        """The parameters of the base that train, as terms; those that two methods name count
+        once."""
+        terms = [term for m, config in self.parts for term in m.count_base(dims, config).terms]
+        return Count(list(dict.fromkeys(terms)))
+
+    def penalty(self, model):
+        """The sum of the methods' penalties, None if no one has any."""
+        terms = [method.penalty(model, config) for method, config in self.parts]
+        terms = [term for term in terms if term is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def after_update(self, model, num_updates: int, planned: int) -> None:
+        for method, config in self.parts:
+            method.after_update(model, config, num_updates, planned)
+
+    def merge(self, model) -> None:
+        """Fold all into the base weights.
+
+        Raises:
+            InputError: one cannot be merged; nothing has changed then.
+        """
+        for method, _ in sorted(self.parts, key=lambda part: part[0].mergeable):
+            method.merge(model)  # the first to raise has changed nothing
+
+
+def setting(peft: str, given: dict) -> Setting:
+    """The setting that ``--peft`` and the flags say.
 
     Args:
-        name: the method.
+        peft: a method, or several with commas.
         given: flag (attribute name, ``lora_rank``) -> value, for the flags that were set (None: not
             set).
 
     Raises:
-        InputError: a value is out of range, or a flag belongs to another method and would be
-            ignored.
+        InputError: a value is out of range, methods do not go together, or a flag belongs to
+            another method and would be ignored.
     """
     from fairseq_peft.methods.base import flag_name
 
-    method = get(name)
-    own = {flag_name(name, field): field.name for field in fields(method.Config)}
+    found = split(peft)
+    own = {flag_name(m.name, field) for m in found for field in fields(m.Config)}
     given = {flag: value for flag, value in given.items() if value is not None}
-    ignored = sorted(set(given) - set(own))
+    ignored = sorted(set(given) - own)
     if ignored:
-        flags = ", ".join("--" + flag.replace("_", "-") for flag in ignored)
-        known = ", ".join("--" + flag.replace("_", "-") for flag in own) or "none"
         raise InputError(
-            f"{flags} would be ignored: --peft {name} does not use it. Its flags: {known}. "
-            "Leave the flag out, or choose the method it belongs to."
+            f"{_flags(ignored)} would be ignored: --peft {peft} does not use it. Its flags: "
+            f"{_flags(sorted(own)) or 'none'}. Leave the flag out, or choose the method it belongs "
+            "to."
         )
-    return method.Config(**{own[flag]: value for flag, value in given.items()})
+    parts = []
+    for method in found:
+        names = {flag_name(method.name, field): field.name for field in fields(method.Config)}
+        config = {names[flag]: value for flag, value in given.items() if flag in names}
+        parts.append((method, method.Config(**config)))
+    return Setting(tuple(parts))
+
+
+def _flags(names) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)

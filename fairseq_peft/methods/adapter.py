@@ -61,13 +61,9 @@ class Adapter(nn.Module):
             for zero in (self.down.bias, self.up.weight, self.up.bias):
                 zero.zero_()
 
-    def forward(self, h):
+    def forward(self, h, x, norm):
+        """The block's output h, changed; x is the block's input, norm the layer norm behind it."""
         return h + self.up(F.gelu(self.down(h)))
-
-
-def apply_adapter(module, inputs, output):
-    """Forward hook: the adapter on the output of the linear map that holds it."""
-    return module.adapter(output)
 
 
 class BottleneckAdapter(Method):
@@ -79,20 +75,25 @@ class BottleneckAdapter(Method):
     Config = AdapterConfig
 
     def inject(self, model, family, config, generator):
-        outputs = {"attention": [family.attention_output], "ffn": [family.ffn_output]}
-        outputs["both"] = outputs["attention"] + outputs["ffn"]
-        for _, linear in surgery.match(model, family, ",".join(outputs[config.placement])):
-            adapter = Adapter(linear.out_features, config.bottleneck, generator)
-            linear.adapter = adapter.to(linear.weight)
-            linear.register_forward_hook(apply_adapter)
+        outputs = {"attention": family.attention_output, "ffn": family.ffn_output}
+        for layer in surgery.layers(model, family):
+            for place in places(config):
+                linear = layer.get_submodule(outputs[place])
+                adapter = Adapter(linear.out_features, config.bottleneck, generator)
+                setattr(layer, f"{place}_adapter", adapter.to(linear.weight))
 
     def count(self, dims, config):
         count = Count()
         c, b = dims.embed_dim, config.bottleneck
-        places = ("attention", "ffn") if config.placement == "both" else (config.placement,)
-        for place in places:
-            count.add(f"adapter behind {place}", f"{dims.num_layers} x (2 x {c} x {b} + {b} + {c})")
+        for place in places(config):
+            number = dims.num_blocks(place)
+            count.add(f"adapter behind {place}", f"{number} x (2 x {c} x {b} + {b} + {c})")
         return count
+
+
+def places(config) -> tuple[str, ...]:
+    """The blocks that get an adapter."""
+    return ("attention", "ffn") if config.placement == "both" else (config.placement,)
 
 
 METHOD = BottleneckAdapter()

@@ -17,13 +17,25 @@ from fairseq_peft.errors import InputError
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of models keeps what methods change; names are dotted paths of modules."""
+    """Where a family of models keeps what methods change.
 
-    layers: str
-    linears: dict[str, str]  # short name -> path within a layer
-    attention_output: str  # short name of the linear map that ends the attention block
+    Attributes:
+        root: dotted path of the module below which names are told: ``layers.0.fc1`` is
+            ``<root>.layers.0.fc1``. It has the slots ``soft_prompt`` and ``prefix``, each layer has
+            the slots ``attention_adapter`` and ``ffn_adapter``; all are None until a method fills
+            them.
+        linears: paths of the linear maps within a layer, in the order in which data meets them.
+        embedding: name of the token embedding.
+        attention_output, ffn_output: the linear maps that end the two blocks of a layer.
+        output_embedding: dotted path of the module whose ``weight`` is tied to the embedding.
+    """
+
+    root: str
+    linears: tuple[str, ...]
+    embedding: str
+    attention_output: str
     ffn_output: str
-    embedder: str  # module with a `soft_prompt` slot and `embed_tokens`
+    output_embedding: str
 
 
 class Method:
@@ -34,6 +46,13 @@ class Method:
         summary: one line for tables.
         paper: source, or "-".
         mergeable: whether the trained tensors can be folded into a plain checkpoint.
+        starts_as_base: whether the logits before the first step are the base model's: "yes" (bit
+            for bit), "nearly" (within rounding) or "no".
+        learning_rates: where to start looking, lowest first.
+        stage: what comes first where several methods are combined: 0 replaces linear maps, 1 works
+            on their outputs, 2 adds modules to a layer or to the input, 3 only chooses base tensors.
+        alone: why it cannot be combined with any other method; empty if it can.
+        excludes: other method -> why the two do not go together.
         Config: dataclass of the method's knobs; a field becomes the flag ``--<method>-<field>``,
             unless its metadata names another ("flag").
     """
@@ -42,6 +61,11 @@ class Method:
     summary = ""
     paper = "-"
     mergeable = False
+    starts_as_base = "yes"
+    learning_rates = (5e-4, 1e-3, 2e-3)
+    stage = 2
+    alone = ""
+    excludes: dict[str, str] = {}
 
     @dataclass
     class Config:
@@ -50,23 +74,35 @@ class Method:
     def inject(
         self, model: nn.Module, family: Family, config: Config, generator: torch.Generator
     ) -> None:
-        """Change ``model`` in place. New parameters are the method's own; they start as the
-        identity."""
+        """Change ``model`` in place. New parameters and buffers are the method's own."""
 
-    def adopt_base(self, model: nn.Module, family: Family) -> None:
-        """Finish an initialisation that depends on the base weights, once they are loaded."""
+    def adopt_base(self, model: nn.Module, family: Family, config: Config) -> None:
+        """Finish an initialisation that depends on the base weights: called once, when a run starts,
+        after the base is loaded; not for a model that is rebuilt from its own checkpoint."""
 
-    def trains(self, name: str) -> bool:
-        """Whether the base tensor ``name`` trains (new tensors always do)."""
-        return False
+    def trained(self, model: nn.Module, family: Family, config: Config) -> set[str]:
+        """The names of the base tensors that train (new parameters always do)."""
+        return set()
+
+    def reads(self, model: nn.Module, family: Family, config: Config) -> set[str]:
+        """The names of the base tensors that the method takes to be frozen."""
+        return set()
 
     def count(self, dims: Dims, config: Config) -> Count:
         """The parameters that the method adds, as terms."""
         return Count()
 
-    def count_base(self, dims: Dims) -> Count:
+    def count_base(self, dims: Dims, config: Config) -> Count:
         """The parameters of the base that train, as terms."""
         return Count()
+
+    def penalty(self, model: nn.Module, config: Config) -> torch.Tensor | None:
+        """What the method adds to the mean loss of a training batch: a scalar, or None."""
+        return None
+
+    def after_update(self, model: nn.Module, config: Config, num_updates: int, planned: int):
+        """Called after each optimizer step, gradients still in place; ``num_updates`` counts it,
+        ``planned`` is what the whole run will make."""
 
     def merge(self, model: nn.Module) -> None:
         """Fold the trained tensors into the base weights, in place, leaving a plain model.
@@ -77,8 +113,8 @@ class Method:
         if not self.mergeable:
             raise InputError(
                 f"--peft {self.name} cannot be merged: it adds computation that no weight of the "
-                "base model can "
-                "hold. Keep the checkpoint as it is, or train one of the methods that merge (lora)."
+                "base model can hold. Keep the checkpoint as it is, or train one of the methods "
+                "that merge (fairseq-peft methods lists them)."
             )
 
 

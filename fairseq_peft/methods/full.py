@@ -10,11 +10,14 @@ class Full(Method):
     name = "full"
     summary = "every tensor of the model trains"
     mergeable = True
+    learning_rates = (5e-5, 1e-4, 2e-4)
+    stage = 3
+    alone = "it trains every tensor already"
 
-    def trains(self, name):
-        return True
+    def trained(self, model, family, config):
+        return {name for name, _ in model.named_parameters()}
 
-    def count_base(self, dims):
+    def count_base(self, dims, config):
         return Count(matrices(dims).terms + encoder_rest(dims).terms)
 
 

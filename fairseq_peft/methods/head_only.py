@@ -10,6 +10,9 @@ class HeadOnly(Method):
     name = "head_only"
     summary = "the encoder is frozen, only the head trains"
     mergeable = True
+    learning_rates = (1e-3, 3e-3, 1e-2)
+    stage = 3
+    alone = "it trains nothing but the head, which every method trains"
 
 
 METHOD = HeadOnly()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import surgery
+from fairseq_peft import surgery, targets
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
@@ -36,8 +36,8 @@ class LoRAConfig:
         default="q_proj,v_proj",
         metadata={
             "flag": "peft_targets",
-            "help": "comma-separated linear maps to adapt: q_proj k_proj v_proj out_proj fc1 fc2 "
-            "(q_proj,v_proj)",
+            "help": "linear maps to adapt: ends of names with commas, a regular expression for whole "
+            "names, or all-linear (q_proj,v_proj)",
         },
     )
 
@@ -99,17 +99,26 @@ class LoRA(Method):
     summary = "low-rank updates beside frozen linear maps"
     paper = "Hu et al. 2021, arXiv:2106.09685"
     mergeable = True
+    stage = 0
     Config = LoRAConfig
 
     def inject(self, model, family, config, generator):
-        for name, linear in surgery.match(model, family, config.targets):
-            surgery.swap(model, name, LoRALinear(linear, config, generator))
+        linears = surgery.linears(model, family)
+        for name, linear in surgery.match(linears, config.targets).items():
+            swapped = LoRALinear(linear, config, generator)
+            surgery.swap(model, f"{family.root}.{name}", swapped)
+
+    def reads(self, model, family, config):
+        return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, LoRALinear)}
 
     def count(self, dims, config):
+        shapes = dims.linears()
+        formulas = {
+            name: f"{config.rank} x ({shapes[name][0]} + {shapes[name][1]})"
+            for name in targets.select(shapes, config.targets)
+        }
         count = Count()
-        for target in surgery.split_targets(config.targets):
-            n_in, n_out = dims.linear_shape(target)
-            count.add(f"lora {target}", f"{dims.num_layers} x {config.rank} x ({n_in} + {n_out})")
+        count.add_groups("lora", formulas)
         return count
 
     def merge(self, model):

@@ -94,10 +94,12 @@ class PromptTuning(Method):
     name = "prompt"
     summary = "trained vectors among the token embeddings"
     paper = "Lester et al. 2021, arXiv:2104.08691"
+    starts_as_base = "no"
+    learning_rates = (1e-3, 3e-3, 1e-2)
     Config = PromptConfig
 
     def inject(self, model, family, config, generator):
-        embedder = model.get_submodule(family.embedder)
+        embedder = model.get_submodule(family.root)
         table = embedder.embed_tokens.weight.detach()
         if config.init == "vocab":
             # From 4 on: <s>, <pad>, </s> and <unk> are no words.
@@ -110,8 +112,8 @@ class PromptTuning(Method):
             )
         embedder.soft_prompt = SoftPrompt(embeddings.to(table), config.placement, rows)
 
-    def adopt_base(self, model, family):
-        embedder = model.get_submodule(family.embedder)
+    def adopt_base(self, model, family, config):
+        embedder = model.get_submodule(family.root)
         prompt = embedder.soft_prompt
         if prompt.vocab_rows is not None:
             with torch.no_grad():

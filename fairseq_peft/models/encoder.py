@@ -1,8 +1,8 @@
-"""RoBERTa's encoder with batch-first layers, attention that calls its projections, and a place for
-soft prompts.
+"""RoBERTa's encoder with batch-first layers, attention that calls its projections, and slots for
+what methods add: soft prompts, prefixes, adapters.
 
 Parameter names and results are stock fairseq's. Shape letters: B batch, T tokens, C model dim, P
-prompt tokens.
+prompt or prefix tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from fairseq_peft.errors import InputError
 
 
 class EncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer, batch first."""
+    """fairseq's encoder layer, batch first.
+
+    ``attention_adapter`` and ``ffn_adapter`` are slots: None, or a module that is called with the
+    block's output h (after dropout), the block's input x, and the layer norm that follows x + h (None
+    where norms come first), and returns what replaces h; all (B, T, C).
+    """
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.attention_adapter = None
+        self.ffn_adapter = None
 
     def build_self_attention(self, embed_dim, cfg):
         return SelfAttention(
@@ -30,13 +40,17 @@ class EncoderLayer(TransformerEncoderLayerBase):
             self_attention=True,
         )
 
-    def forward(self, x, keep=None, first_only=False):
-        """x (B, T, C) and keep (B, 1, 1, T) or None -> (B, T, C); (B, 1, C) for the first
-        position only."""
+    def forward(self, x, keep=None, first_only=False, prefix=None):
+        """x (B, T, C), keep and prefix as ``SelfAttention`` takes them -> (B, T, C); (B, 1, C) for
+        the first position only."""
         residual = x[:, :1] if first_only else x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
-        x = residual + self.dropout_module(self.self_attn(x, keep, first_only))
+        h = self.dropout_module(self.self_attn(x, keep, first_only, prefix))
+        if self.attention_adapter is not None:
+            norm = None if self.normalize_before else self.self_attn_layer_norm
+            h = self.attention_adapter(h, residual, norm)
+        x = residual + h
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
 
@@ -44,27 +58,39 @@ class EncoderLayer(TransformerEncoderLayerBase):
         if self.normalize_before:
             x = self.final_layer_norm(x)
         x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        x = residual + self.dropout_module(self.fc2(x))
+        h = self.dropout_module(self.fc2(x))
+        if self.ffn_adapter is not None:
+            norm = None if self.normalize_before else self.final_layer_norm
+            h = self.ffn_adapter(h, residual, norm)
+        x = residual + h
         if not self.normalize_before:
             x = self.final_layer_norm(x)
         return x
 
 
 class Encoder(TransformerEncoder):
-    """fairseq's transformer encoder, batch first inside; ``soft_prompt`` is filled by prompt
-    tuning."""
+    """fairseq's transformer encoder, batch first inside.
+
+    Two slots, None until a method fills them: ``soft_prompt`` (``methods/prompt.py``), and
+    ``prefix``, a module that is called with the number of heads H and returns for each layer keys and
+    values (H, P, C / H), and has ``num_tokens`` P and ``num_reserved``, the positions before the text
+    that it takes.
+    """
 
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(args, dictionary, embed_tokens)
         self.soft_prompt = None
+        self.prefix = None
         self.bf16 = args.precision == "bf16"
 
     def build_encoder_layer(self, args):
         return EncoderLayer(TransformerConfig.from_namespace(args))
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return self.soft_prompt.num_tokens if self.soft_prompt is not None else 0
+    def num_reserved(self) -> int:
+        """Positions that methods take from the text."""
+        prompt = self.soft_prompt.num_tokens if self.soft_prompt is not None else 0
+        return prompt + (self.prefix.num_reserved if self.prefix is not None else 0)
 
     def forward(
         self,
@@ -87,15 +113,16 @@ class Encoder(TransformerEncoder):
         x = self.embed_scale * embedding
         if self.soft_prompt is not None:
             x, padding = self.soft_prompt.insert(x, padding)
-        if x.shape[1] > self.max_positions():
+        if src_tokens.shape[1] + self.num_reserved > self.max_positions():
             raise InputError(
-                f"A batch has {src_tokens.shape[1]} tokens and {self.num_prompt_tokens} prompt "
+                f"A batch has {src_tokens.shape[1]} tokens and {self.num_reserved} prompt or prefix "
                 "tokens; the model has "
                 f"{self.max_positions()} positions. Shorten the input (the task "
                 "sentence_classification does)."
             )
         # fairseq numbers tokens from padding_idx + 1 on and leaves padding at padding_idx.
-        positions = (~padding).cumsum(1).mul(~padding) + self.padding_idx
+        first = self.prefix.num_reserved if self.prefix is not None else 0
+        positions = ((~padding).cumsum(1) + first).mul(~padding) + self.padding_idx
         x = x + F.embedding(positions, self.embed_positions.weight, self.padding_idx)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
@@ -105,10 +132,15 @@ class Encoder(TransformerEncoder):
         if padding.any():
             x = x.masked_fill(padding.unsqueeze(-1), 0)
             keep = ~padding[:, None, None, :]
+        prefixes = [None] * len(self.layers)
+        if self.prefix is not None:
+            prefixes = self.prefix(self.layers[0].self_attn.num_heads)
+            if keep is not None:
+                keep = F.pad(keep, (self.prefix.num_tokens, 0), value=True)
         states = [x] if return_all_hiddens else []
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            for index, layer in enumerate(self.layers, start=1):
-                x = layer(x, keep, first_only and index == len(self.layers))
+            for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
+                x = layer(x, keep, first_only and index == len(self.layers), prefix)
                 if return_all_hiddens:
                     states.append(x)
         x = x.float() if self.bf16 else x

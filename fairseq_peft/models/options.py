@@ -60,7 +60,11 @@ ROBERTA = {
         "fp32",
         "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)",
     ),
-    "peft": (str, "full", f"method: {', '.join(methods.available())} (full)"),
+    "peft": (
+        str,
+        "full",
+        f"method, or several with commas: {', '.join(methods.available())} (full)",
+    ),
 }
 
 

@@ -28,18 +28,12 @@ logger = logging.getLogger(__name__)
 HEADS = "classification_heads."
 
 FAMILY = Family(
-    layers="encoder.sentence_encoder.layers",
-    linears={
-        "q_proj": "self_attn.q_proj",
-        "k_proj": "self_attn.k_proj",
-        "v_proj": "self_attn.v_proj",
-        "out_proj": "self_attn.out_proj",
-        "fc1": "fc1",
-        "fc2": "fc2",
-    },
-    attention_output="out_proj",
+    root="encoder.sentence_encoder",
+    linears=(*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2"),
+    embedding="embed_tokens",
+    attention_output="self_attn.out_proj",
     ffn_output="fc2",
-    embedder="encoder.sentence_encoder",
+    output_embedding="encoder.lm_head",
 )
 
 #: Second copies of the weights that stock fairseq 0.12.2 writes into its checkpoints.
@@ -48,18 +42,18 @@ _DUPLICATES = re.compile(r"\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bia
 
 @register_model("roberta_peft", dataclass=RobertaPeftConfig)
 class RobertaPeftModel(RobertaModel):
-    """fairseq's RoBERTa with a method of ``fairseq_peft.methods`` injected.
+    """fairseq's RoBERTa with methods of ``fairseq_peft.methods`` injected.
 
     Attributes:
-        method, config: the method and its knobs.
+        setting: the methods and their knobs.
+        added: names of the parameters and buffers that they added.
         accepts_base: whether a checkpoint may lack what the method adds, and the head. True for
             training from a base, False for a model that is rebuilt from its own checkpoint.
     """
 
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
-        self.method = methods.get("full")
-        self.config = None
+        self.setting = methods.setting("full", {})
         self.added = frozenset()
         self.accepts_base = True
         self.reads_lm_head = True
@@ -88,24 +82,28 @@ class RobertaPeftModel(RobertaModel):
         model.inject(args.peft, given, getattr(task.cfg, "seed", 1))
         return model
 
-    def inject(self, name: str, given: dict, seed: int) -> None:
-        """Put method ``name`` into the model and freeze what it does not train."""
-        before = {parameter for parameter, _ in self.named_parameters()}
-        self.method = methods.get(name)
-        self.config = methods.configure(name, given)
-        generator = torch.Generator().manual_seed(stream_seed(seed, "method", name))
-        self.method.inject(self, FAMILY, self.config, generator)
-        self.added = frozenset(key for key, _ in self.named_parameters()) - before
+    def inject(self, peft: str, given: dict, seed: int) -> None:
+        """Put the methods that ``peft`` names into the model and freeze what they do not train."""
+
+        def generator(name):
+            return torch.Generator().manual_seed(stream_seed(seed, "method", name))
+
+        before = set(super().state_dict())
+        self.setting = methods.setting(peft, given)
+        self.setting.inject(self, FAMILY, generator)
+        self.added = frozenset(super().state_dict()) - before
         self.freeze()
 
     def freeze(self) -> None:
         """Exactly the method's tensors and the head train; an LM head that nobody reads does
         not."""
 
+        trained = self.setting.trained(self, FAMILY)
+
         def trains(name):
             if name.startswith("encoder.lm_head.") and not self.reads_lm_head:
                 return False
-            return name in self.added or name.startswith(HEADS) or self.method.trains(name)
+            return name in self.added or name.startswith(HEADS) or name in trained
 
         surgery.freeze(self, trains)
 
@@ -123,9 +121,21 @@ class RobertaPeftModel(RobertaModel):
         return (x if head is None else self.classification_heads[head](x)), extra
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Positions that the method takes from the text."""
-        return self.encoder.sentence_encoder.num_prompt_tokens
+    def num_reserved(self) -> int:
+        """Positions that the methods take from the text."""
+        return self.encoder.sentence_encoder.num_reserved
+
+    def penalty(self):
+        """What the methods add to the mean loss of a training batch: a scalar, or None."""
+        return self.setting.penalty(self)
+
+    def after_update(self, num_updates: int, planned: int) -> None:
+        """Tell the methods that the optimizer has stepped; gradients are still in place."""
+        self.setting.after_update(self, num_updates, planned)
+
+    def adopt_base(self) -> None:
+        """Finish what depends on the base weights, when a run starts from scratch."""
+        self.setting.adopt_base(self, FAMILY)
 
     def register_classification_head(
         self, name, num_classes=None, inner_dim=None, seed=None, **kwargs
@@ -190,8 +200,8 @@ class RobertaPeftModel(RobertaModel):
         from_base = not any(key in state_dict for key in self.added)
         self.account(state_dict)
         result = super().load_state_dict(state_dict, strict, model_cfg, args)
-        if from_base and self.added:
-            self.method.adopt_base(self, FAMILY)
+        if from_base and self.accepts_base:
+            self.adopt_base()
         return result
 
     def account(self, state_dict) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import asdict
 
 import fairseq
 import torch
@@ -30,11 +29,11 @@ def describe_run(cfg, model, start, labels, datasets) -> dict:
         "schema": 1,
         "data": os.path.basename(os.path.normpath(cfg.data)),
         "init": "pretrained" if start.base else "scratch",
-        "method": model.method.name,
+        "method": model.setting.name,
         "seed": cfg.seed,
         "arch": model.args._name,
         "base": start.base,
-        "method_config": asdict(model.config),
+        "method_config": model.setting.knobs(),
         "labels": list(labels),
         "rows": {split: len(dataset) for split, dataset in datasets.items()},
         "trainable_parameters": counts.trainable,

@@ -3,6 +3,7 @@ dropped silently."""
 
 import argparse
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -72,6 +73,7 @@ class SentenceClassificationConfig(FairseqDataclass):
     batch_size: Optional[int] = II("dataset.batch_size")
     max_tokens: Optional[int] = II("dataset.max_tokens")
     max_epoch: int = II("optimization.max_epoch")
+    max_update: int = II("optimization.max_update")
     lr: List[float] = II("optimization.lr")
     update_freq: List[int] = II("optimization.update_freq")
 
@@ -91,6 +93,7 @@ class SentenceClassificationTask(FairseqTask):
         self.labels = labels
         self.max_tokens = None
         self.num_reserved = 0
+        self.planned_updates = 0
         self._run = None
         self._recorder = None
 
@@ -133,9 +136,11 @@ class SentenceClassificationTask(FairseqTask):
         model.accepts_base = not start.resumes
         if state:
             checks.check_start(start.path, state, model, self.dictionary, self.cfg)
+        else:
+            model.adopt_base()
         for split in [self.cfg.train_subset, *self.cfg.valid_subset.split(",")]:
             self.load_dataset(split)
-        for line in surgery.describe(model, HEADS, f"--peft {model.method.name}"):
+        for line in surgery.describe(model, HEADS, f"--peft {model.setting.name}"):
             logger.info(line)
         self._run = record.describe_run(self.cfg, model, start, self.labels, self.datasets)
         return model
@@ -145,13 +150,13 @@ class SentenceClassificationTask(FairseqTask):
         model.register_classification_head(
             self.cfg.classification_head_name, num_classes=len(self.labels), seed=self.cfg.seed
         )
-        self.num_reserved = model.num_prompt_tokens
+        self.num_reserved = model.num_reserved
         self.max_tokens = model.max_positions() - self.num_reserved
         if self.max_tokens < 8:
             raise InputError(
-                f"{model.num_prompt_tokens} prompt tokens leave {self.max_tokens} of "
+                f"{self.num_reserved} prompt or prefix tokens leave {self.max_tokens} of "
                 f"{model.max_positions()} positions for the text. Give fewer with "
-                "--prompt-num-tokens."
+                "--prompt-num-tokens or --prefix-num-tokens."
             )
         return model
 
@@ -255,7 +260,7 @@ class SentenceClassificationTask(FairseqTask):
             sizes, order_sizes = dataset.sizes, dataset.order_sizes
             return bucket_batches(sizes, max_sentences, max_tokens, rng, order_sizes)
 
-        return iterators.EpochBatchIterator(
+        batches = iterators.EpochBatchIterator(
             dataset=dataset,
             collate_fn=dataset.collater,
             batch_sampler=sampler,
@@ -267,6 +272,25 @@ class SentenceClassificationTask(FairseqTask):
             buffer_size=data_buffer_size,
             skip_remainder_batch=skip_remainder_batch,
         )
+        if train:
+            self.planned_updates = self._plan(len(batches))
+        return batches
+
+    def _plan(self, num_batches) -> int:
+        """Updates that the whole run will make, as far as the flags tell; 0 if they do not."""
+        epochs, updates = self.cfg.max_epoch, self.cfg.max_update
+        planned = [updates] if updates > 0 else []
+        if epochs > 0:
+            frequency = self.cfg.update_freq
+            each = [frequency[min(epoch, len(frequency) - 1)] for epoch in range(epochs)]
+            planned.append(sum(math.ceil(num_batches / freq) for freq in each))
+        return min(planned, default=0)
+
+    def optimizer_step(self, optimizer, model, update_num):
+        """Step, then let the methods look at the gradients and their schedules."""
+        optimizer.step()
+        model = getattr(model, "module", model)
+        model.after_update(update_num + 1, self.planned_updates)
 
     def max_positions(self):
         return self.max_tokens

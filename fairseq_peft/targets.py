@@ -1,0 +1,134 @@
+"""Which modules a user's words mean: names in, names out; no torch.
+
+Names are dotted paths below the family's root: ``layers.0.self_attn.q_proj``, ``embed_tokens``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from fairseq_peft.errors import InputError
+
+ALL_LINEAR = "all-linear"
+_LAYER = re.compile(r"^layers\.(\d+)\.")
+_PATTERN = re.compile(r"[\\^$*+?()\[\]{}|]")
+
+
+def split(text: str) -> list[str]:
+    """``"q_proj, v_proj"`` as a list, in order and without repeats."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that ``name`` is in, None outside the layers."""
+    found = _LAYER.match(name)
+    return int(found[1]) if found else None
+
+
+def hits(name: str, target: str) -> bool:
+    """Whether ``target`` means ``name``: the end of it (``q_proj``, ``self_attn.q_proj``), or, with
+    one of ``\\ ^ $ * + ? ( ) [ ] { } |`` in it, a regular expression for all of it."""
+    if _PATTERN.search(target):
+        return re.fullmatch(target, name) is not None
+    return name == target or name.endswith("." + target)
+
+
+def select(
+    names: Iterable[str], targets: str, layers: str = "", flag: str = "--peft-targets"
+) -> list[str]:
+    """The ``names`` that ``targets`` means, in their order.
+
+    Args:
+        names: linear maps and embeddings of the model.
+        targets: comma-separated ends of names, or one regular expression for whole names, or
+            ``all-linear`` for every linear map of every layer.
+        layers: layers to choose from, ``0-2,5``; empty for all.
+        flag: what the user typed ``targets`` behind.
+
+    Raises:
+        InputError: a target means nothing here, or ``layers`` is no list of layers.
+    """
+    names = list(names)
+    known = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    chosen = set(parse_layers(layers, names)) if layers else None
+
+    def offered(name):
+        return chosen is None or layer_of(name) in chosen
+
+    if targets == ALL_LINEAR:
+        return [name for name in names if layer_of(name) is not None and offered(name)]
+    # A regular expression may hold commas.
+    wanted = [targets] if _PATTERN.search(targets) else split(targets)
+    for target in wanted or [targets]:
+        try:
+            matched = [name for name in names if hits(name, target)] if target else []
+        except re.error as error:
+            raise InputError(
+                f"{flag} {target!r} is no regular expression ({error}). Give names such as "
+                f"q_proj,v_proj, {ALL_LINEAR}, or an expression for whole names such as "
+                r"'layers\.[01]\..*_proj'."
+            ) from error
+        if not matched:
+            raise InputError(
+                f"{flag} {target!r} matches no module. Modules here: {', '.join(known)}. "
+                f"Try q_proj,v_proj, {ALL_LINEAR}, or an expression for whole names such as "
+                r"'layers\.0\..*'."
+            )
+        if not any(offered(name) for name in matched):
+            raise InputError(
+                f"{flag} {target!r} matches no module of the layers {layers}. Give other layers, "
+                "or none."
+            )
+    return [name for name in names if offered(name) and any(hits(name, t) for t in wanted)]
+
+
+def parse_layers(text: str, names: Iterable[str]) -> list[int]:
+    """``"0-2,5"`` as [0, 1, 2, 5].
+
+    Raises:
+        InputError: it is no such list, or names a layer that no one of ``names`` is in.
+    """
+    there = sorted({layer_of(name) for name in names} - {None})
+    chosen = []
+    for part in split(text):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not found:
+            raise InputError(
+                f"layers {text!r}: {part!r} is neither a layer nor a range. Layers are counted from "
+                "0: give such as 0-2,5."
+            )
+        chosen += range(int(found[1]), int(found[2] or found[1]) + 1)
+    unknown = [layer for layer in chosen if layer not in there]
+    if unknown or not chosen:
+        raise InputError(
+            f"layers {text!r}: there is no layer {unknown[0] if unknown else text!r}. This model "
+            f"has the layers 0 to {there[-1]}."
+        )
+    return sorted(set(chosen))
+
+
+def parse_patterns(text: str, flag: str, kind: type) -> dict:
+    """``"fc1=16,layers.0.self_attn.q_proj=4"`` as {"fc1": 16, ...}; the values are positive.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    patterns = {}
+    for part in split(text):
+        target, sign, value = part.rpartition("=")
+        try:
+            patterns[target] = kind(value)
+        except ValueError:
+            sign = ""
+        if not sign or not target or patterns[target] <= 0:
+            raise InputError(
+                f"{flag} {part!r} is no pair of a name and a positive number: give such as "
+                "fc1=16,v_proj=4."
+            )
+    return patterns
+
+
+def by_pattern(name: str, patterns: dict, default):
+    """The value of the first pattern that means ``name``, else ``default``."""
+    return next((value for target, value in patterns.items() if hits(name, target)), default)
