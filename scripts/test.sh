@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# Usage: scripts/test.sh [--dry-run] [fast] [-- FLAGS OF pytest]
+# Usage: scripts/test.sh [--dry-run] [fast | parity] [-- FLAGS OF pytest]
 #
 # The linters (ruff, its formatter, shellcheck), then the tests. `fast` leaves out those that run real
 # command lines for minutes. Works offline and on the CPU; `scripts/setup.sh` installs what it needs.
 #   scripts/test.sh fast -- -k lora
+#
+# `parity` compares every method with the library it comes from, and nothing else; otherwise these tests are
+# skipped. Hugging Face PEFT and AdapterHub want different versions of transformers, so each gets its own
+# environment, .venv-peft and .venv-adapters, made here when missing or when its pins in tests/parity changed:
+# that downloads torch for each. It needs Python 3.11 or 3.12; pip's own variables choose another torch:
+#   PIP_EXTRA_INDEX_URL=ADDRESS scripts/test.sh parity     the CPU build that PyTorch's site names
 #
 # Knobs (environment variables):
 #   FAIRSEQ_PEFT_SHARED=   a folder with data/cls-books and models/; tests that need it are skipped without
@@ -14,10 +20,12 @@ set -euo pipefail
 parse_args "$@"
 
 SELECT=()
+PARITY=0
 case ${ARGS[*]+"${ARGS[*]}"} in
   '') ;;
   fast) SELECT=(-m "not end_to_end") ;;
-  *) die "'${ARGS[*]}' is unknown; known is fast (flags of pytest go after --)" ;;
+  parity) PARITY=1 ;;
+  *) die "'${ARGS[*]}' is unknown; known are fast and parity (flags of pytest go after --)" ;;
 esac
 
 cd "$ROOT"
@@ -25,6 +33,32 @@ for module in pytest ruff; do
   "$PYTHON" -m "$module" --version >/dev/null 2>&1 ||
     die "$module is not installed for $PYTHON; run scripts/setup.sh first"
 done
+
+environment() { # environment NAME: .venv-NAME with exactly tests/parity/requirements-NAME.txt
+  local folder=$ROOT/.venv-$1 wanted=$ROOT/tests/parity/requirements-$1.txt
+  # The copy of the pins is written last: it says that everything before it succeeded.
+  if cmp -s "$wanted" "$folder/requirements.txt" && "$folder/bin/python" -c '' 2>/dev/null; then
+    printf '%-68s    -\n' ".venv-$1: already there"
+    return
+  fi
+  run rm -rf "$folder"
+  run mkdir "$folder"
+  [ "$DRY_RUN" = 1 ] || LOG=$folder/setup.log
+  step ".venv-$1: Python (pip's output: setup.log there)" run "$PYTHON" -m venv "$folder"
+  step ".venv-$1: $(head -n 1 "$wanted" 2>/dev/null | sed 's/^# //') (large)" \
+    run "$folder/bin/python" -m pip install --disable-pip-version-check -r "$wanted"
+  run cp "$wanted" "$folder/requirements.txt"
+}
+
+if [ $PARITY = 1 ]; then
+  environment peft
+  environment adapters
+  run env FAIRSEQ_PEFT_PEFT_PYTHON="$ROOT/.venv-peft/bin/python" \
+    FAIRSEQ_PEFT_ADAPTERS_PYTHON="$ROOT/.venv-adapters/bin/python" \
+    "$PYTHON" -m pytest -m parity ${EXTRA[@]+"${EXTRA[@]}"}
+  exit
+fi
+
 SHELLCHECK=$(dirname "$PYTHON")/shellcheck
 [ -x "$SHELLCHECK" ] || SHELLCHECK=$(command -v shellcheck || true)
 

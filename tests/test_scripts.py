@@ -208,6 +208,40 @@ def test_lib_peft_cli_runs_from_anywhere(example):
     assert done.stdout.splitlines()[-1].startswith("fairseq_peft ")
 
 
+# ---- test.sh -------------------------------------------------------------------------------------
+
+
+def test_parity_has_an_environment_for_each_library(project, tmp_path):
+    """Made when missing, kept when its pins are the same, made again when they changed."""
+
+    def dry_run():
+        before = snapshot(tmp_path)
+        path = project / "scripts" / "test.sh"
+        done = run_script(path, "parity", "--dry-run", "--", "-k", "lora", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert snapshot(tmp_path) == before
+        return done.stdout
+
+    pins = project / "tests" / "parity"
+    shutil.copytree(ROOT / "tests" / "parity", pins)
+    output = dry_run()
+    for name in ("peft", "adapters"):
+        folder = project / f".venv-{name}"
+        assert f"{sys.executable} -m venv {folder}\n" in output
+        assert f"-r {pins}/requirements-{name}.txt\n" in output
+        assert f"FAIRSEQ_PEFT_{name.upper()}_PYTHON={folder}/bin/python" in output
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)
+        shutil.copy(pins / f"requirements-{name}.txt", folder / "requirements.txt")
+    assert output.endswith("-m pytest -m parity -k lora\n")
+
+    with open(pins / "requirements-peft.txt", "a") as file:
+        file.write("# another pin\n")
+    output = dry_run()
+    assert ".venv-adapters: already there" in output
+    assert f"-m venv {project}/.venv-peft\n" in output
+
+
 # ---- setup.sh ------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,47 @@
+"""Records of AdapterHub's `adapters`: ``python reference_adapters.py FOLDER``, one file a case.
+
+Runs in the environment of requirements-adapters.txt, without fairseq; see reference.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import adapters
+from adapters import (
+    CompacterConfig,
+    CompacterPlusPlusConfig,
+    DoubleSeqBnConfig,
+    ParBnConfig,
+    SeqBnConfig,
+)
+from reference import record
+
+#: 16 / 4: a bottleneck of 4, which Compacter's 4 blocks divide.
+R = {"reduction_factor": 4}
+CASES = {
+    "houlsby": DoubleSeqBnConfig(**R),
+    "pfeiffer": SeqBnConfig(**R),
+    "pfeiffer-both": SeqBnConfig(mh_adapter=True, **R),
+    "parallel": ParBnConfig(**R),
+    "parallel-both": ParBnConfig(mh_adapter=True, **R),
+    "parallel-learned-scale": ParBnConfig(scaling="learned", **R),
+    "compacter": CompacterConfig(**R),
+    "compacter-plus-plus": CompacterPlusPlusConfig(**R),
+}
+
+
+def wrap(config):
+    def add(model):
+        adapters.init(model)
+        model.add_adapter("a", config=config)
+        model.train_adapter("a")  # freezes the body; a head of the model's own class trains
+        return model
+
+    return add
+
+
+if __name__ == "__main__":
+    for case, config in CASES.items():
+        record(Path(sys.argv[1]), case, wrap(config))

@@ -1,0 +1,131 @@
+"""The same logits, gradients and training as AdapterHub's `adapters`, on copied weights.
+
+scripts/test.sh parity sets up what this needs; reference_adapters.py has the library's half.
+"""
+
+from __future__ import annotations
+
+import pytest
+from comparison import ENCODER, From, build_checked, compare, dead_tensors, write_records
+
+pytestmark = pytest.mark.parity
+
+#: our slot in a layer -> theirs
+SLOTS = {
+    "attention_adapter": "attention.output.adapters.a",
+    "ffn_adapter": "output.adapters.a",
+}
+BOTH, FFN = tuple(SLOTS), ("ffn_adapter",)
+
+
+def places(slots):
+    """(ours, theirs) for the adapters of every layer."""
+    return [
+        (f"{ENCODER}layers.{i}.{slot}", f"roberta.encoder.layer.{i}.{SLOTS[slot]}")
+        for i in range(2)
+        for slot in slots
+    ]
+
+
+def bottleneck(slots, **more):
+    """``more``: our name -> theirs within an adapter."""
+    table = {}
+    for ours, theirs in places(slots):
+        for kind in ("weight", "bias"):
+            table[f"{ours}.down.{kind}"] = From(f"{theirs}.adapter_down.0.{kind}")
+            table[f"{ours}.up.{kind}"] = From(f"{theirs}.adapter_up.{kind}")
+        for name, source in more.items():
+            table[f"{ours}.{name}"] = From(f"{theirs}.{source}")
+    return table
+
+
+def compacter(slots):
+    table = {ENCODER + "phm_rule": From("roberta.shared_parameters.a.phm_rule")}
+    for ours, theirs in places(slots):
+        for name, source in (("down", "adapter_down.0"), ("up", "adapter_up")):
+            table[f"{ours}.{name}.left"] = From(f"{theirs}.{source}.W_left")
+            table[f"{ours}.{name}.right"] = From(f"{theirs}.{source}.W_right")
+            table[f"{ours}.{name}.bias"] = From(f"{theirs}.{source}.b")
+    return table
+
+
+B = {"adapter_bottleneck": 4}
+PARALLEL = {**B, "adapter_style": "parallel", "adapter_activation": "relu"}
+
+#: case -> (method, flags, table); the cases are those of reference_adapters.py.
+CASES = {
+    "houlsby": (
+        "adapter",
+        {
+            **B,
+            "adapter_style": "houlsby",
+            "adapter_placement": "both",
+            "adapter_activation": "silu",
+        },
+        bottleneck(BOTH),
+    ),
+    "pfeiffer": (
+        "adapter",
+        {**B, "adapter_style": "pfeiffer", "adapter_activation": "relu"},
+        bottleneck(FFN),
+    ),
+    "pfeiffer-both": (
+        "adapter",
+        {
+            **B,
+            "adapter_style": "pfeiffer",
+            "adapter_activation": "relu",
+            "adapter_placement": "both",
+        },
+        bottleneck(BOTH),
+    ),
+    "parallel": ("adapter", {**PARALLEL, "adapter_scale": 4.0}, bottleneck(FFN)),
+    "parallel-both": (
+        "adapter",
+        {**PARALLEL, "adapter_scale": 4.0, "adapter_placement": "both"},
+        bottleneck(BOTH),
+    ),
+    "parallel-learned-scale": (
+        "adapter",
+        {**PARALLEL, "adapter_scale": "learned"},
+        bottleneck(FFN, scale="scaling"),
+    ),
+    "compacter": (
+        "compacter",
+        {"compacter_bottleneck": 4, "compacter_placement": "both"},
+        compacter(BOTH),
+    ),
+    "compacter-plus-plus": ("compacter", {"compacter_bottleneck": 4}, compacter(FFN)),
+}
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return write_records("FAIRSEQ_PEFT_ADAPTERS_PYTHON", "reference_adapters.py", folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_as_adapterhub(build, records, case):
+    method, flags, table = CASES[case]
+    differences = compare(build_checked(build, method, flags), records[case], table)
+    print(f"{case}: {differences}")
+    differences.check()
+
+
+def test_every_case_of_the_library_is_compared(records):
+    assert set(records) == set(CASES)
+
+
+def test_every_tensor_of_the_library_reaches_its_logits(records):
+    assert dead_tensors(records) == []
+
+
+def test_negative_control_another_style_is_seen(build, records):
+    """The same tensors as Pfeiffer's, put where Houlsby put them."""
+    flags = {**CASES["pfeiffer"][1], "adapter_style": "houlsby"}
+    differences = compare(build("adapter", **flags), records["pfeiffer"], bottleneck(FFN))
+    for kind in ("logits", "gradients", "after"):
+        assert differences.found[kind][0] > 1e-3, kind
+    with pytest.raises(AssertionError, match="logits"):
+        differences.check()
