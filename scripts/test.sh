@@ -43,7 +43,10 @@ environment() { # environment NAME: .venv-NAME with exactly tests/parity/require
   fi
   run rm -rf "$folder"
   run mkdir "$folder"
-  [ "$DRY_RUN" = 1 ] || LOG=$folder/setup.log
+  if [ "$DRY_RUN" = 0 ]; then
+    LOG=$folder/setup.log
+    : >"$LOG"
+  fi
   step ".venv-$1: Python (pip's output: setup.log there)" run "$PYTHON" -m venv "$folder"
   step ".venv-$1: $(head -n 1 "$wanted" 2>/dev/null | sed 's/^# //') (large)" \
     run "$folder/bin/python" -m pip install --disable-pip-version-check -r "$wanted"

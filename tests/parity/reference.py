@@ -120,8 +120,8 @@ def record(folder: Path, case: str, wrap, start: bool = False) -> None:
     kept.update({f"before.{key}": p.detach().clone() for key, p in trained.items()})
 
     tokens, labels = batch()
-    # Gradients of size eps are rounding; with the usual 1e-8 their steps would be lr in size.
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-6)
+    # Not the usual 1e-8: a gradient that is nothing but rounding would make a step as large as lr.
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-5)
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
         scores = model(input_ids=tokens, attention_mask=tokens.ne(1).long()).logits
