@@ -95,8 +95,8 @@ def parse_layers(text: str, names: Iterable[str]) -> list[int]:
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if not found:
             raise InputError(
-                f"layers {text!r}: {part!r} is neither a layer nor a range. Layers are counted from "
-                "0: give such as 0-2,5."
+                f"layers {text!r}: {part!r} is neither a layer nor a range. Layers are counted "
+                "from 0: give such as 0-2,5."
             )
         chosen += range(int(found[1]), int(found[2] or found[1]) + 1)
     unknown = [layer for layer in chosen if layer not in there]

@@ -1,5 +1,5 @@
-"""The methods, found by looking: each file of this folder but ``base`` holds one; and settings, what
-``--peft`` and its flags say: one method or several, each with its config."""
+"""The methods, found by looking: each file of this folder but ``base`` holds one; and settings,
+what ``--peft`` and its flags say: one method or several, each with its config."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Setting:
     @property
     def starts_as_base(self) -> str:
         """The weakest of its parts: "yes", "nearly" or "no" (``methods.base.Method``)."""
-        starts = [method.starts_as_base for method, _ in self.parts]
+        starts = [method.start(config) for method, config in self.parts]
         return next((word for word in ("no", "nearly") if word in starts), "yes")
 
     def knobs(self) -> dict:

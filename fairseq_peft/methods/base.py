@@ -47,10 +47,11 @@ class Method:
         paper: source, or "-".
         mergeable: whether the trained tensors can be folded into a plain checkpoint.
         starts_as_base: whether the logits before the first step are the base model's: "yes" (bit
-            for bit), "nearly" (within rounding) or "no".
+            for bit), "nearly" (within rounding) or "no"; with default knobs (``start`` has others).
         learning_rates: where to start looking, lowest first.
         stage: what comes first where several methods are combined: 0 replaces linear maps, 1 works
-            on their outputs, 2 adds modules to a layer or to the input, 3 only chooses base tensors.
+            on their inputs and outputs, 2 adds modules to a layer or to the input, 3 only chooses
+            base tensors.
         alone: why it cannot be combined with any other method; empty if it can.
         excludes: other method -> why the two do not go together.
         Config: dataclass of the method's knobs; a field becomes the flag ``--<method>-<field>``,
@@ -76,9 +77,14 @@ class Method:
     ) -> None:
         """Change ``model`` in place. New parameters and buffers are the method's own."""
 
+    def start(self, config: Config) -> str:
+        """``starts_as_base`` for these knobs."""
+        return self.starts_as_base
+
     def adopt_base(self, model: nn.Module, family: Family, config: Config) -> None:
-        """Finish an initialisation that depends on the base weights: called once, when a run starts,
-        after the base is loaded; not for a model that is rebuilt from its own checkpoint."""
+        """Finish an initialisation that depends on the base weights: called once, when a run
+        starts, after the base is loaded; not for a model that is rebuilt from its own
+        checkpoint."""
 
     def trained(self, model: nn.Module, family: Family, config: Config) -> set[str]:
         """The names of the base tensors that train (new parameters always do)."""

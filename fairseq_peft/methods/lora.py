@@ -36,8 +36,8 @@ class LoRAConfig:
         default="q_proj,v_proj",
         metadata={
             "flag": "peft_targets",
-            "help": "linear maps to adapt: ends of names with commas, a regular expression for whole "
-            "names, or all-linear (q_proj,v_proj)",
+            "help": "linear maps to adapt: ends of names with commas, a regular expression for "
+            "whole names, or all-linear (q_proj,v_proj)",
         },
     )
 

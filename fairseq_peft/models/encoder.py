@@ -23,8 +23,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
     """fairseq's encoder layer, batch first.
 
     ``attention_adapter`` and ``ffn_adapter`` are slots: None, or a module that is called with the
-    block's output h (after dropout), the block's input x, and the layer norm that follows x + h (None
-    where norms come first), and returns what replaces h; all (B, T, C).
+    block's output h (after dropout), the block's input x, and the layer norm that follows x + h
+    (None where norms come first), and returns what replaces h; all (B, T, C).
     """
 
     def __init__(self, cfg):
@@ -72,9 +72,9 @@ class Encoder(TransformerEncoder):
     """fairseq's transformer encoder, batch first inside.
 
     Two slots, None until a method fills them: ``soft_prompt`` (``methods/prompt.py``), and
-    ``prefix``, a module that is called with the number of heads H and returns for each layer keys and
-    values (H, P, C / H), and has ``num_tokens`` P and ``num_reserved``, the positions before the text
-    that it takes.
+    ``prefix``, a module that is called with the number of heads H and returns for each layer keys
+    and values (H, P, C / H), and has ``num_tokens`` P and ``num_reserved``, the positions before
+    the text that it takes.
     """
 
     def __init__(self, args, dictionary, embed_tokens):
@@ -115,10 +115,9 @@ class Encoder(TransformerEncoder):
             x, padding = self.soft_prompt.insert(x, padding)
         if src_tokens.shape[1] + self.num_reserved > self.max_positions():
             raise InputError(
-                f"A batch has {src_tokens.shape[1]} tokens and {self.num_reserved} prompt or prefix "
-                "tokens; the model has "
-                f"{self.max_positions()} positions. Shorten the input (the task "
-                "sentence_classification does)."
+                f"A batch has {src_tokens.shape[1]} tokens and {self.num_reserved} prompt or "
+                f"prefix tokens; the model has {self.max_positions()} positions. "
+                "Shorten the input (the task sentence_classification does)."
             )
         # fairseq numbers tokens from padding_idx + 1 on and leaves padding at padding_idx.
         first = self.prefix.num_reserved if self.prefix is not None else 0

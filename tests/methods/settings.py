@@ -1,7 +1,7 @@
-"""Every setting that the contract runs: each method by itself, and what the tests of the methods add.
+"""Every setting that the contract runs: each method alone, and what the methods' tests add.
 
-A file ``tests/methods/test_<method>.py`` may define ``SETTINGS``, a list of (``--peft``, flags): one
-entry for every choice of knobs that puts tensors somewhere else or computes something else.
+A file ``tests/methods/test_<method>.py`` may define ``SETTINGS``, a list of (``--peft``, flags):
+one entry for every choice of knobs that puts tensors somewhere else or computes something else.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The contract: every registered method, alone and combined, in every family of models, with weights
-perturbed away from the start."""
+"""The contract: every registered method, alone and combined, in every family of models, with
+weights perturbed away from the start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ every_method = pytest.mark.parametrize("name", methods.available())
 
 #: Tensors that train although no logit can depend on them: part of the name -> reason.
 UNSEEN = {
-    "k_proj.bias": "a constant added to all keys shifts all scores of a query alike: softmax cancels it"
+    "k_proj.bias": "what is added to all keys shifts a query's scores alike: softmax cancels it"
 }
 
 

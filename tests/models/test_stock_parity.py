@@ -101,9 +101,8 @@ def test_bf16_is_close_to_fp32(build, batch, logits):
 
 def test_too_long_a_batch_is_one_sentence(build, dictionary):
     model = build("prompt", prompt_num_tokens=10)
-    with pytest.raises(
-        ValueError, match="31 tokens and 10 prompt tokens; the model has 40 positions"
-    ):
+    message = "31 tokens and 10 prompt or prefix tokens; the model has 40 positions"
+    with pytest.raises(ValueError, match=message):
         model(torch.full((1, 31), 5), features_only=True)
 
 
