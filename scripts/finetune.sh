@@ -5,8 +5,10 @@
 #
 #   BASE=model.pt METHOD=lora SEED=1 bash scripts/finetune.sh
 #   INIT=scratch METHOD=full LR=1e-4 bash scripts/finetune.sh -- --dropout 0.2
+#   BASE=model.pt METHOD=lora+prefix bash scripts/finetune.sh
+#   BASE=model.pt METHOD=lora LABEL=pissa bash scripts/finetune.sh -- --lora-init pissa
 #
-# The run lands in RUNS/<data>/INIT/METHOD/seed<SEED>/: run.json, metrics.jsonl, train.log, TensorBoard events,
+# The run lands in RUNS/<data>/INIT/LABEL/seed<SEED>/: run.json, metrics.jsonl, train.log, TensorBoard events,
 # checkpoint_best.pt (chosen on valid), and result.json when it is done. A run that is done is skipped; one that
 # was interrupted goes on from its last epoch. All knobs are variables:
 set -euo pipefail
@@ -16,7 +18,8 @@ parse_args "$@"
 
 DATA=${DATA:-$ROOT/data-bin/cls-books}  # folder that prepare_data.sh made
 RUNS=${RUNS:-$ROOT/runs}                # where runs land
-METHOD=${METHOD:-full}                  # full, head_only, lora, adapter, prompt
+METHOD=${METHOD:-full}                  # a method (fairseq-peft methods lists them), or several with + between
+LABEL=${LABEL:-$METHOD}                 # what the run is called in reports
 INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
 BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
 SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
@@ -39,7 +42,7 @@ case $INIT in
 esac
 [ -f "$DATA/label/train.idx" ] || die "$DATA/label/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
 
-RUN=$RUNS/$(basename "$DATA")/$INIT/$METHOD/seed$SEED
+RUN=$RUNS/$(basename "$DATA")/$INIT/$LABEL/seed$SEED
 if [ -f "$RUN/result.json" ]; then
   echo "$RUN is done."
   exit 0
@@ -50,10 +53,15 @@ ROWS=$(od -An -t d8 -j 18 -N 8 "$DATA/label/train.idx" | tr -d ' ')
 BATCHES=$(((ROWS + BATCH_SIZE - 1) / BATCH_SIZE))
 UPDATES=$((BATCHES * EPOCHS))
 read -ra ARCH_FLAGS <<<"$ARCH_ARGS"
+case $METHOD in
+  *[+,]*) ARCH=(--arch "$SIZE" --peft "$METHOD") ;;
+  *)      ARCH=(--arch "${SIZE}_$METHOD") ;;
+esac
+[ "$LABEL" = "$METHOD" ] || ARCH+=(--method-label "$LABEL")
 
 train() {
   fairseq_cli train "$DATA" --user-dir "$ROOT/fairseq_peft" \
-    --arch "${SIZE}_$METHOD" --task sentence_classification --criterion sentence_classification "${START[@]}" \
+    "${ARCH[@]}" --task sentence_classification --criterion sentence_classification "${START[@]}" \
     --optimizer peft_adamw --lr "$LR" --lr-scheduler polynomial_decay \
     --warmup-updates $((UPDATES * WARMUP / 100)) --total-num-update "$UPDATES" --clip-norm 1.0 \
     --max-epoch "$EPOCHS" --batch-size "$BATCH_SIZE" --seed "$SEED" --precision "$PRECISION" \

@@ -5,7 +5,11 @@
 #
 #   BASE=model.pt DATA=data-bin/cls-books JOBS=2 bash scripts/sweep.sh
 #
-# For each cell (start/method) with more than one learning rate in its grid, every rate runs once with the first
+# A cell is start/method. The method may be several with + between (pretrained/lora+prefix), or a name of your own,
+# whose flags stand in FLAGS_<NAME>:
+#   CELLS=pretrained/pissa FLAGS_PISSA="--peft lora --lora-init pissa" BASE=model.pt bash scripts/sweep.sh
+#
+# For each cell with more than one learning rate in its grid, every rate runs once with the first
 # seed, under RUNS-grid/; the rate with the highest accuracy on valid is taken, and its run is the first seed's run.
 # Then the other seeds run with that rate. Runs that are done are skipped, so an interrupted sweep goes on where it
 # was. Failures are listed at the end, and the exit status says so. All knobs are variables, those of finetune.sh
@@ -19,12 +23,8 @@ DATA=${DATA:-$ROOT/data-bin/cls-books}                 # folder that prepare_dat
 RUNS=${RUNS:-$ROOT/runs}                               # where runs land
 CELLS=${CELLS:-scratch/full pretrained/full pretrained/head_only pretrained/lora pretrained/adapter pretrained/prompt}   # start/method
 SEEDS=${SEEDS:-1 2 3}                                  # the first one tunes the learning rate
-LR_FULL=${LR_FULL:-5e-5 1e-4 2e-4}                     # grid for full, pretrained
-LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4}               # grid for full, scratch
-LR_HEAD_ONLY=${LR_HEAD_ONLY:-1e-3 3e-3 1e-2}           # grid for head_only
-LR_LORA=${LR_LORA:-5e-4 1e-3 2e-3}                     # grid for lora
-LR_ADAPTER=${LR_ADAPTER:-5e-4 1e-3 2e-3}               # grid for adapter
-LR_PROMPT=${LR_PROMPT:-1e-3 3e-3 1e-2}                 # grid for prompt
+LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4}               # grid of every cell that starts from scratch
+# LR_<METHOD>, such as LR_LORA or LR_LORA_PREFIX        grid of another cell; default: fairseq-peft methods --rates METHOD
 JOBS=${JOBS:-1}                                        # runs at once
 THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}  # CPU threads a run
 EVERY=${EVERY:-10}                                     # seconds between progress lines
@@ -35,16 +35,29 @@ FAILED=()
 NUM_DONE=0 NUM_SKIPPED=0 NUM_ALL=0 STARTED=$SECONDS
 declare -A RUNNING=()
 
-grid() {  # START METHOD: the learning rates to try
-  case $1/$2 in
-    scratch/*)   echo "$LR_SCRATCH" ;;
-    */full)      echo "$LR_FULL" ;;
-    */head_only) echo "$LR_HEAD_ONLY" ;;
-    */lora)      echo "$LR_LORA" ;;
-    */adapter)   echo "$LR_ADAPTER" ;;
-    */prompt)    echo "$LR_PROMPT" ;;
-    *)           die "no learning rates for the method '$2'; known: full head_only lora adapter prompt" ;;
+knob() {  # PREFIX LABEL: the value of the variable PREFIX_LABEL, empty if it is not set
+  local name
+  name=$1_$(printf %s "$2" | tr 'a-z+,.-' 'A-Z____')
+  printf %s "${!name:-}"
+}
+
+declare -A GRID=() METHOD_OF=() FLAGS_OF=()
+prepare() {  # CELL: its methods, flags and learning rates
+  local label=${1#*/} flags words
+  flags=$(knob FLAGS "$label")
+  METHOD_OF[$1]=$label
+  read -ra words <<<"$flags"
+  if [ "${words[0]:-}" = --peft ]; then
+    METHOD_OF[$1]=${words[1]:-}
+    words=("${words[@]:2}")
+  fi
+  FLAGS_OF[$1]=${words[*]:-}
+  case $1 in
+    scratch/*) GRID[$1]=$LR_SCRATCH ;;
+    *) GRID[$1]=$(knob LR "$label") ;;
   esac
+  [ -n "${GRID[$1]}" ] || GRID[$1]=$(DRY_RUN=0 peft_cli methods --rates "${METHOD_OF[$1]}") ||
+    die "the cell $1 has no learning rates; name a method, or set FLAGS_<NAME> and LR_<NAME>"
 }
 
 progress() {  # TEXT: one line that says where the sweep stands
@@ -87,10 +100,12 @@ wait_cell() {  # CELL: until none of its runs is running
 }
 
 start() {  # RUNS START METHOD SEED LR: one run in the background
-  local text="$2/$3 seed $4 lr $5"
+  local text="$2/$3 seed $4 lr $5" flags
+  read -ra flags <<<"${FLAGS_OF[$2/$3]}"
   if [ "$DRY_RUN" = 1 ]; then
     echo "# $text"
-    RUNS=$1 INIT=$2 METHOD=$3 SEED=$4 LR=$5 bash "$ROOT/scripts/finetune.sh" --dry-run -- ${EXTRA[@]+"${EXTRA[@]}"}
+    RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
+      bash "$ROOT/scripts/finetune.sh" --dry-run -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
     return
   fi
   if [ -f "$1/$NAME/$2/$3/seed$4/result.json" ]; then
@@ -99,7 +114,8 @@ start() {  # RUNS START METHOD SEED LR: one run in the background
   fi
   wait_for "$JOBS"
   mkdir -p "$1/logs"
-  RUNS=$1 INIT=$2 METHOD=$3 SEED=$4 LR=$5 bash "$ROOT/scripts/finetune.sh" -- ${EXTRA[@]+"${EXTRA[@]}"} \
+  RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
+    bash "$ROOT/scripts/finetune.sh" -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} \
     >"$1/logs/$NAME-$2-$3-seed$4.log" 2>&1 &
   RUNNING[$!]=$text
   progress "started $text"
@@ -112,12 +128,12 @@ stop() {
 }
 trap stop INT TERM
 
-pick() {  # START METHOD: sets PICKED_LR and PICKED_RUN, or leaves them empty if a run of the grid failed
+pick() {  # CELL: sets PICKED_LR and PICKED_RUN, or leaves them empty if a run of the grid failed
   local rates runs=() rate
-  rates=$(grid "$1" "$2")
+  rates=${GRID[$1]}
   PICKED_LR=$rates PICKED_RUN=
   case $rates in *" "*) ;; *) return ;; esac
-  for rate in $rates; do runs+=("$RUNS-grid/lr$rate/$NAME/$1/$2/seed$FIRST"); done
+  for rate in $rates; do runs+=("$RUNS-grid/lr$rate/$NAME/$1/seed$FIRST"); done
   for run in "${runs[@]}"; do
     [ -f "$run/result.json" ] || { PICKED_LR=; return; }
   done
@@ -129,14 +145,14 @@ pick() {  # START METHOD: sets PICKED_LR and PICKED_RUN, or leaves them empty if
 read -ra ALL_SEEDS <<<"$SEEDS"
 FIRST=${ALL_SEEDS[0]}
 for cell in $CELLS; do
-  rates=$(grid "${cell%/*}" "${cell#*/}")
-  read -ra list <<<"$rates"
+  prepare "$cell"
+  read -ra list <<<"${GRID[$cell]}"
   NUM_ALL=$((NUM_ALL + ${#list[@]} + ${#ALL_SEEDS[@]} - 1))
 done
 
 # The grids, first seed.
 for cell in $CELLS; do
-  rates=$(grid "${cell%/*}" "${cell#*/}")
+  rates=${GRID[$cell]}
   for rate in $rates; do
     case $rates in
       *" "*) start "$RUNS-grid/lr$rate" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
@@ -147,11 +163,11 @@ done
 
 # The picked rate: its run is the first seed's; the others run now.
 for cell in $CELLS; do
-  case $(grid "${cell%/*}" "${cell#*/}") in *" "*) wait_cell "$cell" ;; esac
+  case ${GRID[$cell]} in *" "*) wait_cell "$cell" ;; esac
   if [ "$DRY_RUN" = 1 ]; then
     PICKED_LR="<picked on valid>" PICKED_RUN=
   else
-    pick "${cell%/*}" "${cell#*/}"
+    pick "$cell"
     [ -n "$PICKED_LR" ] || continue
   fi
   target=$RUNS/$NAME/$cell/seed$FIRST

@@ -54,6 +54,9 @@ class SentenceClassificationConfig(FairseqDataclass):
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head"}
     )
+    method_label: str = field(
+        default="", metadata={"help": "name of the method in reports (that of --peft)"}
+    )
     seed: int = II("common.seed")
     # Read for the checks before training and for run.json.
     cpu: bool = II("common.cpu")
