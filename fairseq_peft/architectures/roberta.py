@@ -1,9 +1,10 @@
-"""The sizes of the architectures, as numbers: no torch, no fairseq."""
+"""RoBERTa: a bidirectional encoder with a classification head; layer norms after each block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+
+from fairseq_peft.architectures.counting import Count, Section
 
 
 @dataclass(frozen=True)
@@ -38,52 +39,38 @@ class Dims:
         """How many blocks there are to put an adapter behind; ``place`` is attention or ffn."""
         return self.num_layers
 
+    def layers(self, number: int) -> Count:
+        """All tensors of ``number`` layers."""
+        c, f = self.embed_dim, self.ffn_dim
+        count = Count()
+        count.add("attention of layers", f"{number} x 4 x ({c} x {c} + {c})")
+        count.add("feed-forward of layers", f"{number} x (2 x {c} x {f} + {f} + {c})")
+        count.add("layer norms of layers", f"{number} x 2 x 2 x {c}")
+        return count
+
+    def body(self) -> Count:
+        """What full fine-tuning trains: everything but the heads."""
+        return Count(matrices(self).terms + encoder_rest(self).terms)
+
+    def head(self, num_classes: int) -> Count:
+        """What a task adds to the model before any method does."""
+        return classification_head(self, num_classes)
+
+    def sections(self, num_classes: int) -> list[Section]:
+        """The whole model, part by part."""
+        return [
+            Section("encoder, matrices alone", matrices(self), tuple(layer_matrices(self).terms)),
+            Section("encoder", encoder_rest(self)),
+            Section("with LM head", lm_head(self)),
+            Section("with LM head and head", self.head(num_classes)),
+        ]
+
 
 SIZES = {
     "roberta_small": Dims(4, 512, 512, 8, 256, 32_000),
     "roberta_base": Dims(12, 768, 3072, 12, 512, 50_265),
     "roberta_large": Dims(24, 1024, 4096, 16, 512, 50_265),
 }
-
-
-class Term(NamedTuple):
-    """One line of a parameter count: ``formula`` evaluates to ``count``."""
-
-    part: str
-    formula: str
-    count: int
-
-
-@dataclass
-class Count:
-    """Parameter counts of an architecture, as terms."""
-
-    terms: list[Term] = field(default_factory=list)
-
-    def add(self, part: str, formula: str) -> None:
-        """Add ``formula``, products and sums of integers such as ``4 x 512 x 512``."""
-        self.terms.append(Term(part, formula, evaluate(formula)))
-
-    def add_groups(self, part: str, formulas: dict[str, str]) -> None:
-        """Add the formulas of modules by name, those of one kind and formula as one term."""
-        groups = {}
-        for name, formula in formulas.items():
-            kind = (name.rpartition(".")[2], formula)
-            groups[kind] = groups.get(kind, 0) + 1
-        for (kind, formula), number in groups.items():
-            self.add(f"{part} {kind}", f"{number} x {formula}")
-
-    @property
-    def total(self) -> int:
-        return sum(term.count for term in self.terms)
-
-
-def evaluate(formula: str) -> int:
-    """The value of a sum of products with ``x`` for times, such as ``(256 + 2) x 512``."""
-    allowed = set("0123456789 +()x")
-    if not set(formula) <= allowed:
-        raise ValueError(f"not a formula of integers: {formula!r}")
-    return eval(formula.replace("x", "*"), {"__builtins__": {}})  # noqa: S307, digits and + x ( ) only
 
 
 def layer_matrices(dims: Dims) -> Count:

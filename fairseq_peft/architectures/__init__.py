@@ -1,0 +1,33 @@
+"""The sizes of the architectures, as numbers: no torch, no fairseq.
+
+``SIZES`` are the models that ``models/`` builds. Sizes of every architecture know ``embed_dim``,
+``linears()``, ``embeddings()``, ``num_blocks(place)``, ``layers(number)``, ``body()``,
+``head(num_classes)`` and ``sections(num_classes)``; what an architecture has not raises
+``Undefined``.
+"""
+
+from fairseq_peft.architectures.counting import Count, Section, Term, Undefined, evaluate
+from fairseq_peft.architectures.roberta import (
+    SIZES,
+    Dims,
+    classification_head,
+    encoder_rest,
+    layer_matrices,
+    lm_head,
+    matrices,
+)
+
+__all__ = [
+    "SIZES",
+    "Count",
+    "Dims",
+    "Section",
+    "Term",
+    "Undefined",
+    "classification_head",
+    "encoder_rest",
+    "evaluate",
+    "layer_matrices",
+    "lm_head",
+    "matrices",
+]
