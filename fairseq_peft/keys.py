@@ -17,20 +17,26 @@ _BASE_NAME = re.compile(
     r"(layers\.\d+\.(self_attn\.)?(\w+_proj|fc\d|\w+_norm)|embed_\w+|layernorm_embedding|layer_norm)"
     r"\.(weight|bias)$"
 )
-_METHOD_CAUSE = "the checkpoint was trained with another --peft, or with other values of its flags"
 
 
-def _cause(names):
+def _cause(names, flags):
     """The likely cause of differences in the tensors ``names``, or None."""
     base = [name for name in names if _BASE_NAME.search(name)]
     for part, text in _BASE_CAUSES.items():
         if any(part in name for name in base):
             return text
-    return _METHOD_CAUSE if len(base) < len(names) else None
+    if len(base) == len(names):
+        return None
+    others = ["--" + flag.replace("_", "-") for flag in ("peft", *flags)]
+    return f"the checkpoint was trained with another value of {' or '.join(others)}"
 
 
-def account(found, expected) -> None:
+def account(found, expected, flags=()) -> None:
     """Raise unless ``found`` and ``expected`` (name -> tensor) have the same names and shapes.
+
+    Args:
+        found, expected: the checkpoint's tensors, the model's.
+        flags: attribute names of the flags that decide which tensors the model's methods add.
 
     Raises:
         InputError: with the counts, up to three examples of each kind, and the likely cause.
@@ -53,6 +59,6 @@ def account(found, expected) -> None:
     ]
     if not problems:
         return
-    cause = _cause(reshaped + left_over + missing)
+    cause = _cause(reshaped + left_over + missing, flags)
     hint = f" Likely cause: {cause}." if cause else ""
     raise InputError(f"The checkpoint does not fit the model: tensors {', '.join(problems)}.{hint}")

@@ -267,7 +267,7 @@ def test_lora_checkpoint_for_an_adapter_run(bench, trained):
 
 def test_lora_checkpoint_of_another_rank(bench, trained):
     done = bench.train(lora_rank=4, finetune_from_model=trained)
-    refused(bench, done, "Likely cause: .* another .*--lora-rank")
+    refused(bench, done, "Likely cause: .* another value of --peft or --lora-rank")
 
 
 # The data folder
@@ -409,7 +409,7 @@ def test_bin_without_idx(bench):
         ({"lora_rank": 0}, ["--lora-rank 0"]),
         ({"lora_dropout": 1}, ["--lora-dropout 1"]),
         ({"adapter_bottleneck": 8}, ["--adapter-bottleneck would be ignored: --peft lora"]),
-        ({"peft": "prompt", "prompt_num_tokens": 35}, ["35 prompt tokens leave 5 of 40"]),
+        ({"peft": "prompt", "prompt_num_tokens": 35}, ["35 prompt or prefix tokens leave 5 of 40"]),
         ({"max_valid_steps": 1}, ["--max-valid-steps 1 would leave rows out"]),
         ({"fp16": True}, ["--precision bf16"]),
         ({"bf16": True}, ["--precision bf16"]),

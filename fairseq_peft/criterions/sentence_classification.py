@@ -58,7 +58,8 @@ class SentenceClassificationCriterion(FairseqCriterion):
         }
         for kind, values in zip(scores.KINDS, counts):
             logging_output.update({f"_{kind}_{k}": value for k, value in enumerate(values)})
-        penalty = model.penalty() if model.training else None
+        # DistributedDataParallel hides the model's own methods.
+        penalty = getattr(model, "module", model).penalty() if model.training else None
         if penalty is not None:
             loss = loss + target.numel() * penalty
         return loss, target.numel(), logging_output

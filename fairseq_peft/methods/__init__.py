@@ -8,8 +8,6 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
-import torch
-
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 
@@ -87,7 +85,14 @@ class Setting:
             return asdict(self.parts[0][1])
         return {method.name: asdict(config) for method, config in self.parts}
 
-    def inject(self, model, family, generator: Callable[[str], torch.Generator]) -> None:
+    def flags(self) -> list[str]:
+        """The flags of all knobs, as attribute names."""
+        from fairseq_peft.methods.base import flag_name
+
+        names = [flag_name(m.name, field) for m, _ in self.parts for field in fields(m.Config)]
+        return list(dict.fromkeys(names))
+
+    def inject(self, model, family, generator: Callable) -> None:
         """Inject all; ``generator(name)`` gives each method its own stream."""
         for method, config in self.parts:
             method.inject(model, family, config, generator(method.name))

@@ -208,7 +208,7 @@ class RobertaPeftModel(RobertaModel):
         """Raise InputError unless ``state_dict`` would load; change neither it nor the model."""
         upgraded = dict(state_dict)
         self.upgrade_state_dict(upgraded)
-        account(upgraded, self.state_dict())
+        account(upgraded, self.state_dict(), self.setting.flags())
 
 
 def load_embeddings(model, path: str) -> None:

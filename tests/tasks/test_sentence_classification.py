@@ -35,6 +35,9 @@ def config(data, **more):
         "train_subset": "train",
         "valid_subset": "valid,test",
         "classification_head_name": HEAD,
+        "max_epoch": 2,
+        "max_update": 0,
+        "update_freq": [1],
     }
     return SimpleNamespace(**{**values, **more})
 
@@ -141,6 +144,25 @@ def test_shards_hold_every_row_once(make_task, num_shards):
 # Metrics
 
 
+@pytest.mark.parametrize(
+    "flags, planned",
+    [
+        ({"max_epoch": 3}, 27),
+        ({"max_epoch": 3, "update_freq": [2]}, 15),
+        ({"max_epoch": 3, "update_freq": [1, 2]}, 9 + 5 + 5),
+        ({"max_epoch": 3, "max_update": 20}, 20),
+        ({"max_epoch": 0, "max_update": 40}, 40),
+        ({"max_epoch": 0}, 0),
+    ],
+)
+def test_planned_updates_follow_the_flags(data_folder, flags, planned):
+    """67 rows in batches of 8 are 9 updates an epoch."""
+    task = SentenceClassificationTask.setup_task(config(data_folder, **flags))
+    task.max_tokens = 40
+    task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    assert task.planned_updates == planned
+
+
 class Oracle(torch.nn.Module):
     """Logits that say what ``predict(target)`` says, with a margin of 2."""
 
@@ -150,6 +172,9 @@ class Oracle(torch.nn.Module):
 
     def forward(self, src_tokens, predicted, **kwargs):
         return 2.0 * torch.nn.functional.one_hot(predicted, 2), None
+
+    def penalty(self):
+        return None
 
 
 def evaluate(task, split, predict, skip=0):
