@@ -28,6 +28,8 @@ CASES = {
     "parallel-both": ParBnConfig(mh_adapter=True, **R),
     "parallel-learned-scale": ParBnConfig(scaling="learned", **R),
     "compacter": CompacterConfig(**R),
+    "compacter-ffn": CompacterConfig(mh_adapter=False, **R),
+    # Not only one place fewer: it is a SeqBnConfig, so its adapters read what Pfeiffer's read.
     "compacter-plus-plus": CompacterPlusPlusConfig(**R),
 }
 

@@ -1,6 +1,7 @@
 """The same logits, gradients and training as AdapterHub's `adapters`, on copied weights.
 
-scripts/test.sh parity sets up what this needs; reference_adapters.py has the library's half.
+`scripts/test.sh parity` sets up what this needs; `scripts/test.sh parity -- -rP` also shows the
+largest differences. reference_adapters.py has the library's half.
 """
 
 from __future__ import annotations
@@ -95,7 +96,20 @@ CASES = {
         {"compacter_bottleneck": 4, "compacter_placement": "both"},
         compacter(BOTH),
     ),
-    "compacter-plus-plus": ("compacter", {"compacter_bottleneck": 4}, compacter(FFN)),
+    "compacter-ffn": (
+        "compacter",
+        {"compacter_bottleneck": 4, "compacter_placement": "ffn"},
+        compacter(FFN),
+    ),
+    "compacter-plus-plus": (
+        "compacter",
+        {
+            "compacter_bottleneck": 4,
+            "compacter_placement": "ffn",
+            "compacter_style": "pfeiffer",
+        },
+        compacter(FFN),
+    ),
 }
 
 
@@ -124,7 +138,9 @@ def test_every_tensor_of_the_library_reaches_its_logits(records):
 def test_negative_control_another_style_is_seen(build, records):
     """The same tensors as Pfeiffer's, put where Houlsby put them."""
     flags = {**CASES["pfeiffer"][1], "adapter_style": "houlsby"}
-    differences = compare(build("adapter", **flags), records["pfeiffer"], bottleneck(FFN))
+    differences = compare(
+        build_checked(build, "adapter", flags), records["pfeiffer"], bottleneck(FFN)
+    )
     for kind in ("logits", "gradients", "after"):
         assert differences.found[kind][0] > 1e-3, kind
     with pytest.raises(AssertionError, match="logits"):

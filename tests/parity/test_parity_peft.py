@@ -1,6 +1,7 @@
 """The same logits, gradients and training as Hugging Face PEFT, on copied weights.
 
-scripts/test.sh parity sets up what this needs; reference_peft.py has the library's half.
+`scripts/test.sh parity` sets up what this needs; `scripts/test.sh parity -- -rP` also shows the
+largest differences. reference_peft.py has the library's half.
 """
 
 from __future__ import annotations
