@@ -41,6 +41,13 @@ def match(
     return {name: modules[name] for name in names}
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of distributed training, which hide its own methods."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` where the module called ``name`` (its whole dotted path) is."""
     parent, _, child = name.rpartition(".")

@@ -9,7 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 
-from fairseq_peft import scores
+from fairseq_peft import scores, surgery
 
 
 @dataclass
@@ -58,8 +58,7 @@ class SentenceClassificationCriterion(FairseqCriterion):
         }
         for kind, values in zip(scores.KINDS, counts):
             logging_output.update({f"_{kind}_{k}": value for k, value in enumerate(values)})
-        # DistributedDataParallel hides the model's own methods.
-        penalty = getattr(model, "module", model).penalty() if model.training else None
+        penalty = surgery.unwrap(model).penalty() if model.training else None
         if penalty is not None:
             loss = loss + target.numel() * penalty
         return loss, target.numel(), logging_output

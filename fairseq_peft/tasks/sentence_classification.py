@@ -292,8 +292,7 @@ class SentenceClassificationTask(FairseqTask):
     def optimizer_step(self, optimizer, model, update_num):
         """Step, then let the methods look at the gradients and their schedules."""
         optimizer.step()
-        model = getattr(model, "module", model)
-        model.after_update(update_num + 1, self.planned_updates)
+        surgery.unwrap(model).after_update(update_num + 1, self.planned_updates)
 
     def max_positions(self):
         return self.max_tokens
