@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from fairseq_peft.errors import InputError
 
 ALL_LINEAR = "all-linear"
-_LAYER = re.compile(r"^layers\.(\d+)\.")
+_LAYER = re.compile(r"^(?:\w+\.)?layers\.(\d+)\.")
 _PATTERN = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 
@@ -21,7 +21,8 @@ def split(text: str) -> list[str]:
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that ``name`` is in, None outside the layers."""
+    """The layer that ``name`` is in, None outside the layers; those of an encoder and of a decoder
+    (``encoder.layers.0.``, ``decoder.layers.0.``) are numbered alike."""
     found = _LAYER.match(name)
     return int(found[1]) if found else None
 
@@ -51,6 +52,7 @@ def select(
     """
     names = list(names)
     known = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    example = "q_proj,v_proj" if {"q_proj", "v_proj"} <= set(known) else known[0]
     chosen = set(parse_layers(layers, names)) if layers else None
 
     def offered(name):
@@ -72,7 +74,7 @@ def select(
         if not matched:
             raise InputError(
                 f"{flag} {target!r} matches no module. Modules here: {', '.join(known)}. "
-                f"Try q_proj,v_proj, {ALL_LINEAR}, or an expression for whole names such as "
+                f"Try {example}, {ALL_LINEAR}, or an expression for whole names such as "
                 r"'layers\.0\..*'."
             )
         if not any(offered(name) for name in matched):

@@ -1,11 +1,13 @@
 """The sizes of the architectures, as numbers: no torch, no fairseq.
 
-``SIZES`` are the models that ``models/`` builds. Sizes of every architecture know ``embed_dim``,
+``SIZES`` are the models that ``models/`` builds, ``COUNTED`` those and more, whose parameters are
+counted only. Sizes of every architecture know ``embed_dim``,
 ``linears()``, ``embeddings()``, ``num_blocks(place)``, ``layers(number)``, ``body()``,
-``head(num_classes)`` and ``sections(num_classes)``; what an architecture has not raises
+``head(num_classes)`` and ``sections()``; what an architecture has not raises
 ``Undefined``.
 """
 
+from fairseq_peft.architectures import decoder_only, t5
 from fairseq_peft.architectures.counting import Count, Section, Term, Undefined, evaluate
 from fairseq_peft.architectures.roberta import (
     SIZES,
@@ -17,7 +19,10 @@ from fairseq_peft.architectures.roberta import (
     matrices,
 )
 
+COUNTED = {**SIZES, **t5.SIZES, **decoder_only.SIZES}
+
 __all__ = [
+    "COUNTED",
     "SIZES",
     "Count",
     "Dims",

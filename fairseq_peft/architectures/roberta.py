@@ -56,13 +56,12 @@ class Dims:
         """What a task adds to the model before any method does."""
         return classification_head(self, num_classes)
 
-    def sections(self, num_classes: int) -> list[Section]:
-        """The whole model, part by part."""
+    def sections(self) -> list[Section]:
+        """The model without the task's head, part by part."""
         return [
             Section("encoder, matrices alone", matrices(self), tuple(layer_matrices(self).terms)),
             Section("encoder", encoder_rest(self)),
             Section("with LM head", lm_head(self)),
-            Section("with LM head and head", self.head(num_classes)),
         ]
 
 

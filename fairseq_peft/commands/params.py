@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -10,13 +11,15 @@ from fairseq_peft.errors import InputError
 
 
 def add_arguments(parser):
+    built, counted = architectures.SIZES, architectures.COUNTED
     parser.add_argument(
         "--arch",
         required=True,
-        help="roberta_small, roberta_base or roberta_large, or with a method's suffix",
+        help=f"{', '.join(built)}, or with _ and a method; counted only: "
+        f"{', '.join(name for name in counted if name not in built)}",
     )
     parser.add_argument("--peft", nargs="+", metavar="METHOD", help="methods (all of them)")
-    parser.add_argument("--num-classes", type=int, default=2, help="classes of the head (2)")
+    parser.add_argument("--num-classes", type=int, help="classes of the head (2)")
     parser.add_argument("--vocab-size", type=int, help="rows of the token embedding, with specials")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -25,18 +28,24 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    size, method = split_arch(args.arch)
-    if args.num_classes < 2:
-        raise InputError(f"--num-classes {args.num_classes}: a classifier needs at least 2.")
-    dims = architectures.SIZES[size]
+    arch, method = split_arch(args.arch)
+    dims = architectures.COUNTED[arch]
+    num_classes = 2 if args.num_classes is None else args.num_classes
+    if num_classes < 2:
+        raise InputError(f"--num-classes {num_classes}: a classifier needs at least 2.")
+    if args.num_classes is not None and not dims.head(2).total:
+        raise InputError(
+            f"--num-classes {num_classes} would be ignored: {arch} answers with text and has no "
+            "classification head. Leave it out."
+        )
     if args.vocab_size is not None:
         if args.vocab_size < 6:
             raise InputError(
                 f"--vocab-size {args.vocab_size}: 5 rows are specials, give at least 6."
             )
-        dims = architectures.Dims(**{**vars(dims), "vocab_size": args.vocab_size})
-    names = args.peft or ([method] if method else methods.available())
-    counts = count(size, dims, names, parse_knobs(args.knobs), args.num_classes)
+        dims = dataclasses.replace(dims, vocab_size=args.vocab_size)
+    names = args.peft or ([method] if method else None)
+    counts = count(arch, dims, names, parse_knobs(args.knobs), num_classes)
     if args.json:
         sys.stdout.write(json.dumps(counts, indent=1) + "\n")
     else:
@@ -47,12 +56,12 @@ def run(args) -> int:
 def split_arch(arch: str):
     """``"roberta_small_lora"`` as ("roberta_small", "lora"); the method is None without a
     suffix."""
-    for size in architectures.SIZES:
+    for size in architectures.COUNTED:
         if arch == size:
             return size, None
         if arch.startswith(size + "_") and arch[len(size) + 1 :] in methods.available():
             return size, arch[len(size) + 1 :]
-    known = ", ".join(architectures.SIZES)
+    known = ", ".join(architectures.COUNTED)
     raise InputError(
         f"--arch {arch!r} is unknown. Give one of {known}, alone or with _ and one of "
         f"{', '.join(methods.available())}."
@@ -66,63 +75,92 @@ def parse_knobs(words) -> dict:
     return {name[2:].replace("-", "_"): value for name, value in zip(words[::2], words[1::2])}
 
 
-def count(size, dims, names, knobs, num_classes) -> dict:
-    """All counts, JSON ready; parameters are integers, shares are fractions."""
-    encoder = architectures.matrices(dims)
-    rest = architectures.encoder_rest(dims)
-    lm_head = architectures.lm_head(dims)
-    head = architectures.classification_head(dims, num_classes)
-    base = encoder.total + rest.total + lm_head.total
+def count(arch, dims, names, knobs, num_classes) -> dict:
+    """All counts, JSON ready; parameters are integers, shares are fractions.
+
+    With ``names`` None every method is counted; on an architecture that is counted only, those that
+    have no count there with these knobs are listed with the reason.
+    """
+    sections, total = [], 0
+    for section in dims.sections():
+        total += section.count.total
+        sections.append(
+            {
+                "title": section.title,
+                "details": rows(section.details),
+                "terms": rows(section.count.terms),
+                "total": total,
+            }
+        )
+    head = dims.head(num_classes)
+    counted, left_out = [], {}
+    for name in methods.available() if names is None else names:
+        try:
+            counted.append(count_method(name, arch, dims, knobs, head.total, total))
+        except InputError as error:
+            if names is not None or arch in architectures.SIZES:
+                raise
+            left_out[name] = str(error)
     return {
-        "arch": size,
-        "terms": rows(architectures.layer_matrices(dims)) + rows(encoder),
-        "encoder_matrices": encoder.total,
-        "encoder_rest": rows(rest),
-        "encoder": encoder.total + rest.total,
-        "lm_head": rows(lm_head),
-        "with_lm_head": base,
-        "head": rows(head),
-        "with_lm_head_and_head": base + head.total,
-        "methods": [count_method(name, dims, knobs, head.total, base) for name in names],
+        "arch": arch,
+        "sections": sections,
+        "base": total,
+        "head": rows(head.terms),
+        "with_head": total + head.total,
+        "methods": counted,
+        "left_out": left_out,
     }
 
 
-def count_method(name, dims, knobs, head, base) -> dict:
+def count_method(peft, arch, dims, knobs, head, base) -> dict:
     """One setting's counts; knobs of methods that it does not have are left to those."""
-    own = knob_types(name)
+    own = knob_types(peft)
     try:
         given = {flag: own[flag](value) for flag, value in knobs.items() if flag in own}
     except ValueError as error:
-        raise InputError(f"A knob of {name} has no value of its type: {error}.") from error
-    setting = methods.setting(name, given)
-    added, trained = setting.count(dims), setting.count_base(dims)
+        raise InputError(f"A knob of {peft} has no value of its type: {error}.") from error
+    setting = methods.setting(peft, given)
+    try:
+        added, trained = setting.count(dims), setting.count_base(dims)
+    except architectures.Undefined as reason:
+        raise InputError(f"--peft {setting.name} has no count on {arch}: {reason}") from reason
     trainable = added.total + trained.total
+    if not trainable + head:
+        raise InputError(
+            f"--peft {setting.name} trains nothing on {arch}: there is no classification head. "
+            "Choose another method."
+        )
+    total = base + added.total + head
     return {
         "method": setting.name,
-        "terms": rows(trained) + rows(added),
+        "terms": rows(trained.terms) + rows(added.terms),
         "trainable_without_head": trainable,
         "head": head,
         "trainable": trainable + head,
-        "total": base + added.total + head,
-        "share": (trainable + head) / (base + added.total + head),
-        "share_without_head": trainable / (base + added.total + head),
+        "total": total,
+        "share": (trainable + head) / total,
+        "share_without_head": trainable / total,
         "task_bytes": 4 * (trainable + head),
     }
 
 
 def knob_types(peft: str) -> dict[str, type]:
     """Flag -> type, for every knob of the methods in ``peft``; a switch takes true or false."""
-    from dataclasses import fields
-
     from fairseq_peft.methods.base import field_types, flag_name
 
     found = {}
     for method in methods.split(peft):
         types = field_types(method.Config)
-        for knob in fields(method.Config):
-            kind = types[knob.name]
-            found[flag_name(method.name, knob)] = switch if kind is bool else kind
+        for knob in dataclasses.fields(method.Config):
+            found[flag_name(method.name, knob)] = reader(types[knob.name])
     return found
+
+
+def reader(kind):
+    """What makes a value of ``kind`` (int, Optional[float], ...) of a word."""
+    inner = [one for one in getattr(kind, "__args__", ()) if one is not type(None)]
+    kind = inner[0] if inner else kind
+    return switch if kind is bool else kind
 
 
 def switch(word: str) -> bool:
@@ -134,8 +172,7 @@ def switch(word: str) -> bool:
 
 def rows(terms) -> list[dict]:
     return [
-        {"part": term.part, "formula": term.formula, "parameters": term.count}
-        for term in terms.terms
+        {"part": term.part, "formula": term.formula, "parameters": term.count} for term in terms
     ]
 
 
@@ -143,21 +180,24 @@ def table(counts) -> list[str]:
     """The counts for a person, line by line."""
 
     def line(part, formula, number, note=""):
-        return f"  {part:<34} {formula:<30} {number:>12,}{note}"
+        return f"  {part:<36} {formula:<34} {number:>12,}{note}"
 
     lines = [counts["arch"]]
-    lines += [line(*row.values()) for row in counts["terms"]]
-    lines += [line("encoder, matrices alone", "", counts["encoder_matrices"])]
-    lines += [line(*row.values()) for row in counts["encoder_rest"]]
-    lines += [line("encoder", "", counts["encoder"])]
-    lines += [line(*row.values()) for row in counts["lm_head"]]
-    lines += [line("with LM head", "", counts["with_lm_head"])]
-    lines += [line(*row.values()) for row in counts["head"]]
-    lines += [line("with LM head and head", "", counts["with_lm_head_and_head"])]
+    for section in counts["sections"]:
+        lines += [line(*row.values()) for row in section["details"] + section["terms"]]
+        lines.append(line(section["title"], "", section["total"]))
+    if counts["head"]:
+        lines += [line(*row.values()) for row in counts["head"]]
+        lines.append(line("with classification head", "", counts["with_head"]))
     for method in counts["methods"]:
         lines += ["", f"{counts['arch']} --peft {method['method']}: what trains"]
         lines += [line(*row.values()) for row in method["terms"]]
-        for part, key in [("without the head", "_without_head"), ("with the head", "")]:
+        parts = {"without the head": "_without_head", "with the head": ""}
+        if not counts["head"]:
+            parts = {"of all parameters": ""}
+        for part, key in parts.items():
             share = f"  {100 * method['share' + key]:8.4f} % of {method['total']:,}"
             lines.append(line(part, "", method["trainable" + key], share))
+    for method, reason in counts["left_out"].items():
+        lines += ["", f"{counts['arch']} --peft {method}: left out. {reason}"]
     return lines

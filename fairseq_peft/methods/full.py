@@ -1,6 +1,5 @@
 """Full fine-tuning: every tensor of the encoder trains. The baseline."""
 
-from fairseq_peft.architectures import Count, encoder_rest, matrices
 from fairseq_peft.methods.base import Method
 
 
@@ -18,7 +17,7 @@ class Full(Method):
         return {name for name, _ in model.named_parameters()}
 
     def count_base(self, dims, config):
-        return Count(matrices(dims).terms + encoder_rest(dims).terms)
+        return dims.body()
 
 
 METHOD = Full()

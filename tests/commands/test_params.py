@@ -1,4 +1,5 @@
-"""``fairseq-peft params``: S1's table to the last digit, and the counts that real models have."""
+"""``fairseq-peft params``: every exact figure of the systems S1 to S5 to the last digit, through
+the command line, and the counts that real models have."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 
 import pytest
 
-from fairseq_peft import cli
+from fairseq_peft import architectures, cli, methods
 
 
 def params(capsys, *words):
@@ -14,9 +15,20 @@ def params(capsys, *words):
     return capsys.readouterr().out
 
 
+def counts(capsys, *words):
+    return json.loads(params(capsys, "--json", *words))
+
+
+def one_method(capsys, arch, peft, *knobs):
+    """The row of one method with knobs."""
+    (row,) = counts(capsys, "--arch", arch, "--peft", peft, "--", *knobs)["methods"]
+    return row
+
+
 def test_s1_table(capsys):
-    counts = json.loads(params(capsys, "--arch", "roberta_small", "--json"))
-    terms = {row["part"]: row["parameters"] for row in counts["terms"]}
+    found = counts(capsys, "--arch", "roberta_small")
+    matrices, encoder, with_lm_head = found["sections"]
+    terms = {row["part"]: row["parameters"] for row in matrices["details"] + matrices["terms"]}
     assert terms == {
         "attention, per layer": 1_048_576,
         "feed-forward, per layer": 524_288,
@@ -24,23 +36,152 @@ def test_s1_table(capsys):
         "position embedding": 132_096,
         "4 layers": 6_291_456,
     }
-    assert counts["encoder_matrices"] == 22_807_552
-    assert counts["encoder"] == 22_829_056
-    assert counts["with_lm_head"] == 23_124_736
-    assert counts["with_lm_head_and_head"] == 23_388_418
+    assert (matrices["title"], matrices["total"]) == ("encoder, matrices alone", 22_807_552)
+    assert (encoder["title"], encoder["total"]) == ("encoder", 22_829_056)
+    assert (with_lm_head["title"], with_lm_head["total"]) == ("with LM head", 23_124_736)
+    assert found["base"] == 23_124_736
+    assert sum(row["parameters"] for row in found["head"]) == 263_682
+    assert found["with_head"] == 23_388_418
+
+
+def test_s1_text_shows_the_table(capsys):
+    lines = [line.split() for line in params(capsys, "--arch", "roberta_small").splitlines()]
+    for line in [
+        "token embedding 32000 x 512 16,384,000",
+        "position embedding (256 + 2) x 512 132,096",
+        "attention, per layer 4 x 512 x 512 1,048,576",
+        "feed-forward, per layer 2 x 512 x 512 524,288",
+        "4 layers 4 x 1572864 6,291,456",
+        "encoder, matrices alone 22,807,552",
+        "encoder 22,829,056",
+        "with LM head 23,124,736",
+        "with classification head 23,388,418",
+    ]:
+        assert line.split() in lines
+
+
+SYSTEMS = {
+    # S4, T5-small: base 60,506,624
+    "S4 full": ("t5_small", "full", "", 60_506_624, 60_506_624),
+    "S4 prompt 10": ("t5_small", "prompt", "--prompt-num-tokens 10", 5_120, 60_511_744),
+    "S4 prompt 1": ("t5_small", "prompt", "--prompt-num-tokens 1", 512, 60_507_136),
+    "S4 adapter 8": ("t5_small", "adapter", "--adapter-bottleneck 8", 104_544, 60_611_168),
+    "S4 adapter 1": ("t5_small", "adapter", "--adapter-bottleneck 1", 18_444, 60_525_068),
+    "S4 LoRA 8": ("t5_small", "lora", "--peft-targets q,v --lora-rank 8", 294_912, 60_801_536),
+    "S4 LoRA 1": ("t5_small", "lora", "--peft-targets q,v --lora-rank 1", 36_864, 60_543_488),
+    # S5, GPT-2 small: base 124,439,808
+    "S5 prompt 6": ("gpt2_small", "prompt", "--prompt-num-tokens 6", 4_608, 124_444_416),
+    "S5 LoRA 128": (
+        "gpt2_small",
+        "lora",
+        "--peft-targets c_attn --lora-rank 128 --lora-alpha 32 --lora-dropout 0.1",
+        4_718_592,
+        129_158_400,
+    ),
+    "S5 full": ("gpt2_small", "full", "", 124_439_808, 124_439_808),
+    # S3, BLOOM-560m: base 559,214,592
+    "S3 LoRA 16": (
+        "bloom_560m",
+        "lora",
+        "--peft-targets query_key_value --lora-rank 16 --lora-alpha 32 --lora-dropout 0.05",
+        1_572_864,
+        560_787_456,
+    ),
+    "S3 full": ("bloom_560m", "full", "", 559_214_592, 559_214_592),
+}
+
+
+@pytest.mark.parametrize("arch, peft, knobs, trainable, total", SYSTEMS.values(), ids=SYSTEMS)
+def test_figures_of_the_systems(capsys, arch, peft, knobs, trainable, total):
+    row = one_method(capsys, arch, peft, *knobs.split())
+    assert (row["trainable"], row["total"]) == (trainable, total)
+    assert row["trainable_without_head"] == trainable and row["head"] == 0
+    assert sum(term["parameters"] for term in row["terms"]) == trainable
+
+
+@pytest.mark.parametrize(
+    "arch, base",
+    [("t5_small", 60_506_624), ("gpt2_small", 124_439_808), ("bloom_560m", 559_214_592)],
+)
+def test_models_that_are_only_counted(capsys, arch, base):
+    """All methods at once: those with a count, and the reason for each of the others."""
+    found = counts(capsys, "--arch", arch)
+    assert (found["base"], found["with_head"], found["head"]) == (base, base, [])
+    counted = {row["method"] for row in found["methods"]}
+    assert {"full", "prompt", "adapter"} <= counted
+    assert counted | set(found["left_out"]) == set(methods.available())
+    assert "no classification head" in found["left_out"]["head_only"]
+    assert "Modules here: " in found["left_out"]["lora"]
+    assert "head_only: left out" in params(capsys, "--arch", arch)
+
+
+@pytest.mark.parametrize("system, share", [("S5 LoRA 128", "3.6533 %"), ("S3 LoRA 16", "0.2805 %")])
+def test_shares_of_the_reports(capsys, system, share):
+    arch, peft, knobs, trainable, total = SYSTEMS[system]
+    out = params(capsys, "--arch", arch, "--peft", peft, "--", *knobs.split())
+    last = out.splitlines()[-1].split()
+    assert " ".join(last) == f"of all parameters {trainable:,} {share} of {total:,}"
+
+
+@pytest.mark.parametrize(
+    "arch, number, modules, layers",
+    [
+        ("t5_small", 12 * 4 + 6 * 4 + 12 * 2, {"q", "k", "v", "o", "wi", "wo"}, 6),
+        ("gpt2_small", 12 * 4, {"c_attn", "c_proj", "c_fc"}, 12),
+        (
+            "bloom_560m",
+            24 * 4,
+            {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+            24,
+        ),
+    ],
+)
+def test_linear_maps_have_the_names_of_hugging_face(arch, number, modules, layers):
+    from fairseq_peft import targets
+
+    names = list(architectures.COUNTED[arch].linears())
+    assert {name.rpartition(".")[2] for name in names} == modules
+    assert len(targets.select(names, targets.ALL_LINEAR)) == len(names) == number
+    assert {targets.layer_of(name) for name in names} == set(range(layers))
+    first = targets.select(names, targets.ALL_LINEAR, layers="0")
+    assert len(first) == number // layers and all("layers.0." in name for name in first)
+
+
+def test_linear_maps_are_the_matrices_of_the_body():
+    """What ``linears`` names is in what ``body`` adds up: without it and the token embedding only
+    positions, biases and norms are left."""
+    for arch, dims in architectures.COUNTED.items():
+        matrices = sum(rows * columns for rows, columns in dims.linears().values())
+        tables = sum(rows * columns for rows, columns in dims.embeddings().values())
+        rest = dims.body().total - matrices - tables
+        assert 0 < rest < 0.012 * dims.body().total, arch
+
+
+def test_layers_add_up_to_the_body():
+    for arch, (embeddings, last_norm) in {
+        "roberta_small": ((32_000 + 258) * 512, 2 * 512),
+        "gpt2_small": ((50_257 + 1_024) * 768, 2 * 768),
+        "bloom_560m": ((250_880 + 2) * 1_024, 2 * 1_024),
+    }.items():
+        dims = architectures.COUNTED[arch]
+        assert dims.layers(dims.num_layers).total + embeddings + last_norm == dims.body().total
+    assert architectures.COUNTED["gpt2_small"].layers(1).total == 7_087_872
 
 
 def test_methods(capsys):
-    counts = json.loads(params(capsys, "--arch", "roberta_small", "--json"))
-    found = {row["method"]: row["trainable_without_head"] for row in counts["methods"]}
-    assert found == {
+    found = counts(capsys, "--arch", "roberta_small")
+    assert [row["method"] for row in found["methods"]] == methods.available()
+    assert found["left_out"] == {}
+    rows = {row["method"]: row["trainable_without_head"] for row in found["methods"]}
+    for method, number in {
         "full": 22_829_056,
         "head_only": 0,
         "lora": 65_536,
         "adapter": 264_448,
         "prompt": 10_240,
-    }
-    assert all(row["head"] == 263_682 for row in counts["methods"])
+    }.items():
+        assert rows[method] == number
+    assert all(row["head"] == 263_682 for row in found["methods"])
 
 
 @pytest.mark.parametrize(
@@ -48,26 +189,37 @@ def test_methods(capsys):
     [
         (["--peft-targets", "q_proj,k_proj,v_proj,out_proj"], 131_072),
         (["--peft-targets", "q_proj,k_proj,v_proj,out_proj,fc1,fc2"], 196_608),
+        (["--peft-targets", "all-linear"], 196_608),
         (["--lora-rank", "1"], 8_192),
     ],
 )
 def test_knobs(capsys, knobs, expected):
-    out = params(capsys, "--arch", "roberta_small_lora", "--json", "--", *knobs)
-    (method,) = json.loads(out)["methods"]
+    (method,) = counts(capsys, "--arch", "roberta_small_lora", "--", *knobs)["methods"]
     assert (method["method"], method["trainable_without_head"]) == ("lora", expected)
+
+
+def test_several_methods_in_one(capsys):
+    row = one_method(capsys, "t5_small", "lora,prompt", "--peft-targets", "q,v")
+    assert row["method"] == "lora+prompt" and row["trainable"] == 294_912 + 20 * 512
 
 
 def test_roberta_base_is_the_published_one(capsys):
     """Hugging Face counts 124,697,433 for the same masked LM; 768 of them are its token-type
     row."""
-    counts = json.loads(params(capsys, "--arch", "roberta_base", "--json"))
-    assert counts["with_lm_head"] == 124_697_433 - 768
+    assert counts(capsys, "--arch", "roberta_base")["base"] == 124_697_433 - 768
+
+
+def test_another_vocabulary(capsys):
+    found = counts(capsys, "--arch", "t5_small", "--vocab-size", "32000", "--peft", "full")
+    assert found["base"] == 60_506_624 - 128 * 512
 
 
 def test_text(capsys):
     out = params(capsys, "--arch", "roberta_small_prompt")
     assert "22,807,552" in out and "20 x 512" in out and "10,240" in out
-    assert max(map(len, out.splitlines())) <= 120
+    for arch in architectures.COUNTED:
+        lines = params(capsys, "--arch", arch, "--peft", "full", "prompt").splitlines()
+        assert max(map(len, lines)) <= 120
 
 
 @pytest.mark.parametrize(
@@ -76,8 +228,11 @@ def test_text(capsys):
         (["--arch", "bert"], "--arch 'bert' is unknown"),
         (["--arch", "roberta_small", "--peft", "lorra"], "--peft 'lorra' is unknown"),
         (["--arch", "roberta_small", "--num-classes", "1"], "--num-classes 1"),
+        (["--arch", "t5_small", "--num-classes", "3"], "--num-classes 3 would be ignored"),
         (["--arch", "roberta_small_lora", "--", "--lora-rank", "x"], "A knob of lora"),
         (["--arch", "roberta_small_lora", "--", "lora"], "not a list of --knob value pairs"),
+        (["--arch", "t5_small", "--peft", "lora"], "Modules here: q, k, v, o, wi, wo. Try q,"),
+        (["--arch", "gpt2_small", "--peft", "head_only"], "trains nothing on gpt2_small"),
     ],
 )
 def test_bad_input(capsys, words, message):
