@@ -14,6 +14,7 @@ from adapters import (
     CompacterPlusPlusConfig,
     DoubleSeqBnConfig,
     ParBnConfig,
+    PrefixTuningConfig,
     SeqBnConfig,
 )
 from reference import record
@@ -31,6 +32,9 @@ CASES = {
     "compacter-ffn": CompacterConfig(mh_adapter=False, **R),
     # Not only one place fewer: it is a SeqBnConfig, so its adapters read what Pfeiffer's read.
     "compacter-plus-plus": CompacterPlusPlusConfig(**R),
+    # Unlike PEFT's, these prefixes leave the text its positions.
+    "prefix": PrefixTuningConfig(flat=True, prefix_length=4, dropout=0.0),
+    "prefix-mlp": PrefixTuningConfig(prefix_length=4, bottleneck_size=6, dropout=0.0),
 }
 
 

@@ -50,6 +50,12 @@ def compacter(slots):
     return table
 
 
+PREFIX_FLAGS = {"prefix_num_tokens": 4, "prefix_positions": "shared"}
+# One pool for all layers, named after the first that holds it.
+POOL = "roberta.encoder.layer.0.attention.self.prefix_tuning.pool."
+PREFIX = POOL + "prefix_tunings.a.self_prefix."
+
+
 B = {"adapter_bottleneck": 4}
 PARALLEL = {**B, "adapter_style": "parallel", "adapter_activation": "relu"}
 
@@ -109,6 +115,28 @@ CASES = {
             "compacter_style": "pfeiffer",
         },
         compacter(FFN),
+    ),
+    "prefix": (
+        "prefix",
+        PREFIX_FLAGS,
+        # One long vector there: (P, 2 L, H, C / H), row by row.
+        {
+            f"{ENCODER}prefix.embeddings": From(
+                PREFIX + "control_trans", lambda vector: vector.view(4, -1)
+            )
+        },
+    ),
+    "prefix-mlp": (
+        "prefix",
+        {**PREFIX_FLAGS, "prefix_mlp": 6},
+        {
+            f"{ENCODER}prefix.embeddings": From(PREFIX + "wte.weight"),
+            **{
+                f"{ENCODER}prefix.mlp.{i}.{kind}": From(f"{PREFIX}control_trans.{i}.{kind}")
+                for i in (0, 2)
+                for kind in ("weight", "bias")
+            },
+        },
     ),
 }
 
