@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -48,10 +49,63 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def tensors(model: nn.Module, family) -> dict[str, nn.Parameter]:
+    """Name below the family's root -> base tensor of the body: embeddings, linear maps and layer
+    norms, and nothing that methods added."""
+    root = model.get_submodule(family.root)
+    parts = {
+        name: child
+        for name, child in root.named_children()
+        if name.startswith("embed") or "norm" in name
+    }
+    maps = linears(model, family)
+    for index, layer in enumerate(layers(model, family)):
+        within = f"layers.{index}."
+        parts.update({name: maps[name] for name in maps if name.startswith(within)})
+        parts.update({within + name: m for name, m in layer.named_children() if "norm" in name})
+    return {
+        f"{part}.{kind}": parameter
+        for part, module in parts.items()
+        for kind, parameter in module.named_parameters(recurse=False)
+        if kind in ("weight", "bias")
+    }
+
+
+def attach(linear: nn.Module, name: str, part: nn.Module) -> None:
+    """Make ``part`` the child ``name`` of ``linear``: ``part.before(x)`` replaces what goes in,
+    ``part.after(y)`` what comes out. It stays where ``swap`` puts another map."""
+    linear.add_module(name, part)
+    # By name, not bound to ``part``: the copy of a model must call its own part.
+    hooks = (
+        linear.register_forward_pre_hook(partial(_before, name)),
+        linear.register_forward_hook(partial(_after, name)),
+    )
+    linear.attached = {**getattr(linear, "attached", {}), name: hooks}
+
+
+def detach(linear: nn.Module, name: str) -> None:
+    """Undo ``attach``."""
+    for hook in linear.attached.pop(name):
+        hook.remove()
+    delattr(linear, name)
+
+
+def _before(name, linear, inputs):
+    return (getattr(linear, name).before(inputs[0]), *inputs[1:])
+
+
+def _after(name, linear, inputs, output):
+    return getattr(linear, name).after(output)
+
+
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where the module called ``name`` (its whole dotted path) is."""
+    """Put ``module`` where the module called ``name`` (its whole dotted path) is; what is attached
+    there goes over to it."""
     parent, _, child = name.rpartition(".")
-    module.train(model.get_submodule(name).training)
+    old = model.get_submodule(name)
+    module.train(old.training)
+    for part in getattr(old, "attached", ()):
+        attach(module, part, getattr(old, part))
     setattr(model.get_submodule(parent), child, module)
 
 

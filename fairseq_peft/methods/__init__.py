@@ -146,8 +146,15 @@ class Setting:
         Raises:
             InputError: one cannot be merged; nothing has changed then.
         """
-        for method, _ in sorted(self.parts, key=lambda part: part[0].mergeable):
-            method.merge(model)  # the first to raise has changed nothing
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        try:
+            for parameter in model.parameters():  # several may change one weight: round it once
+                parameter.data = parameter.data.float()
+            for method, _ in sorted(self.parts, key=lambda part: part[0].mergeable):
+                method.merge(model)  # the first to raise has changed nothing
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.data = parameter.data.to(dtypes[name])
 
 
 def setting(peft: str, given: dict) -> Setting:
