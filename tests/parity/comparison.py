@@ -197,7 +197,7 @@ def compare(model, record: dict, table, start: bool = False) -> Differences:
         differences.see("corrected base", key, own[key], wanted)
 
     optimizer = torch.optim.AdamW(
-        [own[key] for key in sorted(table)], lr=1e-2, weight_decay=0.0, eps=1e-5
+        [own[key] for key in sorted(table)], lr=1e-2, weight_decay=0.0, eps=1e-4
     )  # as in reference.py
     gradients, after = part(record, "grad"), part(record, "after")
     for step in range(int(record["num_steps"])):

@@ -53,7 +53,7 @@ def base_model(seed: int = 0) -> RobertaForSequenceClassification:
     config = RobertaConfig(
         **SIZES,
         type_vocab_size=1,
-        layer_norm_eps=1e-5,
+        layer_norm_eps=1e-4,
         hidden_act="gelu",
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -120,8 +120,9 @@ def record(folder: Path, case: str, wrap, start: bool = False) -> None:
     kept.update({f"before.{key}": p.detach().clone() for key, p in trained.items()})
 
     tokens, labels = batch()
-    # Not the usual 1e-8: a gradient that is nothing but rounding would make a step as large as lr.
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-5)
+    # eps is not the usual 1e-8: with it a gradient that is nothing but rounding (1e-7) makes a
+    # step as large as lr, and two correct programs part there.
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
         scores = model(input_ids=tokens, attention_mask=tokens.ne(1).long()).logits

@@ -23,6 +23,7 @@ from reference import record
 R = {"reduction_factor": 4}
 CASES = {
     "houlsby": DoubleSeqBnConfig(**R),
+    "houlsby-layer-norm": DoubleSeqBnConfig(ln_before=True, **R),
     "pfeiffer": SeqBnConfig(**R),
     "pfeiffer-both": SeqBnConfig(mh_adapter=True, **R),
     "parallel": ParBnConfig(**R),

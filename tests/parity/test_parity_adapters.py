@@ -28,20 +28,26 @@ def places(slots):
     ]
 
 
-def bottleneck(slots, **more):
-    """``more``: our name -> theirs within an adapter."""
+def bottleneck(slots, down="adapter_down.0", **more):
+    """``down``: their name of it; ``more``: our name -> theirs within an adapter."""
     table = {}
     for ours, theirs in places(slots):
         for kind in ("weight", "bias"):
-            table[f"{ours}.down.{kind}"] = From(f"{theirs}.adapter_down.0.{kind}")
+            table[f"{ours}.down.{kind}"] = From(f"{theirs}.{down}.{kind}")
             table[f"{ours}.up.{kind}"] = From(f"{theirs}.adapter_up.{kind}")
         for name, source in more.items():
             table[f"{ours}.{name}"] = From(f"{theirs}.{source}")
     return table
 
 
+def layer_norm(slots):
+    # The norm is the first part of their `adapter_down`, the linear map the second.
+    names = {f"norm.{kind}": f"adapter_norm_before.{kind}" for kind in ("weight", "bias")}
+    return bottleneck(slots, down="adapter_down.1", **names)
+
+
 def compacter(slots):
-    table = {ENCODER + "phm_rule": From("roberta.shared_parameters.a.phm_rule")}
+    table = {ENCODER + "compacter.rule": From("roberta.shared_parameters.a.phm_rule")}
     for ours, theirs in places(slots):
         for name, source in (("down", "adapter_down.0"), ("up", "adapter_up")):
             table[f"{ours}.{name}.left"] = From(f"{theirs}.{source}.W_left")
@@ -56,64 +62,43 @@ POOL = "roberta.encoder.layer.0.attention.self.prefix_tuning.pool."
 PREFIX = POOL + "prefix_tunings.a.self_prefix."
 
 
-B = {"adapter_bottleneck": 4}
-PARALLEL = {**B, "adapter_style": "parallel", "adapter_activation": "relu"}
+def adapter(style, **flags):
+    return {"adapter_bottleneck": 4, "adapter_style": style, **flags}
 
-#: case -> (method, flags, table); the cases are those of reference_adapters.py.
+
+COMPACTER = {"compacter_bottleneck": 4}
+
+#: case -> (method, flags, table); the cases are those of reference_adapters.py. What a style leaves
+#: open (placement, activation, scaling) is left to it, as it is left to the library's config.
 CASES = {
-    "houlsby": (
+    "houlsby": ("adapter", adapter("houlsby"), bottleneck(BOTH)),
+    "houlsby-layer-norm": (
         "adapter",
-        {
-            **B,
-            "adapter_style": "houlsby",
-            "adapter_placement": "both",
-            "adapter_activation": "silu",
-        },
-        bottleneck(BOTH),
+        adapter("houlsby", adapter_layer_norm=True),
+        layer_norm(BOTH),
     ),
-    "pfeiffer": (
-        "adapter",
-        {**B, "adapter_style": "pfeiffer", "adapter_activation": "relu"},
-        bottleneck(FFN),
-    ),
+    "pfeiffer": ("adapter", adapter("pfeiffer"), bottleneck(FFN)),
     "pfeiffer-both": (
         "adapter",
-        {
-            **B,
-            "adapter_style": "pfeiffer",
-            "adapter_activation": "relu",
-            "adapter_placement": "both",
-        },
+        adapter("pfeiffer", adapter_placement="both"),
         bottleneck(BOTH),
     ),
-    "parallel": ("adapter", {**PARALLEL, "adapter_scale": 4.0}, bottleneck(FFN)),
+    "parallel": ("adapter", adapter("parallel"), bottleneck(FFN)),
     "parallel-both": (
         "adapter",
-        {**PARALLEL, "adapter_scale": 4.0, "adapter_placement": "both"},
+        adapter("parallel", adapter_placement="both"),
         bottleneck(BOTH),
     ),
     "parallel-learned-scale": (
         "adapter",
-        {**PARALLEL, "adapter_scale": "learned"},
+        adapter("parallel", adapter_scaling="learned"),
         bottleneck(FFN, scale="scaling"),
     ),
-    "compacter": (
-        "compacter",
-        {"compacter_bottleneck": 4, "compacter_placement": "both"},
-        compacter(BOTH),
-    ),
-    "compacter-ffn": (
-        "compacter",
-        {"compacter_bottleneck": 4, "compacter_placement": "ffn"},
-        compacter(FFN),
-    ),
+    "compacter": ("compacter", COMPACTER, compacter(BOTH)),
+    "compacter-ffn": ("compacter", {**COMPACTER, "compacter_placement": "ffn"}, compacter(FFN)),
     "compacter-plus-plus": (
         "compacter",
-        {
-            "compacter_bottleneck": 4,
-            "compacter_placement": "ffn",
-            "compacter_style": "pfeiffer",
-        },
+        {**COMPACTER, "compacter_style": "pfeiffer"},
         compacter(FFN),
     ),
     "prefix": (
@@ -164,8 +149,8 @@ def test_every_tensor_of_the_library_reaches_its_logits(records):
 
 
 def test_negative_control_another_style_is_seen(build, records):
-    """The same tensors as Pfeiffer's, put where Houlsby put them."""
-    flags = {**CASES["pfeiffer"][1], "adapter_style": "houlsby"}
+    """Pfeiffer's tensors behind the same block, with the input that Houlsby's adapters have."""
+    flags = adapter("houlsby", adapter_placement="ffn", adapter_activation="relu")
     differences = compare(
         build_checked(build, "adapter", flags), records["pfeiffer"], bottleneck(FFN)
     )
