@@ -53,7 +53,7 @@ def base_model(seed: int = 0) -> RobertaForSequenceClassification:
     config = RobertaConfig(
         **SIZES,
         type_vocab_size=1,
-        layer_norm_eps=1e-4,
+        layer_norm_eps=1e-5,
         hidden_act="gelu",
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
