@@ -1,69 +1,88 @@
 """Bottleneck adapters: a small residual network behind the attention and/or the feed-forward block.
 
-    h -> h + U act(D h + d) + u        D (b, C), U (C, b), applied to the block's output, before
-    dropout and residual
+    h -> h + s (U act(D z + d) + u)        D (b, C), U (C, b)
 
-U and u start at zero, so the start is the base model, bit for bit. Trainable: 2 C b + b + C for
-each place.
+h is the block's output after dropout, x its input; x + h and the layer's norm follow. What z is,
+and what holds where a knob is left alone, is a matter of style:
 
-Papers: Houlsby et al. 2019, arXiv:1902.00751 (placement ``both``); Pfeiffer et al. 2021,
-arXiv:2005.00247 (``ffn``).
+    style       z                 placement  activation  s   AdapterHub
+    sequential  h                 ffn        gelu        1   -
+    houlsby     h                 both       silu        1   DoubleSeqBnConfig
+    pfeiffer    norm(x + h)       ffn        relu        1   SeqBnConfig
+    parallel    x                 ffn        relu        4   ParBnConfig
+
+In pre-norm models no norm follows x + h: pfeiffer reads x + h, as in AdapterHub, and parallel the
+x that is added, before its norm. The width is ``bottleneck``, 64 in every style, or C // reduction.
+U and u start at zero, so the start is the base model, bit for bit; AdapterHub's sequential ones
+start with U in N(0, 0.02), near it.
+
+Trainable, for each adapter: 2 C b + b + C; 2 C more with an own layer norm, 1 more with a learned
+s. One sequential adapter for each block (layer_norm off) is E (B + 1) + B (E + 1) for C = E, b = B.
+
+    tensor                     shape          AdapterHub (behind ...attention.output.adapters.NAME.
+    ffn_adapter.down.weight    (b, C)         and ...output.adapters.NAME.)
+               .down.bias      (b)            adapter_down.0.{weight,bias}; adapter_down.1 if there
+               .up.weight      (C, b)         is an own norm, which is adapter_down.0 then
+               .up.bias        (C)            adapter_up.{weight,bias}
+               .norm.{weight,bias}  (C)       adapter_norm_before.{weight,bias}
+               .scale          (1)            scaling
+
+Papers: Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247; He et al.
+2022, arXiv:2110.04366 (parallel, scaled); Rücklé et al. 2021, arXiv:2010.11918 (skip_layers).
 Shape letters: C model dim, b bottleneck.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import surgery
-from fairseq_peft.architectures import Count
-from fairseq_peft.errors import InputError
+from fairseq_peft import bottleneck
+from fairseq_peft.bottleneck import INPUT, NORMED_SUM, OUTPUT, BottleneckConfig, Style
 from fairseq_peft.methods.base import Method
 
-PLACEMENTS = ("attention", "ffn", "both")
+STYLES = {
+    "sequential": Style(OUTPUT, "ffn", "gelu"),
+    "houlsby": Style(OUTPUT, "both", "silu"),
+    "pfeiffer": Style(NORMED_SUM, "ffn", "relu"),
+    "parallel": Style(INPUT, "ffn", "relu", 4.0),
+}
 
 
 @dataclass
-class AdapterConfig:
+class AdapterConfig(BottleneckConfig):
     """Knobs of bottleneck adapters."""
 
-    bottleneck: int = field(default=64, metadata={"help": "width b of the adapter (64)"})
-    placement: str = field(
-        default="ffn", metadata={"help": "behind which block: attention, ffn or both (ffn)"}
+    method: ClassVar[str] = "adapter"
+    styles: ClassVar[dict[str, Style]] = STYLES
+
+    style: str = field(
+        default="sequential",
+        metadata={"help": f"what it reads, and its habits: {', '.join(STYLES)} (sequential)"},
     )
 
     def __post_init__(self):
-        if self.bottleneck < 1:
-            raise InputError(
-                f"--adapter-bottleneck {self.bottleneck} is not a width: give an integer of at "
-                "least 1."
-            )
-        if self.placement not in PLACEMENTS:
-            raise InputError(
-                f"--adapter-placement {self.placement!r} is unknown: give one of "
-                f"{', '.join(PLACEMENTS)}."
-            )
+        super().__post_init__()
+        if self.bottleneck is None and self.reduction is None:
+            self.bottleneck = 64
 
 
-class Adapter(nn.Module):
-    """``h + U gelu(D h + d) + u``; shapes: h (..., C) -> (..., C)."""
-
-    def __init__(self, embed_dim: int, bottleneck: int, generator: torch.Generator):
-        super().__init__()
-        self.down = nn.Linear(embed_dim, bottleneck, device="meta")
-        self.up = nn.Linear(bottleneck, embed_dim, device="meta")
-        self.to_empty(device="cpu")
-        with torch.no_grad():
-            # N(0, 0.02) as in BERT and AdapterHub; a zero `up` makes the adapter the identity.
-            self.down.weight.normal_(0, 0.02, generator=generator)
-            for zero in (self.down.bias, self.up.weight, self.up.bias):
-                zero.zero_()
-
-    def forward(self, h, x, norm):
-        """The block's output h, changed; x is the block's input, norm the layer norm behind it."""
-        return h + self.up(F.gelu(self.down(h)))
+def linear_maps(embed_dim: int, width: int, config: AdapterConfig, generator: torch.Generator):
+    """``down`` (C -> b), random, and ``up`` (b -> C), zero, which makes the adapter the
+    identity."""
+    # On "meta" nothing is drawn from the global generator.
+    down = nn.Linear(embed_dim, width, device="meta").to_empty(device="cpu")
+    up = nn.Linear(width, embed_dim, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        if config.style == "parallel":  # as LoRA's A, in He et al. and in AdapterHub
+            bound = embed_dim**-0.5
+            down.weight.uniform_(-bound, bound, generator=generator)
+        else:  # as in BERT and in AdapterHub
+            down.weight.normal_(0, 0.02, generator=generator)
+        for zero in (down.bias, up.weight, up.bias):
+            zero.zero_()
+    return down, up
 
 
 class BottleneckAdapter(Method):
@@ -72,28 +91,18 @@ class BottleneckAdapter(Method):
     name = "adapter"
     summary = "bottleneck networks behind attention and/or feed-forward"
     paper = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
+    excludes = {"compacter": "both fill the slots behind the blocks, and a slot holds one adapter"}
     Config = AdapterConfig
 
     def inject(self, model, family, config, generator):
-        outputs = {"attention": family.attention_output, "ffn": family.ffn_output}
-        for layer in surgery.layers(model, family):
-            for place in places(config):
-                linear = layer.get_submodule(outputs[place])
-                adapter = Adapter(linear.out_features, config.bottleneck, generator)
-                setattr(layer, f"{place}_adapter", adapter.to(linear.weight))
+        def build(embed_dim, width):
+            return linear_maps(embed_dim, width, config, generator)
+
+        bottleneck.fill_slots(model, family, config, build)
 
     def count(self, dims, config):
-        count = Count()
-        c, b = dims.embed_dim, config.bottleneck
-        for place in places(config):
-            number = dims.num_blocks(place)
-            count.add(f"adapter behind {place}", f"{number} x (2 x {c} x {b} + {b} + {c})")
-        return count
-
-
-def places(config) -> tuple[str, ...]:
-    """The blocks that get an adapter."""
-    return ("attention", "ffn") if config.placement == "both" else (config.placement,)
+        c, b = dims.embed_dim, config.width(dims.embed_dim)
+        return bottleneck.count(dims, config, f"2 x {c} x {b} + {b} + {c}")
 
 
 METHOD = BottleneckAdapter()

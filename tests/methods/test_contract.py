@@ -15,6 +15,7 @@ from settings import collect, identifier
 from torch import nn
 
 from fairseq_peft import methods, surgery
+from fairseq_peft.models.options import METHOD_FIELDS
 
 SETTINGS = collect()
 IDS = [identifier(peft, given) for peft, given in SETTINGS]
@@ -53,9 +54,14 @@ def perturb(model, seed=0, scale=0.3):
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-def base_state(family):
+def base_flags(given):
+    """The flags of ``given`` that a base is built with: those of no method."""
+    return {flag: value for flag, value in given.items() if flag not in METHOD_FIELDS}
+
+
+def base_state(family, given):
     """The state of a plain pre-trained model, as a stock checkpoint has it: no head."""
-    model = family.build("full", seed=11, head=False)
+    model = family.build("full", seed=11, head=False, **base_flags(given))
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
@@ -74,7 +80,7 @@ def logits(family, model, batch):
 
 @every_setting
 def test_base_checkpoint_loads_with_every_key_accounted_for(family, peft, given):
-    base = base_state(family)
+    base = base_state(family, given)
     model = family.build(peft, **given)
     model.load_state_dict(dict(base), strict=True)
     loaded = model.state_dict()
@@ -93,8 +99,8 @@ def test_base_checkpoint_loads_with_every_key_accounted_for(family, peft, given)
 
 @every_setting
 def test_starts_as_the_base_where_it_says_so(family, batch, peft, given):
-    base = base_state(family)
-    plain, model = family.build("full"), family.build(peft, **given)
+    base = base_state(family, given)
+    plain, model = family.build("full", **base_flags(given)), family.build(peft, **given)
     plain.load_state_dict(dict(base))
     model.load_state_dict(dict(base))
     expected, found = logits(family, plain, batch), logits(family, model, batch)
@@ -243,6 +249,23 @@ def test_half_precision_merges_in_fp32_and_casts_once(family, peft, given):
     exact.setting.merge(exact)
     for key, value in exact.state_dict().items():
         assert torch.equal(model.state_dict()[key], value.bfloat16()), key
+
+
+@every_setting
+def test_a_folded_model_is_rebuilt_from_its_own_args(family, batch, peft, given):
+    """What only training needs goes; the logits stay, and a strict reload works."""
+    model = family.build(peft, **given)
+    perturb(model)
+    expected = logits(family, model, batch)
+    model.fold()
+    folded = logits(family, model, batch)
+    assert (folded - expected).abs().max() < 1e-6
+    again = family.build(peft, seed=99, **{flag: getattr(model.args, flag) for flag in given})
+    again.accepts_base = False
+    again.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(logits(family, again, batch), folded)
+    assert again.setting.knobs() == model.setting.knobs() and again.added == model.added
+    assert set(own_tensors(again)) == set(own_tensors(model))
 
 
 @every_setting
