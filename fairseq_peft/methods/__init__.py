@@ -101,6 +101,10 @@ class Setting:
         for method, config in self.parts:
             method.adopt_base(model, family, config)
 
+    def check_start(self, model) -> None:
+        for method, config in self.parts:
+            method.check_start(model, config)
+
     def trained(self, model, family) -> set[str]:
         """The names of the base tensors that train.
 
@@ -139,6 +143,21 @@ class Setting:
     def after_update(self, model, num_updates: int, planned: int) -> None:
         for method, config in self.parts:
             method.after_update(model, config, num_updates, planned)
+
+    def fold(self, model) -> Setting:
+        """Replace what only training needs by what it computes; the setting that is left."""
+        return Setting(tuple((method, method.fold(model, config)) for method, config in self.parts))
+
+    def changed_flags(self, before: Setting) -> dict:
+        """Flag -> value, for the knobs that differ from ``before``, which has the same methods."""
+        from fairseq_peft.methods.base import flag_name
+
+        return {
+            flag_name(method.name, field): getattr(config, field.name)
+            for (method, config), (_, old) in zip(self.parts, before.parts)
+            for field in fields(config)
+            if getattr(config, field.name) != getattr(old, field.name)
+        }
 
     def merge(self, model) -> None:
         """Fold all into the base weights.

@@ -86,6 +86,10 @@ class Method:
         starts, after the base is loaded; not for a model that is rebuilt from its own
         checkpoint."""
 
+    def check_start(self, model: nn.Module, config: Config) -> None:
+        """Raise InputError unless ``adopt_base`` will find what it needs besides the base: in time,
+        before training."""
+
     def trained(self, model: nn.Module, family: Family, config: Config) -> set[str]:
         """The names of the base tensors that train (new parameters always do)."""
         return set()
@@ -109,6 +113,14 @@ class Method:
     def after_update(self, model: nn.Module, config: Config, num_updates: int, planned: int):
         """Called after each optimizer step, gradients still in place; ``num_updates`` counts it,
         ``planned`` is what the whole run will make."""
+
+    def fold(self, model: nn.Module, config: Config) -> Config:
+        """Replace what only training needs by what it computes, in place; the logits stay.
+
+        Returns:
+            the config of what is left.
+        """
+        return config
 
     def merge(self, model: nn.Module) -> None:
         """Fold the trained tensors into the base weights, in place, leaving a plain model.

@@ -7,23 +7,28 @@
 The vectors stand where word embeddings stand: positions are added to them, and the text moves P
 positions on, so it may be P tokens shorter. The head reads what stands first: ``<s>``, or p1 with
 ``before_bos``.
-Trainable: P C.
+Starts: ``vocab``, rows of the word embeddings drawn at random; ``text``, those of a text's tokens,
+without ``<s>`` and ``</s>``, repeated or cut to P; ``random``, N(0, 0.02), or N(0, 1) for an MLP.
+With ``mlp`` the vectors are the output of a two-layer tanh MLP (``reparametrise.py``; prefix
+tuning's, Li and Liang 2021, arXiv:2101.00190, section 4.3, at the embeddings), which ``fold``
+replaces by its output. The starts are those of its input then.
+Trainable: P C; an MLP of hidden size h adds (C + 1) h + (h + 1) C.
 There is no start as the identity: prompts change the logits from the first step.
 
 Paper: Lester et al. 2021, arXiv:2104.08691. Shape letters: B batch, T tokens, C model dim, P prompt
 tokens.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
+from fairseq_peft import reparametrise, surgery
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
 
-INITS = ("vocab", "random")
+INITS = ("vocab", "text", "random")
 PLACEMENTS = ("after_bos", "before_bos")
 
 
@@ -35,48 +40,51 @@ class PromptConfig:
     init: str = field(
         default="vocab",
         metadata={
-            "help": "vocab: copies of word embeddings drawn at random; random: N(0, 0.02) (vocab)"
+            "help": "vocab: copies of word embeddings drawn at random; text: those of the words "
+            "of --prompt-init-text; random: N(0, 0.02) (vocab)"
         },
     )
+    init_text: str = field(default="", metadata={"help": "text to start from ('')"})
     placement: str = field(
         default="after_bos",
         metadata={"help": "after_bos, or before_bos as in Hugging Face PEFT (after_bos)"},
     )
+    mlp: int = field(
+        default=0,
+        metadata={"help": "hidden size of an MLP behind the vectors, in training; 0 for none (0)"},
+    )
 
     def __post_init__(self):
-        if self.num_tokens < 1:
+        reparametrise.check_sizes(self.num_tokens, self.mlp, "prompt")
+        for name, value, known in (
+            ("init", self.init, INITS),
+            ("placement", self.placement, PLACEMENTS),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"--prompt-{name} {value!r} is unknown: give one of {', '.join(known)}."
+                )
+        if self.init == "text" and not self.init_text.strip():
+            raise InputError("--prompt-init text needs a text: give it with --prompt-init-text.")
+        if self.init != "text" and self.init_text:
             raise InputError(
-                f"--prompt-num-tokens {self.num_tokens} is no prompt: give an integer of at "
-                "least 1."
-            )
-        if self.init not in INITS:
-            raise InputError(
-                f"--prompt-init {self.init!r} is unknown: give one of {', '.join(INITS)}."
-            )
-        if self.placement not in PLACEMENTS:
-            raise InputError(
-                f"--prompt-placement {self.placement!r} is unknown: give one of "
-                f"{', '.join(PLACEMENTS)}."
+                f"--prompt-init-text {self.init_text!r} would be ignored: --prompt-init is "
+                f"{self.init}. Give --prompt-init text, or leave the text out."
             )
 
 
-class SoftPrompt(nn.Module):
-    """The prompt and where it goes; ``embeddings`` is (P, C), copies of the rows ``vocab_rows``
+class SoftPrompt(reparametrise.Vectors):
+    """The prompt, (P, C), and where it goes; its embeddings are copies of the rows ``vocab_rows``
     if given."""
 
-    def __init__(self, embeddings: torch.Tensor, placement: str, vocab_rows=None):
-        super().__init__()
-        self.embeddings = nn.Parameter(embeddings)
+    def __init__(self, embeddings: torch.Tensor, mlp, placement: str, vocab_rows=None):
+        super().__init__(embeddings, mlp)
         self.vocab_rows = vocab_rows
         self.start = 1 if placement == "after_bos" else 0
 
-    @property
-    def num_tokens(self) -> int:
-        return self.embeddings.shape[0]
-
     def insert(self, x, padding):
         """Put the prompt into x (B, T, C) and padding (B, T): (B, P + T, C) and (B, P + T)."""
-        prompt = self.embeddings.to(x.dtype).expand(x.shape[0], -1, -1)
+        prompt = self.vectors().to(x.dtype).expand(x.shape[0], -1, -1)
         seen = padding.new_zeros(x.shape[0], self.num_tokens)
         x = torch.cat([x[:, : self.start], prompt, x[:, self.start :]], dim=1)
         padding = torch.cat([padding[:, : self.start], seen, padding[:, self.start :]], dim=1)
@@ -99,30 +107,69 @@ class PromptTuning(Method):
     Config = PromptConfig
 
     def inject(self, model, family, config, generator):
-        embedder = model.get_submodule(family.root)
-        table = embedder.embed_tokens.weight.detach()
+        (table,) = surgery.embeddings(model, family).values()
+        num_rows, dim = table.weight.shape
+        rows = None
         if config.init == "vocab":
             # From 4 on: <s>, <pad>, </s> and <unk> are no words.
-            rows = torch.randint(4, table.shape[0], (config.num_tokens,), generator=generator)
-            embeddings = table[rows].clone()
+            rows = torch.randint(4, num_rows, (config.num_tokens,), generator=generator)
+            embeddings = table.weight.detach()[rows].clone()
         else:
-            rows = None
-            embeddings = torch.empty(config.num_tokens, table.shape[1]).normal_(
-                0, 0.02, generator=generator
-            )
-        embedder.soft_prompt = SoftPrompt(embeddings.to(table), config.placement, rows)
+            # Of a text, too: it is read in `adopt_base`, which a finished model does not call.
+            # An MLP wants inputs of size 1.
+            std = 1.0 if config.mlp else 0.02
+            embeddings = reparametrise.normal(config.num_tokens, dim, std, generator)
+        mlp = reparametrise.mlp(dim, config.mlp, dim, generator) if config.mlp else None
+        prompt = SoftPrompt(embeddings, mlp, config.placement, rows)
+        model.get_submodule(family.root).soft_prompt = prompt.to(table.weight)
+
+    def check_start(self, model, config):
+        if config.init == "text":
+            text_rows(model, config)
 
     def adopt_base(self, model, family, config):
-        embedder = model.get_submodule(family.root)
-        prompt = embedder.soft_prompt
+        prompt = model.get_submodule(family.root).soft_prompt
+        if config.init == "text":
+            prompt.vocab_rows = text_rows(model, config)
         if prompt.vocab_rows is not None:
+            (table,) = surgery.embeddings(model, family).values()
             with torch.no_grad():
-                prompt.embeddings.copy_(embedder.embed_tokens.weight[prompt.vocab_rows])
+                prompt.embeddings.copy_(table.weight[prompt.vocab_rows])
 
     def count(self, dims, config):
+        c = dims.embed_dim
         count = Count()
-        count.add("prompt", f"{config.num_tokens} x {dims.embed_dim}")
+        count.add("prompt", f"{config.num_tokens} x {c}")
+        if config.mlp:
+            count.add("prompt mlp", reparametrise.mlp_formula(c, config.mlp, c))
         return count
+
+    def fold(self, model, config):
+        for module in model.modules():
+            if isinstance(module, SoftPrompt):
+                module.fold()
+        return replace(config, mlp=0)
+
+
+def text_rows(model, config) -> torch.Tensor:
+    """The rows (P,) of the tokens of ``init_text``, repeated or cut as in Hugging Face PEFT.
+
+    Raises:
+        InputError: the model cannot read text, or the text has no word that it knows.
+    """
+    encode = getattr(model, "encode_text", None)
+    if encode is None:
+        raise InputError(
+            "--prompt-init text needs a task that can read text: give --task "
+            "sentence_classification, or --prompt-init vocab."
+        )
+    rows = encode(config.init_text)
+    if not any(row >= 4 for row in rows):
+        raise InputError(
+            f"--prompt-init-text {config.init_text!r} has no word that the dictionary knows. Give "
+            "another text, or --prompt-init vocab."
+        )
+    return torch.tensor((rows * config.num_tokens)[: config.num_tokens])
 
 
 METHOD = PromptTuning()

@@ -49,6 +49,7 @@ class RobertaPeftModel(RobertaModel):
         added: names of the parameters and buffers that they added.
         accepts_base: whether a checkpoint may lack what the method adds, and the head. True for
             training from a base, False for a model that is rebuilt from its own checkpoint.
+        encode_text: text -> token ids, where the task can read text; else None.
     """
 
     def __init__(self, args, encoder):
@@ -56,6 +57,7 @@ class RobertaPeftModel(RobertaModel):
         self.setting = methods.setting("full", {})
         self.added = frozenset()
         self.accepts_base = True
+        self.encode_text = None
         self.reads_lm_head = True
 
     @classmethod
@@ -78,6 +80,10 @@ class RobertaPeftModel(RobertaModel):
         model = cls(args, PeftRobertaEncoder(args, task.source_dictionary))
         if args.init_embeddings:
             load_embeddings(model, args.init_embeddings)
+        encode = getattr(task, "encode_text", None)
+        if encode is not None:
+            # A function, not the task's method: a copy of the model would copy the task as well.
+            model.encode_text = lambda text: encode(text)
         given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
         model.inject(args.peft, given, getattr(task.cfg, "seed", 1))
         return model
@@ -136,6 +142,24 @@ class RobertaPeftModel(RobertaModel):
     def adopt_base(self) -> None:
         """Finish what depends on the base weights, when a run starts from scratch."""
         self.setting.adopt_base(self, FAMILY)
+
+    def check_start(self, state_dict) -> None:
+        """Raise InputError unless the methods can start from ``state_dict``."""
+        if self.accepts_base and not any(key in state_dict for key in self.added):
+            self.setting.check_start(self)
+
+    def fold(self) -> None:
+        """Replace what only training needs by what it computes; the logits stay.
+
+        Setting, names and ``args`` follow, so a checkpoint with them rebuilds the folded model.
+        """
+        base = set(super().state_dict()) - self.added
+        before = self.setting
+        self.setting = before.fold(self)
+        self.added = frozenset(super().state_dict()) - base
+        for flag, value in self.setting.changed_flags(before).items():
+            setattr(self.args, flag, value)
+        self.freeze()
 
     def register_classification_head(
         self, name, num_classes=None, inner_dim=None, seed=None, **kwargs

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import List, Optional
 
 import numpy as np
@@ -25,6 +26,7 @@ from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.tasks import record
+from fairseq_peft.text import raw_text
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +141,7 @@ class SentenceClassificationTask(FairseqTask):
         model.accepts_base = not start.resumes
         if state:
             checks.check_start(start.path, state, model, self.dictionary, self.cfg)
+            model.check_start(state["model"])
         else:
             model.adopt_base()
         for split in [self.cfg.train_subset, *self.cfg.valid_subset.split(",")]:
@@ -216,6 +219,23 @@ class SentenceClassificationTask(FairseqTask):
         self.load_state_dict(saved)
 
     # Data
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of ``text``, without ``<s>`` and ``</s>``, as the data folder's were made.
+
+        Raises:
+            InputError: the folder has no sentencepiece model.
+        """
+        path = Path(self.cfg.data) / raw_text.MODEL_NAME
+        if not path.is_file():
+            raise InputError(
+                f"{path} does not exist: without the sentencepiece model of the data, the text of "
+                "--prompt-init-text has no tokens. Copy it there (scripts/prepare_data.sh does), "
+                "or give --prompt-init vocab."
+            )
+        pieces = raw_text.load_tokenizer(path).encode(text, out_type=str)
+        # fairseq cuts at any Unicode space, and so does the data folder.
+        return [self.dictionary.index(piece) for piece in " ".join(pieces).split()]
 
     def load_dataset(self, split, combine=False, **kwargs):
         """Load a split; a second call returns the same one."""

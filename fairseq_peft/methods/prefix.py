@@ -1,0 +1,115 @@
+"""Prefix tuning: P trained keys and values that every position attends to, in every layer of a
+frozen model.
+
+    attention(q, [K_prefix; K], [V_prefix; V])       K_prefix, V_prefix (P, C) for each layer
+
+``embeddings`` (P, 2 L C) holds all of them as Hugging Face PEFT does: seen as (P, 2 L, H, C / H),
+the keys of layer l are at 2 l and its values at 2 l + 1.
+With ``mlp`` they are the output of a two-layer tanh MLP of ``embeddings`` (P, C)
+(``reparametrise.py``), which ``fold`` replaces by its output.
+Positions: ``reserved`` as in Hugging Face PEFT and P-tuning v2: the prefix stands before the text,
+which begins at position P and may be P tokens shorter. ``shared`` as in AdapterHub: the text keeps
+its positions and its length.
+Trainable: 2 P L C; with an MLP of hidden size h: P C + (C + 1) h + (h + 1) 2 L C.
+There is no start as the identity: what attends to a prefix attends less to the text.
+
+Papers: Li and Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602 (P-tuning v2: the
+same keys and values in an encoder, for classification).
+Shape letters: C model dim, H heads, L layers, P prefix tokens.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from fairseq_peft import reparametrise, surgery
+from fairseq_peft.architectures import Count
+from fairseq_peft.errors import InputError
+from fairseq_peft.methods.base import Method
+
+POSITIONS = ("reserved", "shared")
+
+
+@dataclass
+class PrefixConfig:
+    """Knobs of prefix tuning."""
+
+    num_tokens: int = field(
+        default=20, metadata={"help": "number P of keys and values in each layer (20)"}
+    )
+    mlp: int = field(
+        default=0,
+        metadata={"help": "hidden size of an MLP that makes them, in training; 0 for none (0)"},
+    )
+    positions: str = field(
+        default="reserved",
+        metadata={
+            "help": "reserved: the text stands P positions later and may be P tokens shorter; "
+            "shared: it keeps its positions (reserved)"
+        },
+    )
+
+    def __post_init__(self):
+        reparametrise.check_sizes(self.num_tokens, self.mlp, "prefix")
+        if self.positions not in POSITIONS:
+            raise InputError(
+                f"--prefix-positions {self.positions!r} is unknown: give one of "
+                f"{', '.join(POSITIONS)}."
+            )
+
+
+class Prefix(reparametrise.Vectors):
+    """Keys and values for ``num_layers`` layers, and how many positions they take from the text."""
+
+    def __init__(self, embeddings, mlp, num_layers: int, positions: str):
+        super().__init__(embeddings, mlp)
+        self.num_layers = num_layers
+        self.num_reserved = self.num_tokens if positions == "reserved" else 0
+
+    def forward(self, num_heads: int) -> list:
+        """For each layer its keys and values, (H, P, C / H) each."""
+        parts = self.vectors().view(self.num_tokens, 2 * self.num_layers, num_heads, -1)
+        parts = parts.permute(1, 2, 0, 3)
+        return list(zip(parts[0::2], parts[1::2]))
+
+
+class PrefixTuning(Method):
+    """Extra keys and values in every layer."""
+
+    name = "prefix"
+    summary = "trained keys and values in every layer"
+    paper = "Li and Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602"
+    starts_as_base = "no"
+    learning_rates = (1e-3, 3e-3, 1e-2)
+    Config = PrefixConfig
+
+    def inject(self, model, family, config, generator):
+        (table,) = surgery.embeddings(model, family).values()
+        num_layers = len(surgery.layers(model, family))
+        dim, out = table.embedding_dim, 2 * num_layers * table.embedding_dim
+        mlp = None
+        if config.mlp:
+            # An MLP wants inputs of size 1, as in Hugging Face PEFT.
+            embeddings = reparametrise.normal(config.num_tokens, dim, 1.0, generator)
+            mlp = reparametrise.mlp(dim, config.mlp, out, generator)
+        else:
+            embeddings = reparametrise.normal(config.num_tokens, out, 0.02, generator)
+        prefix = Prefix(embeddings, mlp, num_layers, config.positions)
+        model.get_submodule(family.root).prefix = prefix.to(table.weight)
+
+    def count(self, dims, config):
+        out = f"2 x {dims.num_layers} x {dims.embed_dim}"
+        count = Count()
+        if config.mlp:
+            count.add("prefix", f"{config.num_tokens} x {dims.embed_dim}")
+            count.add("prefix mlp", reparametrise.mlp_formula(dims.embed_dim, config.mlp, out))
+        else:
+            count.add("prefix", f"{config.num_tokens} x {out}")
+        return count
+
+    def fold(self, model, config):
+        for module in model.modules():
+            if isinstance(module, Prefix):
+                module.fold()
+        return replace(config, mlp=0)
+
+
+METHOD = PrefixTuning()
