@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from helpers import TOLERANCE
@@ -180,11 +178,6 @@ def test_too_long_a_text_is_refused(build):
 
 
 # Knobs
-
-
-def test_a_copy_of_a_model_does_not_copy_its_task(build):
-    model = reads_words(build("prompt", **TEXT))
-    assert copy.deepcopy(model).encode_text is model.encode_text
 
 
 @pytest.mark.parametrize(
