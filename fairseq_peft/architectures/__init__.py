@@ -1,10 +1,9 @@
 """The sizes of the architectures, as numbers: no torch, no fairseq.
 
 ``SIZES`` are the models that ``models/`` builds, ``COUNTED`` those and more, whose parameters are
-counted only. Sizes of every architecture know ``embed_dim``,
-``linears()``, ``embeddings()``, ``num_blocks(place)``, ``layers(number)``, ``body()``,
-``head(num_classes)`` and ``sections()``; what an architecture has not raises
-``Undefined``.
+counted only. Sizes of every architecture know ``embed_dim``, ``linears()``, ``embeddings()``,
+``tensors()``, ``num_blocks(place)``, ``layers(number)``, ``body()``, ``head(num_classes)`` and
+``sections()``; what an architecture has not raises ``Undefined``.
 """
 
 from fairseq_peft.architectures import decoder_only, t5

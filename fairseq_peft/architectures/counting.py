@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fairseq_peft.errors import InputError
+
+
+_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 class Undefined(InputError):
@@ -39,6 +43,22 @@ class Count:
         for (kind, formula), number in groups.items():
             self.add(f"{part} {kind}", f"{number} x {formula}")
 
+    def add_tensors(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Add whole tensors by name: what two counts both name can then be told."""
+        for name, shape in shapes.items():
+            self.add(name, " x ".join(map(str, shape)))
+
+    def by_kind(self) -> Count:
+        """The same count, the terms that differ in nothing but the layer as one."""
+        groups = {}
+        for part, formula, _ in self.terms:
+            kind = _LAYER.sub("", part)
+            groups.setdefault((kind, formula, kind != part), []).append(part)
+        count = Count()
+        for (kind, formula, in_layers), parts in groups.items():
+            count.add(kind, f"{len(parts)} x {formula}" if in_layers else formula)
+        return count
+
     @property
     def total(self) -> int:
         return sum(term.count for term in self.terms)
@@ -51,6 +71,25 @@ class Section(NamedTuple):
     title: str
     count: Count
     details: tuple = ()
+
+
+def tensors(linears, tables, norms, embed_dim, biases=True) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of an architecture.
+
+    Args:
+        linears: name -> (in, out).
+        tables: name -> (rows, columns) of embeddings.
+        norms: names of the norms, each of ``embed_dim`` numbers.
+        biases: whether linear maps and norms have them.
+    """
+    shapes = {f"{name}.weight": shape for name, shape in tables.items()}
+    for name, (rows, columns) in linears.items():
+        shapes[f"{name}.weight"] = (columns, rows)
+    shapes.update({f"{name}.weight": (embed_dim,) for name in norms})
+    if biases:
+        shapes.update({f"{name}.bias": (columns,) for name, (_, columns) in linears.items()})
+        shapes.update({f"{name}.bias": (embed_dim,) for name in norms})
+    return shapes
 
 
 def evaluate(formula: str) -> int:

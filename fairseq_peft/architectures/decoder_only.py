@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_peft.architectures.counting import Count, Section
+from fairseq_peft.architectures.counting import Count, Section, tensors
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class DecoderDims:
     def embeddings(self) -> dict[str, tuple[int, int]]:
         """The embedding, tied to the output."""
         return {self.embedding: (self.vocab_size, self.embed_dim)}
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor."""
+        tables = self.embeddings()
+        if self.max_positions:
+            tables["positions"] = (self.max_positions, self.embed_dim)
+        norms = [f"layers.{n}.norm_{k}" for n in range(self.num_layers) for k in (1, 2)]
+        norms += ["embedding_norm"] * self.embedding_norm + ["last_norm"]
+        return tensors(self.linears(), tables, norms, self.embed_dim)
 
     def num_blocks(self, place: str) -> int:
         """One a layer, for ``ffn`` and ``attention``."""

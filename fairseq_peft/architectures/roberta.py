@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_peft.architectures.counting import Count, Section
+from fairseq_peft.architectures.counting import Count, Section, tensors
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,21 @@ class Dims:
     def embeddings(self) -> dict[str, tuple[int, int]]:
         """Name below the root -> (rows, C) of the embeddings that methods may change."""
         return {"embed_tokens": (self.vocab_size, self.embed_dim)}
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name below the root -> shape of every tensor of the body."""
+        positions = {"embed_positions": (self.max_positions + 2, self.embed_dim)}
+        norms = [
+            f"layers.{layer}.{name}_layer_norm"
+            for layer in range(self.num_layers)
+            for name in ("self_attn", "final")
+        ]
+        return tensors(
+            self.linears(),
+            {**self.embeddings(), **positions},
+            ["layernorm_embedding", *norms],
+            self.embed_dim,
+        )
 
     def num_blocks(self, place: str) -> int:
         """How many blocks there are to put an adapter behind; ``place`` is attention or ffn."""

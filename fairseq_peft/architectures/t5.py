@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_peft.architectures.counting import Count, Section, Undefined
+from fairseq_peft.architectures.counting import Count, Section, Undefined, tensors
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,16 @@ class T5Dims:
     def embeddings(self) -> dict[str, tuple[int, int]]:
         """The embedding that both stacks and the output share."""
         return {"shared": (self.vocab_size, self.embed_dim)}
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor."""
+        tables, norms = self.embeddings(), []
+        stacks = {"encoder": (self.num_encoder_layers, 2), "decoder": (self.num_decoder_layers, 3)}
+        for stack, (number, blocks) in stacks.items():
+            tables[f"{stack}.relative_positions"] = (self.num_buckets, self.num_heads)
+            norms += [f"{stack}.layers.{n}.norm_{k}" for n in range(number) for k in range(blocks)]
+            norms.append(f"{stack}.last_norm")
+        return tensors(self.linears(), tables, norms, self.embed_dim, biases=False)
 
     def num_blocks(self, place: str) -> int:
         """One a layer, for ``ffn`` and ``attention``: as in AdapterHub, cross-attention has

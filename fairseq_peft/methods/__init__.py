@@ -132,7 +132,7 @@ class Setting:
         """The parameters of the base that train, as terms; those that two methods name count
         once."""
         terms = [term for m, config in self.parts for term in m.count_base(dims, config).terms]
-        return Count(list(dict.fromkeys(terms)))
+        return Count(list(dict.fromkeys(terms))).by_kind()
 
     def penalty(self, model):
         """The sum of the methods' penalties, None if no one has any."""
