@@ -50,6 +50,7 @@ PARTS = {
     "attention": part(1, FAIRSEQ),
     "rank_budget": part(1, TORCH),
     "bottleneck": part(1.1, TORCH),
+    "low_rank": part(1.5, TORCH),
     "methods": part(2, TORCH),
     "run_log": part(3, inside="torch numpy"),
     "artifact": part(3, TORCH + " safetensors"),

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from fairseq.models.roberta import RobertaEncoder
+from fairseq.models.roberta import RobertaEncoder, RobertaLMHead
 from fairseq.models.transformer import TransformerEncoder
 from fairseq.models.transformer.transformer_config import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
 from fairseq_peft.attention import SelfAttention
+from fairseq_peft.dropout import Dropout
 from fairseq_peft.errors import InputError
 
 
@@ -29,6 +30,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
 
     def __init__(self, cfg):
         super().__init__(cfg)
+        self.dropout_module = Dropout(self.dropout_module.p)
+        self.activation_dropout_module = Dropout(self.activation_dropout_module.p)
         self.attention_adapter = None
         self.ffn_adapter = None
 
@@ -79,6 +82,7 @@ class Encoder(TransformerEncoder):
 
     def __init__(self, args, dictionary, embed_tokens):
         super().__init__(args, dictionary, embed_tokens)
+        self.dropout_module = Dropout(self.dropout_module.p)
         self.soft_prompt = None
         self.prefix = None
         self.bf16 = args.precision == "bf16"
@@ -159,13 +163,35 @@ class Encoder(TransformerEncoder):
         }
 
 
+class LMHead(RobertaLMHead):
+    """fairseq's LM head, whose ``weight`` is the token embedding's.
+
+    ``output_update`` is a slot: None, or a function of the last features (..., C) that returns what
+    is added to the logits (..., V), where the embedding is not its weight alone.
+    """
+
+    def __init__(self, embed_dim, output_dim, activation_fn, weight=None):
+        super().__init__(embed_dim, output_dim, activation_fn, weight)
+        self.output_update = None
+
+    def forward(self, features, masked_tokens=None, **unused):
+        if masked_tokens is not None:
+            features = features[masked_tokens, :]
+        x = self.layer_norm(self.activation_fn(self.dense(features)))
+        logits = F.linear(x, self.weight) + self.bias
+        return logits if self.output_update is None else logits + self.output_update(x)
+
+
 class PeftRobertaEncoder(RobertaEncoder):
-    """fairseq's RoBERTa encoder around ``Encoder``."""
+    """fairseq's RoBERTa encoder around ``Encoder`` and ``LMHead``."""
 
     def build_encoder(self, args, dictionary, embed_tokens):
         encoder = Encoder(args, dictionary, embed_tokens)
         encoder.apply(init_bert_params)
         return encoder
+
+    def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
+        return LMHead(embed_dim, output_dim, activation_fn, weight)
 
     def forward(
         self,
