@@ -19,13 +19,16 @@ start with U in N(0, 0.02), near it.
 Trainable, for each adapter: 2 C b + b + C; 2 C more with an own layer norm, 1 more with a learned
 s. One sequential adapter for each block (layer_norm off) is E (B + 1) + B (E + 1) for C = E, b = B.
 
-    tensor                     shape          AdapterHub (behind ...attention.output.adapters.NAME.
-    ffn_adapter.down.weight    (b, C)         and ...output.adapters.NAME.)
-               .down.bias      (b)            adapter_down.0.{weight,bias}; adapter_down.1 if there
-               .up.weight      (C, b)         is an own norm, which is adapter_down.0 then
-               .up.bias        (C)            adapter_up.{weight,bias}
-               .norm.{weight,bias}  (C)       adapter_norm_before.{weight,bias}
-               .scale          (1)            scaling
+    tensor                             shape    AdapterHub (below ...output.adapters.NAME)
+    layers.{i}.ffn_adapter.down.weight (b, C)   adapter_down.0.weight (.1. with an own norm)
+                          .down.bias   (b)      adapter_down.0.bias   (.1. with an own norm)
+                          .up.weight   (C, b)   adapter_up.weight
+                          .up.bias     (C)      adapter_up.bias
+                          .norm.weight (C)      adapter_norm_before.weight; bias alike
+                          .scale       (1)      scaling
+
+``attention_adapter`` is ...attention.output.adapters.NAME. AdapterHub's reduction defaults to 16,
+for parallel to 2.
 
 Papers: Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247; He et al.
 2022, arXiv:2110.04366 (parallel, scaled); Rücklé et al. 2021, arXiv:2010.11918 (skip_layers).

@@ -12,8 +12,8 @@ from p to q features, S (n, p/n, r) and T (n, r, q/n) are its own; A_i (x) (S_i 
 The width is C / 32 (at least n), or ``reduction``, or ``bottleneck``; n must divide C and b.
 T of ``up`` starts at zero, so the start is the base model, bit for bit. AdapterHub draws it like S
 and T of ``down`` (Xavier), and the rule from N(0, 1e-4): nearly the identity. Behind a zero that
-rule leaves gradients of 1e-10, too small for AdamW's eps; ours starts uniform in [-1, 1], as in
-the PHM layers it comes from and as AdapterHub's ``phm_c_init="uniform"``.
+rule leaves T gradients of 3e-10 (C = 512), below AdamW's eps; ours starts uniform in [-1, 1], as
+in the PHM layers it comes from and as AdapterHub's ``phm_c_init="uniform"``: 1e-2.
 
 Trainable: n^3 for the rule, and 2 r (C + b) + b + C for each adapter.
 
@@ -140,7 +140,7 @@ class Compacter(Method):
     name = "compacter"
     summary = "bottleneck networks whose maps are Kronecker products, with one shared factor"
     paper = "Mahabadi et al. 2021, arXiv:2106.04647"
-    learning_rates = (1e-3, 3e-3, 1e-2)
+    learning_rates = (5e-4, 1e-3, 3e-3)
     excludes = {"adapter": "both fill the slots behind the blocks, and a slot holds one adapter"}
     Config = CompacterConfig
 

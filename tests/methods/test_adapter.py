@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES, evaluate
@@ -41,10 +42,8 @@ def config(**knobs):
 @pytest.mark.parametrize("normalize_before", [False, True], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("place", ["attention", "ffn"])
 @pytest.mark.parametrize("style", ["sequential", "houlsby", "pfeiffer", "parallel"])
-def test_what_an_adapter_reads_and_where_its_output_goes(
-    build, batch, style, place, normalize_before
-):
-    """Every layer, computed by hand around the adapter, from fairseq's own modules."""
+def test_what_an_adapter_reads_and_where_its_output_goes(build, style, place, normalize_before):
+    """A layer, computed by hand from its linear maps and norms."""
     model = build(
         "adapter",
         adapter_style=style,
@@ -57,19 +56,20 @@ def test_what_an_adapter_reads_and_where_its_output_goes(
     with torch.no_grad():
         for parameter in [*adapter.parameters(), *layer.self_attn_layer_norm.parameters()]:
             parameter.add_(0.3 * torch.randn(parameter.shape))
+    activation = {"sequential": F.gelu, "houlsby": F.silu}.get(style, F.relu)
     attention_norm, ffn_norm = layer.self_attn_layer_norm, layer.final_layer_norm
 
     def adapted(name, h, x, norm):
         bottleneck = getattr(layer, f"{name}_adapter")
         z = {"parallel": x, "pfeiffer": x + h if normalize_before else norm(x + h)}.get(style, h)
-        return h + 0.7 * bottleneck.up(bottleneck.activation(bottleneck.down(z)))
+        return h + 0.7 * bottleneck.up(activation(bottleneck.down(z)))
 
     def by_hand(x):
         h = layer.self_attn(attention_norm(x) if normalize_before else x)
         x = x + adapted("attention", h, x, attention_norm)
         x = x if normalize_before else attention_norm(x)
         z = ffn_norm(x) if normalize_before else x
-        h = layer.fc2(torch.nn.functional.gelu(layer.fc1(z)))
+        h = layer.fc2(F.gelu(layer.fc1(z)))
         x = x + adapted("ffn", h, x, ffn_norm)
         return x if normalize_before else ffn_norm(x)
 
