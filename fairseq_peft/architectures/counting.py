@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from fairseq_peft.errors import InputError
 
-
 _LAYER = re.compile(r"\blayers\.\d+\.")
 
 
