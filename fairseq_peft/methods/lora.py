@@ -1,12 +1,17 @@
 """LoRA: a trained low-rank update beside a frozen linear map.
 
-    y = x W^T + b + (alpha / r) drop(x) A^T B^T
+    y = x W^T + b + s drop(x) A^T B^T        s = alpha / r, with ``rslora`` alpha / sqrt(r)
 
 A (r, in) starts uniform in +-1/sqrt(in), B (out, r) starts at zero, so the start is the base model,
-bit for bit.
-Trainable: r (in + out) for each adapted map. Merges: W + (alpha / r) B A.
+bit for bit. With ``init`` pissa or olora, A and B start as the strongest part of W, and W becomes
+W - s B A: the start is the base model within rounding, and what trains is that part of it.
+Trainable: r (in + out) for each adapted map. Merges: W + s B A.
 
-Paper: Hu et al. 2021, arXiv:2106.09685, eq. 3. Shape letters: r rank.
+``low_rank.py`` has what is shared with other methods: the knobs, ranks by name, the starts that
+read W, the embedding (``--peft-targets embed_tokens``).
+
+Paper: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: arXiv:2312.03732; LoRA+: arXiv:2402.12354;
+PiSSA: arXiv:2404.02948; OLoRA: arXiv:2406.01775. Shape letters: r rank.
 """
 
 from dataclasses import dataclass, field
@@ -15,65 +20,50 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import surgery, targets
+from fairseq_peft import low_rank, surgery
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
 
+INITS = ("zero", *low_rank.STARTS)
+
 
 @dataclass
-class LoRAConfig:
-    """Knobs of LoRA."""
+class LoRAConfig(low_rank.LowRankConfig):
+    """Knobs of LoRA: those of ``LowRankConfig`` (rank, alpha, dropout, targets, ...), and one."""
 
-    rank: int = field(default=8, metadata={"help": "rank r of the update (8)"})
-    alpha: float = field(
-        default=16.0, metadata={"help": "the update is scaled by alpha / rank (16)"}
-    )
-    dropout: float = field(
-        default=0.0, metadata={"help": "dropout on the update's input, in [0, 1) (0)"}
-    )
-    targets: str = field(
-        default="q_proj,v_proj",
+    init: str = field(
+        default="zero",
         metadata={
-            "flag": "peft_targets",
-            "help": "linear maps to adapt: ends of names with commas, a regular expression for "
-            "whole names, or all-linear (q_proj,v_proj)",
+            "help": "zero: B = 0; pissa or olora: from W's singular values or QR, W is corrected; "
+            "embeddings always start at zero (zero)"
         },
     )
 
     def __post_init__(self):
-        if self.rank < 1:
+        super().__post_init__()
+        if self.init not in INITS:
             raise InputError(
-                f"--lora-rank {self.rank} is not a rank: give an integer of at least 1."
+                f"--lora-init {self.init!r} is unknown: give one of {', '.join(INITS)}."
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(
-                f"--lora-dropout {self.dropout} is not in [0, 1): give a share such as 0.1."
-            )
-        if self.alpha <= 0:
-            raise InputError(f"--lora-alpha {self.alpha} turns LoRA off: give a positive number.")
 
 
 class LoRALinear(nn.Linear):
-    """``y = x W^T + b + (alpha / r) drop(x) A^T B^T`` with W and b frozen.
+    """``y = x W^T + b + s drop(x) A^T B^T`` with W and b frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_B (out, r).
     It holds the base layer's own ``weight`` and ``bias``, so a base checkpoint's keys stay where
     they are.
     """
 
-    def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator):
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
         # On "meta" no memory is taken for the weight that the next lines replace.
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight = base.weight
         self.bias = base.bias
-        self.scale = config.alpha / config.rank
-        self.dropout = config.dropout
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        bound = base.in_features**-0.5
-        a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(a.to(**like))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, **like))
+        self.scale = scale
+        self.dropout = dropout
+        self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
 
     def forward(self, x):
         update = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
@@ -83,47 +73,75 @@ class LoRALinear(nn.Linear):
         """The update of W, (out, in), in fp32."""
         return self.scale * (self.lora_B.float() @ self.lora_A.float())
 
+    @torch.no_grad()
+    def start_from_weight(self, factors) -> None:
+        """Set A and B to ``factors(W, r, s)`` and take their product off W."""
+        weight = self.weight.float()
+        a, b = factors(weight, len(self.lora_A), self.scale)
+        self.lora_A.copy_(a)
+        self.lora_B.copy_(b)
+        self.weight.copy_(weight - self.delta())
+
     def merged(self) -> nn.Linear:
         """A plain linear layer with W + delta: added in fp32, cast once."""
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        weight = (self.weight.float() + self.delta()).to(self.weight.dtype)
-        plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        plain.bias = self.bias
-        return plain
+        return low_rank.plain_linear(self, self.weight.float() + self.delta())
 
 
 class LoRA(Method):
-    """LoRA on the linear maps that the config names."""
+    """LoRA on the linear maps, and the token embedding if named, that the config means."""
 
     name = "lora"
     summary = "low-rank updates beside frozen linear maps"
     paper = "Hu et al. 2021, arXiv:2106.09685"
     mergeable = True
     stage = 0
+    excludes = dict.fromkeys(("dora", "adalora"), "both put a low-rank update beside linear maps")
     Config = LoRAConfig
 
     def inject(self, model, family, config, generator):
-        linears = surgery.linears(model, family)
-        for name, linear in surgery.match(linears, config.targets).items():
-            swapped = LoRALinear(linear, config, generator)
+        linears, embeddings = surgery.linears(model, family), surgery.embeddings(model, family)
+        for name, (rank, scale) in low_rank.choose(config, linears, embeddings).items():
+            if name in linears:
+                low_rank.check_start(config.init, name, linears[name].weight, rank)
+                swapped = LoRALinear(linears[name], rank, scale, config.dropout, generator)
+            else:
+                swapped = low_rank.LoRAEmbedding(embeddings[name], rank, scale, generator)
+                low_rank.set_output_update(model, swapped, swapped.project)
+            # LoRA+: read by the optimizer (optim/peft_adamw.py).
+            swapped.lora_B.lr_scale = config.lr_ratio
             surgery.swap(model, f"{family.root}.{name}", swapped)
 
+    def start(self, config):
+        return "nearly" if config.init in low_rank.STARTS else "yes"
+
+    def adopt_base(self, model, family, config):
+        for module in model.modules() if config.init in low_rank.STARTS else ():
+            if isinstance(module, LoRALinear):
+                module.start_from_weight(low_rank.STARTS[config.init])
+
+    def trained(self, model, family, config):
+        return low_rank.trained_biases(model, family, config)
+
     def reads(self, model, family, config):
-        return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+        kinds = (LoRALinear, low_rank.LoRAEmbedding)
+        return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, kinds)}
 
     def count(self, dims, config):
-        shapes = dims.linears()
-        formulas = {
-            name: f"{config.rank} x ({shapes[name][0]} + {shapes[name][1]})"
-            for name in targets.select(shapes, config.targets)
-        }
+        shapes = {**dims.linears(), **dims.embeddings()}
+        ranks = low_rank.choose(config, dims.linears(), dims.embeddings())
         count = Count()
+        formulas = {n: f"{r} x ({shapes[n][0]} + {shapes[n][1]})" for n, (r, _) in ranks.items()}
         count.add_groups("lora", formulas)
         return count
 
+    def count_base(self, dims, config):
+        return low_rank.count_biases(dims, config)
+
     def merge(self, model):
         for name, module in list(model.named_modules()):
-            if isinstance(module, LoRALinear):
+            if isinstance(module, low_rank.LoRAEmbedding):
+                low_rank.set_output_update(model, module, None)
+            if isinstance(module, (LoRALinear, low_rank.LoRAEmbedding)):
                 surgery.swap(model, name, module.merged())
 
 

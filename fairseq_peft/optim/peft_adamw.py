@@ -1,4 +1,9 @@
-"""AdamW for fairseq: torch's fused one, without weight decay on biases, norms and other vectors."""
+"""AdamW for fairseq: torch's fused one, without weight decay on biases, norms and other vectors,
+and with a learning rate of its own for tensors that ask for one.
+
+A method asks by an attribute of the parameter, ``lr_scale``: LoRA+ (--lora-lr-ratio 16) sets it to
+16 on each B. fairseq's schedule gives one learning rate; such a tensor moves by 16 times that.
+"""
 
 from dataclasses import dataclass, field
 from typing import List
@@ -23,7 +28,8 @@ class PeftAdamWConfig(FairseqDataclass):
 
 
 class PeftAdamW(FairseqOptimizer):
-    """``torch.optim.AdamW`` in two groups: matrices decay, vectors (biases, norms) do not.
+    """``torch.optim.AdamW`` in groups: matrices decay, vectors (biases, norms) do not; the learning
+    rate of a group is ``lr_scale`` times the schedule's, which is the one that is logged.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
@@ -31,10 +37,10 @@ class PeftAdamW(FairseqOptimizer):
     def __init__(self, cfg, params):
         super().__init__(cfg)
         params = list(params)
-        groups = [
-            {"params": [p for p in params if p.dim() > 1], "weight_decay": cfg.weight_decay},
-            {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+        groups = {}  # (lr_scale, whether it decays) -> parameters
+        for parameter in params:
+            scale = getattr(parameter, "lr_scale", 1.0)
+            groups.setdefault((scale, parameter.dim() > 1), []).append(parameter)
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
         try:
             beta1, beta2 = (float(beta) for beta in cfg.adamw_betas.strip("()[] ").split(","))
@@ -44,12 +50,51 @@ class PeftAdamW(FairseqOptimizer):
                 "'(0.9, 0.999)'."
             ) from error
         self._optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=cfg.lr[0],
+            [
+                {
+                    "params": groups[scale, decays],
+                    "lr": cfg.lr[0] * scale,
+                    "lr_scale": scale,
+                    "weight_decay": cfg.weight_decay if decays else 0.0,
+                }
+                for scale, decays in sorted(
+                    groups, key=lambda key: (key[0] != 1, key[0], not key[1])
+                )
+            ],
             betas=(beta1, beta2),
             eps=cfg.adamw_eps,
             fused=fused,
         )
+
+    def get_lr(self):
+        """The schedule's learning rate."""
+        group = self.param_groups[0]
+        return group["lr"] / group["lr_scale"]
+
+    def set_lr(self, lr):
+        for group in self.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        """fairseq's, but the groups keep their own learning rates.
+
+        Raises:
+            InputError: the state belongs to other groups of tensors.
+        """
+        scales = [group["lr_scale"] for group in self.param_groups]
+        try:
+            super().load_state_dict(state_dict, optimizer_overrides)
+        except ValueError as error:
+            raise InputError(
+                f"The checkpoint's optimizer has other tensors or groups ({error}). Go on with the "
+                "flags of the first run (--lora-lr-ratio among them), or give --reset-optimizer."
+            ) from error
+        saved = self.param_groups[0]  # fairseq has put one learning rate everywhere, if it gave one
+        given = (optimizer_overrides or {}).get("lr")
+        lr = saved["lr"] / saved.get("lr_scale", 1.0) if given is None else given
+        for group, scale in zip(self.param_groups, scales):
+            group["lr_scale"] = scale
+        self.set_lr(lr)
 
     def clip_grad_norm(self, max_norm, aggregate_norm_fn=None):
         """fairseq's, which would look for the cause of a NaN and die of a StopIteration there."""
@@ -65,6 +110,17 @@ class PeftAdamW(FairseqOptimizer):
     @property
     def optimizer_config(self):
         return {"lr": self.cfg.lr[0]}
+
+
+def check_learning_rates(model, name) -> None:
+    """Raise InputError if tensors of ``model`` ask for learning rates of their own that the
+    optimizer called ``name`` would not give them."""
+    asking = [p for p in model.parameters() if getattr(p, "lr_scale", 1.0) != 1.0]
+    if asking and not issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW):
+        raise InputError(
+            f"--lora-lr-ratio would be ignored: --optimizer {name} has one learning rate for all "
+            "tensors. Give --optimizer peft_adamw, or leave the ratio out."
+        )
 
 
 if "peft_adamw" not in OPTIMIZER_REGISTRY:

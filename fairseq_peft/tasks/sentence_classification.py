@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, List, Optional
 
 import numpy as np
 from fairseq.criterions import CRITERION_REGISTRY
@@ -25,6 +25,7 @@ from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.tasks import record
 from fairseq_peft.text import raw_text
 
@@ -80,6 +81,7 @@ class SentenceClassificationConfig(FairseqDataclass):
     max_epoch: int = II("optimization.max_epoch")
     max_update: int = II("optimization.max_update")
     lr: List[float] = II("optimization.lr")
+    optimizer_settings: Any = II("optimizer")
     update_freq: List[int] = II("optimization.update_freq")
 
 
@@ -139,6 +141,7 @@ class SentenceClassificationTask(FairseqTask):
             self._adopt_labels(state, start, cfg.reset_head)
         model = self._build_classifier(cfg)
         model.accepts_base = not start.resumes
+        check_learning_rates(model, getattr(self.cfg.optimizer_settings, "_name", None))
         if state:
             checks.check_start(start.path, state, model, self.dictionary, self.cfg)
             model.check_start(state["model"])
