@@ -8,6 +8,9 @@ from helpers import TOLERANCE
 from test_prompt import first_input
 from torch import nn
 
+from fairseq_peft import methods
+from fairseq_peft.architectures import SIZES
+
 SETTINGS = [
     ("prefix", {"prefix_positions": "shared", "prefix_num_tokens": 3}),
     ("prefix", {"prefix_mlp": 6}),
@@ -121,6 +124,20 @@ def test_too_long_a_text_is_refused(build, peft, given, reserved):
         model(torch.full((1, 40 - reserved), 7), features_only=True)
     with pytest.raises(ValueError, match=f"and {reserved} prompt or prefix tokens"):
         model(torch.full((1, 41 - reserved), 7), features_only=True)
+
+
+@pytest.mark.parametrize(
+    "peft, given, number",
+    [
+        ("prompt", {"prompt_num_tokens": 10}, 5_120),
+        ("prefix", {"prefix_num_tokens": 10}, 40_960),
+        # Hugging Face PEFT with prefix_projection=True: its embedding and its transform.
+        ("prefix", {"prefix_num_tokens": 10, "prefix_mlp": 64}, 5_120 + 32_832 + 266_240),
+    ],
+)
+def test_counts_of_roberta_small(peft, given, number):
+    """What Hugging Face PEFT counts."""
+    assert methods.setting(peft, given).count(SIZES["roberta_small"]).total == number
 
 
 @pytest.mark.parametrize(
