@@ -78,6 +78,13 @@ SYSTEMS = {
         4_718_592,
         129_158_400,
     ),
+    "S5 last block and tied embedding": (
+        "gpt2_small",
+        "last_layers",
+        "--last-layers-num-layers 1 --last-layers-embeddings true",
+        45_685_248,
+        124_439_808,
+    ),
     "S5 full": ("gpt2_small", "full", "", 124_439_808, 124_439_808),
     # S3, BLOOM-560m: base 559,214,592
     "S3 LoRA 16": (
@@ -231,7 +238,10 @@ def test_text(capsys):
         (["--arch", "t5_small", "--num-classes", "3"], "--num-classes 3 would be ignored"),
         (["--arch", "roberta_small_lora", "--", "--lora-rank", "x"], "A knob of lora"),
         (["--arch", "roberta_small_lora", "--", "lora"], "not a list of --knob value pairs"),
-        (["--arch", "t5_small", "--peft", "lora"], "Modules here: q, k, v, o, wi, wo. Try q,"),
+        (
+            ["--arch", "t5_small", "--peft", "lora"],
+            "Modules here: q, k, v, o, wi, wo, shared. Try q,",
+        ),
         (["--arch", "gpt2_small", "--peft", "head_only"], "trains nothing on gpt2_small"),
     ],
 )
