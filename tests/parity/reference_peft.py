@@ -8,7 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from reference import record
 
 HEAD = ["classifier"]
@@ -33,6 +40,9 @@ CASES = {
     "lora": lora(),
     "lora-all-linears": lora(target_modules=LINEARS),
     "lora-embeddings": lora(target_modules=["word_embeddings", "query"]),
+    "lora-patterns": lora(rank_pattern={"value": 2}, alpha_pattern={"value": 5}),
+    "lora-bias": lora(bias="lora_only"),
+    "lora-bias-all": lora(bias="all"),
     "rslora": lora(use_rslora=True),
     "dora": lora(use_dora=True),
     "dora-all-linears": lora(use_dora=True, target_modules=LINEARS),
@@ -40,6 +50,16 @@ CASES = {
     "pissa-all-linears": lora(init_lora_weights="pissa", target_modules=LINEARS),
     "olora": lora(init_lora_weights="olora"),
     "olora-all-linears": lora(init_lora_weights="olora", target_modules=LINEARS),
+    # The update alone: ranks go, and the penalty is added, by calls outside of the model.
+    "adalora": AdaLoraConfig(
+        task_type="SEQ_CLS",
+        init_r=3,
+        target_r=2,
+        lora_alpha=6,
+        target_modules=["query", "value"],
+        modules_to_save=HEAD,
+        total_step=100,
+    ),
     # The paper's three places. As a regular expression: the name output.dense alone is also the
     # end of attention.output.dense.
     "ia3": ia3(
