@@ -22,10 +22,19 @@ def write_json(path: str, value) -> None:
 
 def read_start(directory: str) -> dict:
     """``init`` and ``base`` of the run.json in ``directory``; {} if there is none to read."""
+    return _read(directory, ("init", "base"))
+
+
+def read_frozen(directory: str) -> dict:
+    """``frozen_sha256`` of the run.json in ``directory``; {} if it has none."""
+    return _read(directory, ("frozen_sha256",))
+
+
+def _read(directory, keys):
     try:
         with open(os.path.join(directory, "run.json"), encoding="utf-8") as file:
             run = json.load(file)
-        return {key: run[key] for key in ("init", "base")}
+        return {key: run[key] for key in keys}
     except (OSError, ValueError, KeyError):
         return {}
 

@@ -51,6 +51,7 @@ PARTS = {
     "rank_budget": part(1, TORCH),
     "bottleneck": part(1.1, TORCH),
     "low_rank": part(1.5, TORCH),
+    "frozen": part(1.1, TORCH),
     "methods": part(2, TORCH),
     "run_log": part(3, inside="torch numpy"),
     "artifact": part(3, TORCH + " safetensors"),

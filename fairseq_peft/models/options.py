@@ -60,6 +60,11 @@ ROBERTA = {
         "fp32",
         "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)",
     ),
+    "frozen_dropout": (
+        str,
+        "on",
+        "dropout of frozen layers and embeddings in training: on or off (on)",
+    ),
     "peft": (
         str,
         "full",

@@ -14,7 +14,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, register_model, register_model_a
 from fairseq.models.roberta import RobertaModel
 from omegaconf import OmegaConf
 
-from fairseq_peft import methods, surgery
+from fairseq_peft import frozen, methods, surgery
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.keys import account
@@ -99,6 +99,11 @@ class RobertaPeftModel(RobertaModel):
         self.setting.inject(self, FAMILY, generator)
         self.added = frozenset(super().state_dict()) - before
         self.freeze()
+        # A checkpoint from before this flag has no say.
+        choice = getattr(self.args, "frozen_dropout", None) or "on"
+        line = frozen.set_dropout(self, FAMILY, self.added, choice)
+        if line:
+            logger.info(line)
 
     def freeze(self) -> None:
         """Exactly the method's tensors and the head train; an LM head that nobody reads does

@@ -51,12 +51,15 @@ def describe_run(cfg, model, start, labels, datasets) -> dict:
             "precision": model.args.precision,
             "dropout": model.args.dropout,
             "attention_dropout": model.args.attention_dropout,
+            "frozen_dropout": model.args.frozen_dropout,
         },
         "versions": versions(),
         "device": "cuda" if torch.cuda.is_available() and not cfg.cpu else "cpu",
         "threads": torch.get_num_threads(),
         "command": " ".join(sys.argv),
     }
+    if start.resumes:
+        run.update(run_log.read_frozen(cfg.save_dir))
     if start.resumes and start.base is None:
         # The first launch knew what the run started from; this one was not told.
         run.update(run_log.read_start(cfg.save_dir))

@@ -18,7 +18,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from fairseq_peft import run_log, scores, surgery
+from fairseq_peft import frozen, run_log, scores, surgery
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
@@ -53,6 +53,10 @@ class SentenceClassificationConfig(FairseqDataclass):
     )
     from_scratch: bool = field(
         default=False, metadata={"help": "train from random weights, without a base checkpoint"}
+    )
+    verify_frozen: bool = field(
+        default=False,
+        metadata={"help": "compare all frozen tensors at each validation with the start (SHA-256)"},
     )
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head"}
@@ -103,6 +107,7 @@ class SentenceClassificationTask(FairseqTask):
         self.planned_updates = 0
         self._run = None
         self._recorder = None
+        self._guard = None
 
     # Set-up
 
@@ -335,13 +340,40 @@ class SentenceClassificationTask(FairseqTask):
         type(criterion).reduce_metrics(logging_outputs)
 
     def begin_epoch(self, epoch, model):
+        if self.cfg.verify_frozen and self._guard is None:
+            self._guard_frozen(surgery.unwrap(model))
         if self._recorder is None and self._run and distributed_utils.get_global_rank() == 0:
             log = run_log.RunLog(self.cfg.save_dir, self._run)
             self._recorder = record.EpochRecorder(log, self.cfg.valid_subset.split(","))
         if self._recorder:
             self._recorder.begin_epoch(epoch)
 
+    def _guard_frozen(self, model):
+        """Take note of the frozen tensors; on a resumed run, compare them with its beginning.
+
+        Raises:
+            RuntimeError: they are others than those that the run began with.
+        """
+        self._guard = frozen.Guard(model)
+        recorded = self._run.get("frozen_sha256")
+        if recorded not in (None, self._guard.sha256):
+            raise RuntimeError(
+                f"{self._guard}, but {self.cfg.save_dir}/run.json says that the run began with "
+                f"{recorded[:12]}: checkpoint_last.pt holds another base, or frozen tensors were "
+                "changed. Start again from the base in another --save-dir."
+            )
+        self._run["frozen_sha256"] = self._guard.sha256
+        if recorded:
+            logger.info(f"{self._guard}, as at the first launch")
+        elif not model.accepts_base:
+            logger.info(f"{self._guard}, compared from here on: the first launch recorded none")
+        else:
+            logger.info(str(self._guard))
+
     def begin_valid_epoch(self, epoch, model):
+        if self._guard:
+            self._guard.check(surgery.unwrap(model))
+            logger.info(f"{self._guard}, unchanged after epoch {epoch}")
         if self._recorder:
             self._recorder.begin_validation()
 

@@ -74,11 +74,3 @@ def test_bad_knobs_are_refused(build, given, message):
     with pytest.raises(ValueError) as error:
         build(**{"peft": "last_layers", **given})
     assert message in str(error.value)
-
-
-def test_dropout_stays_in_the_layers_that_train(build):
-    model = build("last_layers", frozen_dropout="off")
-    frozen, trains = model.encoder.sentence_encoder.layers
-    assert (frozen.dropout_module.p, frozen.self_attn.dropout_module.p) == (0, 0)
-    assert (trains.dropout_module.p, trains.self_attn.dropout_module.p) == (0.1, 0.1)
-    assert model.encoder.sentence_encoder.dropout_module.p == 0
