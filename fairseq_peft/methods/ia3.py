@@ -40,9 +40,7 @@ class IA3Config:
         default="fc2",
         metadata={"help": "those of the targets that are scaled on their input; or none (fc2)"},
     )
-    layers: str = field(
-        default="", metadata={"help": "layers to rescale, such as 0-2,5; empty for all ('')"}
-    )
+    layers: str = field(default="", metadata={"help": "layers to rescale, such as 0-2,5 (all)"})
 
 
 class IA3(nn.Module):
