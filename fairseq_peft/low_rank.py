@@ -106,25 +106,12 @@ def choose(
                 f"{flag} would be ignored: --peft-targets {config.targets} means an embedding "
                 "alone. Leave the flag out, or name linear maps too."
             )
-    ranks = _by_pattern(names, config.rank_pattern, "--lora-rank-pattern", int, config.rank)
-    alphas = _by_pattern(names, config.alpha_pattern, "--lora-alpha-pattern", float, config.alpha)
+    ranks = targets.by_pattern(names, config.rank_pattern, "--lora-rank-pattern", int, config.rank)
+    alphas = targets.by_pattern(
+        names, config.alpha_pattern, "--lora-alpha-pattern", float, config.alpha
+    )
     root = math.sqrt if config.rslora else float
     return {name: (ranks[name], alphas[name] / root(ranks[name])) for name in names}
-
-
-def _by_pattern(names, text, flag, kind, default):
-    """Name -> value; each pattern must decide for at least one name."""
-    patterns = targets.parse_patterns(text, flag, kind)
-    first = {name: next((p for p in patterns if targets.hits(name, p)), None) for name in names}
-    for pattern in patterns:
-        if pattern not in first.values():
-            ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
-            raise InputError(
-                f"{flag} {pattern}={patterns[pattern]} would be ignored: it fits none of what is "
-                f"adapted ({', '.join(ends)}), or an earlier pattern comes first. Leave it out, or "
-                "put it first."
-            )
-    return {name: patterns.get(pattern, default) for name, pattern in first.items()}
 
 
 def zero_start(

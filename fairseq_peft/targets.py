@@ -5,6 +5,7 @@ Names are dotted paths below the family's root: ``layers.0.self_attn.q_proj``, `
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -29,7 +30,10 @@ def layer_of(name: str) -> int | None:
 
 def hits(name: str, target: str) -> bool:
     """Whether ``target`` means ``name``: the end of it (``q_proj``, ``self_attn.q_proj``), or, with
-    one of ``\\ ^ $ * + ? ( ) [ ] { } |`` in it, a regular expression for all of it."""
+    one of ``\\ ^ $ * + ? ( ) [ ] { } |`` in it, a regular expression for all of it; ``all-linear``
+    means all that is in a layer."""
+    if target == ALL_LINEAR:
+        return layer_of(name) is not None
     if _PATTERN.search(target):
         return re.fullmatch(target, name) is not None
     return name == target or name.endswith("." + target)
@@ -42,8 +46,8 @@ def select(
 
     Args:
         names: linear maps and embeddings of the model.
-        targets: comma-separated ends of names, or one regular expression for whole names, or
-            ``all-linear`` for every linear map of every layer.
+        targets: comma-separated ends of names, ``all-linear`` among them for every linear map of
+            every layer, or one regular expression for whole names.
         layers: layers to choose from, ``0-2,5``; empty for all.
         flag: what the user typed ``targets`` behind.
 
@@ -58,8 +62,6 @@ def select(
     def offered(name):
         return chosen is None or layer_of(name) in chosen
 
-    if targets == ALL_LINEAR:
-        return [name for name in names if layer_of(name) is not None and offered(name)]
     # A regular expression may hold commas.
     wanted = [targets] if _PATTERN.search(targets) else split(targets)
     for target in wanted or [targets]:
@@ -110,27 +112,44 @@ def parse_layers(text: str, names: Iterable[str]) -> list[int]:
     return sorted(set(chosen))
 
 
-def parse_patterns(text: str, flag: str, kind: type) -> dict:
-    """``"fc1=16,layers.0.self_attn.q_proj=4"`` as {"fc1": 16, ...}; the values are positive.
+def by_pattern(names: Iterable[str], text: str, flag: str, kind: type, default) -> dict:
+    """Name -> number, as ``"layers.0.self_attn.q_proj=4,fc1=16"`` says: the first pattern that
+    means a name decides, and ``default`` where none does.
 
     Raises:
-        InputError: it is no such list.
+        InputError: it is no such list, or a pattern decides for no name.
     """
-    patterns = {}
-    for part in split(text):
-        target, sign, value = part.rpartition("=")
-        try:
-            patterns[target] = kind(value)
-        except ValueError:
-            sign = ""
-        if not sign or not target or patterns[target] <= 0:
+    names = list(names)
+    numbers = _parse_patterns(text, flag, kind)
+    first = {name: next((p for p in numbers if hits(name, p)), None) for name in names}
+    for pattern in numbers:
+        if pattern not in first.values():
+            ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
             raise InputError(
-                f"{flag} {part!r} is no pair of a name and a positive number: give such as "
+                f"{flag} {pattern}={numbers[pattern]} would be ignored: it fits none of what is "
+                f"adapted ({', '.join(ends)}), or an earlier pattern comes first. Leave it out, or "
+                "put it first."
+            )
+    return {name: numbers.get(pattern, default) for name, pattern in first.items()}
+
+
+def _parse_patterns(text, flag, kind):
+    """Pattern -> positive number."""
+    numbers = {}
+    for part in split(text):
+        pattern, _, value = part.rpartition("=")
+        try:
+            number = kind(value)
+            re.compile(pattern)
+        except (ValueError, re.error):
+            number = 0
+        if not pattern or not 0 < number < math.inf:
+            raise InputError(
+                f"{flag} {part!r} is no pair of a name, or a regular expression without commas, "
+                f"and a positive {'integer' if kind is int else 'number'}: give such as "
                 "fc1=16,v_proj=4."
             )
-    return patterns
-
-
-def by_pattern(name: str, patterns: dict, default):
-    """The value of the first pattern that means ``name``, else ``default``."""
-    return next((value for target, value in patterns.items() if hits(name, target)), default)
+        if pattern in numbers:
+            raise InputError(f"{flag} {text!r} names {pattern} twice. Name it once.")
+        numbers[pattern] = number
+    return numbers
