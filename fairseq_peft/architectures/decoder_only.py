@@ -62,26 +62,19 @@ class DecoderDims:
         """One a layer, for ``ffn`` and ``attention``."""
         return self.num_layers
 
-    def layers(self, number: int) -> Count:
-        """All tensors of ``number`` layers."""
-        c, f = self.embed_dim, self.ffn_dim
-        count = Count()
-        count.add("query, key, value of layers", f"{number} x ({c} x 3 x {c} + 3 x {c})")
-        count.add("attention output of layers", f"{number} x ({c} x {c} + {c})")
-        count.add("feed-forward of layers", f"{number} x (2 x {c} x {f} + {f} + {c})")
-        count.add("layer norms of layers", f"{number} x 2 x 2 x {c}")
-        return count
-
     def body(self) -> Count:
         """Every tensor of the model."""
-        c = self.embed_dim
+        c, f, n = self.embed_dim, self.ffn_dim, self.num_layers
         count = Count()
         count.add("token embedding, tied to the output", f"{self.vocab_size} x {c}")
         if self.max_positions:
             count.add("position embedding", f"{self.max_positions} x {c}")
         if self.embedding_norm:
             count.add("layer norm of the embedding", f"2 x {c}")
-        count.terms += self.layers(self.num_layers).terms
+        count.add("query, key, value", f"{n} x ({c} x 3 x {c} + 3 x {c})")
+        count.add("attention output", f"{n} x ({c} x {c} + {c})")
+        count.add("feed-forward", f"{n} x (2 x {c} x {f} + {f} + {c})")
+        count.add("layer norms", f"{n} x 2 x 2 x {c}")
         count.add("last layer norm", f"2 x {c}")
         return count
 

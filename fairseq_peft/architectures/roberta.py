@@ -54,15 +54,6 @@ class Dims:
         """How many blocks there are to put an adapter behind; ``place`` is attention or ffn."""
         return self.num_layers
 
-    def layers(self, number: int) -> Count:
-        """All tensors of ``number`` layers."""
-        c, f = self.embed_dim, self.ffn_dim
-        count = Count()
-        count.add("attention of layers", f"{number} x 4 x ({c} x {c} + {c})")
-        count.add("feed-forward of layers", f"{number} x (2 x {c} x {f} + {f} + {c})")
-        count.add("layer norms of layers", f"{number} x 2 x 2 x {c}")
-        return count
-
     def body(self) -> Count:
         """What full fine-tuning trains: everything but the heads."""
         return Count(matrices(self).terms + encoder_rest(self).terms)

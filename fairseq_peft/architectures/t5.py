@@ -32,10 +32,6 @@ class T5Dims:
             "another --arch."
         )
 
-    def layers(self, number: int) -> Count:
-        """Undefined, as ``num_layers`` is."""
-        return self.num_layers
-
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name -> (in, out) of every linear map."""
         c, f = self.embed_dim, self.ffn_dim

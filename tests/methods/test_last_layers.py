@@ -52,7 +52,7 @@ def test_counts_of_the_systems():
     def count(peft, **given):
         return methods.setting(peft, given).count_base(gpt2).total
 
-    assert count("last_layers") == 7_087_872 == gpt2.layers(1).total
+    assert count("last_layers") == 7_087_872
     assert count("last_layers", last_layers_embeddings=True) == 45_685_248
     # The two norms of the last block count once.
     assert count("last_layers,layer_norm") == 7_087_872 + 23 * 2 * 768
