@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import TOLERANCE
+from helpers import TOLERANCE, train_flags
 from torch import nn
 
 from fairseq_peft import low_rank, surgery
@@ -31,6 +31,8 @@ SETTINGS = [("lora", {"peft_targets": target, "lora_rank": 3}) for target in LIN
     ("lora,adapter", {"peft_targets": "embed_tokens,fc2", "lora_bias": "all"}),
     ("lora,ia3", {"lora_init": "pissa", "peft_targets": "k_proj,fc2"}),
     ("lora,prompt", {"peft_targets": "embed_tokens"}),
+    ("lora,bitfit", {"lora_bias": "lora_only"}),
+    ("lora,layer_norm", {"lora_bias": "all", "peft_targets": "all-linear,embed_tokens"}),
 ]
 EMBEDDING = "encoder.sentence_encoder.embed_tokens"
 
@@ -276,3 +278,35 @@ def test_the_ratio_is_told_to_the_optimizer_on_b_alone(build):
         key for key in scales if key.endswith(".lora_B")
     }
     assert surgery.count(model, "classification_heads.").method == 12 * 8 * 32 + 4 * 8 * 8
+
+
+# Through the command line
+
+
+@pytest.mark.parametrize(
+    "arch, knobs",
+    [
+        ("roberta_small_lora", {"lora_init": "pissa", "peft_targets": "embed_tokens,fc1,q_proj"}),
+        ("roberta_small_dora", {"peft_targets": "fc1,q_proj"}),
+    ],
+)
+def test_a_run_that_is_resumed_adopts_no_base_again(
+    fairseq, data_folder, base_checkpoint, tmp_path, arch, knobs
+):
+    """One epoch and one more end with the bits of two."""
+
+    def train(folder, **more):
+        flags = {"from_scratch": None, "finetune_from_model": base_checkpoint, **knobs, **more}
+        done = fairseq("train", *train_flags(data_folder, tmp_path / folder, arch, **flags))
+        assert done.returncode == 0, done.stderr
+        state = torch.load(tmp_path / folder / "checkpoint_last.pt", weights_only=True)
+        return state["model"]
+
+    train("parts", max_epoch=1)
+    parts, whole = train("parts", max_epoch=2), train("whole", max_epoch=2)
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+    base = torch.load(base_checkpoint, weights_only=True)["model"]
+    weight = "encoder.sentence_encoder.layers.0.fc1.weight"
+    assert torch.equal(whole[weight], base[weight]) == (arch == "roberta_small_dora")
+    assert torch.equal(whole[f"{EMBEDDING}.weight"], base[f"{EMBEDDING}.weight"])
+    assert torch.equal(whole["encoder.lm_head.weight"], whole[f"{EMBEDDING}.weight"])
