@@ -79,6 +79,17 @@ class Setting:
         starts = [method.start(config) for method, config in self.parts]
         return next((word for word in ("no", "nearly") if word in starts), "yes")
 
+    @property
+    def follows_updates(self) -> bool:
+        """Whether a method must hear of each update, or has a part in the loss."""
+        from fairseq_peft.methods.base import Method
+
+        return any(
+            type(method).after_update is not Method.after_update
+            or type(method).penalty is not Method.penalty
+            for method, _ in self.parts
+        )
+
     def knobs(self) -> dict:
         """What is set: the config's fields, or, for several methods, those of each by its name."""
         if len(self.parts) == 1:

@@ -12,6 +12,7 @@ import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import ARCH_MODEL_REGISTRY, register_model, register_model_architecture
 from fairseq.models.roberta import RobertaModel
+from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from fairseq_peft import frozen, methods, surgery
@@ -86,6 +87,13 @@ class RobertaPeftModel(RobertaModel):
             model.encode_text = lambda text: encode(text)
         given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
         model.inject(args.peft, given, getattr(task.cfg, "seed", 1))
+        tells = hasattr(task, "planned_updates") or not isinstance(task, FairseqTask)
+        if model.setting.follows_updates and not tells:
+            raise InputError(
+                f"--peft {model.setting.name} follows the run update by update, which only "
+                "--task sentence_classification tells it: here it would train as something else. "
+                "Give that task, or another method."
+            )
         return model
 
     def inject(self, peft: str, given: dict, seed: int) -> None:

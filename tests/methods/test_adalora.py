@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import train_flags
+from helpers import PACKAGE, TINY_FLAGS, train_flags
 from torch import nn
 
 from fairseq_peft.methods.adalora import AdaLoRALinear
@@ -294,3 +294,16 @@ def test_a_run_of_unknown_length_ends_in_one_sentence(fairseq, data_folder, tmp_
     done = fairseq("train", *flags)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "--max-epoch nor --max-update" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.end_to_end
+def test_a_task_that_tells_of_no_updates_is_refused(fairseq, data_folder, tmp_path):
+    """fairseq's own masked_lm would train it without its budget and its penalty."""
+    done = fairseq(
+        *("train", data_folder / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
+        *("--criterion", "masked_lm", "--arch", "roberta_small", "--peft", "adalora", *TINY_FLAGS),
+        *("--tokens-per-sample", 40, "--batch-size", 8, "--max-update", 1, "--num-workers", 0),
+        *("--optimizer", "peft_adamw", "--save-dir", tmp_path, "--cpu"),
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--peft adalora follows the run update by update" in done.stderr.splitlines()[-1]
