@@ -295,7 +295,7 @@ def test_bf16_layers_compute_nearly_the_same(family, batch, peft, given):
 def test_negative_control_the_checks_fail_on_stock_attention(build, batch, module):
     """The trap itself: behind fairseq's own attention the same LoRA gets no gradient and moves
     nothing."""
-    from fairseq.modules import MultiheadAttention
+    from fairseq.modules import FairseqDropout, MultiheadAttention
 
     model = build("lora", peft_targets=module)
 
@@ -309,6 +309,7 @@ def test_negative_control_the_checks_fail_on_stock_attention(build, batch, modul
         return out[:, :1] if first_only else out
 
     for layer in model.encoder.sentence_encoder.layers:
+        layer.self_attn.dropout_module = FairseqDropout(0.1)
         layer.self_attn.__class__ = type("Stock", (MultiheadAttention,), {"forward": stock_forward})
     scores, _ = model(batch, features_only=True, classification_head_name="head")
     scores.sum().backward()
