@@ -35,6 +35,7 @@ def config(data, **more):
         "train_subset": "train",
         "valid_subset": "valid,test",
         "classification_head_name": HEAD,
+        "verify_frozen": False,
         "max_epoch": 2,
         "max_update": 0,
         "update_freq": [1],
