@@ -139,8 +139,8 @@ def text(rows) -> list[str]:
 def markdown(rows) -> list[str]:
     """The table of README.md."""
     lines = [
-        f"| `--peft` | what trains | paper | flags (default) | parameters, {ARCH} | merges | "
-        "starts as the base | learning rates |",
+        f"| `--peft` | what trains | parameters, {ARCH} | merges | starts as the base | "
+        "learning rates | flags (default) | paper |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -148,12 +148,12 @@ def markdown(rows) -> list[str]:
         cells = [
             f"`{row['name']}`",
             row["summary"],
-            row["paper"],
-            flags,
             f"{row['parameters']:,}",
             "yes" if row["mergeable"] else "no",
             row["starts_as_base"],
             " ".join(map(rate, row["learning_rates"])),
+            flags,
+            row["paper"],
         ]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return lines
