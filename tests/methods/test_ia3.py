@@ -18,6 +18,7 @@ SETTINGS = [
     ("ia3", {"ia3_targets": "all-linear", "ia3_feedforward": "none"}),
     ("ia3", {"ia3_targets": "all-linear", "ia3_feedforward": "all-linear", "ia3_layers": "1"}),
     ("ia3,lora", {"peft_targets": "k_proj,v_proj,fc2", "ia3_targets": "k_proj,v_proj,fc2"}),
+    ("dora,ia3", {"peft_targets": "v_proj,fc2"}),
     ("ia3,prompt", {}),
 ]
 
