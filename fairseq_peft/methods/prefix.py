@@ -12,7 +12,7 @@ which begins at position P and may be P tokens shorter. ``shared`` as in Adapter
 its positions and its length.
 Trainable: 2 P L C; with an MLP of hidden size h: P C + (C + 1) h + (h + 1) 2 L C.
 There is no start as the identity: what attends to a prefix attends less to the text. N(0, 0.02) is
-nearer to it than Hugging Face PEFT's N(0, 1), whose values are noise as large as the text's.
+nearer to it than Hugging Face PEFT's N(0, 1).
 
 Papers: Li and Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602 (P-tuning v2: the
 same keys and values in an encoder, for classification).
