@@ -64,6 +64,8 @@ class SelfAttention(MultiheadAttention):
             (B, T, C), or (B, 1, C) for the first position only, before dropout and residual.
         """
         batch = x.shape[0]
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not once a projection
 
         def heads(projected):  # (B, T, C) -> (B, H, T, C / H)
             return projected.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)

@@ -66,8 +66,10 @@ class LoRALinear(nn.Linear):
         self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
 
     def forward(self, x):
-        update = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(update, self.lora_B)
+        update = self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
+        y = F.linear(x, self.weight, self.bias)
+        # One kernel for the second product and the sum, instead of two passes over y more.
+        return torch.addmm(y.flatten(0, -2), update.flatten(0, -2), self.lora_B.t()).view_as(y)
 
     def delta(self) -> torch.Tensor:
         """The update of W, (out, in), in fp32."""
