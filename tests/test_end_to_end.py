@@ -129,7 +129,7 @@ def test_run_json_and_metrics_have_the_documented_schema(run, data_folder, base_
     assert counts[:3] == [1024, 306, 1330] and counts[3] > 5000
     assert described["task_bytes"] == 4 * 1330
     knobs = described["hyperparameters"]
-    assert (knobs["lr"], knobs["batch_size"], knobs["max_epoch"]) == (3e-2, 4, EPOCHS)
+    assert (knobs["lr"], knobs["batch_size"], knobs["max_epoch"]) == (5e-2, 4, EPOCHS)
     assert set(described["versions"]) == {"fairseq_peft", "torch", "fairseq"}
     assert described["device"] == "cpu" and described["threads"] == 1
     assert "--arch roberta_small_lora" in described["command"]

@@ -134,7 +134,7 @@ class AdaLoRA(Method):
     summary = "low-rank updates that share a shrinking budget of ranks"
     paper = "Zhang et al. 2023, arXiv:2303.10512"
     mergeable = True
-    learning_rates = (1e-3, 2e-3, 5e-3)
+    learning_rates = (5e-4, 1e-3, 2e-3)
     stage = 0
     excludes = dict.fromkeys(
         ("lora", "dora"),
