@@ -70,7 +70,8 @@ class SelfAttention(MultiheadAttention):
         def heads(projected):  # (B, T, C) -> (B, H, T, C / H)
             return projected.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
-        query = heads(self.q_proj(x[:, :1] if first_only else x))
+        # Contiguous: for a slice with a frozen weight torch copies the weight once a row.
+        query = heads(self.q_proj(x[:, :1].contiguous() if first_only else x))
         key, value = heads(self.k_proj(x)), heads(self.v_proj(x))
         if prefix is not None:
             more_keys, more_values = (
