@@ -62,6 +62,7 @@ PARTS = {
     "tasks": part(4, FAIRSEQ),
     "predict": part(5, FAIRSEQ, "sentencepiece"),
     "hf": part(5, TORCH + " safetensors", "transformers peft fairseq"),
+    "checkpoints": part(5.8, inside=FAIRSEQ),
     "help": part(5, FAIRSEQ),
     "plugin": part(5.5, FAIRSEQ),
     # Beside the layers: neither torch nor fairseq, not even in a function.

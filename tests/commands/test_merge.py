@@ -260,7 +260,7 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(trained, tmp_path, 
 def test_what_can_be_folded_is_told_so(trained, tmp_path, capsys, name):
     path = trained(name, **{f"{name}_mlp": 8})
     line = refused(capsys, path, tmp_path / "out.pt")
-    assert "cannot be merged" in line and "fold()" in line
+    assert "cannot be merged" in line and "fairseq-peft fold" in line
 
 
 def test_files_are_not_written_over(trained, tmp_path, capsys):
