@@ -542,7 +542,8 @@ def text_of(result: dict) -> str:
         f"{settings['repeats']} repeats of {settings['steps']} steps after {settings['warmup']}; "
         f"batch {settings['batch_size']}, {settings['threads']} threads, {settings['device']}. "
         f"{data['rows']} {data['source']} rows of {data['mean_length']:.0f} tokens in the mean, "
-        f"{data['longest']} at most.\n"
+        f"{data['longest']} at most. {result['machine']['processor']}; load before the start "
+        f"{result['machine']['load_before']:.1f}.\n"
         "Median (lowest-highest) over the repeats. Ratios are of real tokens/s within one repeat: "
         f"x first to {result['reference']}, x HF to hf-full-bf16 (full) or hf-lora-bf16 (others).",
         speed_table(result),
@@ -676,7 +677,6 @@ def prepare(args, chosen, work: Path, logs: Path, hf: str | None):
 
 
 def main(argv=None) -> int:
-    install_excepthook("train_speed.py")
     args = read_args(argv)
     every = [*contestants(args.device), *map(variant, args.variant)]
     chosen = choose(every, args.only)
@@ -694,6 +694,7 @@ def main(argv=None) -> int:
 
     logs = args.out / "logs"
     failures, runs, products = [], {}, []
+    load = os.getloadavg()[0]
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="train-speed-") as folder:
         work = Path(folder)
@@ -739,7 +740,7 @@ def main(argv=None) -> int:
             "platform": platform.platform(),
             "processor": processor(),
             "python": platform.python_version(),
-            "load_average": list(os.getloadavg()),
+            "load_before": load,
         },
         "data": data,
         "reference": chosen[0].name,
@@ -770,4 +771,5 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
+    install_excepthook("train_speed.py")
     sys.exit(main())

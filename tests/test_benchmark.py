@@ -172,6 +172,36 @@ def test_ratios_are_taken_within_a_repeat():
     assert ours["parts_ms"]["forward"]["median"] == 50
 
 
+def test_contestants_take_turns_and_one_that_fails_is_not_asked_again(
+    tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def start(words, log, threads, timed=False):
+        if log.stem == "products":
+            return '{"fp32": 1.0, "bf16": 2.0}'
+        asked.append(log.stem)
+        if "head_only" in log.stem:
+            raise train_speed.Failed("failed with status 1: too slow")
+        return json.dumps(a_run(100))
+
+    sizes = {**SMALL, "heads": 8, "max_positions": 256, "vocab": 10, "classes": 2, "dropout": 0.1}
+    data = {"source": "x", "rows": 2, "mean_length": 9.0, "longest": 9, "rows_hash": "a"}
+    monkeypatch.setattr(train_speed, "start", start)
+    monkeypatch.setattr(train_speed, "prepare", lambda *_: (sizes, data))
+    only = "stock-*,ours-head_only-fp32,ours-lora-fp32"
+    flags = ["--repeats", "2", "--threads", "1", "--only", only]
+    assert train_speed.main(["--out", str(tmp_path), *flags]) == 1
+    assert asked == [
+        "stock-full-fp32-1", "ours-head_only-fp32-1", "ours-lora-fp32-1",
+        "stock-full-fp32-2", "ours-lora-fp32-2",
+    ]  # fmt: skip
+    result = result_of(tmp_path)
+    assert result["failures"] == ["ours-head_only-fp32 failed with status 1: too slow"]
+    assert [len(entry["runs"]) for entry in result["contestants"]] == [2, 2]
+    assert "error: ours-head_only-fp32 failed" in capsys.readouterr().err
+
+
 def test_other_rows_and_other_threads_are_failures():
     runs = {"a": {1: a_run(1)}, "b": {1: a_run(1, rows_hash="b"), 2: a_run(1, threads=2)}}
     found = train_speed.check_rows(runs, "a", 1)
