@@ -539,8 +539,9 @@ def text_of(result: dict) -> str:
         for key in ("fp32", "bf16")
     )
     blocks = [
-        f"{settings['repeats']} repeats of {settings['steps']} steps after {settings['warmup']}; "
-        f"batch {settings['batch_size']}, {settings['threads']} threads, {settings['device']}. "
+        f"Repeats: {settings['repeats']}, steps: {settings['steps']} after {settings['warmup']}, "
+        f"rows a step: {settings['batch_size']}, threads: {settings['threads']}, "
+        f"device: {settings['device']}. "
         f"{data['rows']} {data['source']} rows of {data['mean_length']:.0f} tokens in the mean, "
         f"{data['longest']} at most. {result['machine']['processor']}; load before the start "
         f"{result['machine']['load_before']:.1f}.\n"
@@ -595,7 +596,7 @@ def draw(result: dict, path: Path) -> None:
         right.set_xlabel("ms a step")
         figure.suptitle(
             f"Training, batch {result['settings']['batch_size']}, "
-            f"{result['settings']['threads']} threads, {result['settings']['device']}"
+            f"threads {result['settings']['threads']}, {result['settings']['device']}"
         )
         figure.savefig(path)
 

@@ -3,7 +3,7 @@
 #
 # Usage: benchmark.sh [--dry-run] [-- FLAGS OF benchmarks/train_speed.py]
 #
-#   bash scripts/benchmark.sh                                         everything: about 10 minutes a repeat
+#   bash scripts/benchmark.sh                       everything: 14 processes a repeat, minutes
 #   REPEATS=1 STEPS=10 bash scripts/benchmark.sh -- --only 'stock-*,ours-lora-*'
 #   bash scripts/benchmark.sh -- --variant 'rank64=lora bf16 --lora-rank 64'
 #
