@@ -12,10 +12,10 @@ from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES
 
 SETTINGS = [
-    ("prefix", {"prefix_positions": "shared", "prefix_num_tokens": 3}),
+    ("prefix", {"prefix_positions": "reserved", "prefix_num_tokens": 3}),
     ("prefix", {"prefix_mlp": 6}),
-    ("prefix,prompt", {"prefix_num_tokens": 4, "prompt_num_tokens": 3}),
-    ("prefix,prompt", {"prefix_mlp": 6, "prompt_mlp": 5, "prefix_positions": "shared"}),
+    ("prefix,prompt", {"prefix_positions": "reserved", "prefix_num_tokens": 4}),
+    ("prefix,prompt", {"prefix_mlp": 6, "prompt_mlp": 5, "prompt_num_tokens": 3}),
     ("lora,prefix", {"prefix_num_tokens": 4}),
     # He et al. 2022, arXiv:2110.04366: the parts of a mix-and-match adapter.
     ("adapter,prefix", {"prefix_num_tokens": 4}),
@@ -112,9 +112,9 @@ def test_a_checkpoint_of_training_keeps_the_mlp(build):
 @pytest.mark.parametrize(
     "peft, given, reserved",
     [
-        ("prefix", {"prefix_num_tokens": 3}, 3),
-        ("prompt,prefix", {"prefix_num_tokens": 2, "prompt_num_tokens": 1}, 3),
-        ("prefix", {"prefix_num_tokens": 60, "prefix_positions": "shared"}, 0),
+        ("prefix", {"prefix_num_tokens": 3, "prefix_positions": "reserved"}, 3),
+        ("prompt,prefix", {"prompt_num_tokens": 1, "prefix_num_tokens": 60}, 1),
+        ("prefix", {"prefix_num_tokens": 60}, 0),
     ],
 )
 def test_too_long_a_text_is_refused(build, peft, given, reserved):

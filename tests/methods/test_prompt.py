@@ -124,8 +124,8 @@ def test_what_the_head_reads_with_a_prompt(build, batch, placement):
     [
         ("prompt", {}, 0),
         ("prompt", {"prompt_mlp": 6}, 0),
-        ("prompt,prefix", {"prefix_num_tokens": 5}, 5),
-        ("prompt,prefix", {"prefix_num_tokens": 5, "prefix_positions": "shared"}, 0),
+        ("prompt,prefix", {"prefix_num_tokens": 5, "prefix_positions": "reserved"}, 5),
+        ("prompt,prefix", {"prefix_num_tokens": 5}, 0),
     ],
 )
 def test_every_token_stands_at_its_position(build, batch, placement, peft, given, shift):

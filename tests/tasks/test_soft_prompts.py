@@ -50,9 +50,9 @@ def build_for(folder, peft, **given):
     "peft, given, room",
     [
         ("prompt", {"prompt_num_tokens": 7}, 33),
-        ("prefix", {"prefix_num_tokens": 20}, 20),
-        ("prefix", {"prefix_num_tokens": 20, "prefix_positions": "shared"}, 40),
-        ("prompt,prefix", {"prompt_num_tokens": 7, "prefix_num_tokens": 20}, 13),
+        ("prefix", {"prefix_num_tokens": 20}, 40),
+        ("prefix", {"prefix_num_tokens": 20, "prefix_positions": "reserved"}, 20),
+        ("prompt,prefix", {"prompt_num_tokens": 7, "prefix_num_tokens": 20}, 33),
     ],
 )
 def test_texts_are_cut_to_the_room_that_is_left(data_folder, peft, given, room):
