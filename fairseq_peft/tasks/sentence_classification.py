@@ -1,22 +1,17 @@
 """``--task sentence_classification``: one or two sentences, any number of classes, nothing
 dropped silently."""
 
-import argparse
 import logging
 import math
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, List, Optional
 
 import numpy as np
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import iterators
-from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
-from omegaconf import II, MISSING
 
 from fairseq_peft import frozen, run_log, scores, surgery
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
@@ -27,66 +22,10 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.tasks import record
+from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text import raw_text
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SentenceClassificationConfig(FairseqDataclass):
-    # Shown by fairseq when a process loads a checkpoint of this task without having imported the
-    # plugin.
-    needs: str = field(
-        default="the plugin: import fairseq_peft first or pass --user-dir fairseq_peft",
-        metadata={"help": argparse.SUPPRESS},
-    )
-    data: str = field(
-        default=MISSING,
-        metadata={"help": "folder with input0/, optional input1/ and label/ (prepare_data.sh)"},
-    )
-    num_classes: int = field(
-        default=-1,
-        metadata={"help": "number of classes, as a check; it is read off label/dict.txt"},
-    )
-    no_init_token: bool = field(
-        default=False, metadata={"help": "do not begin each example with <s>"}
-    )
-    from_scratch: bool = field(
-        default=False, metadata={"help": "train from random weights, without a base checkpoint"}
-    )
-    verify_frozen: bool = field(
-        default=False,
-        metadata={"help": "compare all frozen tensors at each validation with the start (SHA-256)"},
-    )
-    classification_head_name: str = field(
-        default="sentence_classification_head", metadata={"help": "name of the classification head"}
-    )
-    method_label: str = field(
-        default="", metadata={"help": "name of the method in reports (that of --peft)"}
-    )
-    seed: int = II("common.seed")
-    # Read for the checks before training and for run.json.
-    cpu: bool = II("common.cpu")
-    fp16: bool = II("common.fp16")
-    bf16: bool = II("common.bf16")
-    save_dir: str = II("checkpoint.save_dir")
-    restore_file: str = II("checkpoint.restore_file")
-    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
-    reset_optimizer: bool = II("checkpoint.reset_optimizer")
-    reset_lr_scheduler: bool = II("checkpoint.reset_lr_scheduler")
-    reset_meters: bool = II("checkpoint.reset_meters")
-    reset_dataloader: bool = II("checkpoint.reset_dataloader")
-    train_subset: str = II("dataset.train_subset")
-    valid_subset: str = II("dataset.valid_subset")
-    combine_valid_subsets: Optional[bool] = II("dataset.combine_valid_subsets")
-    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
-    batch_size: Optional[int] = II("dataset.batch_size")
-    max_tokens: Optional[int] = II("dataset.max_tokens")
-    max_epoch: int = II("optimization.max_epoch")
-    max_update: int = II("optimization.max_update")
-    lr: List[float] = II("optimization.lr")
-    optimizer_settings: Any = II("optimizer")
-    update_freq: List[int] = II("optimization.update_freq")
 
 
 class SentenceClassificationTask(FairseqTask):
