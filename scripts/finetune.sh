@@ -33,6 +33,7 @@ SUBSETS=${SUBSETS:-valid,test}          # evaluated every epoch; the first choos
 THREADS=${THREADS:-$(nproc)}            # CPU threads
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 KEEP=${KEEP:-best}                      # checkpoints to keep when done: best or none
+WORKER=${WORKER:-none}                  # none, or where a worker listens that spares the imports: fairseq-peft worker
 
 case $INIT in
   pretrained) [ -n "$BASE" ] || die "INIT=pretrained needs BASE, a checkpoint. Set BASE=model.pt, or INIT=scratch."
@@ -59,8 +60,16 @@ case $METHOD in
 esac
 [ "$LABEL" = "$METHOD" ] || ARCH+=(--method-label "$LABEL")
 
+fairseq_train() {  # a process of its own, or a child of the worker: the same result
+  if [ "$WORKER" = none ] || [ "$DRY_RUN" = 1 ]; then
+    fairseq_cli train "$@"
+  else
+    peft_cli worker "$WORKER" train "$@"
+  fi
+}
+
 train() {
-  fairseq_cli train "$DATA" --user-dir "$ROOT/fairseq_peft" \
+  fairseq_train "$DATA" --user-dir "$ROOT/fairseq_peft" \
     "${ARCH[@]}" --task sentence_classification --criterion sentence_classification "${START[@]}" \
     --optimizer peft_adamw --lr "$LR" --lr-scheduler polynomial_decay \
     --warmup-updates $((UPDATES * WARMUP / 100)) --total-num-update "$UPDATES" --clip-norm 1.0 \

@@ -12,8 +12,13 @@
 # For each cell with more than one learning rate in its grid, every rate runs once with the first
 # seed, under RUNS-grid/; the rate with the highest accuracy on valid is taken, and its run is the first seed's run.
 # Then the other seeds run with that rate. Runs that are done are skipped, so an interrupted sweep goes on where it
-# was. Failures are listed at the end, and the exit status says so. All knobs are variables, those of finetune.sh
-# included:
+# was. Failures are listed at the end, and the exit status says so.
+#
+# The runs are children of one worker (fairseq-peft worker), which imports torch, fairseq and the plugin once: each is
+# as isolated and as reproducible as a process of its own, and starts without the seconds that imports take. Without a
+# worker, asked for by WORKER=none or where none can run, each is a process of its own, with the same result.
+#
+# All knobs are variables, those of finetune.sh included:
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -28,7 +33,8 @@ LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4}               # grid of every cell that
 JOBS=${JOBS:-1}                                        # runs at once
 THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}  # CPU threads a run
 EVERY=${EVERY:-10}                                     # seconds between progress lines
-export DATA THREADS
+WORKER=${WORKER:-start}                                # start (one for this sweep), none, or where one listens
+export DATA THREADS WORKER
 
 NAME=$(basename "$DATA")
 FAILED=()
@@ -86,7 +92,7 @@ tick() {  # note what ended; show progress now and then; a moment of rest
     progress "${RUNNING[*]}"
     LAST=$SECONDS
   fi
-  sleep 0.5
+  sleep 0.1
 }
 
 wait_for() {  # N: until fewer than N runs are running
@@ -113,6 +119,7 @@ start() {  # RUNS START METHOD SEED LR: one run in the background
     return
   fi
   wait_for "$JOBS"
+  [ "$WORKER" != start ] || start_worker
   mkdir -p "$1/logs"
   RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
     bash "$ROOT/scripts/finetune.sh" -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} \
@@ -121,12 +128,38 @@ start() {  # RUNS START METHOD SEED LR: one run in the background
   progress "started $text"
 }
 
+SERVER='' WORKER_DIR=''
+start_worker() {  # sets WORKER to where it listens, or to none if it does not start
+  WORKER_DIR=$(mktemp -d "${TMPDIR:-/tmp}/fairseq-peft.XXXXXX")  # for this user alone
+  WORKER=$WORKER_DIR/worker
+  OMP_NUM_THREADS=$THREADS PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} \
+    "$PYTHON" -m fairseq_peft.cli worker --parent $$ "$WORKER" </dev/null >"$WORKER_DIR/log" 2>&1 &
+  SERVER=$!
+  until [ -S "$WORKER" ]; do
+    if ! kill -0 "$SERVER" 2>/dev/null; then
+      echo "no worker, so each run is a process of its own: $(tail -n 1 "$WORKER_DIR/log")" >&2
+      SERVER='' WORKER=none
+      return
+    fi
+    sleep 0.1
+  done
+}
+
 stop() {
   local pid
   for pid in "${!RUNNING[@]}"; do pkill -P "$pid" 2>/dev/null || true; kill "$pid" 2>/dev/null || true; done
   exit 130
 }
+
+clean() {  # the worker ends its runs, if there are any left
+  if [ -n "$SERVER" ]; then
+    kill "$SERVER" 2>/dev/null || true
+    wait "$SERVER" 2>/dev/null || true
+  fi
+  [ -z "$WORKER_DIR" ] || rm -rf "$WORKER_DIR"
+}
 trap stop INT TERM
+trap clean EXIT
 
 pick() {  # CELL: sets PICKED_LR and PICKED_RUN, or leaves them empty if a run of the grid failed
   local rates runs=() rate

@@ -70,6 +70,7 @@ PARTS = {
     "report": part(0.7, "numpy scipy", "matplotlib sklearn tensorboard"),
     # On top: anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "doctor": part(5.9, inside=" ".join(HEAVY)),
+    "worker": part(5.9),
     "commands": part(6, inside=" ".join(HEAVY)),
     "cli": part(6.5, inside=" ".join(HEAVY)),
 }

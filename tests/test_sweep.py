@@ -3,9 +3,14 @@ resumed; failing."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, TINY_FLAGS
@@ -58,8 +63,14 @@ def knobs(data, **more):
         "ARCH_ARGS": " ".join(TINY_FLAGS),
         "THREADS": 1,
         "JOBS": 2,
+        "TMPDIR": data,
         **more,
     }
+
+
+def left_behind(data):
+    """What a worker would leave where temporary files go."""
+    return list(data.glob("fairseq-peft.*"))
 
 
 def test_sweep_picks_the_rate_on_valid_and_is_reported(data):
@@ -77,6 +88,10 @@ def test_sweep_picks_the_rate_on_valid_and_is_reported(data):
     assert results[0]["valid_accuracy"] == grid[best]
     assert (runs / "seed2" / "checkpoint_best.pt").exists()
     assert not (runs / "seed2" / "checkpoint_last.pt").exists()
+    if sys.platform.startswith("linux"):
+        log = (runs / "seed2" / "train.log").read_text()
+        assert "has already been imported" in log and "process of its own" not in log
+    assert left_behind(data) == []
 
     before = {path: path.stat().st_mtime for path in data.rglob("result.json")}
     again = script("sweep.sh", **knobs(data))
@@ -120,3 +135,117 @@ def test_finetune_refuses_bad_knobs(data):
     ]:
         done = script("finetune.sh", **{**knobs(data), **more})
         assert done.returncode == 1 and message in done.stderr
+
+
+# ---- Ends of a worker, of a run, of the sweep ----------------------------------------------------
+
+
+@contextlib.contextmanager
+def sweeping(data, name):
+    """A sweep of one endless run, once it trains: the sweep, as a terminal would start it, and the
+    ids of its run, of that run's handler and of the worker."""
+    more = knobs(data, RUNS=data / name, **LONG)
+    sweep = subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / "sweep.sh")],
+        env={**os.environ, **{key: str(value) for key, value in more.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((data / name).rglob("metrics.jsonl")):
+            assert sweep.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        (worker,) = [pid for pid in session(sweep.pid) if is_worker(pid)]
+        (handler,) = children(worker)
+        (run,) = children(handler)
+        yield sweep, (run, handler, worker)
+    finally:
+        for pid in session(sweep.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        sweep.wait()
+
+
+LONG = {
+    "CELLS": "scratch/lora",
+    "SEEDS": "1",
+    "LR_SCRATCH": "1e-3",
+    "EPOCHS": "100000",
+    "JOBS": "1",
+}
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_worker(pid):
+    """Whether it is the worker itself: the forks have its command line, too."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    if b"--parent" not in words:
+        return False
+    parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    return words[words.index(b"--parent") + 1].decode() == parent
+
+
+def session(leader):
+    """The living processes that a terminal would have started together with ``leader``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rsplit(")", 1)[1].split()[:4]
+            if its_session == str(leader) and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no worker, no /proc")
+@pytest.mark.parametrize("victims", [1, 3], ids=["run", "worker"])
+def test_a_kill_is_a_failed_run_and_the_next_sweep_completes(data, victims):
+    """The run alone, as for want of memory; or the worker with all its children."""
+    name = f"killed{victims}"
+    with sweeping(data, name) as (sweep, processes):
+        for pid in reversed(processes[:victims]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _, error = sweep.communicate(timeout=60)
+        assert sweep.returncode == 1
+        assert "failed: scratch/lora seed 1 lr 1e-3" in error
+        assert session(sweep.pid) == []
+    log = (data / name / "demo/scratch/lora/seed1/train.log").read_text()
+    assert ("ended by SIGKILL" if victims == 1 else "ended before the run did") in log
+    assert left_behind(data) == []
+    done = script("sweep.sh", **knobs(data, RUNS=data / name, **{**LONG, "EPOCHS": "1"}))
+    assert done.returncode == 0, done.stderr
+    assert (data / name / "demo/scratch/lora/seed1/result.json").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no worker, no /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_no_process_behind(data, number):
+    with sweeping(data, f"stopped{int(number)}") as (sweep, _):
+        if number == signal.SIGINT:  # what the terminal does: the whole group in its foreground
+            os.killpg(sweep.pid, number)
+        else:
+            sweep.send_signal(number)
+        assert sweep.wait(timeout=60) == 130
+        deadline = time.monotonic() + 10
+        while session(sweep.pid):
+            assert time.monotonic() < deadline, session(sweep.pid)
+            time.sleep(0.1)
+    assert left_behind(data) == []
+
+
+def test_without_a_worker_the_sweep_goes_on(data):
+    """A folder for temporary files whose name is too long for a socket."""
+    folder = data / ("x" * 100)
+    folder.mkdir()
+    more = {**LONG, "EPOCHS": "1", "RUNS": data / "own", "TMPDIR": folder}
+    done = script("sweep.sh", **knobs(data, **more))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("each run is a process of its own") == 1
+    assert "already been imported" not in next((data / "own").rglob("train.log")).read_text()
+    assert left_behind(folder) == []

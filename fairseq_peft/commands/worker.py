@@ -1,0 +1,89 @@
+"""Run fairseq-train many times for one start: a process that has imported everything, and forks.
+
+`fairseq-peft worker ADDRESS` serves at a socket of that name, until it is told to end. With a
+program, `fairseq-peft worker ADDRESS train DATA ...`, it is `fairseq-train DATA ...` as a child of
+that process: the same result bit for bit, without the seconds of imports. Where the worker cannot
+take a run, or there is none, the run is a process of its own, and says why. scripts/sweep.sh does
+all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+
+from fairseq_peft.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", metavar="ADDRESS", help="path of the socket, at most 100 bytes")
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="PROGRAM ARGUMENT",
+        help="train, validate or hydra-train, and what follows it",
+    )
+    parser.add_argument(
+        "--parent",
+        metavar="PID",
+        type=int,
+        help="serve until this process ends, which must be the one that started the worker",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    return send(args.address, args.command) if args.command else serve(args.address, args.parent)
+
+
+def send(address: str, command: list[str]) -> int:
+    """Be ``fairseq-<program>``: its streams, its exit status, its death by a signal."""
+    from fairseq_peft import worker
+
+    program, *argv = command
+    if program not in worker.PROGRAMS:
+        known = ", ".join(worker.PROGRAMS)
+        raise InputError(f"{program} is not a program of the worker. Known are {known}.")
+    try:
+        status = worker.run(address, program, argv)
+    except worker.Declined as reason:
+        logger.warning("fairseq-peft worker: %s; this run is a process of its own", reason)
+        sys.stderr.flush()
+        module = worker.PROGRAMS[program]
+        os.execv(sys.executable, [sys.executable, "-m", module, *argv])
+    except worker.Lost as error:
+        logger.error("fairseq-peft worker: error: %s", error)
+        return 1
+    if status >= 0:
+        return status
+    logger.error("fairseq-peft worker: the run was ended by %s", signal.Signals(-status).name)
+    return 128 - status
+
+
+def serve(address: str, parent: int | None) -> int:
+    """Serve until told to end."""
+    from fairseq_peft import worker
+
+    if not sys.platform.startswith("linux"):
+        # Windows has no fork; the system libraries of macOS do not survive one.
+        raise InputError(f"A worker needs Linux, and this is {sys.platform}. Run without one.")
+    folder = os.path.dirname(os.path.abspath(address))
+    for wrong, message in [
+        (not os.path.isdir(folder), f"{folder} is not a folder. Make it, readable by you alone."),
+        (os.path.exists(address), f"{address} exists. Give another ADDRESS, or delete it."),
+        (len(os.fsencode(address)) > 100, f"{address} is too long for a socket. Set TMPDIR=/tmp."),
+    ]:
+        if wrong:
+            raise InputError(message)
+    # fairseq sets up its own, as in a process of its own.
+    logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        worker.serve(address, modules=(*worker.LATE, "fairseq_peft.plugin"), parent=parent)
+    except worker.Declined as reason:
+        raise InputError(f"{reason}. Run without a worker.") from reason
+    return 0
