@@ -9,8 +9,8 @@ With ``mlp`` they are the output of a two-layer tanh MLP of ``embeddings`` (P, C
 (``reparametrise.py``), which ``fold`` replaces by its output.
 Positions: ``shared`` as in AdapterHub: the text keeps its positions and its length. ``reserved`` as
 in Hugging Face PEFT and P-tuning v2: the text begins at position P, P tokens after where
-pre-training put it, and may be P tokens shorter. On a frozen model that costs accuracy: 3.5 points in
-RESULTS.md.
+pre-training put it, and may be P tokens shorter. On a frozen model that costs accuracy, 3.5 points
+in RESULTS.md.
 Trainable: 2 P L C; with an MLP of hidden size h: P C + (C + 1) h + (h + 1) 2 L C.
 There is no start as the identity: what attends to a prefix attends less to the text. N(0, 0.02) is
 nearer to it than Hugging Face PEFT's N(0, 1).
