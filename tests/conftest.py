@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import pytest
 from fork_server import ForkServer
 from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
+
+# Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
+# of the tests that interrupt one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
