@@ -15,19 +15,10 @@ from fairseq_peft.report.stats import mean
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
-# colour, marker, line style of the n-th method; the first is full fine-tuning
-STYLES = (
-    (BLUE, "o", "-"),
-    (ORANGE, "^", "--"),
-    (GREEN, "D", "-."),
-    (RED, "v", (0, (5, 1, 1, 1, 1, 1))),
-    (PURPLE, "P", (0, (7, 2))),
-    (SKY, "X", (0, (3, 1, 1, 1))),
-    (BLACK, "*", ":"),
-    (ORANGE, "s", "-"),
-    (GREEN, "p", "--"),
-    (PURPLE, "<", "-."),
-)
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+# As many as have no common factor with the colours: no pair comes twice among 91 methods.
+MARKERS = ("o", "^", "D", "v", "P", "X", "*", "s", "p", "<", ">", "h", "d")
+LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)), ":")
 # full fine-tuning in the figure of accuracy against epochs
 INIT_STYLES = {"pretrained": (BLUE, "o", "-"), "scratch": (RED, "s", "--")}
 SETTINGS = {
@@ -203,7 +194,12 @@ def _save(figure, out: Path, name: str) -> list[Path]:
 def _styles(rows: list[dict]) -> dict[str, tuple]:
     """method -> (colour, marker, line style): full fine-tuning first, then as in the rows."""
     methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda m: m != FULL)
-    return {method: STYLES[n % len(STYLES)] for n, method in enumerate(methods)}
+    return {method: _style(n) for n, method in enumerate(methods)}
+
+
+def _style(n: int) -> tuple:
+    """Colour, marker and line style of the n-th method; the first is full fine-tuning."""
+    return tuple(kinds[n % len(kinds)] for kinds in (COLOURS, MARKERS, LINES))
 
 
 def _baselines(axis, records: list[dict], key: str) -> None:

@@ -102,7 +102,9 @@ def test_only_a_baseline_draws_nothing(make_run, make_baseline, tmp_path):
     assert plots.draw_all(*load(make_run), tmp_path) == []
 
 
-def test_styles_differ_in_colour_and_marker():
-    assert len({(colour, marker) for colour, marker, _ in plots.STYLES}) == len(plots.STYLES)
-    assert len({marker for _, marker, _ in plots.STYLES}) == len(plots.STYLES)
-    assert len(plots.STYLES) >= 9  # as many as there are methods
+def test_no_two_methods_look_alike():
+    """As many as there are methods now, and as many combinations."""
+    rows = [{"method": f"method{n}"} for n in range(40)]
+    styles = plots._styles(rows)
+    assert len({(colour, marker) for colour, marker, _ in styles.values()}) == 40
+    assert len({marker for _, marker, _ in list(styles.values())[:13]}) == 13
