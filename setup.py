@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.9,<3.13",
     packages=find_packages(include=["fairseq_peft", "fairseq_peft.*"]),
     install_requires=[
-        "torch>=2.1",
+        "torch>=2.4",
         "numpy",
         "sentencepiece",
         "safetensors",

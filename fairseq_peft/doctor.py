@@ -124,7 +124,7 @@ CHECKS = [
         ERROR,
         lambda env: not env.imports("torch"),
         "torch does not import: {torch_error}",
-        "Install torch 2.1 or newer (scripts/setup.sh does), before fairseq, which is "
+        "Install torch 2.4 or newer (scripts/setup.sh does), before fairseq, which is "
         "compiled against it.",
     ),
     Check(
