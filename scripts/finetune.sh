@@ -87,7 +87,8 @@ if [ "$DRY_RUN" = 1 ]; then
 fi
 mkdir -p "$RUN"
 if ! train >>"$RUN/train.log" 2>&1; then
-  tail -n 20 "$RUN/train.log" | grep -v Warning >&2 || true
+  # Cut: fairseq logs its whole configuration as one line of thousands of characters.
+  tail -n 20 "$RUN/train.log" | grep -v Warning | cut -c 1-400 >&2 || true
   die "fairseq-train failed; its log is $RUN/train.log"
 fi
 peft_cli result "$RUN" --require-epochs "$EPOCHS"
