@@ -62,13 +62,13 @@ class Contestant:
     """One line of the table.
 
     Attributes:
-        library: stock (fairseq alone), ours (fairseq with this plugin) or hf.
+        software: stock (fairseq alone), ours (fairseq with this plugin) or hf.
         batches: random, or by length.
         flags: more flags of fairseq-train.
     """
 
     name: str
-    library: str
+    software: str
     method: str
     precision: str
     batches: str
@@ -243,7 +243,7 @@ def command(one: Contestant, args, sizes: dict, work: Path, repeat: int, hf: str
         *("--warmup", str(args.warmup), "--steps", str(args.steps), "--pad", str(PAD)),
         *("--device", args.device, *(["--split"] if args.parts == "yes" else [])),
     ]
-    if one.library == "hf":
+    if one.software == "hf":
         return [
             *(hf, str(HERE / "train_hf.py"), *watch),
             *("--base", str(work / "hf"), "--rows", str(work / "data" / "rows.npz")),
@@ -251,7 +251,7 @@ def command(one: Contestant, args, sizes: dict, work: Path, repeat: int, hf: str
             *("--batch-size", str(args.batch_size), "--rank", str(RANK), "--seed", str(repeat)),
             *(["--by-length"] if one.batches == "by length" else []),
         ]
-    if one.library == "stock":
+    if one.software == "stock":
         chosen = [
             *("--arch", "roberta", "--task", "sentence_prediction"),
             *("--criterion", "sentence_prediction", "--num-classes", str(sizes["classes"])),
@@ -406,7 +406,7 @@ def summarise(chosen: list[Contestant], runs: dict, products: list[dict], floor:
                 if flop and one.precision in products[k - 1]]  # fmt: skip
         entry = {
             "name": one.name,
-            "library": one.library,
+            "software": one.software,
             "method": one.method,
             "precision": one.precision,
             "batches": one.batches,
@@ -580,7 +580,7 @@ def draw(result: dict, path: Path) -> None:
             names,
             middles,
             xerr=errors,
-            color=[colours[entry["library"]] for entry in entries],
+            color=[colours[entry["software"]] for entry in entries],
             ecolor="#444444",
         )
         left.set_xlabel("real tokens/s (bar: median, line: lowest to highest)")
@@ -668,7 +668,7 @@ def prepare(args, chosen, work: Path, logs: Path, hf: str | None):
         "classes": count_lines(work / "data" / "label" / "dict.txt", "madeupword"),
         "dropout": DROPOUT,
     }
-    libraries = {one.library for one in chosen}
+    libraries = {one.software for one in chosen}
     if libraries & {"stock", "ours"}:
         start(base_command(args, sizes, work), logs / "base.log", args.threads)
     if "hf" in libraries:
@@ -686,10 +686,10 @@ def main(argv=None) -> int:
         return 0
     left_out = []
     hf, reason = find_hf_python()
-    if hf is None and any(one.library == "hf" for one in chosen):
-        names = ", ".join(one.name for one in chosen if one.library == "hf")
+    if hf is None and any(one.software == "hf" for one in chosen):
+        names = ", ".join(one.name for one in chosen if one.software == "hf")
         left_out.append(f"{names}: {reason}. bash scripts/test.sh parity makes it.")
-        chosen = [one for one in chosen if one.library != "hf"]
+        chosen = [one for one in chosen if one.software != "hf"]
         if not chosen:
             raise InputError(f"Nothing is left to measure. {left_out[0]}")
 

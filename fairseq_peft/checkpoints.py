@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
@@ -20,6 +21,40 @@ def check_paths(checkpoint: Path, out: Path, force: bool) -> None:
         raise InputError(f"{out} is the checkpoint itself. Give the merged file another name.")
     if out.exists() and not force:
         raise InputError(f"{out} exists. Give another name, or --force to write over it.")
+
+
+class Loaded(NamedTuple):
+    """A fine-tuned checkpoint, its model, and what the model says of random batches.
+
+    Attributes:
+        state: the checkpoint.
+        model: rebuilt from it, in eval mode.
+        batches, head: what ``logits`` were computed with.
+        logits: of the model as it was loaded.
+    """
+
+    state: dict
+    model: object
+    batches: list
+    head: str | None
+    logits: object
+
+
+def load(path: Path, out: Path, force: bool) -> Loaded:
+    """The checkpoint of ``path``, about to become the file ``out``.
+
+    Raises:
+        InputError: it cannot be read or rebuilt, or ``out`` is not to be written.
+    """
+    from fairseq_peft.data.checks import read_checkpoint
+
+    check_paths(path, out, force)
+    state = read_checkpoint(str(path))
+    model = rebuild(path, state)
+    longest = model.max_positions() - model.num_reserved
+    batches = list(random_batches(model.encoder.dictionary, longest))
+    head = choose_head(path, state["cfg"]["task"], model)
+    return Loaded(state, model, batches, head, logits(model, batches, head))
 
 
 def rebuild(path: Path, state: dict):

@@ -22,16 +22,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    checkpoints.check_paths(args.checkpoint, args.out, args.force)
-
-    from fairseq_peft.data.checks import read_checkpoint
-
-    state = read_checkpoint(str(args.checkpoint))
-    model = checkpoints.rebuild(args.checkpoint, state)
-    longest = model.max_positions() - model.num_reserved
-    batches = list(checkpoints.random_batches(model.encoder.dictionary, longest))
-    head = checkpoints.choose_head(args.checkpoint, state["cfg"]["task"], model)
-    expected = checkpoints.logits(model, batches, head)
+    state, model, batches, head, expected = checkpoints.load(args.checkpoint, args.out, args.force)
     before = model.setting
     model.fold()
     changed = model.setting.changed_flags(before)

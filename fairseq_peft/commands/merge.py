@@ -33,18 +33,9 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    checkpoints.check_paths(args.checkpoint, args.out, args.force)
-
     import torch
 
-    from fairseq_peft.data.checks import read_checkpoint
-
-    state = read_checkpoint(str(args.checkpoint))
-    model = checkpoints.rebuild(args.checkpoint, state)
-    longest = model.max_positions() - model.num_reserved
-    batches = list(checkpoints.random_batches(model.encoder.dictionary, longest))
-    head = checkpoints.choose_head(args.checkpoint, state["cfg"]["task"], model)
-    expected = checkpoints.logits(model, batches, head)
+    state, model, batches, head, expected = checkpoints.load(args.checkpoint, args.out, args.force)
     merge(args.checkpoint, model)
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
     weights = model.state_dict()

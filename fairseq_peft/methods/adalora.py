@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import rank_budget, surgery, targets
+from fairseq_peft import low_rank, rank_budget, surgery, targets
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
@@ -80,23 +80,16 @@ class AdaLoRAConfig:
         check("orthogonality", self.orthogonality >= 0, "0 or a positive number")
 
 
-class AdaLoRALinear(nn.Linear):
+class AdaLoRALinear(low_rank.AdaptedLinear):
     """``y = x W^T + b + alpha / (r + 1e-5) drop(x) (E * A)^T B^T`` with W and b frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_E (r, 1); lora_B (out, r).
-    It holds the base layer's own ``weight`` and ``bias``, so a base checkpoint's keys stay where
-    they are.
     """
 
     def __init__(self, base: nn.Linear, config: AdaLoRAConfig, generator: torch.Generator):
-        # On "meta" no memory is taken for the weight that the next lines replace.
-        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
-        self.weight = base.weight
-        self.bias = base.bias
         rank = config.init_rank
         # PEFT's scale, to the digit; it stays when ranks go.
-        self.scale = config.alpha / (rank + 1e-5)
-        self.dropout = config.dropout
+        super().__init__(base, config.alpha / (rank + 1e-5), config.dropout)
         like = {"device": base.weight.device, "dtype": base.weight.dtype}
         a = torch.empty(rank, base.in_features).normal_(0, 0.02, generator=generator)
         b = torch.empty(base.out_features, rank).normal_(0, 0.02, generator=generator)
@@ -120,11 +113,7 @@ class AdaLoRALinear(nn.Linear):
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with W + delta: added in fp32, cast once."""
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        weight = (self.weight.float() + self.delta()).to(self.weight.dtype)
-        plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        plain.bias = self.bias
-        return plain
+        return low_rank.plain_linear(self, self.weight.float() + self.delta())
 
 
 class AdaLoRA(Method):

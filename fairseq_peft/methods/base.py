@@ -27,7 +27,6 @@ class Family:
         linears: paths of the linear maps within a layer, in the order in which data meets them.
         embedding: name of the token embedding.
         attention_output, ffn_output: the linear maps that end the two blocks of a layer.
-        output_embedding: dotted path of the module whose ``weight`` is tied to the embedding.
     """
 
     root: str
@@ -35,7 +34,6 @@ class Family:
     embedding: str
     attention_output: str
     ffn_output: str
-    output_embedding: str
 
 
 class Method:

@@ -22,19 +22,14 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
 
 
-class DoRALinear(nn.Linear):
+class DoRALinear(low_rank.AdaptedLinear):
     """``y = m / |W + s B A| * (x W^T + s drop(x) A^T B^T) + b`` with W and b frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_B (out, r); lora_magnitude m (out,).
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
-        # On "meta" no memory is taken for the weight that the next lines replace.
-        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
-        self.weight = base.weight
-        self.bias = base.bias
-        self.scale = scale
-        self.dropout = dropout
+        super().__init__(base, scale, dropout)
         self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
         self.lora_magnitude = nn.Parameter(torch.empty(base.out_features).to(base.weight))
         self.measure()

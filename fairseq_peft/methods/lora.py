@@ -48,21 +48,14 @@ class LoRAConfig(low_rank.LowRankConfig):
             )
 
 
-class LoRALinear(nn.Linear):
-    """``y = x W^T + b + s drop(x) A^T B^T`` with W and b frozen.
+class LoRALinear(low_rank.AdaptedLinear):
+    """``y = x W^T + b + s drop(x) A^T B^T`` with W and b, the base layer's own, frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_B (out, r).
-    It holds the base layer's own ``weight`` and ``bias``, so a base checkpoint's keys stay where
-    they are.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
-        # On "meta" no memory is taken for the weight that the next lines replace.
-        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
-        self.weight = base.weight
-        self.bias = base.bias
-        self.scale = scale
-        self.dropout = dropout
+        super().__init__(base, scale, dropout)
         self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
 
     def forward(self, x):

@@ -34,7 +34,6 @@ FAMILY = Family(
     embedding="embed_tokens",
     attention_output="self_attn.out_proj",
     ffn_output="fc2",
-    output_embedding="encoder.lm_head",
 )
 
 #: Second copies of the weights that stock fairseq 0.12.2 writes into its checkpoints.
