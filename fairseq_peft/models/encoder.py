@@ -112,6 +112,32 @@ class Encoder(TransformerEncoder):
         Raises:
             InputError: T + P is more than the model has positions.
         """
+        x, keep, prefixes, embedding = self.embed(src_tokens, token_embeddings)
+        states = [x] if return_all_hiddens else []
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
+                x = layer(x, keep, first_only and index == len(self.layers), prefix)
+                if return_all_hiddens:
+                    states.append(x)
+        x = self.finish(x)
+        padding = src_tokens.eq(self.padding_idx)
+        return {
+            "encoder_out": [x.transpose(0, 1)],
+            "encoder_padding_mask": [padding],
+            "encoder_embedding": [embedding],
+            "encoder_states": [state.transpose(0, 1) for state in states],
+            "fc_results": [],
+            "src_tokens": [],
+            "src_lengths": [(~padding).sum(1, dtype=torch.int32).reshape(-1, 1)],
+        }
+
+    def embed(self, src_tokens, token_embeddings=None):
+        """What the layers work on.
+
+        Returns:
+            x (B, T + P, C); keep and, for each layer, prefix as ``EncoderLayer`` takes them; the
+            token embeddings (B, T, C).
+        """
         padding = src_tokens.eq(self.padding_idx)
         embedding = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
         x = self.embed_scale * embedding
@@ -140,27 +166,14 @@ class Encoder(TransformerEncoder):
             prefixes = self.prefix(self.layers[0].self_attn.num_heads)
             if keep is not None:
                 keep = F.pad(keep, (self.prefix.num_tokens, 0), value=True)
-        states = [x] if return_all_hiddens else []
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
-                x = layer(x, keep, first_only and index == len(self.layers), prefix)
-                if return_all_hiddens:
-                    states.append(x)
+        return x, keep, prefixes, embedding
+
+    def finish(self, x):
+        """What follows the last layer: x (B, T + P, C) -> (B, T, C) in fp32."""
         x = x.float() if self.bf16 else x
         if self.layer_norm is not None:
             x = self.layer_norm(x)
-        if self.soft_prompt is not None:
-            x = self.soft_prompt.remove(x)
-            padding = src_tokens.eq(self.padding_idx)
-        return {
-            "encoder_out": [x.transpose(0, 1)],
-            "encoder_padding_mask": [padding],
-            "encoder_embedding": [embedding],
-            "encoder_states": [state.transpose(0, 1) for state in states],
-            "fc_results": [],
-            "src_tokens": [],
-            "src_lengths": [(~padding).sum(1, dtype=torch.int32).reshape(-1, 1)],
-        }
+        return x if self.soft_prompt is None else self.soft_prompt.remove(x)
 
 
 class LMHead(RobertaLMHead):
