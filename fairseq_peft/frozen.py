@@ -6,13 +6,13 @@ trains, whatever methods have added to it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from fairseq_peft import surgery, targets
+from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
 
 CHOICES = ("on", "off")
@@ -82,9 +82,8 @@ class Guard:
     """
 
     def __init__(self, model: nn.Module):
-        self._digests = {name: _digest(name, tensor) for name, tensor in _frozen(model)}
-        joined = "".join(self._digests[name] for name in sorted(self._digests))
-        self.sha256 = hashlib.sha256(joined.encode()).hexdigest()
+        self._digests = {name: digest(name, tensor) for name, tensor in _frozen(model)}
+        self.sha256 = combine(self._digests)
         self.num_tensors = len(self._digests)
 
     def __str__(self) -> str:
@@ -95,8 +94,8 @@ class Guard:
         now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         changed = [
             name
-            for name, digest in self._digests.items()
-            if name not in now or _digest(name, now[name]) != digest
+            for name, before in self._digests.items()
+            if name not in now or digest(name, now[name]) != before
         ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -117,11 +116,3 @@ def _frozen(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, buffer in model.named_buffers():
         if name in kept and name not in model.added:
             yield name, buffer
-
-
-def _digest(name: str, tensor: torch.Tensor) -> str:
-    """SHA-256 of name, type, shape and bytes."""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(data)
-    return digest.hexdigest()

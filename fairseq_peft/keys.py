@@ -6,6 +6,9 @@ import re
 
 from fairseq_peft.errors import InputError
 
+#: Second copies of the weights that stock fairseq 0.12.2 writes into its checkpoints.
+DUPLICATES = re.compile(r"\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
+
 #: Part of a base tensor's name -> what explains a difference there, the most telling first.
 _BASE_CAUSES = {
     "layers.": "the checkpoint is of another architecture: give the --arch it was trained with",

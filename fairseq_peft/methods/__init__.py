@@ -135,6 +135,10 @@ class Setting:
                     )
         return set().union(*trained.values())
 
+    def rewrites(self, model, family) -> set[str]:
+        """The names of the frozen base tensors that the start of a run changes."""
+        return set().union(*(m.rewrites(model, family, config) for m, config in self.parts))
+
     def count(self, dims) -> Count:
         """The parameters that the methods add, as terms."""
         return Count([term for m, config in self.parts for term in m.count(dims, config).terms])

@@ -96,6 +96,11 @@ class Method:
         """The names of the base tensors that the method takes to be frozen."""
         return set()
 
+    def rewrites(self, model: nn.Module, family: Family, config: Config) -> set[str]:
+        """The names of the frozen base tensors that ``adopt_base`` changes: a file that leaves the
+        base out must hold them."""
+        return set()
+
     def count(self, dims: Dims, config: Config) -> Count:
         """The parameters that the method adds, as terms."""
         return Count()

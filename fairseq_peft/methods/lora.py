@@ -121,6 +121,10 @@ class LoRA(Method):
         kinds = (LoRALinear, low_rank.LoRAEmbedding)
         return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, kinds)}
 
+    def rewrites(self, model, family, config):
+        found = model.named_modules() if config.init in low_rank.STARTS else ()
+        return {f"{name}.weight" for name, m in found if isinstance(m, LoRALinear)}
+
     def count(self, dims, config):
         shapes = {**dims.linears(), **dims.embeddings()}
         ranks = low_rank.choose(config, dims.linears(), dims.embeddings())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from omegaconf import OmegaConf
 from fairseq_peft import frozen, methods, surgery
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
-from fairseq_peft.keys import account
+from fairseq_peft.keys import DUPLICATES, account
 from fairseq_peft.methods.base import Family
 from fairseq_peft.models.encoder import PeftRobertaEncoder
 from fairseq_peft.models.options import METHOD_FIELDS, RobertaPeftConfig, architecture
@@ -35,9 +34,6 @@ FAMILY = Family(
     attention_output="self_attn.out_proj",
     ffn_output="fc2",
 )
-
-#: Second copies of the weights that stock fairseq 0.12.2 writes into its checkpoints.
-_DUPLICATES = re.compile(r"\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
 
 
 @register_model("roberta_peft", dataclass=RobertaPeftConfig)
@@ -160,6 +156,13 @@ class RobertaPeftModel(RobertaModel):
         if self.accepts_base and not any(key in state_dict for key in self.added):
             self.setting.check_start(self)
 
+    def own_names(self) -> set[str]:
+        """Names in the state of what a base checkpoint does not give: what the methods added, what
+        trains, what the start of the run changed, and the heads."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        heads = {name for name in super().state_dict() if name.startswith(HEADS)}
+        return trained | self.added | heads | self.setting.rewrites(self, FAMILY)
+
     def fold(self) -> None:
         """Replace what only training needs by what it computes; the logits stay.
 
@@ -191,7 +194,7 @@ class RobertaPeftModel(RobertaModel):
         """Bring a base checkpoint to this model's keys; what is filled in is what a base cannot
         have."""
         prefix = name + "." if name else ""
-        for key in [key for key in state_dict if _DUPLICATES.search(key)]:
+        for key in [key for key in state_dict if DUPLICATES.search(key)]:
             del state_dict[key]
         own = super().state_dict()
         version = "encoder.sentence_encoder.version"

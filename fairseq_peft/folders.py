@@ -1,0 +1,81 @@
+"""Folders whose content changes as a whole: all files of one version, or all of another."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replaced(folder: Path | str) -> Iterator[Path]:
+    """A new folder to write files into, which takes the place of ``folder`` if the block succeeds.
+
+    Its files are flushed to the disk before. A process that is killed at any moment leaves the
+    old content or the new one, whole, where ``current`` finds it.
+    """
+    folder = Path(folder)
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not folder.exists():  # killed between the two moves below
+        os.rename(old, folder)
+    for left in (new, old):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        for path in (*new.iterdir(), new):
+            _flush(path)
+        if not folder.exists():
+            os.rename(new, folder)
+        elif not _exchange(new, folder):
+            os.rename(folder, old)
+            os.rename(new, folder)
+        _flush(folder.parent)
+    finally:
+        for left in (new, old) if folder.exists() else (new,):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def current(folder: Path | str) -> Path:
+    """Where the content of ``folder`` is: there, or, if a process was killed while it was moved,
+    beside it."""
+    folder = Path(folder)
+    old = _beside(folder, "old")
+    return old if old.is_dir() and not folder.exists() else folder
+
+
+def _beside(folder, kind):
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two folders change names in one step; False where the system or file system cannot."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            done = library.renamex_np(os.fsencode(a), os.fsencode(b), 2)  # RENAME_SWAP
+        else:
+            here = -100  # AT_FDCWD; 2 is RENAME_EXCHANGE
+            done = library.renameat2(here, os.fsencode(a), here, os.fsencode(b), 2)
+    except (OSError, AttributeError, TypeError):
+        return False
+    if done == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
