@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from fairseq_peft import folders
-from fairseq_peft.artifact_base import body, check_base, fingerprint
+from fairseq_peft.artifact_base import body, check_base, fingerprint, renamed
 from fairseq_peft.errors import InputError
 from fairseq_peft.keys import account
 
@@ -33,6 +33,7 @@ __all__ = [
     "check_place",
     "fingerprint",
     "read",
+    "renamed",
     "seal",
     "write",
 ]

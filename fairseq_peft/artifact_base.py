@@ -19,15 +19,23 @@ _BODY = "encoder.sentence_encoder."
 _VERSION = _BODY + "version"
 
 
-def body(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of the encoder by today's names: no heads, no second copies."""
+def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` by today's names, without second copies."""
     found = {}
     for key, tensor in state.items():
-        name = re.sub(r"^decoder\.", "encoder.", key)
-        name = name.replace(".emb_layer_norm.", ".layernorm_embedding.")
-        if name.startswith(_BODY) and name != _VERSION and not DUPLICATES.search(name):
-            found[name] = tensor
+        if not DUPLICATES.search(key):
+            name = re.sub(r"^decoder\.", "encoder.", key)
+            found[name.replace(".emb_layer_norm.", ".layernorm_embedding.")] = tensor
     return found
+
+
+def body(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the encoder by today's names: no heads, no second copies."""
+    return {
+        name: tensor
+        for name, tensor in renamed(state).items()
+        if name.startswith(_BODY) and name != _VERSION
+    }
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
@@ -44,10 +52,15 @@ def check_base(
 ) -> None:
     """Raise InputError unless ``state`` is the base that the adapter was trained on; with
     ``allow_other`` (``--allow-other-base``) only warn."""
+    if description["base"] is not None:
+        check_fingerprint(description, fingerprint(state), allow_other)
+
+
+def check_fingerprint(description: dict, found: str, allow_other: bool = False) -> None:
+    """As ``check_base``, for a base whose fingerprint is known."""
     expected = description["base"]
     if expected is None:
         return
-    found = fingerprint(state)
     if found == expected["sha256"]:
         return
     text = (

@@ -43,6 +43,12 @@ ROBERTA = {
     "attention_dropout": (float, 0.1, "dropout of the attention weights (0.1)"),
     "activation_dropout": (float, 0.0, "dropout behind the feed-forward activation (0)"),
     "pooler_dropout": (float, 0.0, "dropout in the classification head (0)"),
+    "classifier_head": (
+        str,
+        "roberta",
+        "classification head: roberta (dense C x C, tanh, then classes), or linear, one map: a "
+        "tenth of a LoRA of rank 8 on roberta_small, where roberta is four of them (roberta)",
+    ),
     "load_checkpoint_heads": (bool, False, "take classification heads from the checkpoint too"),
     "reset_head": (
         bool,

@@ -19,6 +19,7 @@ from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.keys import DUPLICATES, account
 from fairseq_peft.methods.base import Family
+from fairseq_peft.models import heads
 from fairseq_peft.models.encoder import PeftRobertaEncoder
 from fairseq_peft.models.options import METHOD_FIELDS, RobertaPeftConfig, architecture
 from fairseq_peft.seeds import stream_seed
@@ -160,8 +161,8 @@ class RobertaPeftModel(RobertaModel):
         """Names in the state of what a base checkpoint does not give: what the methods added, what
         trains, what the start of the run changed, and the heads."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        heads = {name for name in super().state_dict() if name.startswith(HEADS)}
-        return trained | self.added | heads | self.setting.rewrites(self, FAMILY)
+        head = {name for name in super().state_dict() if name.startswith(HEADS)}
+        return trained | self.added | head | self.setting.rewrites(self, FAMILY)
 
     def fold(self) -> None:
         """Replace what only training needs by what it computes; the logits stay.
@@ -186,7 +187,13 @@ class RobertaPeftModel(RobertaModel):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(stream_seed(seed, "head", name))
-            super().register_classification_head(name, num_classes, inner_dim, **kwargs)
+            if heads.kind_of(self.args) == "linear":
+                head = heads.LinearHead(
+                    self.args.encoder_embed_dim, num_classes, self.args.pooler_dropout
+                )
+                self.classification_heads[name] = head
+            else:
+                super().register_classification_head(name, num_classes, inner_dim, **kwargs)
         self.reads_lm_head = False
         self.freeze()
 
@@ -217,10 +224,14 @@ class RobertaPeftModel(RobertaModel):
                     "classify. Give a checkpoint that fairseq-train wrote with --task "
                     "sentence_classification."
                 )
+        # fairseq takes every head for one with a dense layer.
+        linear = {key: state_dict.pop(key) for key in heads.linear_keys(state_dict, prefix + HEADS)}
         super().upgrade_state_dict_named(state_dict, name)
+        state_dict.update({key: linear[key] for key in linear if key[len(prefix) :] in own})
 
     def _check_heads(self, state_dict, prefix):
         for head_name, head in self.classification_heads.items():
+            heads.check_kind(f"{prefix}{HEADS}{head_name}", head, state_dict)
             found = state_dict.get(f"{prefix}{HEADS}{head_name}.out_proj.weight")
             if found is None or found.shape[0] == head.out_proj.out_features:
                 continue

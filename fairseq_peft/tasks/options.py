@@ -34,6 +34,10 @@ class SentenceClassificationConfig(FairseqDataclass):
         default=False,
         metadata={"help": "compare all frozen tensors at each validation with the start (SHA-256)"},
     )
+    full_checkpoints: bool = field(
+        default=False,
+        metadata={"help": "checkpoints hold the whole model, not only what trains"},
+    )
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head"}
     )
@@ -46,6 +50,7 @@ class SentenceClassificationConfig(FairseqDataclass):
     fp16: bool = II("common.fp16")
     bf16: bool = II("common.bf16")
     save_dir: str = II("checkpoint.save_dir")
+    no_save: bool = II("checkpoint.no_save")
     restore_file: str = II("checkpoint.restore_file")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
     reset_optimizer: bool = II("checkpoint.reset_optimizer")

@@ -95,14 +95,18 @@ class EpochRecorder:
         self.subset_start = self.validation_start = time.perf_counter()
         self.results = {}
 
-    def end_subset(self, split: str, result: dict, num_updates) -> None:
-        """Take note of a subset's scores; after the last one, write the epoch's line."""
+    def end_subset(self, split: str, result: dict, num_updates) -> dict | None:
+        """Take note of a subset's scores; after the last one, write the epoch's line and return
+        it."""
         now = time.perf_counter()
         self.results[split] = {**result, "seconds": now - self.subset_start}
         self.subset_start = now
-        if list(self.results) == self.subsets:
-            self.validation_seconds += now - self.validation_start
-            self.log.epoch(self._line(now, int(num_updates)))
+        if list(self.results) != self.subsets:
+            return None
+        self.validation_seconds += now - self.validation_start
+        line = self._line(now, int(num_updates))
+        self.log.epoch(line)
+        return line
 
     def _line(self, now, num_updates) -> dict:
         train = metrics.get_meters("train")

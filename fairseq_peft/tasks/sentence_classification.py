@@ -13,15 +13,15 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 
-from fairseq_peft import frozen, run_log, scores, surgery
+from fairseq_peft import frozen, run_log, scores, slim, surgery
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
-from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
-from fairseq_peft.tasks import record
+from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text import raw_text
 
@@ -47,6 +47,8 @@ class SentenceClassificationTask(FairseqTask):
         self._run = None
         self._recorder = None
         self._guard = None
+        self._base = None
+        self._best = None
 
     # Set-up
 
@@ -80,7 +82,8 @@ class SentenceClassificationTask(FairseqTask):
             return model
         checks.flags(self.cfg)
         start = checks.start(self.cfg)
-        state = checks.read_checkpoint(start.path) if start.path else None
+        named = start.base if start.resumes else None
+        state = slim.read(start.path, named) if start.path else None
         if state:
             self._adopt_labels(state, start, cfg.reset_head)
         model = self._build_classifier(cfg)
@@ -96,7 +99,23 @@ class SentenceClassificationTask(FairseqTask):
         for line in surgery.describe(model, HEADS, f"--peft {model.setting.name}"):
             logger.info(line)
         self._run = record.describe_run(self.cfg, model, start, self.labels, self.datasets)
+        if not self.cfg.no_save:
+            self._best = self._best_adapter(model, start, state)
+        if state and not self.cfg.full_checkpoints:
+            self._base = slim.base_of_run(model, FAMILY, state, start, self.cfg.save_dir)
         return model
+
+    def _best_adapter(self, model, start, state):
+        described, copies = best_adapter.describe(self.cfg, model, self._run, self)
+        base = best_adapter.base_of_run(start, state, self.cfg.save_dir)
+        subsets = self.cfg.valid_subset.split(",")
+        return best_adapter.BestAdapter(
+            self.cfg.save_dir, described, copies, base, subsets, start.resumes
+        )
+
+    def leave_out(self, state):
+        """A checkpoint as it is written (``saving.py``): without what is the base's."""
+        return self._base.leave_out(state, self.cfg.save_dir) if self._base else state
 
     def _build_classifier(self, cfg):
         model = super().build_model(cfg)
@@ -334,7 +353,10 @@ class SentenceClassificationTask(FairseqTask):
             )
         if self._recorder:
             loss = float(agg["loss"].avg)
-            self._recorder.end_subset(self._split, {"loss": loss, **result}, stats["num_updates"])
+            result = {"loss": loss, **result}
+            line = self._recorder.end_subset(self._split, result, stats["num_updates"])
+            if line and self._best:
+                self._best.offer(surgery.unwrap(model), line)
 
 
 if "sentence_classification" not in TASK_REGISTRY:

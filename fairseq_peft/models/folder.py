@@ -1,0 +1,149 @@
+"""A fine-tuned model as the content of an adapter folder (``artifact.py``), and back."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from types import SimpleNamespace
+
+import torch
+from fairseq import models
+from omegaconf import OmegaConf
+
+from fairseq_peft import artifact, surgery
+from fairseq_peft.artifact import Artifact
+from fairseq_peft.data import checks
+from fairseq_peft.errors import InputError
+from fairseq_peft.methods.base import Method, flag_name
+from fairseq_peft.models import heads
+from fairseq_peft.models.options import RobertaPeftConfig
+from fairseq_peft.models.roberta import FAMILY, HEADS
+
+#: What is a matter of the machine or of the start of training, and no part of a finished model.
+FORGOTTEN = ("init_embeddings", "load_checkpoint_heads", "reset_head")
+
+
+def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
+    """What a folder holds of ``model``: its tensors, and the part of the description that follows
+    from the model.
+
+    An MLP that only training needs is folded into what it computes.
+
+    Args:
+        head: name of the classification head.
+        base: path and sha256 of what training started from; None if from scratch.
+    """
+    if any(type(method).fold is not Method.fold for method, _ in model.setting.parts):
+        model = copy.deepcopy(model)
+        model.fold()
+    state = model.state_dict()
+    own, seconds = model.own_names(), artifact.aliases(state)
+    complete = base is None or artifact.body(state).keys() <= own | seconds.keys()
+    if complete:
+        own = set(state) - seconds.keys()
+    counts = surgery.count(model, HEADS)
+    described = {
+        "method": {
+            "peft": model.setting.name,
+            "knobs": model.setting.knobs(),
+            "targets": targets(own),
+        },
+        "model": flags(model),
+        "head": {
+            "name": head,
+            "kind": heads.kind_of(model.args),
+            "num_classes": model.classification_heads[head].out_proj.out_features,
+        },
+        "complete": complete,
+        "base": base,
+        "parameters": {"method": counts.method, "head": counts.head, "total": counts.total},
+    }
+    return {name: state[name] for name in state if name in own}, described
+
+
+def flags(model) -> dict:
+    """The flags that build the model anew, defaults of its methods among them."""
+    names = ["_name", *(field.name for field in fields(RobertaPeftConfig))]
+    found = {name: getattr(model.args, name, None) for name in names if name not in FORGOTTEN}
+    knobs = {}
+    for method, config in model.setting.parts:
+        for field in fields(config):
+            knobs.setdefault(flag_name(method.name, field), []).append(getattr(config, field.name))
+    # Two methods that share a flag may have defaults of their own.
+    found.update({flag: values[0] for flag, values in knobs.items() if len(set(values)) == 1})
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def targets(names) -> list[str]:
+    """The modules of the body that tensors of these names belong to."""
+    root = FAMILY.root + "."
+    return sorted({n[len(root) :].rpartition(".")[0] for n in names if n.startswith(root)})
+
+
+def build(found: Artifact):
+    """The model that the folder describes, with its head and random weights.
+
+    Raises:
+        InputError: the description builds no model, or the dictionary is another.
+    """
+    description = found.description
+    dictionary = checks.load_dictionary(str(found.dictionary))
+    dictionary.add_symbol("<mask>")
+    expected = description["dictionary"]
+    if checks.fingerprint(dictionary) != expected["sha256"]:
+        raise InputError(
+            f"{found.dictionary} is not the dictionary that the adapter was trained with: its "
+            f"sha256 is {checks.fingerprint(dictionary)[:12]}, expected {expected['sha256'][:12]}."
+        )
+    given = OmegaConf.create({**description["model"], "precision": "fp32", "init_embeddings": ""})
+    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
+    model = models.build_model(given, task, from_checkpoint=True)
+    if model.setting.knobs() != description["method"]["knobs"]:
+        raise InputError(
+            f"{found.folder} has --peft {model.setting.name} with other knobs than this version of "
+            "fairseq_peft makes of it. Load it with the version that wrote it "
+            f"({description.get('versions', {}).get('fairseq_peft', 'unknown')})."
+        )
+    head = description["head"]
+    model.register_classification_head(head["name"], head["num_classes"], head.get("inner_dim"))
+    model.accepts_base = False
+    return model
+
+
+def load(found: Artifact, base: Mapping[str, torch.Tensor] | None, allow_other: bool = False):
+    """The fine-tuned model, in eval mode, with every key accounted for.
+
+    Args:
+        base: the base checkpoint's weights; None where the folder holds the whole model.
+        allow_other: whether another base than that of training will do (``--allow-other-base``).
+
+    Raises:
+        InputError: the base is missing or another, or keys are missing, left over or of another
+            shape.
+    """
+    weights = dict(found.tensors)
+    if not found.description["complete"]:
+        if base is None:
+            raise InputError(
+                f"{found.folder} holds what was trained beside a base, and the base is missing. "
+                f"Give it (--base); it was {found.description['base']['path']}."
+            )
+        artifact.check_base(found.description, base, allow_other)
+        rest = {name: tensor for name, tensor in base.items() if not name.startswith(HEADS)}
+        weights = {**artifact.renamed(rest), **weights}
+    model = build(found)
+    for second, first in artifact.aliases(model.state_dict()).items():
+        if first in weights:  # both names of a tied tensor would be written, the last one to stay
+            weights[second] = weights[first]
+    try:
+        model.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{found.folder}: {error}") from error
+    return model.eval()
+
+
+def reference(path: str, state: Mapping[str, torch.Tensor]) -> dict:
+    """What a description says of the base checkpoint that was read from ``path``."""
+    return {"path": os.path.abspath(path), "sha256": artifact.fingerprint(state)}

@@ -1,0 +1,146 @@
+"""The adapter folder of a run: written anew whenever validation finds a new best."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+
+from fairseq_peft import artifact, slim
+from fairseq_peft.data import checks
+from fairseq_peft.errors import InputError
+from fairseq_peft.models import folder
+
+logger = logging.getLogger(__name__)
+
+
+class BestAdapter:
+    """Keeps ``SAVE_DIR/adapter`` at the epoch that ``valid`` chooses: highest accuracy, the latest
+    on ties, as checkpoint_best.pt.
+
+    It is written before the checkpoints of an epoch: a run that is killed between the two repeats
+    the epoch, and writes the same again.
+
+    Args:
+        save_dir: of the run.
+        described: what the description says whatever the epoch.
+        copies: dict.txt and the sentencepiece model.
+        base: path and sha256 of the base; None from scratch.
+        subsets: names of the evaluated splits.
+        resumes: whether a folder that is there is this run's own.
+
+    Raises:
+        InputError: the folder holds what would be lost.
+    """
+
+    def __init__(self, save_dir: str, described: dict, copies: dict, base, subsets, resumes):
+        self.folder = Path(save_dir) / "adapter"
+        self.described = described
+        self.copies = copies
+        self.base = base
+        self.subset = "valid" if "valid" in subsets else subsets[0]
+        self.best = -math.inf
+        self.told = False
+        artifact.check_place(self.folder)
+        if resumes and (self.folder / artifact.DESCRIPTION).exists():
+            try:
+                self.best = artifact.read(self.folder).description["metrics"]["accuracy"]
+            except InputError as error:
+                logger.warning(f"{error} The next validation writes it anew, whatever it finds.")
+
+    def offer(self, model, line: dict) -> None:
+        """Write the folder if an epoch, told by its line of metrics.jsonl, is a new best.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        accuracy = line["subsets"][self.subset]["accuracy"]
+        if accuracy < self.best:
+            return
+        head = self.described["head_name"]
+        tensors, described = folder.content(model, head, self.base)
+        rest = {key: value for key, value in self.described.items() if key != "head_name"}
+        metrics = {
+            "subset": self.subset,
+            "accuracy": accuracy,
+            "epoch": line["epoch"],
+            "num_updates": line["num_updates"],
+            "subsets": finite(line["subsets"]),
+        }
+        artifact.write(self.folder, tensors, {**described, **rest, "metrics": metrics}, self.copies)
+        self.best = accuracy
+        logger.info(f"{self.folder}: {self._sizes(tensors, described)}, new best of {self.subset}")
+
+    def _sizes(self, tensors, described):
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if described["complete"] and not self.told:
+            self.told = True
+            why = "there is no base" if self.base is None else "all of its body trains"
+            logger.info(f"{self.folder} holds the whole model, because {why}")
+        return f"{len(tensors)} tensors, {total:,} bytes"
+
+
+def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
+    """What a folder says and copies whatever the epoch: the description's part, and the files.
+
+    Args:
+        cfg: the task's config.
+        run: the content of run.json.
+        task: has ``dictionary``, ``labels``, ``max_tokens`` and the data sets.
+    """
+    dictionary = task.dictionary
+    described = {
+        "head_name": cfg.classification_head_name,
+        "labels": list(task.labels),
+        "input": {
+            "max_tokens": task.max_tokens,
+            "begin": not cfg.no_init_token,
+            "num_texts": len(task.datasets[cfg.train_subset].texts),
+            "num_reserved": model.num_reserved,
+            "max_positions": model.max_positions(),
+        },
+        "dictionary": {"sha256": checks.fingerprint(dictionary), "num_rows": len(dictionary)},
+        **{key: run[key] for key in ("data", "seed", "arch", "hyperparameters", "versions")},
+        "command": run["command"],
+    }
+    data = Path(cfg.data)
+    copies = {artifact.DICTIONARY: data / "input0" / "dict.txt"}
+    if (data / artifact.TOKENIZER).is_file():
+        copies[artifact.TOKENIZER] = data / artifact.TOKENIZER
+    else:
+        logger.warning(
+            f"{data / artifact.TOKENIZER} does not exist, so the adapter folder will read no raw "
+            "text: copy the sentencepiece model there (scripts/prepare_data.sh does)"
+        )
+    return described, copies
+
+
+def base_of_run(start, state: dict | None, save_dir: str) -> dict | None:
+    """Path and sha256 of the base of a run, None for one from scratch.
+
+    A run that goes on from its own checkpoint has it from there, or, where that is a whole model,
+    from the base that is named or from the folder that it wrote before.
+
+    Args:
+        start: where training starts (``data.checks.Start``); ``state`` is that checkpoint.
+    """
+    if state is None:
+        return None
+    if not start.resumes:
+        return folder.reference(start.base, state["model"])
+    if "base" in state:
+        return {key: state["base"][key] for key in ("path", "sha256")}
+    try:
+        return artifact.read(Path(save_dir) / "adapter").description["base"]
+    except InputError:
+        if start.base is None or not os.path.isfile(start.base):
+            return None
+        return folder.reference(start.base, slim.read(start.base)["model"])
+
+
+def finite(value):
+    """``value`` with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
