@@ -46,6 +46,13 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
         return spec
 
 
+def __getattr__(name):
+    """``Classifier`` is there when it is asked for, and torch is imported only then."""
+    if name == "Classifier":
+        return importlib.import_module(f"{__name__}.predict").Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if "fairseq" in sys.modules:
     importlib.import_module(f"{__name__}.plugin")
 else:

@@ -1,0 +1,98 @@
+"""Raw text as token ids: what data preparation and ``SentenceDataset`` make of it, without files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq.data import Dictionary
+
+from fairseq_peft.data.sentence_dataset import truncate
+from fairseq_peft.errors import InputError
+from fairseq_peft.text import raw_text
+from fairseq_peft.text.corpus import LINE_BREAKS
+
+#: In ``TextEncoder.table``: how fairseq reads this piece takes the whole text to say.
+LOOK = -1
+
+
+class TextEncoder:
+    """Texts -> token ids, as ``scripts/prepare_data.sh`` and ``SentenceDataset`` make them.
+
+    Attributes:
+        table: sentencepiece id -> fairseq id, or ``LOOK``.
+    """
+
+    def __init__(self, model: Path, dictionary: Dictionary, begin: bool = True):
+        self.tokenizer = raw_text.load_tokenizer(model)
+        self.dictionary = dictionary
+        self.begin = [dictionary.bos()] if begin else []
+        pieces = [self.tokenizer.id_to_piece(i) for i in range(len(self.tokenizer))]
+        unknown = self.tokenizer.unk_id()
+        self.table = [
+            LOOK if i == unknown or piece.split() != [piece] else self._index(piece)
+            for i, piece in enumerate(pieces)
+        ]
+        if not any(i != LOOK and i >= dictionary.nspecial for i in self.table):
+            raise InputError(
+                f"No piece of {model} is in the dictionary. Give the sentencepiece model that "
+                "belongs to it."
+            )
+
+    def _index(self, piece: str) -> int:
+        # <mask> joins the dictionary after the data were made: there, the word was unknown.
+        return self.dictionary.unk() if piece == "<mask>" else self.dictionary.index(piece)
+
+    def __call__(
+        self, texts: Sequence[str], limits: Sequence[int], num_threads: int = 1
+    ) -> list[list[int]]:
+        """Tokens of each text, without ``<s>`` and ``</s>``, of long ones no more than the limit.
+
+        Args:
+            texts: each a line of a file: what would break a line there becomes a space.
+            limits: of each text, how many tokens are of use.
+            num_threads: threads that cut texts into pieces.
+        """
+        texts = [LINE_BREAKS.sub(" ", text) for text in texts]
+        try:
+            found = self.tokenizer.encode(texts, out_type=int, num_threads=num_threads)
+        except UnicodeEncodeError:  # half a surrogate pair, which no file of UTF-8 can hold
+            texts = [
+                text.encode("utf-8", "surrogatepass").decode(errors="replace") for text in texts
+            ]
+            found = self.tokenizer.encode(texts, out_type=int, num_threads=num_threads)
+        table = self.table
+        rows = [[table[i] for i in ids[:limit]] for ids, limit in zip(found, limits)]
+        looked = [number for number, row in enumerate(rows) if LOOK in row]
+        if looked:
+            # Unknown characters: their piece is the text itself, and fairseq cuts at any Unicode
+            # space in it.
+            again = self.tokenizer.encode(
+                [texts[number] for number in looked], out_type=str, num_threads=num_threads
+            )
+            for number, pieces in zip(looked, again):
+                words = " ".join(pieces).split()[: limits[number]]
+                rows[number] = [self._index(word) for word in words]
+        return rows
+
+    def items(
+        self, rows: Sequence[tuple[str, ...]], max_tokens: Sequence[int], num_threads: int = 1
+    ) -> list[list[int]]:
+        """Rows of one or two texts as the model reads them: ``<s> text </s>``, or
+        ``<s> text </s> </s> text2 </s>``, cut to ``max_tokens`` (one for each row) as
+        ``SentenceDataset`` cuts."""
+        texts = [text for row in rows for text in row]
+        # What is beyond the limit is cut anyway, whatever the other text of a pair is like.
+        limits = [limit for row, limit in zip(rows, max_tokens) for _ in row]
+        tokens = iter(self(texts, limits, num_threads))
+        eos = [self.dictionary.eos()]
+        found = []
+        for row, limit in zip(rows, max_tokens):
+            own = [next(tokens) for _ in row]
+            num_special = len(self.begin) + (1 if len(own) == 1 else 3)
+            first, *second = truncate(own, limit - num_special)
+            item = self.begin + first + eos
+            for text in second:
+                item += eos + text + eos
+            found.append(item)
+        return found

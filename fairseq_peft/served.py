@@ -1,0 +1,271 @@
+"""From files to what classifies: the model of a checkpoint or of an adapter folder, and the reader
+that turns texts into its tokens."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Optional, Union
+
+import torch
+from fairseq import models
+from omegaconf import OmegaConf
+from torch import nn
+
+import fairseq_peft.plugin  # noqa: F401
+from fairseq_peft import artifact, checkpoints
+from fairseq_peft.artifact import Artifact
+from fairseq_peft.artifact_base import check_fingerprint, fingerprint
+from fairseq_peft.data import checks
+from fairseq_peft.data.text_encoder import TextEncoder
+from fairseq_peft.errors import InputError
+from fairseq_peft.models.options import METHOD_FIELDS
+from fairseq_peft.models.roberta import FAMILY
+from fairseq_peft.slim import read as read_checkpoint
+from fairseq_peft.text.raw_text import DICT_NAME, MODEL_NAME
+
+ROOT = FAMILY.root
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the rows of one adapter are read, and what its outputs are called.
+
+    Attributes:
+        labels: class names, in the order of the model's outputs.
+        encoder: text -> tokens.
+        max_tokens: longest row, with the special tokens.
+        num_texts: texts of a row, 1 or 2.
+    """
+
+    labels: tuple[str, ...]
+    encoder: TextEncoder
+    max_tokens: int
+    num_texts: int
+
+    def check(self, row: Union[str, Sequence[str]], number: int) -> tuple[str, ...]:
+        """The texts of a row.
+
+        Raises:
+            InputError: they are not as many as the model was trained on, or no strings.
+        """
+        texts = (row,) if isinstance(row, str) else tuple(row) if _is_sequence(row) else ()
+        if len(texts) != self.num_texts or not all(isinstance(text, str) for text in texts):
+            expected = "one text" if self.num_texts == 1 else "a pair of texts"
+            raise InputError(
+                f"Row {number} is {str(row)[:40]!r} ({type(row).__name__}). Expected {expected}, "
+                "as in training."
+            )
+        return texts
+
+
+def _is_sequence(row) -> bool:
+    return isinstance(row, Sequence) and not isinstance(row, (bytes, bytearray))
+
+
+def dictionary_of(path: Path, sha256: Optional[str], owner) -> checks.Dictionary:
+    """The dictionary in ``path``, with ``<mask>``.
+
+    Raises:
+        InputError: it is not the one that ``owner`` was trained with.
+    """
+    dictionary = checks.load_dictionary(str(path))
+    dictionary.add_symbol("<mask>")
+    found = checks.fingerprint(dictionary)
+    if sha256 not in (None, found):
+        raise InputError(
+            f"{path} is not the dictionary that {owner} was trained with: its sha256 is "
+            f"{found[:12]}, expected {sha256[:12]}. Give that one."
+        )
+    return dictionary
+
+
+# A checkpoint that is fine-tuned as a whole
+
+
+def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
+    """A fine-tuned checkpoint: its model, the name of its head, its reader, its precision.
+
+    Args:
+        path: the checkpoint's file.
+        data: folder with its dict.txt and sentencepiece model; None for the one that it was trained
+            on.
+
+    Raises:
+        InputError: it cannot classify, or the folder lacks what turns text into tokens.
+    """
+    path = Path(path)
+    state = read_checkpoint(str(path))
+    cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
+    task, saved = cfg.get("task") or {}, state.get("task_state") or {}
+    labels = saved.get("labels") if isinstance(saved, dict) else None
+    if not labels or not isinstance(task, dict) or task.get("_name") != "sentence_classification":
+        raise InputError(
+            f"{path} has no classifier of this plugin. Give an adapter folder beside it "
+            "(--adapter), or a checkpoint of fairseq-train --task sentence_classification."
+        )
+    model = checkpoints.rebuild(path, state)
+    head = checkpoints.choose_head(path, task, model)
+    folder = Path(data or task.get("data") or "")
+    if not (folder / MODEL_NAME).is_file():
+        raise InputError(
+            f"{folder / MODEL_NAME} does not exist: {path} has no sentencepiece model to read text "
+            "with. Give its data folder (--data), or an adapter folder (--adapter), which has one."
+        )
+    words = folder / "input0" / DICT_NAME
+    words = words if words.is_file() else folder / DICT_NAME
+    dictionary = dictionary_of(words, saved.get("dictionary"), path)
+    _check_rows(words, dictionary, len(model.encoder.dictionary))
+    reader = Reader(
+        tuple(labels),
+        TextEncoder(folder / MODEL_NAME, dictionary, not task.get("no_init_token", False)),
+        model.max_positions() - model.num_reserved,
+        2 if (folder / "input1").is_dir() else 1,
+    )
+    return model, head, reader, (cfg.get("model") or {}).get("precision") or "fp32"
+
+
+def _check_rows(path, dictionary, num_rows):
+    if len(dictionary) != num_rows:
+        raise InputError(
+            f"{path} has {len(dictionary)} rows with the special ones, the model {num_rows}. Give "
+            "the dictionary that it was trained with."
+        )
+
+
+# Adapter folders
+
+
+def open_folder(folder: Union[str, Path, Artifact]) -> Artifact:
+    """An adapter folder, with what prediction needs.
+
+    Raises:
+        InputError: it is damaged, or has no sentencepiece model.
+    """
+    found = folder if isinstance(folder, Artifact) else artifact.read(folder)
+    if found.tokenizer is None:
+        raise InputError(
+            f"{found.folder} has no {MODEL_NAME}: the data that it was trained on had none, so no "
+            "text can be read. Prepare data with scripts/prepare_data.sh, and train on them."
+        )
+    return found
+
+
+def precision_of(folder: Artifact) -> str:
+    """That of the training run."""
+    return folder.description["model"].get("precision") or "fp32"
+
+
+def read_folder(folder: Artifact, encoder: Optional[TextEncoder] = None) -> Reader:
+    """The reader of an adapter folder; it shares ``encoder``, if it has the same."""
+    description = folder.description
+    given = description["input"]
+    if encoder is None:
+        words = folder.folder / artifact.DICTIONARY
+        sha256 = description["dictionary"]["sha256"]
+        dictionary = dictionary_of(words, sha256, folder.folder)
+        encoder = TextEncoder(folder.tokenizer, dictionary, given["begin"])
+    return Reader(tuple(description["labels"]), encoder, given["max_tokens"], given["num_texts"])
+
+
+def from_complete(folder: Artifact) -> tuple[nn.Module, str, Reader]:
+    """The model of a folder that needs no base, the name of its head, its reader."""
+    reader = read_folder(folder)
+    model = plain_model(folder.description["model"], reader.encoder.dictionary)
+    inject(model, folder)
+    artifact.apply(model, folder)
+    return model, folder.description["head"]["name"], reader
+
+
+class Base:
+    """The base of adapters.
+
+    Attributes:
+        model: the plain model with the base's weights.
+        sha256: fingerprint of the base.
+    """
+
+    def __init__(self, path: Union[str, Path, None], folder: Artifact):
+        """Load the base of ``path`` for the adapter of ``folder``, and others like it.
+
+        Raises:
+            InputError: it cannot be read, or has another shape than the adapter's base.
+        """
+        if path is None:
+            base = folder.description["base"] or {}
+            raise InputError(
+                f"{folder.folder} holds what was trained on a base, not the base. Give it "
+                f"(--base); it was {base.get('path')}."
+            )
+        state = read_checkpoint(str(path))
+        self.path = path
+        self.sha256 = fingerprint(state["model"])
+        self._encoders = {}
+        reader = self._reader(folder)
+        self.model = plain_model(folder.description["model"], reader.encoder.dictionary)
+        try:
+            self.model.load_state_dict(state["model"])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def reader(self, folder: Artifact, allow_other: bool = False) -> Reader:
+        """The reader of an adapter that belongs to this base.
+
+        Raises:
+            InputError: it belongs to another base, or was trained with another dictionary.
+        """
+        check_fingerprint(folder.description, self.sha256, allow_other)
+        reader = self._reader(folder)
+        if reader.encoder.dictionary.symbols != self.model.encoder.dictionary.symbols:
+            raise InputError(
+                f"{folder.folder} has another dictionary than the adapters before. Load it with a "
+                "base of its own."
+            )
+        return reader
+
+    def _reader(self, folder):
+        """Folders with the same files share an encoder, so that their rows are read together."""
+        files, given = folder.description["files"], folder.description["input"]
+        names = (artifact.DICTIONARY, artifact.TOKENIZER)
+        key = (*(files[name]["sha256"] for name in names), given["begin"])
+        reader = read_folder(folder, self._encoders.get(key))
+        self._encoders[key] = reader.encoder
+        return reader
+
+
+def plain_model(flags: dict, dictionary):
+    """The model that ``flags`` build, without any method."""
+    plain = {"peft": "full", "precision": "fp32", "init_embeddings": ""}
+    given = OmegaConf.create({**flags, **dict.fromkeys(METHOD_FIELDS), **plain})
+    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
+    return models.build_model(given, task)
+
+
+def inject(model, folder: Artifact) -> nn.Module:
+    """Put the methods and the head of ``folder`` into ``model``; returns the head."""
+    flags, head = folder.description["model"], folder.description["head"]
+    model.args = argparse.Namespace(**{**vars(model.args), **flags})
+    given = {flag: flags.get(flag) for flag in METHOD_FIELDS}
+    model.inject(folder.description["method"]["peft"], given, seed=1)
+    model.register_classification_head(head["name"], num_classes=head["num_classes"], seed=1)
+    return model.classification_heads[head["name"]]
+
+
+def build(model, folder: Artifact) -> nn.Module:
+    """Make ``model``, which shares the base's tensors, the one of ``folder``; returns its head.
+
+    The folder's versions of base tensors (biases that trained, corrected weights) go into tensors
+    of their own.
+    """
+    base = dict(model.named_parameters())
+    head = inject(model, folder)
+    for name in folder.tensors.keys() & base.keys():
+        owner, _, kind = name.rpartition(".")
+        value = nn.Parameter(torch.empty_like(base[name]), requires_grad=base[name].requires_grad)
+        setattr(model.get_submodule(owner), kind, value)
+    model.freeze()
+    artifact.apply(model, folder)
+    return head

@@ -1,0 +1,299 @@
+"""One frozen model, many adapters: each row of a batch goes through the modules of its adapter.
+
+An adapter is injected as for training, into a copy of the model's modules that shares the base's
+tensors; the modules in which copy and base differ are kept. Where one belongs, a ``Switch`` stands
+in the base: it cuts a batch, whose rows are sorted by adapter, and hands each piece to the module
+of its adapter, or to the base's own. So it works for any method, those to come among them, and each
+row meets the modules that it would meet if its adapter were alone.
+
+Shape letters: B batch, T tokens, C model dim, H heads, P prompt or prefix tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairseq_peft.errors import InputError
+
+#: What the encoder reads without calling the module that holds it.
+UNSHARED = "embed_positions"
+
+
+@dataclass
+class Piece:
+    """Consecutive rows of a batch with one adapter."""
+
+    name: str
+    rows: slice
+
+
+class Switch(nn.Module):
+    """A place where adapters differ.
+
+    Attributes:
+        base: the module of the base; None for an empty slot, which hands its input on.
+        parts: adapter -> its module. A plain dict: they are no part of the base.
+    """
+
+    def __init__(self, base: nn.Module | None, batch: list[Piece]):
+        super().__init__()
+        self.base = base
+        self.parts = {}
+        self.batch = batch
+
+    def part(self, name: str) -> nn.Module | None:
+        return self.parts.get(name, self.base)
+
+    def forward(self, *inputs):
+        """Each input is cut along its rows; a module among them is that of the same adapter."""
+        found = []
+        for piece in self.batch:
+            part = self.part(piece.name)
+            own = [_own(value, piece) for value in inputs]
+            found.append(own[0] if part is None else part(*own))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _own(value, piece):
+    if isinstance(value, torch.Tensor):
+        return value[piece.rows]
+    return value.part(piece.name) if isinstance(value, Switch) else value
+
+
+class PromptSwitch(Switch):
+    """The slot ``soft_prompt``: prompts of several lengths, padded at the right of the text.
+
+    What each prompt takes from its text is taken when the text is cut, so none counts here.
+    """
+
+    num_tokens = 0
+
+    def insert(self, x, padding):
+        """x (B, T, C) and padding (B, T) -> (B, P + T, C) and (B, P + T), P the longest."""
+        found = []
+        for piece in self.batch:
+            part, own = self.part(piece.name), (x[piece.rows], padding[piece.rows])
+            found.append(own if part is None else part.insert(*own))
+        longest = max(x.shape[1] for x, _ in found)
+        return (
+            torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x, _ in found]),
+            torch.cat([F.pad(p, (0, longest - p.shape[1]), value=True) for _, p in found]),
+        )
+
+    def remove(self, x):
+        """Of the features (B, 1, C) of the first position: themselves."""
+        return x[:, :1]
+
+
+class PrefixSwitch(Switch):
+    """The slot ``prefix``: keys and values of several lengths, masked where a row has none.
+
+    Attributes:
+        num_reserved: positions before the text; the same for all rows of a batch.
+    """
+
+    def __init__(self, base, batch, layers):
+        super().__init__(base, batch)
+        self.num_reserved = 0
+        self.seen = None
+        # The encoder's own mask lets every row see the whole prefix.
+        self.hooks = [layer.self_attn.register_forward_pre_hook(self._mask) for layer in layers]
+
+    @property
+    def num_tokens(self) -> int:
+        parts = [self.part(piece.name) for piece in self.batch]
+        return max((part.num_tokens for part in parts if part is not None), default=0)
+
+    def forward(self, num_heads: int) -> list:
+        """For each layer keys and values (B, H, P, C / H), P the longest; None without any."""
+        longest = self.num_tokens
+        self.seen = None
+        if longest == 0:
+            return [None] * len(self.hooks)
+        parts = [self.part(piece.name) for piece in self.batch]
+        own = [None if part is None else part(num_heads) for part in parts]
+        like = next(pairs for pairs in own if pairs is not None)[0][0]
+        sizes = [piece.rows.stop - piece.rows.start for piece in self.batch]
+
+        def rows(pairs, size, layer, which):
+            value = like[:, :0] if pairs is None else pairs[layer][which]
+            value = F.pad(value, (0, 0, 0, longest - value.shape[1]))
+            return value.expand(size, -1, -1, -1)
+
+        lengths = [0 if part is None else part.num_tokens for part in parts]
+        if min(lengths) < longest:
+            counts = torch.tensor(lengths).repeat_interleave(torch.tensor(sizes))
+            self.seen = (torch.arange(longest) < counts[:, None])[:, None, None].to(like.device)
+        return [
+            tuple(
+                torch.cat([rows(pairs, size, layer, which) for pairs, size in zip(own, sizes)])
+                for which in (0, 1)
+            )
+            for layer in range(len(self.hooks))
+        ]
+
+    def _mask(self, attention, inputs):
+        if self.seen is None:
+            return None
+        x, keep, *rest = inputs
+        if keep is None:
+            text = self.seen.new_ones(*self.seen.shape[:3], x.shape[1])
+        else:
+            text = keep[..., self.seen.shape[-1] :]
+        return (x, torch.cat([self.seen, text], -1), *rest)
+
+
+@dataclass
+class Adapter:
+    """What one adapter brings.
+
+    Attributes:
+        parts: path in the model -> module.
+        head: features (B, 1, C) -> logits (B, classes).
+    """
+
+    parts: dict[str, nn.Module]
+    head: nn.Module
+
+    @property
+    def num_reserved(self) -> int:
+        """Positions before the text, without those of a prompt."""
+        prefix = next((p for path, p in self.parts.items() if path.endswith(".prefix")), None)
+        return 0 if prefix is None else prefix.num_reserved
+
+
+class SharedBase:
+    """A model in eval mode and its adapters.
+
+    Args:
+        model: a model of this plugin.
+        root: path of its encoder (``Family.root``).
+    """
+
+    def __init__(self, model: nn.Module, root: str):
+        self.model = model.eval().requires_grad_(False)
+        self.root = root
+        self.adapters = {}
+        self._batch = []
+        self._shared = [model.encoder.dictionary, *model.parameters(), *model.buffers()]
+        self._plain = self._copy(model)  # never gets a switch, and so no other adapter's tensors
+
+    def add(self, name: str, build: Callable) -> None:
+        """Add an adapter.
+
+        Args:
+            name: what rows call it.
+            build: is given a copy of the model whose tensors are the base's, changes it as its
+                method does, and returns its head. Of what it changes in place it makes copies.
+
+        Raises:
+            InputError: the adapter changes what cannot differ within a batch.
+        """
+        own = self._copy(self._plain)
+        head = build(own).eval().requires_grad_(False)
+        own.eval().requires_grad_(False)
+        parts = changed(self._plain, own)
+        for path in parts:
+            if path.endswith(UNSHARED):
+                raise InputError(
+                    f"The adapter {name!r} trains {path}, which rows of a batch cannot have of "
+                    "their own. Load it alone: Classifier.load(base, folder)."
+                )
+        self.adapters[name] = Adapter(parts, head)
+        for path, part in parts.items():
+            self._switch(path).parts[name] = part
+
+    def _copy(self, model):
+        """The modules once more, around the same tensors."""
+        return copy.deepcopy(model, {id(value): value for value in self._shared})
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter; a place that no adapter needs is the base's own again."""
+        for path in self.adapters.pop(name).parts:
+            switch = self.model.get_submodule(path)
+            del switch.parts[name]
+            if not switch.parts:
+                for hook in getattr(switch, "hooks", ()):
+                    hook.remove()
+                _put(self.model, path, switch.base)
+
+    def logits(self, tokens: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
+        """tokens (B, T), names of B adapters -> for each row its logits (classes,)."""
+        found = [None] * len(names)
+        reserved = [self.adapters[name].num_reserved for name in names]
+        for number in sorted(set(reserved)):
+            order = sorted(
+                (i for i, r in enumerate(reserved) if r == number), key=names.__getitem__
+            )
+            rows = tokens if order == list(range(len(names))) else tokens[order]
+            for i, logits in zip(order, self._forward(rows, [names[i] for i in order], number)):
+                found[i] = logits
+        return found
+
+    def _forward(self, tokens, names, num_reserved):
+        self._batch[:] = pieces(names)
+        prefix = self.model.get_submodule(self.root).prefix
+        if isinstance(prefix, PrefixSwitch):
+            prefix.num_reserved = num_reserved
+        x, _ = self.model.encoder(tokens, features_only=True, first_only=True)
+        return [
+            row
+            for piece in self._batch
+            for row in self.adapters[piece.name].head(x[piece.rows]).float().unbind()
+        ]
+
+    def _switch(self, path):
+        """The switch at a path, put there if it is the first adapter's."""
+        parent, _, child = path.rpartition(".")
+        base = getattr(self.model.get_submodule(parent), child)
+        if isinstance(base, Switch):
+            return base
+        if path == f"{self.root}.soft_prompt":
+            switch = PromptSwitch(base, self._batch)
+        elif path == f"{self.root}.prefix":
+            layers = self.model.get_submodule(self.root).layers
+            switch = PrefixSwitch(base, self._batch, layers)
+        else:
+            switch = Switch(base, self._batch)
+        _put(self.model, path, switch)
+        return switch
+
+
+def pieces(names: Sequence[str]) -> list[Piece]:
+    """Runs of equal names."""
+    starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
+    ends = [*starts[1:], len(names)]
+    return [Piece(names[start], slice(start, end)) for start, end in zip(starts, ends)]
+
+
+def changed(base: nn.Module, own: nn.Module, path: str = "") -> dict[str, nn.Module]:
+    """Path -> module of ``own``, for the outermost modules that differ from those of ``base`` in
+    more than what is inside of them: of another class, with hooks, or with other tensors.
+    """
+    if own is None or base is None:
+        return {} if own is base else {path: own}
+    mine = own._parameters.items() | own._buffers.items()
+    if (
+        type(own) is not type(base)
+        or own._forward_hooks.keys() != base._forward_hooks.keys()
+        or any(getattr(base, name, None) is not tensor for name, tensor in mine)
+    ):
+        return {path: own}
+    found = {}
+    for name, child in own._modules.items():
+        if name == "classification_heads":
+            continue
+        inner = f"{path}.{name}" if path else name
+        found.update(changed(getattr(base, name, None), child, inner))
+    return found
+
+
+def _put(model, path, module):
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
