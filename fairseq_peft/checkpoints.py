@@ -46,10 +46,10 @@ def load(path: Path, out: Path, force: bool) -> Loaded:
     Raises:
         InputError: it cannot be read or rebuilt, or ``out`` is not to be written.
     """
-    from fairseq_peft.data.checks import read_checkpoint
+    from fairseq_peft import slim
 
     check_paths(path, out, force)
-    state = read_checkpoint(str(path))
+    state = slim.read(str(path))
     model = rebuild(path, state)
     longest = model.max_positions() - model.num_reserved
     batches = list(random_batches(model.encoder.dictionary, longest))
