@@ -100,16 +100,21 @@ def build(found: Artifact):
     given = OmegaConf.create({**description["model"], "precision": "fp32", "init_embeddings": ""})
     task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
     model = models.build_model(given, task, from_checkpoint=True)
-    if model.setting.knobs() != description["method"]["knobs"]:
-        raise InputError(
-            f"{found.folder} has --peft {model.setting.name} with other knobs than this version of "
-            "fairseq_peft makes of it. Load it with the version that wrote it "
-            f"({description.get('versions', {}).get('fairseq_peft', 'unknown')})."
-        )
+    check_knobs(model, found)
     head = description["head"]
     model.register_classification_head(head["name"], head["num_classes"], head.get("inner_dim"))
     model.accepts_base = False
     return model
+
+
+def check_knobs(model, found: Artifact) -> None:
+    """Raise InputError where this version makes other knobs of the folder's flags."""
+    if model.setting.knobs() != found.description["method"]["knobs"]:
+        raise InputError(
+            f"{found.folder} has --peft {model.setting.name} with other knobs than this version of "
+            "fairseq_peft makes of it. Load it with the version that wrote it "
+            f"({found.description.get('versions', {}).get('fairseq_peft', 'unknown')})."
+        )
 
 
 def load(found: Artifact, base: Mapping[str, torch.Tensor] | None, allow_other: bool = False):
