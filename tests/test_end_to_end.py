@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, train_flags, write_data
 
+from fairseq_peft import slim
 from fairseq_peft.methods.lora import LoRAConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
+LAST = "checkpoint_last.pt"
 EPOCHS = 2
 LR = 5e-2  # at lower ones two epochs of the tiny model may end in one class
 #: Fields of metrics.jsonl that differ between two equal runs.
@@ -40,11 +42,15 @@ def load(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def same(a, b):
-    """Whether two checkpoints' weights and optimizer states are equal, bit for bit."""
+def same(a, b, whole=False):
+    """Whether two checkpoints' weights and optimizer states are equal, bit for bit; ``whole``: with
+    what they leave to their base."""
+    states = [slim.read(path) if whole else load(path) for path in (a, b)]
     flat_a, flat_b = (
-        torch.utils._pytree.tree_flatten([load(p)["model"], load(p)["last_optimizer_state"]])
-        for p in (a, b)
+        torch.utils._pytree.tree_flatten(
+            [dict(sorted(state["model"].items())), state["last_optimizer_state"]]
+        )
+        for state in states
     )
     equal = [
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
@@ -179,24 +185,28 @@ def test_checkpoints_need_no_code_to_open(run):
 
 
 def test_frozen_tensors_are_the_base_bit_for_bit(run, base_checkpoint):
-    base, trained = load(base_checkpoint)["model"], load(run / "checkpoint_last.pt")["model"]
+    base, trained = (slim.read(path)["model"] for path in (base_checkpoint, run / LAST))
     assert all(torch.equal(trained[key], value) for key, value in base.items())
     moved = [key for key in trained if key.endswith("lora_B")]
     assert len(moved) == 4 and all(trained[key].abs().max() > 0 for key in moved)
 
 
-def test_interrupted_run_goes_on_to_the_same_bits_without_its_base(
-    run, flags, fairseq, base_checkpoint, tmp_path
+@pytest.mark.parametrize("whole", [False, True], ids=["slim", "full-checkpoints"])
+def test_interrupted_run_goes_on_to_the_same_bits(
+    run, flags, fairseq, base_checkpoint, tmp_path, whole
 ):
-    """1 + 1 epochs equal 2; the base is read by the first launch alone."""
+    """1 + 1 epochs equal 2. Whole checkpoints need the base at the first launch alone."""
     base = shutil.copy(base_checkpoint, tmp_path / "base.pt")
     parts = tmp_path / "parts"
-    done = fairseq("train", *flags(parts, max_epoch=1, finetune_from_model=base))
+    more = {"finetune_from_model": base, "full_checkpoints": whole}
+    done = fairseq("train", *flags(parts, max_epoch=1, **more))
     assert done.returncode == 0, done.stderr
-    os.remove(base)
-    done = fairseq("train", *flags(parts, finetune_from_model=base))
+    if whole:
+        os.remove(base)
+    done = fairseq("train", *flags(parts, **more))
     assert done.returncode == 0, done.stderr
-    assert same(run / "checkpoint_last.pt", parts / "checkpoint_last.pt")
+    assert same(run / LAST, parts / LAST, whole=True)
+    assert same(run / LAST, parts / LAST) != whole
     assert without_clocks(metrics(parts)) == without_clocks(metrics(run))
     again = json.loads((parts / "run.json").read_text())
     assert (again["init"], again["base"]) == ("pretrained", str(base))

@@ -11,7 +11,7 @@ import sys
 import pytest
 from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
 
-from fairseq_peft import cli, methods
+from fairseq_peft import cli, methods, slim
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -146,7 +146,7 @@ def test_stock_fairseq_computes_the_same(
 
 def test_the_file_holds_plain_values_and_fairseqs_own_names(trained, tmp_path, capsys):
     merge(capsys, trained("lora"), tmp_path / "new/folder/merged.pt")
-    state, source = load(tmp_path / "new/folder/merged.pt"), load(trained("lora"))
+    state, source = load(tmp_path / "new/folder/merged.pt"), slim.read(trained("lora"))
     assert set(state["model"]) == {key for key in source["model"] if "lora_" not in key}
     changed = [
         key for key, value in state["model"].items() if not torch.equal(value, source["model"][key])
@@ -192,7 +192,7 @@ def test_a_merged_file_is_a_base_for_the_next_run(trained, fairseq, data_folder,
     more = {"finetune_from_model": tmp_path / "merged.pt", "from_scratch": None}
     done = fairseq("train", *train_flags(data_folder, tmp_path / "run", **more))
     assert done.returncode == 0, done.stderr
-    base, run = load(tmp_path / "merged.pt"), load(tmp_path / "run/checkpoint_last.pt")
+    base, run = (slim.read(tmp_path / name) for name in ("merged.pt", "run/checkpoint_last.pt"))
     key = "encoder.sentence_encoder.layers.0.self_attn.q_proj.weight"
     assert torch.equal(base["model"][key], run["model"][key])
 
@@ -236,7 +236,7 @@ def test_half_precision_is_the_fp32_merge_rounded_once(trained, tmp_path, capsys
 
 
 def test_values_beyond_fp16_are_refused(trained, tmp_path, capsys):
-    state = load(trained("lora"))
+    state = slim.read(trained("lora"))
     state["model"]["encoder.lm_head.bias"][3] = 1e6
     torch.save(state, tmp_path / "large.pt")
     line = refused(capsys, tmp_path / "large.pt", tmp_path / "out.pt", "--dtype", "fp16")

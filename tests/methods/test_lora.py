@@ -9,7 +9,7 @@ import torch
 from helpers import TOLERANCE, train_flags
 from torch import nn
 
-from fairseq_peft import low_rank, surgery
+from fairseq_peft import low_rank, slim, surgery
 from fairseq_peft.methods.lora import LoRALinear
 from fairseq_peft.models.roberta import FAMILY
 
@@ -299,8 +299,7 @@ def test_a_run_that_is_resumed_adopts_no_base_again(
         flags = {"from_scratch": None, "finetune_from_model": base_checkpoint, **knobs, **more}
         done = fairseq("train", *train_flags(data_folder, tmp_path / folder, arch, **flags))
         assert done.returncode == 0, done.stderr
-        state = torch.load(tmp_path / folder / "checkpoint_last.pt", weights_only=True)
-        return state["model"]
+        return slim.read(tmp_path / folder / "checkpoint_last.pt")["model"]
 
     train("parts", max_epoch=1)
     parts, whole = train("parts", max_epoch=2), train("whole", max_epoch=2)
