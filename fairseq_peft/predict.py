@@ -275,9 +275,7 @@ class Classifier:
         for number, row in enumerate(texts, start=1):
             name = next(names, nothing)
             if name is nothing:
-                raise InputError(
-                    f"There are more texts than adapters ({number - 1}). Name one a row."
-                )
+                raise InputError(f"There are {number - 1} adapters and more texts. Name one a row.")
             yield self._reader(name).check(row, number), name
         if not isinstance(names, itertools.repeat) and next(names, nothing) is not nothing:
             raise InputError("There are more adapters than texts. Name one a row.")

@@ -22,6 +22,7 @@ from fairseq_peft.artifact_base import check_fingerprint, fingerprint
 from fairseq_peft.data import checks
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
+from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
 from fairseq_peft.slim import read as read_checkpoint
@@ -56,7 +57,7 @@ class Reader:
         if len(texts) != self.num_texts or not all(isinstance(text, str) for text in texts):
             expected = "one text" if self.num_texts == 1 else "a pair of texts"
             raise InputError(
-                f"Row {number} is {str(row)[:40]!r} ({type(row).__name__}). Expected {expected}, "
+                f"Row {number} is {repr(row)[:40]} ({type(row).__name__}). Expected {expected}, "
                 "as in training."
             )
         return texts
@@ -154,30 +155,26 @@ def open_folder(folder: Union[str, Path, Artifact]) -> Artifact:
     return found
 
 
-def precision_of(folder: Artifact) -> str:
+def precision_of(found: Artifact) -> str:
     """That of the training run."""
-    return folder.description["model"].get("precision") or "fp32"
+    return found.description["model"].get("precision") or "fp32"
 
 
-def read_folder(folder: Artifact, encoder: Optional[TextEncoder] = None) -> Reader:
+def read_folder(found: Artifact, encoder: Optional[TextEncoder] = None) -> Reader:
     """The reader of an adapter folder; it shares ``encoder``, if it has the same."""
-    description = folder.description
+    description = found.description
     given = description["input"]
     if encoder is None:
-        words = folder.folder / artifact.DICTIONARY
+        words = found.folder / artifact.DICTIONARY
         sha256 = description["dictionary"]["sha256"]
-        dictionary = dictionary_of(words, sha256, folder.folder)
-        encoder = TextEncoder(folder.tokenizer, dictionary, given["begin"])
+        dictionary = dictionary_of(words, sha256, found.folder)
+        encoder = TextEncoder(found.tokenizer, dictionary, given["begin"])
     return Reader(tuple(description["labels"]), encoder, given["max_tokens"], given["num_texts"])
 
 
-def from_complete(folder: Artifact) -> tuple[nn.Module, str, Reader]:
+def from_complete(found: Artifact) -> tuple[nn.Module, str, Reader]:
     """The model of a folder that needs no base, the name of its head, its reader."""
-    reader = read_folder(folder)
-    model = plain_model(folder.description["model"], reader.encoder.dictionary)
-    inject(model, folder)
-    artifact.apply(model, folder)
-    return model, folder.description["head"]["name"], reader
+    return folder.load(found, None), found.description["head"]["name"], read_folder(found)
 
 
 class Base:
@@ -188,50 +185,50 @@ class Base:
         sha256: fingerprint of the base.
     """
 
-    def __init__(self, path: Union[str, Path, None], folder: Artifact):
-        """Load the base of ``path`` for the adapter of ``folder``, and others like it.
+    def __init__(self, path: Union[str, Path, None], found: Artifact):
+        """Load the base of ``path`` for the adapter of ``found``, and others like it.
 
         Raises:
             InputError: it cannot be read, or has another shape than the adapter's base.
         """
         if path is None:
-            base = folder.description["base"] or {}
+            base = found.description["base"] or {}
             raise InputError(
-                f"{folder.folder} holds what was trained on a base, not the base. Give it "
+                f"{found.folder} holds what was trained on a base, not the base. Give it "
                 f"(--base); it was {base.get('path')}."
             )
         state = read_checkpoint(str(path))
         self.path = path
         self.sha256 = fingerprint(state["model"])
         self._encoders = {}
-        reader = self._reader(folder)
-        self.model = plain_model(folder.description["model"], reader.encoder.dictionary)
+        reader = self._reader(found)
+        self.model = plain_model(found.description["model"], reader.encoder.dictionary)
         try:
             self.model.load_state_dict(state["model"])
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
-    def reader(self, folder: Artifact, allow_other: bool = False) -> Reader:
+    def reader(self, found: Artifact, allow_other: bool = False) -> Reader:
         """The reader of an adapter that belongs to this base.
 
         Raises:
             InputError: it belongs to another base, or was trained with another dictionary.
         """
-        check_fingerprint(folder.description, self.sha256, allow_other)
-        reader = self._reader(folder)
+        check_fingerprint(found.description, self.sha256, allow_other)
+        reader = self._reader(found)
         if reader.encoder.dictionary.symbols != self.model.encoder.dictionary.symbols:
             raise InputError(
-                f"{folder.folder} has another dictionary than the adapters before. Load it with a "
+                f"{found.folder} has another dictionary than the adapters before. Load it with a "
                 "base of its own."
             )
         return reader
 
-    def _reader(self, folder):
+    def _reader(self, found):
         """Folders with the same files share an encoder, so that their rows are read together."""
-        files, given = folder.description["files"], folder.description["input"]
+        files, given = found.description["files"], found.description["input"]
         names = (artifact.DICTIONARY, artifact.TOKENIZER)
         key = (*(files[name]["sha256"] for name in names), given["begin"])
-        reader = read_folder(folder, self._encoders.get(key))
+        reader = read_folder(found, self._encoders.get(key))
         self._encoders[key] = reader.encoder
         return reader
 
@@ -244,28 +241,25 @@ def plain_model(flags: dict, dictionary):
     return models.build_model(given, task)
 
 
-def inject(model, folder: Artifact) -> nn.Module:
-    """Put the methods and the head of ``folder`` into ``model``; returns the head."""
-    flags, head = folder.description["model"], folder.description["head"]
-    model.args = argparse.Namespace(**{**vars(model.args), **flags})
-    given = {flag: flags.get(flag) for flag in METHOD_FIELDS}
-    model.inject(folder.description["method"]["peft"], given, seed=1)
-    model.register_classification_head(head["name"], num_classes=head["num_classes"], seed=1)
-    return model.classification_heads[head["name"]]
-
-
-def build(model, folder: Artifact) -> nn.Module:
-    """Make ``model``, which shares the base's tensors, the one of ``folder``; returns its head.
+def build(model, found: Artifact) -> nn.Module:
+    """Make ``model``, which shares the base's tensors, the one of the folder; returns its head.
 
     The folder's versions of base tensors (biases that trained, corrected weights) go into tensors
     of their own.
     """
+    flags, head = found.description["model"], found.description["head"]
     base = dict(model.named_parameters())
-    head = inject(model, folder)
-    for name in folder.tensors.keys() & base.keys():
+    model.args = argparse.Namespace(**{**vars(model.args), **flags})
+    given = {flag: flags.get(flag) for flag in METHOD_FIELDS}
+    model.inject(found.description["method"]["peft"], given, seed=1)
+    folder.check_knobs(model, found)
+    model.register_classification_head(
+        head["name"], head["num_classes"], head.get("inner_dim"), seed=1
+    )
+    for name in found.tensors.keys() & base.keys():
         owner, _, kind = name.rpartition(".")
-        value = nn.Parameter(torch.empty_like(base[name]), requires_grad=base[name].requires_grad)
+        value = nn.Parameter(torch.empty_like(base[name]))
         setattr(model.get_submodule(owner), kind, value)
     model.freeze()
-    artifact.apply(model, folder)
-    return head
+    artifact.apply(model, found)
+    return model.classification_heads[head["name"]]

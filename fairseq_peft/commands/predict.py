@@ -159,7 +159,7 @@ def warn(text: str) -> None:
 
 
 class Progress:
-    """A line on the terminal while the output goes elsewhere; nothing where stderr is no terminal."""
+    """A line on the terminal while the output goes elsewhere; without a terminal nothing."""
 
     def __init__(self, lines: Lines, name: str):
         self.lines = lines

@@ -1,7 +1,8 @@
-"""Raw text as token ids: what data preparation and ``SentenceDataset`` make of it, without files."""
+"""Raw text as token ids: what data preparation and ``SentenceDataset`` make of it, in memory."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fairseq_peft.text.corpus import LINE_BREAKS
 
 #: In ``TextEncoder.table``: how fairseq reads this piece takes the whole text to say.
 LOOK = -1
+LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class TextEncoder:
@@ -55,25 +57,24 @@ class TextEncoder:
         """
         texts = [LINE_BREAKS.sub(" ", text) for text in texts]
         try:
-            found = self.tokenizer.encode(texts, out_type=int, num_threads=num_threads)
-        except UnicodeEncodeError:  # half a surrogate pair, which no file of UTF-8 can hold
-            texts = [
-                text.encode("utf-8", "surrogatepass").decode(errors="replace") for text in texts
-            ]
-            found = self.tokenizer.encode(texts, out_type=int, num_threads=num_threads)
+            found = self._cut(texts, int, num_threads)
+        except (UnicodeEncodeError, TypeError):  # half a surrogate pair: no file of UTF-8 has any
+            texts = [LONE_SURROGATES.sub("\ufffd", text) for text in texts]
+            found = self._cut(texts, int, num_threads)
         table = self.table
         rows = [[table[i] for i in ids[:limit]] for ids, limit in zip(found, limits)]
         looked = [number for number, row in enumerate(rows) if LOOK in row]
         if looked:
             # Unknown characters: their piece is the text itself, and fairseq cuts at any Unicode
             # space in it.
-            again = self.tokenizer.encode(
-                [texts[number] for number in looked], out_type=str, num_threads=num_threads
-            )
+            again = self._cut([texts[number] for number in looked], str, num_threads)
             for number, pieces in zip(looked, again):
                 words = " ".join(pieces).split()[: limits[number]]
                 rows[number] = [self._index(word) for word in words]
         return rows
+
+    def _cut(self, texts, kind, num_threads):
+        return self.tokenizer.encode(texts, out_type=kind, num_threads=num_threads)
 
     def items(
         self, rows: Sequence[tuple[str, ...]], max_tokens: Sequence[int], num_threads: int = 1

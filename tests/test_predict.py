@@ -1,0 +1,259 @@
+"""Prediction from raw text: what it says is what validation said, row by row, whatever a row is."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pytest
+from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("fairseq")
+pytestmark = pytest.mark.end_to_end
+
+import fairseq_peft  # noqa: E402
+from fairseq_peft.cli import main  # noqa: E402
+from fairseq_peft.errors import InputError  # noqa: E402
+
+#: Rows of which data preparation and fairseq make something else than their words.
+ODD = [
+    "beau\u00a0vif",
+    "  beau   vif  ",
+    "nul \u2028 triste \x85 fade",
+    "beau\tvif",
+    "\U0001f600 beau \u4e2d\u6587 vif \U0001f600",
+    "\u4e2d\u3000\u6587\U0001f600\u00a0\U0001f600",
+    "<mask> <s> </s> <unk> nul",
+    "NUL fa\u0301de \ufb01n \u2460",
+    "mot1 " * 60,
+    "x",
+    "a\x00b \x07 beau",
+    "\ufeffbeau",
+]
+FORMS = {
+    "lora": {"arch": "roberta_small_lora"},
+    "linear": {"arch": "roberta_small_lora", "classifier_head": "linear", "lora_bias": "all"},
+    "adapter": {"arch": "roberta_small_adapter"},
+    "prompt": {"arch": "roberta_small_prompt", "prompt_num_tokens": 5},
+    "prefix": {
+        "arch": "roberta_small_prefix",
+        "prefix_num_tokens": 4,
+        "prefix_positions": "reserved",
+    },
+    "full": {"arch": "roberta_small_full"},
+}
+
+
+def lines_of(path):
+    return path.read_bytes().decode().split("\n")[:-1]
+
+
+def prepare(raw, dest, *flags):
+    words = ["prepare-data", raw, dest, "--vocab-size", 56, "--max-positions", 40, *flags]
+    assert main([str(word) for word in words]) == 0
+    return dest
+
+
+@pytest.fixture(scope="module")
+def data(raw_folder, tmp_path_factory):
+    """A prepared folder whose test split ends with odd rows."""
+    folder = tmp_path_factory.mktemp("predict")
+    shutil.copytree(raw_folder, folder / "raw")
+    for name, more in (("review", ODD), ("label", ["bad"] * len(ODD))):
+        with open(folder / "raw" / f"test.{name}", "ab") as file:
+            file.write("".join(f"{line}\n" for line in more).encode())
+    return prepare(folder / "raw", folder / "data")
+
+
+@pytest.fixture(scope="module")
+def texts(data):
+    """The rows of test as a user has them, before preparation."""
+    texts = lines_of(data.parent / "raw" / "test.review")
+    assert len(texts) == 21 + len(ODD)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def base(fairseq, data):
+    done = fairseq(
+        *("train", data / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
+        *("--criterion", "masked_lm", "--arch", "roberta_small", *TINY_FLAGS),
+        *("--tokens-per-sample", 40, "--sample-break-mode", "none", "--batch-size", 8),
+        *("--optimizer", "peft_adamw", "--lr", 1e-2, "--max-update", 20, "--num-workers", 0),
+        *("--save-dir", data.parent / "base", "--no-epoch-checkpoints", "--cpu"),
+        *("--disable-validation", "--log-format", "simple"),
+    )
+    assert done.returncode == 0, done.stderr
+    return data.parent / "base" / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="module")
+def train(fairseq, data, base):
+    """``train("lora")``: the save directory of a run, trained once."""
+
+    def run(name, data=data, **more):
+        folder = base.parent.parent / f"run-{name}"
+        if not folder.exists():
+            own = {"lr": 3e-2, "max_epoch": 3, "from_scratch": None, **FORMS.get(name, {}), **more}
+            flags = train_flags(data, folder, finetune_from_model=base, **own)
+            done = fairseq("train", *flags)
+            assert done.returncode == 0, done.stderr
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def load(train, base):
+    def run(name):
+        own = None if name == "full" else base
+        return fairseq_peft.Classifier.load(own, train(name) / "adapter")
+
+    return run
+
+
+def validation_logits(checkpoint, data, split="test"):
+    """(labels, logits (N, classes), classes (N,)) by fairseq's own loader, task and dataset."""
+    from fairseq import checkpoint_utils
+
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(checkpoint)], arg_overrides={"data": str(data)}
+    )
+    model = models[0].eval()
+    dataset = task.load_dataset(split)
+    found = []
+    for i in range(len(dataset)):
+        batch = dataset.collater([dataset[i]])
+        with torch.no_grad():
+            tokens = batch["net_input"]["src_tokens"]
+            head = task.cfg.classification_head_name
+            found.append(model(tokens, classification_head_name=head)[0][0])
+    return task.labels, torch.stack(found), dataset
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_predictions_are_those_of_validation(name, load, train, texts, data):
+    run = train(name)
+    labels, expected, dataset = validation_logits(run / "checkpoint_best.pt", data)
+    assert dataset.num_truncated > 1
+    classifier = load(name)
+    assert classifier.labels == labels == ["bad", "good"]
+    found = torch.stack([logits for _, logits in classifier.logits(texts)])
+    assert torch.allclose(found, expected, atol=TOLERANCE["fp32"], rtol=0)
+    assert (expected - expected[0]).abs().max() > 1e-2  # rows differ, so an order would show
+
+    # And, counted, what training logged at its best epoch.
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: (line["subsets"]["valid"]["accuracy"], line["epoch"]))
+    truth = lines_of(data / "raw" / "test.label")
+    correct = sum(a == b for a, b in zip(classifier.predict(texts).labels, truth))
+    assert correct == best["subsets"]["test"]["num_correct"]
+    assert len(texts) == best["subsets"]["test"]["num_examples"]
+
+
+def test_a_checkpoint_reads_as_its_folder_does(load, train, texts):
+    whole = fairseq_peft.Classifier.load(train("lora") / "checkpoint_best.pt")
+    rows = zip(whole.logits(texts), load("lora").logits(texts))
+    assert all(torch.allclose(a, b, atol=1e-6) for (_, a), (_, b) in rows)
+
+
+def test_pairs(fairseq, train, base, tmp_path, data):
+    """A pair is cut as ``SentenceDataset`` cuts it, and its texts do not change places."""
+    rng = random.Random(1)
+    raw = tmp_path / "raw"
+    shutil.copytree(data.parent / "raw", raw)
+    for split in ("train", "valid", "test"):
+        count = len(lines_of(raw / f"{split}.review"))
+        second = [
+            " ".join(rng.choices(["beau", "nul", "mot3"], k=1 + 3 * (i % 9))) for i in range(count)
+        ]
+        (raw / f"{split}.review2").write_text("".join(f"{line}\n" for line in second))
+    model = ("--spm", data / "sentencepiece.bpe.model", "--dict", data / "dict.txt")
+    words = ["prepare-data", raw, tmp_path / "data", "--max-positions", 40, *model]
+    assert main([str(word) for word in words]) == 0
+    run = train("pairs", tmp_path / "data", arch="roberta_small_lora")
+    _, expected, dataset = validation_logits(run / "checkpoint_best.pt", tmp_path / "data")
+    assert dataset.num_truncated > 1
+    classifier = fairseq_peft.Classifier.load(base, run / "adapter")
+    rows = list(zip(lines_of(raw / "test.review"), lines_of(raw / "test.review2")))
+    found = torch.stack([logits for _, logits in classifier.logits(rows)])
+    assert torch.allclose(found, expected, atol=TOLERANCE["fp32"], rtol=0)
+    with pytest.raises(InputError, match="Row 2 is 'nul'.*pair of texts"):
+        classifier.predict([("beau", "vif"), "nul"])
+
+
+@pytest.mark.parametrize(("batch_size", "window"), [(1, 1), (3, 7), (64, 2048)])
+def test_order_and_values_do_not_depend_on_batches(load, texts, batch_size, window):
+    classifier = load("lora")
+    expected = [classifier.predict([text])[0] for text in texts]
+    found = list(classifier.stream(texts, batch_size=batch_size, window=window))
+    assert [row.label for row in found] == [row.label for row in expected]
+    for a, b in zip(found, expected):
+        assert a.probabilities == pytest.approx(b.probabilities, abs=TOLERANCE["fp32"])
+        assert a.probability == max(a.probabilities.values())
+        assert sum(a.probabilities.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_stream_reads_no_further_than_its_window(load, texts):
+    read = []
+
+    def source():
+        for text in texts:
+            read.append(text)
+            yield text
+
+    rows = load("lora").stream(source(), window=4)
+    next(rows)
+    assert len(read) == 4
+
+
+def test_odd_rows_are_rows(load):
+    classifier = load("lora")
+    odd = ["", "   ", "\n", "\r", "\ud800 beau", "beau", "x" * 100_000]
+    found = classifier.predict(odd)
+    assert len(found) == len(odd) and classifier.predict([]) == []
+    assert found[0] == found[1] == found[2] == found[3]
+    assert found.labels[5] == classifier.predict(["beau"]).labels[0]
+    assert found.probabilities.shape == (len(odd), 2)
+
+
+def test_bf16(load, texts):
+    """Near to fp32, and not the same."""
+    classifier = load("lora")
+    assert classifier.precision == "fp32"
+    exact = classifier.predict(texts).probabilities
+    classifier.precision = "bf16"
+    rough = classifier.predict(texts).probabilities
+    assert abs(exact - rough).max() < TOLERANCE["bf16"]
+    assert abs(exact - rough).max() > 0
+
+
+def test_bad_input_is_a_sentence(load, train, base, data, tmp_path):
+    classifier = load("lora")
+    load_it = fairseq_peft.Classifier.load
+    with pytest.raises(InputError, match="is one text. Give a list"):
+        classifier.predict("beau")
+    with pytest.raises(InputError, match="Row 2 is 3 .int.. Expected one text"):
+        classifier.predict(["beau", 3])
+    with pytest.raises(InputError, match="Row 1 is .*tuple.. Expected one text"):
+        classifier.predict([("beau", "vif")])
+    with pytest.raises(InputError, match="give 1 or more"):
+        classifier.predict(["beau"], batch_size=0)
+    with pytest.raises(InputError, match="Precision 'fp8' is unknown"):
+        classifier.precision = "fp8"
+    with pytest.raises(InputError, match="has no classifier of this plugin. Give an adapter"):
+        load_it(base)
+    with pytest.raises(InputError, match="neither a base nor an adapter"):
+        load_it(None)
+    with pytest.raises(InputError, match="not the base.*Give it"):
+        load_it(None, train("lora") / "adapter")
+    with pytest.raises(InputError, match="would be ignored.*holds a whole model"):
+        load_it(base, train("full") / "adapter")
+    with pytest.raises(InputError, match="would be ignored: the adapter folder has its own"):
+        load_it(base, train("lora") / "adapter", data=data)
+    with pytest.raises(InputError, match="has no sentencepiece model"):
+        load_it(train("lora") / "checkpoint_best.pt", data=tmp_path)
+    with pytest.raises(InputError, match="is not the base that the adapter was trained on"):
+        load_it(train("full") / "checkpoint_best.pt", train("lora") / "adapter")
