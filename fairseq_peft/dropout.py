@@ -1,8 +1,9 @@
 """Dropout that does not spend its time on drawing random numbers.
 
 On a CPU torch draws and compares a double for each number, which takes longer than many a matrix
-product on the same data. Here 16 random bits decide, from torch's own generator, so seeds mean what
-they mean everywhere; p is rounded to a multiple of 2**-16. Other devices run torch's own dropout.
+product on the same data. Here a random byte decides, from torch's own generator, so seeds mean what
+they mean everywhere. Of 256 values p * 256 drop; where that is no integer, each call draws one of
+its two neighbours, so that p is right in the mean. Other devices run torch's own dropout.
 """
 
 from __future__ import annotations
@@ -12,22 +13,51 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class _Dropout(torch.autograd.Function):
-    """Keeps a mask of one byte a number for the backward pass."""
+def keep_mask(shape, p: float, dtype: torch.dtype) -> torch.Tensor:
+    """A CPU tensor with 0 where a number is dropped, which happens with probability p, and 1
+    elsewhere.
 
+    It has the dtype of what it is multiplied with: torch converts masks of bool first, which takes
+    longer than the product.
+    """
+    mask = torch.empty(shape, dtype=dtype)
+    words = torch.empty((mask.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    values = words.view(torch.uint8)[: mask.numel()].view(mask.shape)
+    threshold = int(p * 256 + torch.rand(()).item())
+    return mask.zero_() if threshold > 255 else torch.ge(values, threshold, out=mask)
+
+
+class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, threshold):
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = bits.ge(threshold - 2**15)
-        ctx.save_for_backward(keep)
-        ctx.scale = 2**16 / (2**16 - threshold)
-        return x.mul(keep).mul_(ctx.scale)
+    def forward(ctx, x, p):
+        mask = keep_mask(x.shape, p, x.dtype)
+        ctx.save_for_backward(mask)
+        ctx.scale = 1 / (1 - p)
+        return x.mul(mask).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, gradient):
-        (keep,) = ctx.saved_tensors
-        return gradient.mul(keep).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return gradient.mul(mask).mul_(ctx.scale), None
+
+
+class _AddDropped(torch.autograd.Function):
+    """The scaling rides on the sum."""
+
+    @staticmethod
+    def forward(ctx, x, h, p):
+        mask = keep_mask(h.shape, p, h.dtype)
+        ctx.save_for_backward(mask)
+        ctx.scale = 1 / (1 - p)
+        return torch.add(x, h.mul(mask), alpha=ctx.scale)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (mask,) = ctx.saved_tensors
+        of_h = (
+            gradient.to(mask.dtype).mul(mask).mul_(ctx.scale) if ctx.needs_input_grad[1] else None
+        )
+        return gradient, of_h, None
 
 
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
@@ -41,7 +71,14 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    return _Dropout.apply(x, round(p * 2**16))
+    return _Dropout.apply(x, p)
+
+
+def add_dropped(x: torch.Tensor, h: torch.Tensor, p: float) -> torch.Tensor:
+    """``x + dropout(h, p)``, x and h of one shape; the sum has the type that torch gives it."""
+    if p == 0 or h.device.type != "cpu" or x.dtype not in (torch.float32, h.dtype):
+        return x + dropout(h, p)
+    return _AddDropped.apply(x, h, p)
 
 
 class Dropout(nn.Module):
@@ -53,6 +90,10 @@ class Dropout(nn.Module):
 
     def forward(self, x):
         return dropout(x, self.p) if self.training else x
+
+    def add(self, x, h):
+        """``x + self(h)``."""
+        return add_dropped(x, h, self.p if self.training else 0.0)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -1,18 +1,18 @@
 """Registers everything with fairseq. Imported by the package when fairseq is there."""
 
-import argparse
 import os
 import sys
 import types
 import warnings
 
 import numpy as np
-import torch
 
 from fairseq_peft.compat import require_fairseq
 from fairseq_peft.errors import install_excepthook
+from fairseq_peft.memory import keep_freed
 
 require_fairseq()
+keep_freed()
 
 # What fairseq's own use of hydra and torch sets off in every command, and no user can change: in
 # it, the one line that says what is wrong would be lost.
@@ -26,10 +26,6 @@ for _message in (
     r"`torch\.cuda\.amp\.",
 ):
     warnings.filterwarnings("ignore", message=_message)
-
-# Published checkpoints hold an argparse.Namespace; this keeps torch's safe loader on for them.
-if hasattr(torch.serialization, "add_safe_globals"):
-    torch.serialization.add_safe_globals([argparse.Namespace])
 
 # fairseq looks for `--user-dir fairseq_peft` at <site-packages>/fairseq/../fairseq_peft as well,
 # and compares that string with the package's path: the same folder under that spelling is not

@@ -30,15 +30,46 @@ def grads(out, tensors):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_unfused_way_equals_torchs(parts, masked, monkeypatch):
-    """With a dropout that drops nothing the unfused way is taken, and nothing may differ."""
+    """With a dropout that drops nothing, and only scales, the two ways give the same."""
     tensors, keep = parts
     keep = keep if masked else None
-    expected = F.scaled_dot_product_attention(*tensors, attn_mask=keep)
-    monkeypatch.setattr(attention, "dropout", lambda weights, p: weights)
+    expected = F.scaled_dot_product_attention(*tensors, attn_mask=keep) / 0.9
+    monkeypatch.setattr(attention, "keep_mask", lambda shape, p, dtype: torch.ones(shape))
     found = attention.attend(*tensors, keep, dropout_p=0.1)
     assert (found - expected).abs().max() < TOLERANCE["fp32"]
     for one, other in zip(grads(found, tensors), grads(expected, tensors)):
         assert (one - other).abs().max() < TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_and_its_gradients_are_those_of_the_formula(parts, dtype, monkeypatch):
+    tensors, keep = parts
+    tensors = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.rand(12, 7, 7, generator=generator) > 0.3).float()
+    monkeypatch.setattr(attention, "keep_mask", lambda shape, p, dtype: mask.to(dtype))
+    found = attention.attend(*tensors, keep, dropout_p=0.3)
+
+    query, key, value = exact = [tensor.detach().float().requires_grad_() for tensor in tensors]
+    scores = (query @ key.transpose(-2, -1) / 8**0.5).masked_fill(~keep, float("-inf"))
+    expected = (scores.softmax(-1) * mask.view(scores.shape) / 0.7) @ value
+    tolerance = TOLERANCE["fp32" if dtype == torch.float32 else "bf16"]
+    assert (found - expected).abs().max() < tolerance
+    for one, other in zip(grads(found, tensors), grads(expected, exact)):
+        assert (one - other).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("wanted", range(3))
+def test_gradients_of_one_input_alone(parts, wanted):
+    """As where only one projection trains."""
+    tensors, keep = parts
+    torch.manual_seed(0)
+    every = grads(attention.attend(*tensors, keep, dropout_p=0.3), tensors)[wanted]
+    for index, tensor in enumerate(tensors):
+        tensor.requires_grad_(index == wanted)
+    torch.manual_seed(0)
+    alone = grads(attention.attend(*tensors, keep, dropout_p=0.3), tensors[wanted])
+    assert torch.equal(alone[0], every) and every.abs().max() > 0
 
 
 def test_without_dropout_fp32_is_torchs_own(parts):

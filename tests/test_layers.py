@@ -37,6 +37,7 @@ FAIRSEQ = "torch numpy fairseq omegaconf"
 PARTS = {
     "errors": part(0),
     "files": part(0),
+    "memory": part(0),
     "folders": part(0),
     "architectures": part(0.05),
     "targets": part(0.1),

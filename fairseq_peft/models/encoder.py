@@ -32,6 +32,9 @@ class EncoderLayer(TransformerEncoderLayerBase):
         super().__init__(cfg)
         self.dropout_module = Dropout(self.dropout_module.p)
         self.activation_dropout_module = Dropout(self.activation_dropout_module.p)
+        if cfg.activation_fn == "gelu":
+            # fairseq's copies to fp32 and back; torch's computes in fp32 anyway.
+            self.activation_fn = F.gelu
         self.attention_adapter = None
         self.ffn_adapter = None
 
@@ -49,11 +52,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
         residual = x[:, :1] if first_only else x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
-        h = self.dropout_module(self.self_attn(x, keep, first_only, prefix))
-        if self.attention_adapter is not None:
-            norm = None if self.normalize_before else self.self_attn_layer_norm
-            h = self.attention_adapter(h, residual, norm)
-        x = residual + h
+        h = self.self_attn(x, keep, first_only, prefix)
+        x = self._join(residual, h, self.attention_adapter, self.self_attn_layer_norm)
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
 
@@ -61,14 +61,16 @@ class EncoderLayer(TransformerEncoderLayerBase):
         if self.normalize_before:
             x = self.final_layer_norm(x)
         x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        h = self.dropout_module(self.fc2(x))
-        if self.ffn_adapter is not None:
-            norm = None if self.normalize_before else self.final_layer_norm
-            h = self.ffn_adapter(h, residual, norm)
-        x = residual + h
+        x = self._join(residual, self.fc2(x), self.ffn_adapter, self.final_layer_norm)
         if not self.normalize_before:
             x = self.final_layer_norm(x)
         return x
+
+    def _join(self, x, h, adapter, norm):
+        """``x + drop(h)`` with the adapter's say."""
+        if adapter is None:
+            return self.dropout_module.add(x, h)
+        return x + adapter(self.dropout_module(h), x, None if self.normalize_before else norm)
 
 
 class Encoder(TransformerEncoder):
