@@ -177,6 +177,11 @@ class Classifier:
                 "adapters. Load the base that they were trained on."
             )
         folder = served.open_folder(folder)
+        if folder.description["complete"]:
+            raise InputError(
+                f"{folder.folder} holds a whole model, which is no adapter for another. Load it on "
+                "its own."
+            )
         reader = self._base.reader(folder, self._allow_other_base)
         self._shared.add(name, lambda model: served.build(model, folder).to(self.device))
         self._readers[name] = reader
@@ -297,8 +302,8 @@ class Classifier:
     @torch.inference_mode()
     def _forward(self, items, names):
         """Logits of a batch of tokens (lists), padded at the right."""
-        pad = self._shared.model.encoder.dictionary.pad()
-        tokens = np.full((len(items), max(map(len, items))), pad, dtype=np.int64)
+        longest = max(map(len, items))
+        tokens = np.full((len(items), longest), self._shared.padding, dtype=np.int64)
         for line, item in zip(tokens, items):
             line[: len(item)] = item
         return self._shared.logits(torch.from_numpy(tokens).to(self.device), names)

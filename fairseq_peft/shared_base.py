@@ -179,6 +179,7 @@ class SharedBase:
     def __init__(self, model: nn.Module, root: str):
         self.model = model.eval().requires_grad_(False)
         self.root = root
+        self.padding = model.encoder.dictionary.pad()
         self.adapters = {}
         self._batch = []
         self._shared = [model.encoder.dictionary, *model.parameters(), *model.buffers()]
@@ -228,10 +229,11 @@ class SharedBase:
         found = [None] * len(names)
         reserved = [self.adapters[name].num_reserved for name in names]
         for number in sorted(set(reserved)):
-            order = sorted(
-                (i for i, r in enumerate(reserved) if r == number), key=names.__getitem__
-            )
-            rows = tokens if order == list(range(len(names))) else tokens[order]
+            order = [i for i, own in enumerate(reserved) if own == number]
+            order.sort(key=names.__getitem__)
+            rows = tokens[order]
+            if len(order) < len(names):  # the longest row may be among the others
+                rows = rows[:, : int(rows.ne(self.padding).sum(1).max())]
             for i, logits in zip(order, self._forward(rows, [names[i] for i in order], number)):
                 found[i] = logits
         return found

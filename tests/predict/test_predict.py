@@ -7,7 +7,8 @@ import random
 import shutil
 
 import pytest
-from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
+from helpers import TOLERANCE
+from prediction import FORMS, lines_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -16,102 +17,6 @@ pytestmark = pytest.mark.end_to_end
 import fairseq_peft  # noqa: E402
 from fairseq_peft.cli import main  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
-
-#: Rows of which data preparation and fairseq make something else than their words.
-ODD = [
-    "beau\u00a0vif",
-    "  beau   vif  ",
-    "nul \u2028 triste \x85 fade",
-    "beau\tvif",
-    "\U0001f600 beau \u4e2d\u6587 vif \U0001f600",
-    "\u4e2d\u3000\u6587\U0001f600\u00a0\U0001f600",
-    "<mask> <s> </s> <unk> nul",
-    "NUL fa\u0301de \ufb01n \u2460",
-    "mot1 " * 60,
-    "x",
-    "a\x00b \x07 beau",
-    "\ufeffbeau",
-]
-FORMS = {
-    "lora": {"arch": "roberta_small_lora"},
-    "linear": {"arch": "roberta_small_lora", "classifier_head": "linear", "lora_bias": "all"},
-    "adapter": {"arch": "roberta_small_adapter"},
-    "prompt": {"arch": "roberta_small_prompt", "prompt_num_tokens": 5},
-    "prefix": {
-        "arch": "roberta_small_prefix",
-        "prefix_num_tokens": 4,
-        "prefix_positions": "reserved",
-    },
-    "full": {"arch": "roberta_small_full"},
-}
-
-
-def lines_of(path):
-    return path.read_bytes().decode().split("\n")[:-1]
-
-
-def prepare(raw, dest, *flags):
-    words = ["prepare-data", raw, dest, "--vocab-size", 56, "--max-positions", 40, *flags]
-    assert main([str(word) for word in words]) == 0
-    return dest
-
-
-@pytest.fixture(scope="module")
-def data(raw_folder, tmp_path_factory):
-    """A prepared folder whose test split ends with odd rows."""
-    folder = tmp_path_factory.mktemp("predict")
-    shutil.copytree(raw_folder, folder / "raw")
-    for name, more in (("review", ODD), ("label", ["bad"] * len(ODD))):
-        with open(folder / "raw" / f"test.{name}", "ab") as file:
-            file.write("".join(f"{line}\n" for line in more).encode())
-    return prepare(folder / "raw", folder / "data")
-
-
-@pytest.fixture(scope="module")
-def texts(data):
-    """The rows of test as a user has them, before preparation."""
-    texts = lines_of(data.parent / "raw" / "test.review")
-    assert len(texts) == 21 + len(ODD)
-    return texts
-
-
-@pytest.fixture(scope="module")
-def base(fairseq, data):
-    done = fairseq(
-        *("train", data / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
-        *("--criterion", "masked_lm", "--arch", "roberta_small", *TINY_FLAGS),
-        *("--tokens-per-sample", 40, "--sample-break-mode", "none", "--batch-size", 8),
-        *("--optimizer", "peft_adamw", "--lr", 1e-2, "--max-update", 20, "--num-workers", 0),
-        *("--save-dir", data.parent / "base", "--no-epoch-checkpoints", "--cpu"),
-        *("--disable-validation", "--log-format", "simple"),
-    )
-    assert done.returncode == 0, done.stderr
-    return data.parent / "base" / "checkpoint_last.pt"
-
-
-@pytest.fixture(scope="module")
-def train(fairseq, data, base):
-    """``train("lora")``: the save directory of a run, trained once."""
-
-    def run(name, data=data, **more):
-        folder = base.parent.parent / f"run-{name}"
-        if not folder.exists():
-            own = {"lr": 3e-2, "max_epoch": 3, "from_scratch": None, **FORMS.get(name, {}), **more}
-            flags = train_flags(data, folder, finetune_from_model=base, **own)
-            done = fairseq("train", *flags)
-            assert done.returncode == 0, done.stderr
-        return folder
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def load(train, base):
-    def run(name):
-        own = None if name == "full" else base
-        return fairseq_peft.Classifier.load(own, train(name) / "adapter")
-
-    return run
 
 
 def validation_logits(checkpoint, data, split="test"):
