@@ -4,7 +4,7 @@ A slim checkpoint is fairseq's own, less the tensors of ``model`` that are the b
 Its entry ``base`` tells where they come from:
 
     path, relative      the base's file: absolute, and from the checkpoint's folder
-    sha256              fingerprint of the base (``artifact.fingerprint``)
+    sha256              fingerprint of the base (``artifact_base.fingerprint``)
     names               the tensors that were left out
     names_sha256        of those tensors, as the base has them
 
@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from fairseq_peft import artifact, checkpoint_file, surgery
+from fairseq_peft import checkpoint_file, surgery
+from fairseq_peft.artifact_base import fingerprint, renamed
 from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
 
@@ -33,17 +31,18 @@ ENTRY = "base"
 FIELDS = {"path": str, "relative": str, "sha256": str, "names": list, "names_sha256": str}
 
 
-def read(path: str, base: str | None = None) -> dict:
+def read(path: str, base: str | None = None, trust: bool = False) -> dict:
     """A fairseq checkpoint, through torch's safe loader; a slim one is filled from its base.
 
     Args:
         base: where to look for the base before anywhere else.
+        trust: as ``checkpoint_file.read`` takes it.
 
     Raises:
         InputError: it is cut short, no checkpoint, or would need to run code; or its base is not
             found.
     """
-    state = checkpoint_file.read(path)
+    state = checkpoint_file.read(path, trust)
     fill(state, path, base)
     return state
 
@@ -74,7 +73,7 @@ class Base:
         training may overwrite.
         """
         entry = state.get(ENTRY) or {"path": os.path.abspath(path)}
-        tensors = base_tensors(state["model"])
+        tensors = renamed(state["model"])
         names = set(tensors).intersection(entry.get("names", tensors))
         own = model.state_dict()
         digests = {}
@@ -84,7 +83,7 @@ class Base:
                 cast = tensors[name].to(own[name].dtype)
                 same = cast.dtype == tensors[name].dtype
                 digests[name] = (found, found if same else digest(name, cast))
-        sha256 = entry.get("sha256") or artifact.fingerprint(state["model"])
+        sha256 = entry.get("sha256") or fingerprint(state["model"])
         return cls(entry["path"], sha256, digests)
 
     def leave_out(self, state: dict, folder: str) -> dict:
@@ -142,16 +141,6 @@ def frozen_names(model) -> list[str]:
         if parameter.requires_grad
     }
     return [name for name in model.state_dict() if name not in training | model.added]
-
-
-def base_tensors(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a base checkpoint by the names that they have in a model."""
-    return {
-        re.sub(r"^decoder\.", "encoder.", key).replace(
-            ".emb_layer_norm.", ".layernorm_embedding."
-        ): tensor
-        for key, tensor in weights.items()
-    }
 
 
 # ---- Reading -------------------------------------------------------------------------------------
@@ -214,7 +203,7 @@ def _find(entry, path, base):
         reason = _difference(entry, state["model"])
         if reason is None:
             _found[entry["sha256"]] = place
-            return place, base_tensors(state["model"])
+            return place, renamed(state["model"])
         wrong.append(f"{place} {reason}")
         if base and place == os.path.abspath(base):
             break
@@ -229,10 +218,10 @@ def _find(entry, path, base):
 
 def _difference(entry, weights):
     """What tells a base checkpoint's weights from those that ``entry`` refers to, or None."""
-    found = artifact.fingerprint(weights)
+    found = fingerprint(weights)
     if found != entry["sha256"]:
         return f"is another one (sha256 {found[:12]})"
-    tensors = base_tensors(weights)
+    tensors = renamed(weights)
     lacking = [name for name in entry["names"] if name not in tensors]
     if lacking:
         return f"has no {lacking[0]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_peft.files import whole
+from fairseq_peft.files import remove_leftovers, whole
 
 
 def test_success_replaces_and_leaves_nothing_beside(tmp_path):
@@ -25,3 +25,11 @@ def test_failure_keeps_the_old_file(tmp_path):
         raise RuntimeError("in the middle")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_leaves_is_removed_and_nothing_else(tmp_path):
+    kept = ["checkpoint_last.pt", ".run.json.7.tmp", "checkpoint_last.pt.7.tmp", ".checkpoint.pt"]
+    for name in [".checkpoint_last.pt.7.tmp", ".checkpoint.best_accuracy_56.2.pt.12.tmp", *kept]:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "checkpoint*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -19,6 +19,7 @@ from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import remove_leftovers
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.tasks import best_adapter, record
@@ -301,6 +302,7 @@ class SentenceClassificationTask(FairseqTask):
         if self.cfg.verify_frozen and self._guard is None:
             self._guard_frozen(surgery.unwrap(model))
         if self._recorder is None and self._run and distributed_utils.get_global_rank() == 0:
+            remove_leftovers(self.cfg.save_dir, "checkpoint*")
             log = run_log.RunLog(self.cfg.save_dir, self._run)
             self._recorder = record.EpochRecorder(log, self.cfg.valid_subset.split(","))
         if self._recorder:
