@@ -2,7 +2,7 @@
 
     adapter.safetensors       the tensors that the base does not give: the method's, base tensors
                               that it trained or corrected, the head; or a complete model
-    adapter.json              the description (schema: docs/design.md), sealed by its own SHA-256
+    adapter.json              the description (``FIELDS``), sealed by its own SHA-256
     dict.txt, sentencepiece.bpe.model   copies: folder and base are enough to classify
 
 Only safetensors and JSON are read, and every byte of the four files is covered by a SHA-256.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +44,15 @@ TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 DICTIONARY, TOKENIZER = "dict.txt", "sentencepiece.bpe.model"
 FILES = (TENSORS, DESCRIPTION, DICTIONARY, TOKENIZER)
 
-#: Field -> type, for what loading reads; the rest is for people.
+#: Field -> type, or fields within it, for what loading reads; the rest is for people.
 FIELDS = {
-    "method": dict,  # peft, knobs, targets
+    "method": {"peft": str, "knobs": dict, "targets": list},
     "model": dict,  # flag -> value: what builds the model
-    "head": dict,  # name, kind, num_classes
+    "head": {"name": str, "kind": str, "num_classes": int},
     "labels": list,  # class names in the order of the outputs
-    "input": dict,  # max_tokens, begin, num_texts, num_reserved, max_positions
+    "input": {"max_tokens": int, "begin": bool, "num_texts": int},  # how texts become tokens
     "complete": bool,  # the tensors are the whole model, no base is needed
-    "base": (dict, type(None)),  # path, sha256; None for a run from scratch
-    "dictionary": dict,  # sha256 of the symbols in their order, num_rows
+    "dictionary": {"sha256": str, "num_rows": int},  # of the symbols in their order
     "tensors": dict,  # name -> dtype, shape
     "files": dict,  # name -> sha256, bytes
 }
@@ -150,16 +150,16 @@ def read(folder: Path | str) -> Artifact:
     Raises:
         InputError: what is there, and what was expected.
     """
-    given, folder = folder, folders.current(folder)
-    if not (folder / DESCRIPTION).is_file():
-        raise InputError(
-            f"{given} is no adapter folder: it has no {DESCRIPTION}. Give the folder adapter/ in "
-            "the save directory of a run."
-        )
-    contents = _contents(folder)
+    folder, contents = _contents(folder)
     description = _unseal(contents[DESCRIPTION], folder / DESCRIPTION)
     _check_files(folder, contents, description)
-    return Artifact(folder, description, safetensors.torch.load(contents[TENSORS]))
+    tensors = safetensors.torch.load(contents[TENSORS])
+    if _table(tensors) != description["tensors"]:
+        detail = _difference(contents[TENSORS], description["tensors"])
+        raise InputError(
+            f"{folder / TENSORS} holds other tensors than {DESCRIPTION} names.{detail} {_AGAIN}"
+        )
+    return Artifact(folder, description, tensors)
 
 
 def apply(model, artifact: Artifact) -> None:
@@ -188,19 +188,25 @@ def aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return found
 
 
-def _contents(folder):
-    """Name -> bytes of the files, all of one version: a run may be writing the next one."""
-    while True:
+def _contents(given):
+    """Where the folder is, and name -> bytes of its files, all of one version: a run may be writing
+    the next one."""
+    for _ in range(100):
+        folder = folders.current(given)
         try:
             description = (folder / DESCRIPTION).read_bytes()
             found = {n: (folder / n).read_bytes() for n in FILES if (folder / n).exists()}
             if found.get(DESCRIPTION) == description == (folder / DESCRIPTION).read_bytes():
-                return found
-        except FileNotFoundError as error:
-            if not (folder / DESCRIPTION).is_file():
-                raise InputError(f"{folder} was removed while it was read.") from error
+                return folder, found
+        except (FileNotFoundError, NotADirectoryError):
+            if not (folders.current(given) / DESCRIPTION).is_file():
+                time.sleep(0.001)  # or is it being moved?
         except OSError as error:
-            raise InputError(f"{folder} cannot be read ({error}). Give a whole folder.") from error
+            raise InputError(f"{given} cannot be read ({error.strerror}).") from error
+    raise InputError(
+        f"{given} is no adapter folder: it has no {DESCRIPTION}. Give the folder adapter/ in the "
+        "save directory of a run."
+    )
 
 
 def _unseal(data, path):
@@ -229,10 +235,28 @@ def _unseal(data, path):
             f"{path} was changed after it was written: its sha256 is {found[:12]}, expected "
             f"{description.get('json_sha256', 'nothing')!s:.12}. {_AGAIN}"
         )
-    for field, kind in FIELDS.items():
-        if not isinstance(description.get(field), kind):
-            raise InputError(f"{path} has no field {field!r}, which every adapter has. {_AGAIN}")
+    lacking = _lacking(description, FIELDS)
+    if description.get("base") is None and description.get("complete") is False:
+        lacking.append("base")
+    elif description.get("base") is not None:
+        lacking += _lacking(description, {"base": {"path": str, "sha256": str}})
+    if not lacking and len(description["labels"]) != description["head"]["num_classes"]:
+        lacking.append("labels, one for each class of the head")
+    if lacking:
+        raise InputError(f"{path} lacks {lacking[0]}, which every adapter has. {_AGAIN}")
     return description
+
+
+def _lacking(description, fields, within="") -> list[str]:
+    """The fields that are not there, or not of their type."""
+    found = []
+    for field, kind in fields.items():
+        value = description.get(field)
+        if not isinstance(value, dict if isinstance(kind, dict) else kind):
+            found.append(within + field)
+        elif isinstance(kind, dict):
+            found += _lacking(value, kind, f"{field}.")
+    return found
 
 
 def _check_files(folder, contents, description):

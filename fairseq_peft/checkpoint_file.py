@@ -1,7 +1,9 @@
-"""Opening a file of fairseq's: weights and plain values, never code."""
+"""Opening a file of fairseq's: weights and plain values, never code, unless somebody says so."""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import pickle
 import re
 import warnings
@@ -10,9 +12,22 @@ import torch
 
 from fairseq_peft.errors import InputError
 
+logger = logging.getLogger(__name__)
 
-def read(path: str) -> dict:
+#: What torch's safe loader lets through beside tensors and plain values: older checkpoints hold
+#: their flags in a Namespace.
+ALLOWED = [argparse.Namespace]
+
+if hasattr(torch.serialization, "add_safe_globals"):
+    torch.serialization.add_safe_globals(ALLOWED)
+
+
+def read(path: str, trust: bool = False) -> dict:
     """A fairseq checkpoint, as it lies on the disk, through torch's safe loader.
+
+    Args:
+        trust: whether a file that the safe loader refuses is opened all the same
+            (``--trust-checkpoint``), which runs whatever code it holds.
 
     Raises:
         InputError: it is cut short, no checkpoint, or would need to run code.
@@ -20,14 +35,15 @@ def read(path: str) -> dict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _load(path, trust)
     except pickle.UnpicklingError as error:
         # torch's text goes on to recommend the unsafe loader; only what it met is of use here.
         met = re.search(r"(Unsupported|Trying to load) .*", str(error))
         raise InputError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; it is not "
             f"opened, because that could run code ({met[0].rstrip('.') if met else 'unknown'}). "
-            "Give a checkpoint of fairseq-train."
+            "Give a checkpoint of fairseq-train. If you trust its author with your machine, "
+            "fairseq-peft export-checkpoint FILE --out NEW --trust-checkpoint makes a plain one."
         ) from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         lines = str(error).strip().splitlines() or [""]
@@ -46,3 +62,13 @@ def read(path: str) -> dict:
             "that was published for fairseq."
         )
     return state
+
+
+def _load(path, trust):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not trust:
+            raise
+    logger.warning("WARNING: --trust-checkpoint: whatever code %s holds is run now.", path)
+    return torch.load(path, map_location="cpu", weights_only=False)

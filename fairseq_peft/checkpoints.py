@@ -1,4 +1,5 @@
-"""Fine-tuned checkpoints outside of training: rebuilt without a data folder, and written anew."""
+"""Fine-tuned checkpoints and adapter folders outside of training: rebuilt without a data folder,
+and written anew."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from fairseq_peft.files import whole
 
 def check_paths(checkpoint: Path, out: Path, force: bool) -> None:
     """Raise InputError where there is nothing to read, or something not to be written over."""
-    if not checkpoint.is_file():
+    if not checkpoint.exists():
         raise InputError(
             f"{checkpoint} does not exist. Give a checkpoint that fairseq-train wrote."
         )
@@ -40,21 +41,103 @@ class Loaded(NamedTuple):
     logits: object
 
 
-def load(path: Path, out: Path, force: bool) -> Loaded:
-    """The checkpoint of ``path``, about to become the file ``out``.
+def add_base_arguments(parser) -> None:
+    """The flags with which a command takes an adapter folder."""
+    parser.add_argument("--base", type=Path, help="base checkpoint of an adapter folder")
+    parser.add_argument(
+        "--allow-other-base",
+        action="store_true",
+        help="take another base than the one that the adapter was trained on",
+    )
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser) -> None:
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="open a .pt file even if that runs code that its author put there",
+    )
+
+
+def load(args) -> Loaded:
+    """The checkpoint or adapter folder ``args.checkpoint``, about to become the file ``args.out``.
+
+    Args:
+        args: with ``force`` and the flags of ``add_base_arguments``, as far as the command has
+            them.
 
     Raises:
         InputError: it cannot be read or rebuilt, or ``out`` is not to be written.
     """
     from fairseq_peft import slim
 
-    check_paths(path, out, force)
-    state = slim.read(str(path))
-    model = rebuild(path, state)
+    path, base = args.checkpoint, getattr(args, "base", None)
+    check_paths(path, args.out, args.force)
+    if path.is_dir():
+        found, model = from_folder(path, base, args.allow_other_base, args.trust_checkpoint)
+        state = stand_in(found.description)
+    elif base is not None:
+        raise InputError(
+            f"--base {base} would be ignored: {path} is a checkpoint. Leave it out, or give an "
+            "adapter folder."
+        )
+    else:
+        state = slim.read(str(path), trust=args.trust_checkpoint)
+        model = rebuild(path, state)
     longest = model.max_positions() - model.num_reserved
     batches = list(random_batches(model.encoder.dictionary, longest))
     head = choose_head(path, state["cfg"]["task"], model)
     return Loaded(state, model, batches, head, logits(model, batches, head))
+
+
+def from_folder(path: Path, base: Path | None, allow_other: bool = False, trust: bool = False):
+    """An adapter folder, and the model that it makes of its base, in eval mode.
+
+    Raises:
+        InputError: the folder is damaged, or the base is missing, another, or has another
+            dictionary.
+    """
+    import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft import artifact, slim
+    from fairseq_peft.data import checks
+    from fairseq_peft.models import folder
+
+    found = artifact.read(path)
+    weights = None
+    if found.description["complete"] and base is not None:
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
+    if base is not None:
+        check_file(base)
+        weights = slim.read(str(base), trust=trust)["model"]
+    model = folder.load(found, weights, allow_other)
+    if base is not None:
+        checks.check_beside(str(base), model.encoder.dictionary, str(found.dictionary))
+    return found, model
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError where there is no file."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Give the checkpoint of the base (model.pt).")
+
+
+def stand_in(description: dict) -> dict:
+    """What a checkpoint of the run that wrote an adapter folder would say beside its weights."""
+    task = {
+        "_name": "sentence_classification",
+        "data": description.get("data", ""),
+        "classification_head_name": description["head"]["name"],
+        "no_init_token": not description["input"]["begin"],
+        "seed": description.get("seed", 1),
+    }
+    labels = {
+        "labels": description["labels"],
+        "dictionary": description["dictionary"]["sha256"],
+    }
+    return {"cfg": {"task": task, "model": description["model"]}, "task_state": labels}
 
 
 def rebuild(path: Path, state: dict):

@@ -1,7 +1,8 @@
 """A training checkpoint without what only resuming needs: configuration and weights.
 
-The output loads into fairseq like any checkpoint (--finetune-from-model, from_pretrained). It is
-read with torch's safe loader, so a file that would run code is refused.
+The output loads into fairseq like any checkpoint (--finetune-from-model, from_pretrained) and holds
+tensors and plain values only. A file that would run code is refused; with --trust-checkpoint it is
+opened, and runs it.
 """
 
 from __future__ import annotations
@@ -23,35 +24,29 @@ def add_arguments(parser):
     parser.add_argument("checkpoint", type=Path, help="checkpoint_last.pt, for example")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--half", action="store_true", help="weights in half precision")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="open the file even if that runs code that its author put there",
+    )
 
 
 def run(args) -> int:
     if not args.checkpoint.is_file():
         raise InputError(f"{args.checkpoint} does not exist. Expected a checkpoint of fairseq.")
 
-    import argparse
-    import pickle
-
     import torch
 
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{args.checkpoint} cannot be read safely: {reason}. "
-            f"Expected a checkpoint that fairseq-train wrote, whole."
-        ) from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f"{args.checkpoint} has no 'model'. Expected a checkpoint of fairseq.")
+    from fairseq_peft import slim
 
+    state = slim.read(str(args.checkpoint), trust=args.trust_checkpoint)
     lean = {key: state.get(key) for key in KEPT}
     if args.half:
         lean["model"] = {
             name: tensor.half() if tensor.is_floating_point() else tensor
             for name, tensor in lean["model"].items()
         }
+    lean.update({key: _plain(lean[key]) for key in lean if key != "model"})
     for config in _configurations(lean):
         _forget(config)
     # What fairseq's loader looks for even when it resets everything.
@@ -72,6 +67,26 @@ def run(args) -> int:
         torch.save(lean, temporary)
     logger.info("%s: %.1f MB", args.out, args.out.stat().st_size / 1e6)
     return 0
+
+
+def _plain(value):
+    """``value`` as torch's safe loader takes it: omegaconf's containers as Python's own, None for
+    objects of other classes."""
+    import argparse
+
+    import torch
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, enum_to_str=True)
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**_plain(vars(value)))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else None
+    known = isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, bytes)
+    return value if known else None
 
 
 def _configurations(state: dict) -> list:

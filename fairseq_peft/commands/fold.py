@@ -19,10 +19,15 @@ def add_arguments(parser):
     parser.add_argument("checkpoint", type=Path, help="checkpoint_best.pt, for example")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--force", action="store_true", help="write over the file, if it exists")
+    checkpoints.add_trust_argument(parser)
 
 
 def run(args) -> int:
-    state, model, batches, head, expected = checkpoints.load(args.checkpoint, args.out, args.force)
+    if args.checkpoint.is_dir():
+        raise InputError(
+            f"{args.checkpoint} is a folder. Give a checkpoint; adapter folders are folded already."
+        )
+    state, model, batches, head, expected = checkpoints.load(args)
     before = model.setting
     model.fold()
     changed = model.setting.changed_flags(before)

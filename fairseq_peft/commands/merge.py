@@ -1,4 +1,5 @@
-"""Fold a fine-tuned checkpoint into a plain one, which stock fairseq loads without this plugin.
+"""Fold a fine-tuned checkpoint, or a base and an adapter folder, into a plain checkpoint, which
+stock fairseq loads without this plugin.
 
 The method's tensors are merged into the base weights in fp32 and cast once. The configuration names
 fairseq's own task and architecture: `RobertaModel.from_pretrained`, `fairseq-validate` and
@@ -21,7 +22,9 @@ LEFT_OUT = ("checkpoint", "optimizer", "lr_scheduler")
 
 
 def add_arguments(parser):
-    parser.add_argument("checkpoint", type=Path, help="checkpoint_best.pt, for example")
+    parser.add_argument(
+        "checkpoint", type=Path, help="checkpoint_best.pt, for example, or adapter/ with --base"
+    )
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument(
         "--dtype",
@@ -30,15 +33,16 @@ def add_arguments(parser):
         help="type of the merged weights, which are rounded once (fp32)",
     )
     parser.add_argument("--force", action="store_true", help="write over the file, if it exists")
+    checkpoints.add_base_arguments(parser)
 
 
 def run(args) -> int:
     import torch
 
-    state, model, batches, head, expected = checkpoints.load(args.checkpoint, args.out, args.force)
+    state, model, batches, head, expected = checkpoints.load(args)
     merge(args.checkpoint, model)
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
-    weights = model.state_dict()
+    weights = stock_weights(model)
     check_finite(args.checkpoint, weights, args.dtype)
     cfg = stock_config(state["cfg"], model, head)
     difference = (
@@ -80,11 +84,31 @@ def check_finite(path: Path, weights: dict, dtype: str) -> None:
         )
 
 
+def stock_weights(model) -> dict:
+    """The model's tensors by fairseq's names. A linear head becomes RoBERTa's with a dense layer
+    that changes nothing, whose activation ``stock_config`` makes linear."""
+    import torch
+
+    from fairseq_peft.models.heads import LinearHead
+    from fairseq_peft.models.roberta import HEADS
+
+    weights = dict(model.state_dict())
+    for name, head in model.classification_heads.items():
+        if isinstance(head, LinearHead):
+            like = head.out_proj.weight
+            one = torch.eye(like.shape[1], dtype=like.dtype)
+            weights[f"{HEADS}{name}.dense.weight"] = one
+            weights[f"{HEADS}{name}.dense.bias"] = torch.zeros(len(one), dtype=like.dtype)
+    return weights
+
+
 def stock_config(cfg: dict, model, head) -> dict:
     """The checkpoint's configuration with fairseq's own task, criterion and architecture."""
     import argparse
 
     from fairseq.models import MODEL_REGISTRY
+
+    from fairseq_peft.models.heads import kind_of
 
     names = {registered: name for name, registered in MODEL_REGISTRY.items()}
     stock = next(base for base in type(model).__mro__[1:] if base in names)
@@ -109,6 +133,8 @@ def stock_config(cfg: dict, model, head) -> dict:
         }
     common = {**(cfg.get("common") or {}), "user_dir": None, "tensorboard_logdir": None}
     sizes.update(_name=names[stock], load_checkpoint_heads=True)
+    if kind_of(model.args) == "linear":
+        sizes["pooler_activation_fn"] = "linear"
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
     return {**kept, **own, "common": common, "model": sizes}
 

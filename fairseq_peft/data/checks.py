@@ -248,6 +248,23 @@ def start(cfg) -> Start:
     return Start(named, None if resumes else named, resumes)
 
 
+def check_beside(path: str, dictionary: Dictionary, name: str) -> None:
+    """Raise InputError where the dict.txt beside a checkpoint of ``path`` gives words other ids
+    than ``dictionary``, which is the file ``name``."""
+    beside = os.path.join(os.path.dirname(path), "dict.txt")
+    if not os.path.isfile(beside):
+        return
+    own = load_dictionary(beside)
+    own.add_symbol("<mask>")
+    if len(own) != len(dictionary) or own.symbols == dictionary.symbols:
+        return
+    other = next(i for i in range(len(own)) if own[i] != dictionary[i])
+    raise InputError(
+        f"{path} comes with another dictionary: token {other} is {own[other]!r} in {beside} and "
+        f"{dictionary[other]!r} in {name}. Use the checkpoint's dict.txt."
+    )
+
+
 def check_start(path: str, state: dict, model, dictionary: Dictionary, cfg) -> None:
     """Raise InputError unless fairseq will load the checkpoint ``state`` of ``path`` into
     ``model``, and its token ids mean what they mean in the data."""
@@ -255,18 +272,7 @@ def check_start(path: str, state: dict, model, dictionary: Dictionary, cfg) -> N
         model.account(state["model"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    rows = model.encoder.sentence_encoder.embed_tokens.num_embeddings
-    beside = os.path.join(os.path.dirname(path), "dict.txt")
-    if os.path.isfile(beside):
-        own = load_dictionary(beside)
-        own.add_symbol("<mask>")
-        if len(own) == rows and own.symbols != dictionary.symbols:
-            other = next(i for i in range(rows) if own[i] != dictionary[i])
-            raise InputError(
-                f"{path} comes with another dictionary: token {other} is {own[other]!r} in "
-                f"{beside} and {dictionary[other]!r} in {cfg.data}/input0/dict.txt. Prepare the "
-                "data with the checkpoint's dict.txt."
-            )
+    check_beside(path, dictionary, f"{cfg.data}/input0/dict.txt")
     history = state.get("optimizer_history") or [{}]
     criterion = history[-1].get("criterion_name", "SentenceClassificationCriterion")
     keeps_optimizer = cfg.finetune_from_model is None and not cfg.reset_optimizer

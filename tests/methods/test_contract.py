@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import adapters
 import pytest
 import torch
 from families import FAMILIES
@@ -14,7 +15,8 @@ from helpers import ROOT, TOLERANCE
 from settings import collect, identifier
 from torch import nn
 
-from fairseq_peft import methods, surgery
+from fairseq_peft import artifact, methods, surgery
+from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 
 SETTINGS = collect()
@@ -214,6 +216,26 @@ for key, peft, flags in json.loads(sys.argv[3]):
     assert torch.equal(found, saved["models"][key]["logits"]), key
     print(key)
 """
+
+
+@every_setting
+def test_an_adapter_folder_gives_the_same_model_on_its_base(family, batch, peft, given, tmp_path):
+    """Written, read, put on the base: the same logits, bit for bit. A whole model needs no base;
+    everything else does, and holds nothing that the base has."""
+    base = base_state(family, given)
+    model = family.build(peft, **given)
+    model.load_state_dict(dict(base))
+    perturb(model)
+    expected = logits(family, model, batch)
+    found = artifact.read(adapters.write(tmp_path / "adapter", model, base))
+    assert found.description["complete"] == (peft == "full")
+    again = folder.load(found, None if peft == "full" else base)
+    moved = (logits(family, again, batch) - expected).abs().max()
+    assert moved < 1e-6 if any("mlp" in flag for flag in given) else moved == 0
+    if peft != "full":
+        body = artifact.body(base)
+        same = [n for n, t in found.tensors.items() if n in body and torch.equal(t, body[n])]
+        assert not same and set(found.tensors) == again.own_names()
 
 
 @every_setting
