@@ -89,6 +89,17 @@ def open_source(name: str):
         raise InputError(f"{name} cannot be read: {error.strerror}. Give a text file.") from error
 
 
+def check_device(name: str) -> None:
+    """Raise InputError unless this machine has the device."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except Exception as error:  # what is raised depends on the device and on how torch was built
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"--device {name} cannot be used ({reason}). Give cpu or cuda.") from error
+
+
 def load(args):
     """The classifier of the flags."""
     import logging
@@ -97,6 +108,7 @@ def load(args):
     logging.getLogger().setLevel(logging.WARNING)
     from fairseq_peft.predict import Classifier
 
+    check_device(args.device)
     return Classifier.load(
         args.base,
         args.adapter,
@@ -147,11 +159,15 @@ class Lines:
         """Say what was odd."""
         if self.undecodable:
             warn(
-                f"{self.undecodable} lines are not UTF-8: what could not be decoded was read as "
+                f"{count(self.undecodable)} not UTF-8: what could not be decoded was read as "
                 "U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8."
             )
         if self.without_tab:
-            warn(f"{self.without_tab} lines have no tab: their second text was taken to be empty.")
+            warn(f"{count(self.without_tab)} without a tab: the second text was taken to be empty.")
+
+
+def count(number: int) -> str:
+    return f"{number:,} of the lines {'is' if number == 1 else 'are'}"
 
 
 def warn(text: str) -> None:
