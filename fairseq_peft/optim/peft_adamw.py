@@ -31,6 +31,11 @@ class PeftAdamW(FairseqOptimizer):
     """``torch.optim.AdamW`` in groups: matrices decay, vectors (biases, norms) do not; the learning
     rate of a group is ``lr_scale`` times the schedule's, which is the one that is logged.
 
+    What fairseq multiplies the gradients with (their mean, the clipping) is kept as one number until
+    the step, whose kernel reads every gradient anyway: two passes over all of them less. Between
+    backward and step, ``grad`` is therefore the gradient of the batch's sum; after it, of what the
+    step took. Gradients that fairseq itself looks at (--amp) are multiplied at once.
+
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
 
@@ -65,6 +70,33 @@ class PeftAdamW(FairseqOptimizer):
             eps=cfg.adamw_eps,
             fused=fused,
         )
+        self._waits = fused and not cfg.amp
+        self._factor = 1.0
+
+    def multiply_grads(self, c):
+        """Multiply the gradients by c, at the next step."""
+        if self._waits:
+            self._factor = self._factor * c
+        else:
+            super().multiply_grads(c)
+
+    def step(self, closure=None, scale=1.0, groups=None):
+        """fairseq's step, which multiplies the gradients by what has been put off."""
+        if not (isinstance(self._factor, float) and self._factor == 1.0):
+            device = self.param_groups[0]["params"][0].device
+            factor = torch.as_tensor(self._factor, dtype=torch.float32, device=device)
+            # What torch's GradScaler hands to a fused optimizer.
+            self._optimizer.grad_scale = 1 / factor
+            self._optimizer.found_inf = torch.zeros((), device=device)
+        try:
+            super().step(closure, scale, groups)
+        finally:
+            self._factor = 1.0
+            self._optimizer.grad_scale = self._optimizer.found_inf = None
+
+    def zero_grad(self):
+        self._factor = 1.0
+        super().zero_grad()
 
     def get_lr(self):
         """The schedule's learning rate."""
@@ -98,7 +130,11 @@ class PeftAdamW(FairseqOptimizer):
 
     def clip_grad_norm(self, max_norm, aggregate_norm_fn=None):
         """fairseq's, which would look for the cause of a NaN and die of a StopIteration there."""
-        norm = super().clip_grad_norm(max_norm, aggregate_norm_fn)
+        norm = super().clip_grad_norm(
+            0 if self._waits else max_norm, self._norm_of(aggregate_norm_fn)
+        )
+        if self._waits and max_norm > 0:
+            self.multiply_grads((max_norm / (norm + 1e-6)).clamp(max=1))
         # With --amp it is fairseq that scales the loss down and tries again.
         if not self.cfg.amp and not torch.isfinite(norm).all():
             raise InputError(
@@ -106,6 +142,11 @@ class PeftAdamW(FairseqOptimizer):
                 "a warm-up, or --clip-norm 1.0."
             )
         return norm
+
+    def _norm_of(self, aggregate):
+        """What makes the norm that is asked for of that of ``grad``."""
+        factor = self._factor
+        return lambda norm: norm * factor if aggregate is None else aggregate(norm * factor)
 
     @property
     def optimizer_config(self):

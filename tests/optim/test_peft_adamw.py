@@ -139,6 +139,55 @@ def test_a_state_of_other_groups_is_refused():
         adamw(tensors(16.0)).load_state_dict(adamw(tensors(1.0)).state_dict())
 
 
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 100.0])
+def test_what_gradients_are_multiplied_with_waits_for_the_step(max_norm):
+    """Norm, tensors and gradients are those of multiplying at once, as fairseq does."""
+    found = []
+    for waits in (True, False):
+        parameters = tensors()
+        optimizer = adamw(parameters)
+        optimizer._waits = waits
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            optimizer.zero_grad()
+            for parameter in parameters:
+                parameter.grad = 7 * torch.randn(parameter.shape, generator=generator)
+            optimizer.multiply_grads(1 / 7)
+            optimizer.multiply_grads(torch.tensor(0.5))
+            norm = optimizer.clip_grad_norm(max_norm)
+            optimizer.step()
+            found.append(
+                [norm, *(p.detach().clone() for p in parameters), *(p.grad for p in parameters)]
+            )
+    for one, other in zip(found[:3], found[3:]):
+        for a, b in zip(one, other):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert found[0][0] > 0.5  # 0.5 clips, 100 does not
+
+
+def test_with_amp_gradients_are_multiplied_at_once():
+    """fairseq looks at them before the step."""
+    parameter = nn.Parameter(torch.ones(3))
+    cfg = types.SimpleNamespace(
+        lr=[1e-3], weight_decay=0.0, adamw_betas="(0.9, 0.999)", adamw_eps=1e-8, amp=True
+    )
+    optimizer = PeftAdamW(cfg, [parameter])
+    parameter.grad = torch.full((3,), 8.0)
+    optimizer.multiply_grads(0.25)
+    assert parameter.grad.tolist() == [2.0] * 3
+
+
+def test_a_step_that_never_came_leaves_nothing_behind():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = adamw([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.multiply_grads(0.0)
+    optimizer.zero_grad()
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert parameter.grad.tolist() == [1.0] * 3 and (parameter != 1).all()
+
+
 def test_which_optimizers_are_refused():
     model = nn.ParameterList(tensors())
     check_learning_rates(model, "peft_adamw")
