@@ -18,8 +18,14 @@ logger = logging.getLogger(__name__)
 #: their flags in a Namespace.
 ALLOWED = [argparse.Namespace]
 
-if hasattr(torch.serialization, "add_safe_globals"):
-    torch.serialization.add_safe_globals(ALLOWED)
+
+def allow() -> None:
+    """Let torch's safe loader take ``ALLOWED``: in this process, so fairseq's own reading, too."""
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals(ALLOWED)
+
+
+allow()
 
 
 def read(path: str, trust: bool = False) -> dict:
@@ -38,7 +44,9 @@ def read(path: str, trust: bool = False) -> dict:
             state = _load(path, trust)
     except pickle.UnpicklingError as error:
         # torch's text goes on to recommend the unsafe loader; only what it met is of use here.
-        met = re.search(r"(Unsupported|Trying to load) .*", str(error))
+        met = re.search(
+            r"(Unsupported|Trying to load) .*?(?= was not an allowed|$)", str(error), re.M
+        )
         raise InputError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; it is not "
             f"opened, because that could run code ({met[0].rstrip('.') if met else 'unknown'}). "
@@ -65,6 +73,7 @@ def read(path: str, trust: bool = False) -> dict:
 
 
 def _load(path, trust):
+    allow()  # whoever has used torch's context manager for the same class has taken it away
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -43,7 +43,11 @@ class Loaded(NamedTuple):
 
 def add_base_arguments(parser) -> None:
     """The flags with which a command takes an adapter folder."""
-    parser.add_argument("--base", type=Path, help="base checkpoint of an adapter folder")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="base of an adapter folder, or of a checkpoint whose base has moved",
+    )
     parser.add_argument(
         "--allow-other-base",
         action="store_true",
@@ -77,13 +81,14 @@ def load(args) -> Loaded:
     if path.is_dir():
         found, model = from_folder(path, base, args.allow_other_base, args.trust_checkpoint)
         state = stand_in(found.description)
-    elif base is not None:
-        raise InputError(
-            f"--base {base} would be ignored: {path} is a checkpoint. Leave it out, or give an "
-            "adapter folder."
-        )
     else:
-        state = slim.read(str(path), trust=args.trust_checkpoint)
+        if base is not None:
+            check_file(base)
+        state = slim.read(str(path), base and str(base), args.trust_checkpoint)
+        if base is not None and slim.ENTRY not in state:
+            raise InputError(
+                f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+            )
         model = rebuild(path, state)
     longest = model.max_positions() - model.num_reserved
     batches = list(random_batches(model.encoder.dictionary, longest))

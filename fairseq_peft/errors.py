@@ -37,9 +37,10 @@ def sentence(error: BaseException) -> str | None:
     ours = find_input_error(error)
     if ours is not None:
         return " ".join(str(ours).splitlines())
-    if isinstance(error, OSError) and error.filename and error.errno in _ENVIRONMENT:
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        # Where a write fails, not an opening, Python does not say what was written.
         return (
-            f"{error.filename}: {error.strerror}. Give another place (--save-dir), or make room "
+            f"{error.filename or 'A file cannot be written'}: {error.strerror}. Give another place (--save-dir), or make room "
             "or rights there."
         )
     return None

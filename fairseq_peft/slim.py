@@ -160,12 +160,10 @@ def fill(state: dict, path: str, base: str | None = None) -> None:
     Raises:
         InputError: the base is not found, or is another one.
     """
-    entry = state.get(ENTRY)
-    if entry is None:
+    if ENTRY not in state:
         return
-    if not isinstance(entry, Mapping) or any(
-        not isinstance(entry.get(field), kind) for field, kind in FIELDS.items()
-    ):
+    entry = _entry(state)
+    if entry is None:
         raise InputError(
             f"{path} refers to its base by something else than {', '.join(FIELDS)}: it is damaged, "
             "or of another version of this plugin. Give another checkpoint."
@@ -176,6 +174,15 @@ def fill(state: dict, path: str, base: str | None = None) -> None:
     place, tensors = _find(entry, path, base)
     state["model"].update({name: tensors[name] for name in missing})
     state[ENTRY] = {**entry, "path": place}
+
+
+def _entry(state) -> Mapping | None:
+    """The entry of a slim checkpoint; None where there is none, or none to be relied on."""
+    entry = state.get(ENTRY)
+    sound = isinstance(entry, Mapping) and all(
+        isinstance(entry.get(field), kind) for field, kind in FIELDS.items()
+    )
+    return entry if sound and all(isinstance(name, str) for name in entry["names"]) else None
 
 
 def _find(entry, path, base):
@@ -198,7 +205,8 @@ def _find(entry, path, base):
         if not os.path.isfile(place) or os.path.realpath(place) == os.path.realpath(path):
             continue
         state = checkpoint_file.read(place)
-        if (state.get(ENTRY) or {}).get("sha256") == entry["sha256"]:
+        other = _entry(state)
+        if other is not None and other["sha256"] == entry["sha256"]:
             continue  # a slim checkpoint on the same base
         reason = _difference(entry, state["model"])
         if reason is None:
@@ -211,8 +219,8 @@ def _find(entry, path, base):
     raise InputError(
         f"{path} holds only what was trained on the base {entry['path']} (sha256 "
         f"{entry['sha256'][:12]}), but {seen}. Put that base back, or beside the checkpoint, or "
-        "name it: fairseq-train --finetune-from-model FILE, fairseq-validate --model-overrides "
-        "\"{'finetune_from_model': 'FILE'}\"."
+        "name it: fairseq-train --finetune-from-model FILE, fairseq-peft merge --base FILE, "
+        "fairseq-validate --model-overrides \"{'finetune_from_model': 'FILE'}\"."
     )
 
 
@@ -225,9 +233,5 @@ def _difference(entry, weights):
     lacking = [name for name in entry["names"] if name not in tensors]
     if lacking:
         return f"has no {lacking[0]}"
-    if (
-        combine({name: digest(name, tensors[name]) for name in entry["names"]})
-        != (entry["names_sha256"])
-    ):
-        return "has another LM head"
-    return None
+    digests = {name: digest(name, tensors[name]) for name in entry["names"]}
+    return None if combine(digests) == entry["names_sha256"] else "has another LM head"

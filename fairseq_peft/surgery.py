@@ -146,8 +146,8 @@ def count(model: nn.Module, head_prefix: str) -> Counts:
 
 
 def describe(model: nn.Module, head_prefix: str, label: str, max_rows: int = 40) -> Iterable[str]:
-    """The table of what trains, line by line: tensors, counts, per cent of the model, with and
-    without the head."""
+    """The table of what trains, line by line: tensors, counts, per cent of the model and fp32
+    bytes, with and without the head."""
     counts = count(model, head_prefix)
     rows = [
         (name, tuple(parameter.shape), parameter.numel())
@@ -168,4 +168,4 @@ def describe(model: nn.Module, head_prefix: str, label: str, max_rows: int = 40)
         ("with the head", counts.trainable),
     ]:
         share = 100 * numel / counts.total
-        yield f"  {part:<{width}}  {'':>14}  {numel:>12,}  {share:8.4f} % of {counts.total:,}"
+        yield f"  {part:<{width}}  {'':>14}  {numel:>12,}  {share:8.4f} % of {counts.total:,}; {4 * numel:,} bytes"

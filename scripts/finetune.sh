@@ -33,6 +33,7 @@ SUBSETS=${SUBSETS:-valid,test}          # evaluated every epoch; the first choos
 THREADS=${THREADS:-$(nproc)}            # CPU threads
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 KEEP=${KEEP:-best}                      # checkpoints to keep when done: best or none
+STEP=${STEP:-all}                       # all, or finish: the result of a run that fairseq-peft sweep-members has trained
 WORKER=${WORKER:-none}                  # none, or where a worker listens that spares the imports: fairseq-peft worker
 
 case $INIT in
@@ -41,6 +42,7 @@ case $INIT in
   scratch)    START=(--from-scratch) ;;
   *)          die "INIT=$INIT is unknown: set INIT=pretrained or INIT=scratch." ;;
 esac
+case $STEP in all | finish) ;; *) die "STEP=$STEP is unknown: set STEP=all or STEP=finish." ;; esac
 [ -f "$DATA/label/train.idx" ] || die "$DATA/label/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
 
 RUN=$RUNS/$(basename "$DATA")/$INIT/$LABEL/seed$SEED
@@ -86,7 +88,7 @@ if [ "$DRY_RUN" = 1 ]; then
   exit 0
 fi
 mkdir -p "$RUN"
-if ! train >>"$RUN/train.log" 2>&1; then
+if [ "$STEP" = all ] && ! train >>"$RUN/train.log" 2>&1; then
   # Cut: fairseq logs its whole configuration as one line of thousands of characters.
   tail -n 20 "$RUN/train.log" | grep -v Warning | cut -c 1-400 >&2 || true
   die "fairseq-train failed; its log is $RUN/train.log"

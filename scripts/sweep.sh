@@ -18,6 +18,10 @@
 # as isolated and as reproducible as a process of its own, and starts without the seconds that imports take. Without a
 # worker, asked for by WORKER=none or where none can run, each is a process of its own, with the same result.
 #
+# MEMBERS=5 trains up to five runs of a cell, which differ in seed or learning rate, in one process on one base
+# (fairseq-peft sweep-members): the same runs, and the same files. Cells that train the whole base, scratch/... and
+# .../full, have nothing to share, so their runs stay apart.
+#
 # All knobs are variables, those of finetune.sh included:
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -31,6 +35,7 @@ SEEDS=${SEEDS:-1 2 3}                                  # the first one tunes the
 LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 5e-4}               # grid of every cell that starts from scratch
 # LR_<METHOD>, such as LR_LORA or LR_LORA_PREFIX        grid of another cell; default: fairseq-peft methods --rates METHOD
 JOBS=${JOBS:-1}                                        # runs at once
+MEMBERS=${MEMBERS:-1}                                  # runs of a cell in one process; it counts as one of JOBS
 THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}  # CPU threads a run
 EVERY=${EVERY:-10}                                     # seconds between progress lines
 WORKER=${WORKER:-start}                                # start (one for this sweep), none, or where one listens
@@ -39,7 +44,9 @@ export DATA THREADS WORKER
 NAME=$(basename "$DATA")
 FAILED=()
 NUM_DONE=0 NUM_SKIPPED=0 NUM_ALL=0 STARTED=$SECONDS
-declare -A RUNNING=()
+declare -A RUNNING=() GROUPS_OF=()
+QUEUE=()  # runs that wait for their group to be full: RUNS START METHOD SEED LR, a line each
+[[ $MEMBERS =~ ^[1-9][0-9]*$ ]] || die "MEMBERS=$MEMBERS is no number of runs: give 1 or more."
 
 knob() {  # PREFIX LABEL: the value of the variable PREFIX_LABEL, empty if it is not set
   local name
@@ -79,9 +86,13 @@ reap() {  # take note of the runs that ended
     kill -0 "$pid" 2>/dev/null && continue
     status=0
     wait "$pid" || status=$?
-    NUM_DONE=$((NUM_DONE + 1))
-    [ "$status" = 0 ] || FAILED+=("${RUNNING[$pid]}")
-    unset "RUNNING[$pid]"
+    if [ -n "${GROUPS_OF[$pid]:-}" ]; then
+      finish_group "${GROUPS_OF[$pid]}"
+    else
+      NUM_DONE=$((NUM_DONE + 1))
+      [ "$status" = 0 ] || FAILED+=("${RUNNING[$pid]}")
+    fi
+    unset "RUNNING[$pid]" "GROUPS_OF[$pid]"
   done
 }
 
@@ -105,27 +116,72 @@ wait_cell() {  # CELL: until none of its runs is running
   while [[ " ${RUNNING[*]}" == *" $1 seed"* ]]; do tick; done
 }
 
-start() {  # RUNS START METHOD SEED LR: one run in the background
-  local text="$2/$3 seed $4 lr $5" flags
+finetune() {  # RUNS START METHOD SEED LR [--dry-run]: one run
+  local flags
   read -ra flags <<<"${FLAGS_OF[$2/$3]}"
+  RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
+    bash "$ROOT/scripts/finetune.sh" "${@:6}" -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
+}
+
+start() {  # RUNS START METHOD SEED LR: one run in the background, or in the queue of its group
+  local text="$2/$3 seed $4 lr $5"
   if [ "$DRY_RUN" = 1 ]; then
     echo "# $text"
-    RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
-      bash "$ROOT/scripts/finetune.sh" --dry-run -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
+    finetune "$@" --dry-run
     return
   fi
   if [ -f "$1/$NAME/$2/$3/seed$4/result.json" ]; then
     NUM_DONE=$((NUM_DONE + 1)) NUM_SKIPPED=$((NUM_SKIPPED + 1))
     return
   fi
+  if [ "$MEMBERS" -gt 1 ] && [ "$2" != scratch ] && [ "${METHOD_OF[$2/$3]}" != full ]; then
+    QUEUE+=("$*")
+    [ "${#QUEUE[@]}" -lt "$MEMBERS" ] || start_group
+    return
+  fi
   wait_for "$JOBS"
   [ "$WORKER" != start ] || start_worker
   mkdir -p "$1/logs"
-  RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
-    bash "$ROOT/scripts/finetune.sh" -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} \
-    >"$1/logs/$NAME-$2-$3-seed$4.log" 2>&1 &
+  finetune "$@" >"$1/logs/$NAME-$2-$3-seed$4.log" 2>&1 &
   RUNNING[$!]=$text
   progress "started $text"
+}
+
+start_group() {  # the queue as members of one process, in the background
+  local run runs=("${QUEUE[@]}") words text= log
+  QUEUE=()
+  [ "${#runs[@]}" -gt 0 ] || return 0
+  wait_for "$JOBS"
+  for run in "${runs[@]}"; do
+    read -ra words <<<"$run"
+    text+="${text:+, }${words[1]}/${words[2]} seed ${words[3]} lr ${words[4]}"
+  done
+  mkdir -p "$RUNS/logs"
+  log=$RUNS/logs/$NAME-${words[1]}-${words[2]}-members.log
+  train_group "${runs[@]}" >"$log" 2>&1 &
+  RUNNING[$!]=$text
+  GROUPS_OF[$!]=$(printf '%s\n' "${runs[@]}")
+  progress "started $text"
+}
+
+train_group() {  # RUN...: train them; the results are taken when it has ended
+  local run words
+  export OMP_NUM_THREADS=$THREADS
+  for run in "$@"; do
+    read -ra words <<<"$run"
+    finetune "${words[@]}" --dry-run
+  done | sed -n 's/^.* -m fairseq_cli\.train //p' | peft_cli sweep-members -
+}
+
+finish_group() {  # RUNS, a line each: take the results; a run that is not trained to its end has failed
+  local run words
+  while read -r run; do
+    read -ra words <<<"$run"
+    NUM_DONE=$((NUM_DONE + 1))
+    mkdir -p "${words[0]}/logs"
+    STEP=finish finetune "${words[@]}" >"${words[0]}/logs/$NAME-${words[1]}-${words[2]}-seed${words[3]}.log" 2>&1 ||
+      FAILED+=("${words[1]}/${words[2]} seed ${words[3]} lr ${words[4]}")
+  done <<<"$1"
 }
 
 SERVER='' WORKER_DIR=''
@@ -145,9 +201,15 @@ start_worker() {  # sets WORKER to where it listens, or to none if it does not s
   done
 }
 
+end() {  # PID: it and all that it started
+  local child
+  for child in $(pgrep -P "$1"); do end "$child"; done
+  kill "$1" 2>/dev/null || true
+}
+
 stop() {
   local pid
-  for pid in "${!RUNNING[@]}"; do pkill -P "$pid" 2>/dev/null || true; kill "$pid" 2>/dev/null || true; done
+  for pid in "${!RUNNING[@]}"; do end "$pid"; done
   exit 130
 }
 
@@ -189,9 +251,10 @@ for cell in $CELLS; do
   for rate in $rates; do
     case $rates in
       *" "*) start "$RUNS-grid/lr$rate" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
-      *)     start "$RUNS" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
+      *)     [ "$MEMBERS" -gt 1 ] || start "$RUNS" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;  # else with the others
     esac
   done
+  start_group
 done
 
 # The picked rate: its run is the first seed's; the others run now.
@@ -210,7 +273,10 @@ for cell in $CELLS; do
     cp -r "$PICKED_RUN" "$target.tmp"
     mv "$target.tmp" "$target"
   fi
-  for seed in "${ALL_SEEDS[@]:1}"; do start "$RUNS" "${cell%/*}" "${cell#*/}" "$seed" "$PICKED_LR"; done
+  seeds=("${ALL_SEEDS[@]:1}")
+  case $MEMBERS:${GRID[$cell]} in 1:* | *" "*) ;; *) seeds=("${ALL_SEEDS[@]}") ;; esac
+  for seed in ${seeds[@]+"${seeds[@]}"}; do start "$RUNS" "${cell%/*}" "${cell#*/}" "$seed" "$PICKED_LR"; done
+  start_group
 done
 wait_for 1
 

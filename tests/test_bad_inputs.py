@@ -466,10 +466,12 @@ def test_read_only_save_dir(bench):
 def test_run_that_exists_stays_as_it_was(bench, trained):
     """A resumed run with a flag that does not fit leaves checkpoint, run.json and metrics alone."""
     shutil.copytree(trained.parent, bench.save_dir)
-    before = {path: path.read_bytes() for path in bench.save_dir.iterdir()}
+    files = [path for path in bench.save_dir.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
     done = bench.train(lora_rank=4, max_epoch=2)
     assert done.returncode == 1 and "--lora-rank" in done.stderr
-    assert {path: path.read_bytes() for path in bench.save_dir.iterdir()} == before
+    assert {path: path.read_bytes() for path in files} == before
+    assert [path for path in bench.save_dir.rglob("*") if path.is_file()] == files
 
 
 # fairseq-validate

@@ -250,6 +250,7 @@ def test_a_base_that_has_moved_is_named(
         assert cli.main([verb[0], str(last), *verb[1:], str(tmp_path / "out.pt")]) == 1
         printed = capsys.readouterr().err
         assert expected in printed and len(printed.splitlines()) == 1
+    assert cli.main(["merge", str(last), str(tmp_path / "out.pt"), "--base", str(new)]) == 0
     train("run", finetune_from_model=new, max_epoch=2)
     assert load(last)["base"]["path"] == str(new)
     done = validate(fairseq, data_folder, last)
@@ -301,14 +302,16 @@ def test_a_base_among_the_runs_own_checkpoints_is_not_relied_on(train, base, tmp
     assert "checkpoints hold the whole model" in train.log
 
 
-@pytest.mark.parametrize("damage", ["names", "kind", "none"])
+@pytest.mark.parametrize("damage", ["names", "kind", "none", "name"])
 def test_a_damaged_reference_is_refused(train, damage):
     last = train("run") / LAST
     state = load(last)
     if damage == "names":
         state["base"]["names"] = state["base"]["names"][:-1]
     else:
-        state["base"] = {"kind": ["base"], "none": {}}[damage]
+        state["base"] = {"kind": ["base"], "none": {}, "name": {**state["base"], "names": [["a"]]}}[
+            damage
+        ]
     torch.save(state, last)
     line = train("run", refused=True, max_epoch=2)
     assert str(last) in line
@@ -391,6 +394,13 @@ train.cli_main()
     assert not [name for name in os.listdir(last.parent) if name.endswith(".tmp")]
     train("run", max_epoch=2)
     assert same(last, train("whole", max_epoch=2) / LAST)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_is_full_for_the_log_is_one_sentence(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").symlink_to("/dev/full")
+    assert "No space left on device" in train("run", refused=True)
 
 
 def test_a_folder_that_takes_no_files_is_one_sentence(train, tmp_path):

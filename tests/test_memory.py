@@ -27,7 +27,7 @@ def step():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-for _ in range(3):
+for _ in range(8):
     step()
 before = faults()
 for _ in range(5):

@@ -58,9 +58,9 @@ class Dims:
         """What full fine-tuning trains: everything but the heads."""
         return Count(matrices(self).terms + encoder_rest(self).terms)
 
-    def head(self, num_classes: int) -> Count:
-        """What a task adds to the model before any method does."""
-        return classification_head(self, num_classes)
+    def head(self, num_classes: int, kind: str = "roberta") -> Count:
+        """What a task adds to the model before any method does (``--classifier-head``)."""
+        return classification_head(self, num_classes, kind)
 
     def sections(self) -> list[Section]:
         """The model without the task's head, part by part."""
@@ -117,10 +117,11 @@ def lm_head(dims: Dims) -> Count:
     return count
 
 
-def classification_head(dims: Dims, num_classes: int) -> Count:
-    """RoBERTa's head: dense, tanh, projection."""
+def classification_head(dims: Dims, num_classes: int, kind: str = "roberta") -> Count:
+    """A head of ``kind`` roberta (dense, tanh, projection) or linear (the projection alone)."""
     c = dims.embed_dim
     count = Count()
-    count.add("head: dense", f"{c} x {c} + {c}")
+    if kind == "roberta":
+        count.add("head: dense", f"{c} x {c} + {c}")
     count.add("head: projection", f"{c} x {num_classes} + {num_classes}")
     return count

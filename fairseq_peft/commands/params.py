@@ -20,6 +20,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--peft", nargs="+", metavar="METHOD", help="methods (all of them)")
     parser.add_argument("--num-classes", type=int, help="classes of the head (2)")
+    parser.add_argument(
+        "--classifier-head", choices=("roberta", "linear"), help="kind of the head (roberta)"
+    )
     parser.add_argument("--vocab-size", type=int, help="rows of the token embedding, with specials")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -33,11 +36,13 @@ def run(args) -> int:
     num_classes = 2 if args.num_classes is None else args.num_classes
     if num_classes < 2:
         raise InputError(f"--num-classes {num_classes}: a classifier needs at least 2.")
-    if args.num_classes is not None and not dims.head(2).total:
-        raise InputError(
-            f"--num-classes {num_classes} would be ignored: {arch} answers with text and has no "
-            "classification head. Leave it out."
-        )
+    given = {"--num-classes": args.num_classes, "--classifier-head": args.classifier_head}
+    for flag, value in given.items():
+        if value is not None and not dims.head(2).total:
+            raise InputError(
+                f"{flag} {value} would be ignored: {arch} answers with text and has no "
+                "classification head. Leave it out."
+            )
     if args.vocab_size is not None:
         if args.vocab_size < 6:
             raise InputError(
@@ -45,7 +50,7 @@ def run(args) -> int:
             )
         dims = dataclasses.replace(dims, vocab_size=args.vocab_size)
     names = args.peft or ([method] if method else None)
-    counts = count(arch, dims, names, parse_knobs(args.knobs), num_classes)
+    counts = count(arch, dims, names, parse_knobs(args.knobs), num_classes, args.classifier_head)
     if args.json:
         sys.stdout.write(json.dumps(counts, indent=1) + "\n")
     else:
@@ -75,7 +80,7 @@ def parse_knobs(words) -> dict:
     return {name[2:].replace("-", "_"): value for name, value in zip(words[::2], words[1::2])}
 
 
-def count(arch, dims, names, knobs, num_classes) -> dict:
+def count(arch, dims, names, knobs, num_classes, head_kind=None) -> dict:
     """All counts, JSON ready; parameters are integers, shares are fractions.
 
     With ``names`` None every method is counted; on an architecture that is counted only, those that
@@ -92,7 +97,7 @@ def count(arch, dims, names, knobs, num_classes) -> dict:
                 "total": total,
             }
         )
-    head = dims.head(num_classes)
+    head = dims.head(num_classes, head_kind) if head_kind else dims.head(num_classes)
     counted, left_out = [], {}
     for name in methods.available() if names is None else names:
         try:
@@ -198,6 +203,8 @@ def table(counts) -> list[str]:
         for part, key in parts.items():
             share = f"  {100 * method['share' + key]:8.4f} % of {method['total']:,}"
             lines.append(line(part, "", method["trainable" + key], share))
+        for part, key in parts.items():
+            lines.append(line(f"fp32 bytes, {part}", "", 4 * method["trainable" + key]))
     for method, reason in counts["left_out"].items():
         lines += ["", f"{counts['arch']} --peft {method}: left out. {reason}"]
     return lines
