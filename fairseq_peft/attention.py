@@ -21,7 +21,7 @@ class _Attend(torch.autograd.Function):
 
     The weights are B H Q K numbers, more than anything else in a layer, so nothing else is done to
     them: query is scaled before, what dropout scales is scaled after, and the mask of dropout has
-    their own type. softmax and its gradient compute in fp32, whatever they read and write.
+    their own type. softmax and its gradient compute in fp32.
 
     Shapes: query, key, value (B H, Q or K, D), contiguous: of other tensors torch would copy even
     the transposed. bias (B, 1, 1, K) or None.
@@ -34,7 +34,8 @@ class _Attend(torch.autograd.Function):
         scores = torch.bmm(query, key.transpose(1, 2))
         if bias is not None:
             scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
-        weights = torch.softmax(scores, -1)
+        # In bf16 torch's softmax takes twice the time, where K is no multiple of 32.
+        weights = torch.softmax(scores.float(), -1).to(scores.dtype)
         mask, kept = None, weights
         if p > 0:
             mask = keep_mask(weights.shape, p, weights.dtype)

@@ -167,5 +167,5 @@ def describe(model: nn.Module, head_prefix: str, label: str, max_rows: int = 40)
         ("head", counts.head),
         ("with the head", counts.trainable),
     ]:
-        share = 100 * numel / counts.total
-        yield f"  {part:<{width}}  {'':>14}  {numel:>12,}  {share:8.4f} % of {counts.total:,}; {4 * numel:,} bytes"
+        share = f"{100 * numel / counts.total:8.4f} % of {counts.total:,}"
+        yield f"  {part:<{width}}  {'':>14}  {numel:>12,}  {share}; {4 * numel:,} bytes"

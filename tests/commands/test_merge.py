@@ -22,6 +22,8 @@ SETTINGS = {name: (name, {}) for name in methods.available() if methods.get(name
 SETTINGS["adalora"] = ("adalora", {"adalora_init_rank": 4, "adalora_rank": 2})
 SETTINGS["bf16"] = ("lora", {"precision": "bf16", "peft_targets": "all-linear"})
 SETTINGS["lora+bitfit"] = ("lora,bitfit", {})
+SETTINGS["pissa"] = ("lora", {"lora_init": "pissa"})
+SETTINGS["linear head"] = ("lora", {"classifier_head": "linear"})
 HEAD = "sentence_classification_head"
 
 #: Logits of merged files by stock fairseq alone: by the checkpoint's own words, and by the hub.
@@ -142,6 +144,42 @@ def test_stock_fairseq_computes_the_same(
         if all(torch.equal(value, load(out)["model"][key]) for key, value in base.items())
     ]
     assert same == ["head_only"]
+
+
+def test_base_and_adapter_folder_merge_to_the_same_file(trained, base_checkpoint, tmp_path, capsys):
+    """To the last bit of every tensor; a folder of full fine-tuning needs no base."""
+    for number, name in enumerate(SETTINGS):
+        merge(capsys, trained(name), tmp_path / f"{number}.pt")
+        base = [] if name == "full" else ["--base", base_checkpoint]
+        line = merge(capsys, trained(name).parent / "adapter", tmp_path / f"{number}f.pt", *base)
+        assert float(re.search(r"differ .* by (\S+) at most", line)[1]) < TOLERANCE["fp32"], name
+        one, other = load(tmp_path / f"{number}.pt"), load(tmp_path / f"{number}f.pt")
+        assert one["model"].keys() == other["model"].keys(), name
+        assert all(torch.equal(v, other["model"][k]) for k, v in one["model"].items()), name
+        assert one["cfg"]["model"] == other["cfg"]["model"], name
+        assert one["task_state"] == other["task_state"]
+
+
+def test_a_merged_folder_is_one_for_stock_fairseq(trained, base_checkpoint, data_folder, batch,
+                                                  tmp_path, capsys):  # fmt: skip
+    out = tmp_path / "merged.pt"
+    merge(capsys, trained("lora").parent / "adapter", out, "--base", base_checkpoint)
+    expected = own_logits(trained("lora"), batch)
+    for logits in stock_logits(tmp_path, data_folder, batch, [out])[out]:
+        assert (logits - expected).abs().max() < TOLERANCE["fp32"]
+
+
+def test_folders_that_cannot_be_merged(trained, base_checkpoint, tmp_path, capsys):
+    out, adapter = tmp_path / "out.pt", trained("lora").parent / "adapter"
+    assert "Give it (--base)" in refused(capsys, adapter, out)
+    assert "does not exist" in refused(capsys, adapter, out, "--base", tmp_path / "none.pt")
+    assert "is not the base" in refused(capsys, adapter, out, "--base", trained("full"))
+    assert "would be ignored" in refused(capsys, trained("lora"), out, "--base", base_checkpoint)
+    whole = trained("full").parent / "adapter"
+    assert "would be ignored" in refused(capsys, whole, out, "--base", base_checkpoint)
+    prompt = trained("prompt").parent / "adapter"
+    assert "cannot be merged" in refused(capsys, prompt, out, "--base", base_checkpoint)
+    assert not out.exists()
 
 
 def test_the_file_holds_plain_values_and_fairseqs_own_names(trained, tmp_path, capsys):
