@@ -130,7 +130,12 @@ def check_file(path: Path) -> None:
 
 
 def stand_in(description: dict) -> dict:
-    """What a checkpoint of the run that wrote an adapter folder would say beside its weights."""
+    """What a checkpoint of the run that wrote an adapter folder would say beside its weights; of
+    what the folder does not tell, fairseq's defaults."""
+    from fairseq.dataclass.configs import FairseqConfig
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
     task = {
         "_name": "sentence_classification",
         "data": description.get("data", ""),
@@ -142,7 +147,8 @@ def stand_in(description: dict) -> dict:
         "labels": description["labels"],
         "dictionary": description["dictionary"]["sha256"],
     }
-    return {"cfg": {"task": task, "model": description["model"]}, "task_state": labels}
+    cfg = {**defaults, "task": task, "model": description["model"]}
+    return {"cfg": cfg, "task_state": labels}
 
 
 def rebuild(path: Path, state: dict):

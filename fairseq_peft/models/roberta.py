@@ -207,8 +207,9 @@ class RobertaPeftModel(RobertaModel):
         version = "encoder.sentence_encoder.version"
         state_dict.setdefault(prefix + version, own[version])
         if self.accepts_base and self.args.reset_head:
-            for key in [key for key in own if key.startswith(HEADS)]:
-                state_dict.pop(prefix + key, None)
+            names = tuple(f"{prefix}{HEADS}{name}." for name in self.classification_heads)
+            for key in [key for key in state_dict if key.startswith(names)]:
+                del state_dict[key]
         self._check_heads(state_dict, prefix)
         if self.accepts_base:
             if not any(prefix + key in state_dict for key in self.added):

@@ -101,8 +101,8 @@ def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
             "max_positions": model.max_positions(),
         },
         "dictionary": {"sha256": checks.fingerprint(dictionary), "num_rows": len(dictionary)},
-        **{key: run[key] for key in ("data", "seed", "arch", "hyperparameters", "versions")},
-        "command": run["command"],
+        "data": cfg.data,
+        **{key: run[key] for key in ("seed", "arch", "hyperparameters", "versions", "command")},
     }
     data = Path(cfg.data)
     copies = {artifact.DICTIONARY: data / "input0" / "dict.txt"}

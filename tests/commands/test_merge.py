@@ -174,7 +174,7 @@ def test_folders_that_cannot_be_merged(trained, base_checkpoint, tmp_path, capsy
     assert "Give it (--base)" in refused(capsys, adapter, out)
     assert "does not exist" in refused(capsys, adapter, out, "--base", tmp_path / "none.pt")
     assert "is not the base" in refused(capsys, adapter, out, "--base", trained("full"))
-    assert "would be ignored" in refused(capsys, trained("lora"), out, "--base", base_checkpoint)
+    assert "would be ignored" in refused(capsys, trained("full"), out, "--base", base_checkpoint)
     whole = trained("full").parent / "adapter"
     assert "would be ignored" in refused(capsys, whole, out, "--base", base_checkpoint)
     prompt = trained("prompt").parent / "adapter"

@@ -262,8 +262,10 @@ def test_a_linear_head(capsys):
     found = counts(capsys, "--arch", "roberta_small", "--classifier-head", "linear")
     assert [(row["formula"], row["parameters"]) for row in found["head"]] == [("512 x 2 + 2", 1026)]
     assert found["with_head"] == 23_124_736 + 1026
-    lines = params(capsys, *"--arch roberta_small --classifier-head linear --peft lora".split())
+    lines = params(
+        capsys, *["--arch", "roberta_small", "--classifier-head", "linear", "--peft", "lora"]
+    )
     sizes = [line.split()[-1] for line in lines.splitlines() if "fp32 bytes" in line]
     assert sizes == ["262,144", "266,248"]
-    assert cli.main("params --arch t5_small --classifier-head linear".split()) == 1
+    assert cli.main(["params", "--arch", "t5_small", "--classifier-head", "linear"]) == 1
     assert "would be ignored" in capsys.readouterr().err
