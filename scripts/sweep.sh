@@ -148,9 +148,12 @@ start() {  # RUNS START METHOD SEED LR: one run in the background, or in the que
 }
 
 start_group() {  # the queue as members of one process, in the background
-  local run runs=("${QUEUE[@]}") words text= log
+  local run runs=(${QUEUE[@]+"${QUEUE[@]}"}) words text='' log
   QUEUE=()
-  [ "${#runs[@]}" -gt 0 ] || return 0
+  case ${#runs[@]} in
+    0) return ;;
+    1) read -ra words <<<"${runs[0]}"; MEMBERS=1 start "${words[@]}"; return ;;
+  esac
   wait_for "$JOBS"
   for run in "${runs[@]}"; do
     read -ra words <<<"$run"
@@ -251,7 +254,8 @@ for cell in $CELLS; do
   for rate in $rates; do
     case $rates in
       *" "*) start "$RUNS-grid/lr$rate" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
-      *)     [ "$MEMBERS" -gt 1 ] || start "$RUNS" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;  # else with the others
+      # With MEMBERS, a seed whose rate is given waits for the others.
+      *) [ "$MEMBERS" -gt 1 ] || start "$RUNS" "${cell%/*}" "${cell#*/}" "$FIRST" "$rate" ;;
     esac
   done
   start_group

@@ -6,8 +6,8 @@ scores are computed, together or one after the other, and each goes on with its 
 optimizer, schedule, validation, log and checkpoint. Its random numbers are those it would have in a
 process of its own.
 
-What is computed together: on a GPU every pass, because a small model leaves it idle. On a CPU, which
-the products of one batch fill and where copies cost time, those passes in which members would
+What is computed together: on a GPU every pass, because a small model leaves it idle. On a CPU the
+products of one batch fill it and copies cost time, so only those passes in which members would
 compute the same thing in the first layer at least: the same batch, in validation, or with one seed.
 """
 
@@ -212,6 +212,8 @@ class MemberTrainer(Trainer):
 
         model.forward = forward
         task.train_step = train_step
+        # A reader of the seconds must know that they are shares of a common process.
+        task._run["members"] = len(group.turns)
 
     def load_checkpoint(self, *args, **kwargs):
         extra_state = super().load_checkpoint(*args, **kwargs)
