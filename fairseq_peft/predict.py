@@ -25,7 +25,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.shared_base import SharedBase
 
 #: Largest batch, in rows, and in tokens with padding: beyond it memory grows and speed does not.
-BATCH_SIZE, MAX_TOKENS = 64, 4096
+BATCH_SIZE, MAX_TOKENS = 64, 2048
 #: Rows that are read, and sorted by length, before the next are: few first, so that the first
 #: answers come soon, then more, so that there is little padding.
 FIRST_WINDOW, WINDOW = 64, 2048
@@ -237,7 +237,7 @@ class Classifier:
         Raises:
             InputError: an adapter is unknown, or a row has not as many texts as it was trained on.
         """
-        return Predictions(self.stream(texts, adapter, batch_size))
+        return Predictions(self._rows(self.logits(texts, adapter, batch_size)))
 
     def stream(
         self,
@@ -246,20 +246,37 @@ class Classifier:
         batch_size: int = BATCH_SIZE,
         window: int = WINDOW,
     ) -> Iterator[Prediction]:
-        """As ``predict``, one row after the other; reads no more than ``window`` texts ahead."""
-        for name, logits in self.logits(texts, adapter, batch_size, window):
+        """As ``predict``, one row after the other; reads no more than ``window`` texts ahead, and
+        fewer at first."""
+        first = min(FIRST_WINDOW, window)
+        return self._rows(self.logits(texts, adapter, batch_size, window, first))
+
+    def _rows(self, found) -> Iterator[Prediction]:
+        for name, logits in found:
             labels = self._readers[name].labels
             probabilities = logits.softmax(-1).tolist()
             best = int(logits.argmax())
             yield Prediction(labels[best], probabilities[best], dict(zip(labels, probabilities)))
 
-    def logits(self, texts, adapter=None, batch_size: int = BATCH_SIZE, window: int = WINDOW):
-        """(adapter, logits (classes,)) of each row, in order."""
+    def logits(
+        self,
+        texts: Iterable[Text],
+        adapter: Union[str, Sequence[str], None] = None,
+        batch_size: int = BATCH_SIZE,
+        window: int = WINDOW,
+        first_window: Optional[int] = None,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(adapter, logits (classes,)) of each row, in order.
+
+        Args:
+            window: rows that are sorted by length together.
+            first_window: those of the first window; each has twice as many as the one before.
+        """
         if isinstance(texts, str):
             raise InputError(f"{texts[:40]!r} is one text. Give a list of texts.")
         if batch_size < 1 or window < 1:
             raise InputError(f"Batch size {batch_size}, window {window}: give 1 or more.")
-        for rows in _windows(self._named(texts, adapter), window):
+        for rows in _windows(self._named(texts, adapter), first_window or window, window):
             names = [name for _, name in rows]
             items = self._items(rows)
             found = [None] * len(rows)
@@ -309,9 +326,9 @@ class Classifier:
         return self._shared.logits(torch.from_numpy(tokens).to(self.device), names)
 
 
-def _windows(rows, largest):
-    """Consecutive lists of rows: ``FIRST_WINDOW`` rows, then twice as many, up to ``largest``."""
-    rows, size = iter(rows), min(FIRST_WINDOW, largest)
+def _windows(rows, size, largest):
+    """Consecutive lists of rows: of ``size`` rows, then of twice as many, up to ``largest``."""
+    rows = iter(rows)
     while window := list(itertools.islice(rows, size)):
         yield window
         size = min(2 * size, largest)

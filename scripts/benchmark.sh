@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Measure training: stock fairseq-train, this plugin, and Hugging Face's Trainer with PEFT, side by side.
+# Measure training, or prediction: stock fairseq, this plugin, and Hugging Face, side by side.
 #
-# Usage: benchmark.sh [--dry-run] [-- FLAGS OF benchmarks/train_speed.py]
+# Usage: benchmark.sh [--dry-run] [train|predict] [-- FLAGS OF benchmarks/{train,predict}_speed.py]
 #
-#   bash scripts/benchmark.sh                       everything: 14 processes a repeat, minutes
-#   REPEATS=1 STEPS=10 bash scripts/benchmark.sh -- --only 'stock-*,ours-lora-*'
+#   bash scripts/benchmark.sh                       training: 14 processes a repeat, minutes
+#   REPEATS=1 STEPS=10 bash scripts/benchmark.sh train -- --only 'stock-*,ours-lora-*'
 #   bash scripts/benchmark.sh -- --variant 'rank64=lora bf16 --lora-rank 64'
+#   bash scripts/benchmark.sh predict               from raw text to labels: 14 processes a repeat
+#   TEXTS=2000 bash scripts/benchmark.sh predict -- --only 'ours-*,hf-bf16-*'
 #
-# Prints the tables and leaves train_speed.json, train_speed.png and logs/ in OUT. Close other programs: with
-# fewer cores free than THREADS the figures say nothing. Hugging Face's part needs .venv-peft, which
+# Prints the tables and leaves {train,predict}_speed.json, train_speed.png and logs/ in OUT. Close other programs:
+# with fewer cores free than THREADS the figures say nothing. Hugging Face's part needs .venv-peft, which
 # `scripts/test.sh parity` makes; without it, these lines are left out, and the output says so.
 # All knobs are variables:
 set -euo pipefail
@@ -18,16 +20,22 @@ parse_args "$@"
 
 OUT=${OUT:-$ROOT/runs/benchmark}  # where the results land
 REPEATS=${REPEATS:-3}             # times that every contestant runs, in turn
-STEPS=${STEPS:-40}                # steps on the clock
-BATCH_SIZE=${BATCH_SIZE:-8}       # rows a step
 THREADS=${THREADS:-$(nproc)}      # CPU threads of each contestant
 DEVICE=${DEVICE:-cpu}             # cpu, or cuda (untested)
-DATA=${DATA:-}                    # folder of prepare_data.sh; empty: random words, with the lengths of reviews
+STEPS=${STEPS:-40}                # train: steps on the clock
+BATCH_SIZE=${BATCH_SIZE:-8}       # train: rows a step
+DATA=${DATA:-}                    # train: folder of prepare_data.sh; empty: random words, with the lengths of reviews
+TEXTS=${TEXTS:-500}               # predict: texts on the clock
 
-[ ${#ARGS[@]} = 0 ] || die "'${ARGS[*]}' is unknown (flags of train_speed.py go after --)"
+what=${ARGS[0]:-train}
+[ ${#ARGS[@]} -le 1 ] && case $what in train | predict) ;; *) false ;; esac ||
+  die "'${ARGS[*]}' is unknown: give train or predict (flags of train_speed.py and predict_speed.py go after --)"
 [ -z "$DATA" ] || [ -f "$DATA/input0/train.idx" ] ||
   die "$DATA/input0/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
 
-run "$PYTHON" "$ROOT/benchmarks/train_speed.py" --out "$OUT" --repeats "$REPEATS" --steps "$STEPS" \
-  --batch-size "$BATCH_SIZE" --threads "$THREADS" --device "$DEVICE" ${DATA:+--data "$DATA"} \
-  ${EXTRA[@]+"${EXTRA[@]}"}
+case $what in
+  train)   FLAGS=(--steps "$STEPS" --batch-size "$BATCH_SIZE" ${DATA:+--data "$DATA"}) ;;
+  predict) FLAGS=(--texts "$TEXTS") ;;
+esac
+run "$PYTHON" "$ROOT/benchmarks/${what}_speed.py" --out "$OUT" --repeats "$REPEATS" --threads "$THREADS" \
+  --device "$DEVICE" "${FLAGS[@]}" ${EXTRA[@]+"${EXTRA[@]}"}

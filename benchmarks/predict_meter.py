@@ -1,0 +1,55 @@
+"""What the contestants of predict_speed.py share: flags, and what they report.
+
+Needs torch and nothing else: it runs under fairseq's Python and under Hugging Face's."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import resource
+import sys
+
+import torch
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags that predict_speed.py gives to every contestant; texts come as JSON on stdin."""
+    flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    flags.add_argument("--started", type=float, required=True, help="time.time() at the start")
+    flags.add_argument("--precision", choices=("fp32", "bf16"), required=True)
+    flags.add_argument("--batch-size", type=int, required=True)
+    flags.add_argument("--max-tokens", type=int, required=True, help="longest row, with specials")
+    flags.add_argument("--warmup", type=int, required=True, help="texts before the clock starts")
+    flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return flags
+
+
+def fingerprints(rows) -> list[list]:
+    """For each row of token ids its length and a hash: were all contestants fed the same?"""
+    return [
+        [len(row), hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:12]]
+        for row in rows
+    ]
+
+
+def finish(args, loaded: float, seconds: float, rows: list, **versions) -> None:
+    """Print everything as the last line of stdout.
+
+    Args:
+        loaded: time.time() when the model was ready and warm.
+        seconds: from raw texts to labels and probabilities of all of them.
+        rows: ``fingerprints``, made outside of the clock.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    line = {
+        "startup_s": loaded - args.started,
+        "seconds": seconds,
+        "texts": len(rows),
+        "tokens": sum(length for length, _ in rows),
+        "rows": rows,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, **versions},
+    }
+    print(json.dumps(line), flush=True)
