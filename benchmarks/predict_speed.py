@@ -113,7 +113,7 @@ def prepare_text(args, work: Path) -> tuple[list[str], str]:
         texts = path.read_bytes().decode().split("\n")[:-1]
         return texts[: args.texts], "cls-books, test"
     data = demo.make_demo_data(1, 3000, 100, 50, args.texts)
-    raw_text.train_tokenizer(data.unlabelled, work / "tokenizer", 598, num_threads=1)
+    raw_text.train_tokenizer(data.unlabelled, work / "tokenizer", 250, num_threads=1)
     demo.write_demo_data(data, work / "demo")
     texts = (work / "demo" / "test.review").read_text(encoding="utf-8").split("\n")[:-1]
     return texts, "demo data, test"

@@ -27,15 +27,15 @@ BATCH_SIZE=${BATCH_SIZE:-8}       # train: rows a step
 DATA=${DATA:-}                    # train: folder of prepare_data.sh; empty: random words, with the lengths of reviews
 TEXTS=${TEXTS:-500}               # predict: texts on the clock
 
-what=${ARGS[0]:-train}
-[ ${#ARGS[@]} -le 1 ] && case $what in train | predict) ;; *) false ;; esac ||
-  die "'${ARGS[*]}' is unknown: give train or predict (flags of train_speed.py and predict_speed.py go after --)"
+[ ${#ARGS[@]} -le 1 ] || die "'${ARGS[*]}': give one of train and predict (flags of the benchmark go after --)"
 [ -z "$DATA" ] || [ -f "$DATA/input0/train.idx" ] ||
   die "$DATA/input0/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
 
+what=${ARGS[0]:-train}
 case $what in
   train)   FLAGS=(--steps "$STEPS" --batch-size "$BATCH_SIZE" ${DATA:+--data "$DATA"}) ;;
   predict) FLAGS=(--texts "$TEXTS") ;;
+  *)       die "'$what' is unknown: give train or predict (flags of the benchmark go after --)" ;;
 esac
 run "$PYTHON" "$ROOT/benchmarks/${what}_speed.py" --out "$OUT" --repeats "$REPEATS" --threads "$THREADS" \
   --device "$DEVICE" "${FLAGS[@]}" ${EXTRA[@]+"${EXTRA[@]}"}
