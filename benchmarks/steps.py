@@ -91,7 +91,7 @@ def optimizer_of(model, off=()):
         lr=[1e-4], weight_decay=0.01, adamw_betas="(0.9, 0.999)", adamw_eps=1e-8, amp=False
     )
     optimizer = PeftAdamW(cfg, [p for p in model.parameters() if p.requires_grad])
-    if {"late scaling", "fused AdamW"} & set(off):  # only the fused kernel can scale
+    if "late scaling" in off:
         optimizer._waits = False
     return optimizer
 

@@ -70,7 +70,7 @@ class PeftAdamW(FairseqOptimizer):
             eps=cfg.adamw_eps,
             fused=fused,
         )
-        self._waits = fused and not cfg.amp
+        self._waits = bool(self._optimizer.defaults["fused"]) and not cfg.amp
         self._factor = 1.0
 
     def multiply_grads(self, c):
