@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 #: their flags in a Namespace.
 ALLOWED = [argparse.Namespace]
 
+#: Whether ``torch.load`` is the safe loader where nobody says which (torch 2.6 and later).
+SAFE_BY_DEFAULT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+
 
 def allow() -> None:
     """Let torch's safe loader take ``ALLOWED``: in this process, so fairseq's own reading, too."""
@@ -38,6 +41,21 @@ def read(path: str, trust: bool = False) -> dict:
     Raises:
         InputError: it is cut short, no checkpoint, or would need to run code.
     """
+    state = load(path, trust)
+    model = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
+        raise InputError(f"{path} has no weights under 'model': it is no fairseq checkpoint.")
+    if not ("optimizer_history" in state and "extra_state" in state or "best_loss" in state):
+        raise InputError(
+            f"{path} has weights but not the entries 'optimizer_history' and 'extra_state', "
+            "without which fairseq does not load it. Give the file that fairseq-train wrote or "
+            "that was published for fairseq."
+        )
+    return state
+
+
+def load(path: str, trust: bool = False):
+    """What is in a ``.pt`` file, through torch's safe loader; arguments and errors as ``read``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -60,15 +78,6 @@ def read(path: str, trust: bool = False) -> dict:
             f"({type(error).__name__}: {lines[0][:200]}). Copy or make it again, or give another "
             "one."
         ) from error
-    model = state.get("model") if isinstance(state, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
-        raise InputError(f"{path} has no weights under 'model': it is no fairseq checkpoint.")
-    if not ("optimizer_history" in state and "extra_state" in state or "best_loss" in state):
-        raise InputError(
-            f"{path} has weights but not the entries 'optimizer_history' and 'extra_state', "
-            "without which fairseq does not load it. Give the file that fairseq-train wrote or "
-            "that was published for fairseq."
-        )
     return state
 
 

@@ -19,7 +19,7 @@ def replaced(folder: Path | str) -> Iterator[Path]:
     Its files are flushed to the disk before. A process that is killed at any moment leaves the
     old content or the new one, whole, where ``current`` finds it.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     new, old = _beside(folder, "new"), _beside(folder, "old")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if old.exists() and not folder.exists():  # killed between the two moves below
@@ -45,7 +45,7 @@ def replaced(folder: Path | str) -> Iterator[Path]:
 def current(folder: Path | str) -> Path:
     """Where the content of ``folder`` is: there, or, if a process was killed while it was moved,
     beside it."""
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     old = _beside(folder, "old")
     return old if old.is_dir() and not folder.exists() else folder
 

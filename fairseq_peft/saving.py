@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 
 import torch
@@ -15,7 +16,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
-from fairseq_peft import slim
+from fairseq_peft import checkpoint_file, slim
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
@@ -41,9 +42,19 @@ def _state_dict(original):
 
 
 def _load(original):
+    """fairseq leaves the choice of the loader to torch, and shows a traceback."""
+
     @functools.wraps(original)
     def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):
-        state = original(path, arg_overrides, load_on_all_ranks)
+        there = os.path.isfile(path)
+        if there and not checkpoint_file.SAFE_BY_DEFAULT:
+            checkpoint_file.load(path)
+        try:
+            state = original(path, arg_overrides, load_on_all_ranks)
+        except Exception:
+            if there:
+                checkpoint_file.load(path)  # says what is wrong with the file, if anything is
+            raise
         slim.fill(state, path, (arg_overrides or {}).get("finetune_from_model"))
         return state
 

@@ -451,3 +451,13 @@ def test_the_content_of_a_folder_that_was_being_moved_is_found(good, copy):
     with folders.replaced(copy) as new:
         (new / "x").write_text("new")
     assert [path.name for path in copy.parent.iterdir()] == ["adapter"]
+
+
+def test_a_link_to_a_folder_stays_a_link(dictionary, base, copy, tmp_path):
+    (tmp_path / "link").symlink_to(copy)
+    model = adapters.perturbed(dictionary, base, seed=8)
+    for _ in range(2):
+        adapters.write(tmp_path / "link", model, base)
+    assert (tmp_path / "link").is_symlink() and not (tmp_path / ".link.new").exists()
+    found = artifact.read(copy).tensors
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in found.items())

@@ -153,6 +153,23 @@ def test_trust_opens_it_loudly_and_makes_a_plain_file(tmp_path, monkeypatch, cap
     assert plain["model"]["encoder.x"].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("safe", [True, False], ids=["torch's default", "torch before 2.6"])
+def test_fairseqs_own_loader_refuses_it_too(tmp_path, monkeypatch, safe):
+    """Without the loader's refusal, torch before 2.6 would run it."""
+    from fairseq import checkpoint_utils
+
+    from fairseq_peft import checkpoint_file, plugin  # noqa: F401
+
+    path = adapters.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint_file, "SAFE_BY_DEFAULT", safe)
+    if not safe:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # the default of old
+    with pytest.raises(ValueError, match="could run code"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_base_with_a_payload_never_starts_a_run(fairseq, data_folder, tmp_path):
     path = adapters.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
     more = {"finetune_from_model": path, "from_scratch": None}
