@@ -25,11 +25,12 @@ def whole(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path | str, names: str) -> None:
-    """Remove what processes that were killed within ``whole`` have left of the files ``names``, a
-    pattern as of ``glob``.
+def remove_leftovers(folder: Path | str, *names: str) -> None:
+    """Remove what processes that were killed within ``whole`` have left of the files ``names``,
+    patterns as of ``glob``.
 
     Only where nobody else writes them: a file that is just being written would go, too.
     """
-    for path in Path(folder).glob(f".{names}.*.tmp"):
-        path.unlink(missing_ok=True)
+    for name in names:
+        for path in Path(folder).glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)

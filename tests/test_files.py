@@ -28,8 +28,9 @@ def test_failure_keeps_the_old_file(tmp_path):
 
 
 def test_what_a_killed_process_leaves_is_removed_and_nothing_else(tmp_path):
-    kept = ["checkpoint_last.pt", ".run.json.7.tmp", "checkpoint_last.pt.7.tmp", ".checkpoint.pt"]
-    for name in [".checkpoint_last.pt.7.tmp", ".checkpoint.best_accuracy_56.2.pt.12.tmp", *kept]:
+    kept = ["checkpoint_last.pt", ".merged.pt.7.tmp", "checkpoint_last.pt.7.tmp", ".checkpoint.pt"]
+    left = [".checkpoint_last.pt.7.tmp", ".checkpoint.best_accuracy_56.2.pt.12.tmp"]
+    for name in [*left, ".run.json.7.tmp", *kept]:
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path, "checkpoint*")
+    remove_leftovers(tmp_path, "checkpoint*", "run.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

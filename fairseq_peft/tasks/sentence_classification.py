@@ -302,7 +302,7 @@ class SentenceClassificationTask(FairseqTask):
         if self.cfg.verify_frozen and self._guard is None:
             self._guard_frozen(surgery.unwrap(model))
         if self._recorder is None and self._run and distributed_utils.get_global_rank() == 0:
-            remove_leftovers(self.cfg.save_dir, "checkpoint*")
+            remove_leftovers(self.cfg.save_dir, "checkpoint*", "run.json")
             log = run_log.RunLog(self.cfg.save_dir, self._run)
             self._recorder = record.EpochRecorder(log, self.cfg.valid_subset.split(","))
         if self._recorder:
