@@ -40,6 +40,8 @@ import warnings
 PROGRAMS = {
     name: f"fairseq_cli.{name.replace('-', '_')}" for name in ("train", "validate", "hydra-train")
 }
+#: The same for a worker that has imported the plugin.
+PLUGIN_PROGRAMS = {**PROGRAMS, "sweep-members": "fairseq_peft.commands.sweep_members"}
 #: What training imports when it gets there.
 LATE = ("torch._dynamo", "torch.utils.tensorboard")
 #: How the names of environment variables begin that are read while Python and its libraries start.

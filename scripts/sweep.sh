@@ -155,6 +155,7 @@ start_group() {  # the queue as members of one process, in the background
     1) read -ra words <<<"${runs[0]}"; MEMBERS=1 start "${words[@]}"; return ;;
   esac
   wait_for "$JOBS"
+  [ "$WORKER" != start ] || start_worker
   for run in "${runs[@]}"; do
     read -ra words <<<"$run"
     text+="${text:+, }${words[1]}/${words[2]} seed ${words[3]} lr ${words[4]}"
@@ -168,12 +169,13 @@ start_group() {  # the queue as members of one process, in the background
 }
 
 train_group() {  # RUN...: train them; the results are taken when it has ended
-  local run words
+  local run words way=(worker "$WORKER" sweep-members)
+  [ "$WORKER" != none ] || way=(sweep-members)
   export OMP_NUM_THREADS=$THREADS
   for run in "$@"; do
     read -ra words <<<"$run"
     finetune "${words[@]}" --dry-run
-  done | sed -n 's/^.* -m fairseq_cli\.train //p' | peft_cli sweep-members -
+  done | sed -n 's/^.* -m fairseq_cli\.train //p' | peft_cli "${way[@]}" -
 }
 
 finish_group() {  # RUNS, a line each: take the results; a run that is not trained to its end has failed

@@ -19,6 +19,8 @@ from fairseq_peft.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -42,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
             f"{args.file} names no run. Write the arguments of one fairseq-train a line."
         )
 
-    # fairseq_cli.train sets up its own, as in a process of its own, if it comes first.
+    # The handler that fairseq-train has, whose stream follows the member that logs.
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
-    before, root.handlers = root.handlers, []
-    root.setLevel(logging.WARNING)
+    before, root.handlers = root.handlers, [handler]
+    root.setLevel(logging.INFO)
     try:
-        import fairseq_cli.train  # noqa: F401
-
         from fairseq_peft.members import runs
 
         failed = runs.train_all(commands, args.together)
@@ -66,3 +68,14 @@ def _read(path) -> str:
         raise InputError(
             f"{path} cannot be read ({error}). Give a file, or - for input."
         ) from error
+
+
+def cli_main() -> None:
+    """As a program of the worker."""
+    from fairseq_peft.cli import main
+
+    sys.exit(main(["sweep-members", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    cli_main()

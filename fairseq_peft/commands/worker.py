@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "command",
         nargs=argparse.REMAINDER,
         metavar="PROGRAM ARGUMENT",
-        help="train, validate or hydra-train, and what follows it",
+        help="train, validate, hydra-train or sweep-members, and what follows it",
     )
     parser.add_argument(
         "--parent",
@@ -45,15 +45,15 @@ def send(address: str, command: list[str]) -> int:
     from fairseq_peft import worker
 
     program, *argv = command
-    if program not in worker.PROGRAMS:
-        known = ", ".join(worker.PROGRAMS)
+    if program not in worker.PLUGIN_PROGRAMS:
+        known = ", ".join(worker.PLUGIN_PROGRAMS)
         raise InputError(f"{program} is not a program of the worker. Known are {known}.")
     try:
         status = worker.run(address, program, argv)
     except worker.Declined as reason:
         logger.warning("fairseq-peft worker: %s; this run is a process of its own", reason)
         sys.stderr.flush()
-        module = worker.PROGRAMS[program]
+        module = worker.PLUGIN_PROGRAMS[program]
         os.execv(sys.executable, [sys.executable, "-m", module, *argv])
     except worker.Lost as error:
         logger.error("fairseq-peft worker: error: %s", error)
@@ -83,7 +83,8 @@ def serve(address: str, parent: int | None) -> int:
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        worker.serve(address, modules=(*worker.LATE, "fairseq_peft.plugin"), parent=parent)
+        modules = (*worker.LATE, "fairseq_peft.plugin", "fairseq_peft.members.runs")
+        worker.serve(address, worker.PLUGIN_PROGRAMS, modules, parent)
     except worker.Declined as reason:
         raise InputError(f"{reason}. Run without a worker.") from reason
     return 0
