@@ -2,7 +2,7 @@
 
     adapter.safetensors       the tensors that the base does not give: the method's, base tensors
                               that it trained or corrected, the head; or a complete model
-    adapter.json              the description (``FIELDS``), sealed by its own SHA-256
+    adapter.json              the description (artifact_seal.py), sealed by its own SHA-256
     dict.txt, sentencepiece.bpe.model   copies: folder and base are enough to classify
 
 Only safetensors and JSON are read, and every byte of the four files is covered by a SHA-256.
@@ -10,8 +10,6 @@ Only safetensors and JSON are read, and every byte of the four files is covered 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,10 +21,26 @@ import torch
 
 from fairseq_peft import folders
 from fairseq_peft.artifact_base import body, check_base, fingerprint, renamed
+from fairseq_peft.artifact_seal import (
+    AGAIN,
+    DESCRIPTION,
+    DICTIONARY,
+    FILES,
+    TENSORS,
+    TOKENIZER,
+    measure,
+    seal,
+    unseal,
+)
 from fairseq_peft.errors import InputError
 from fairseq_peft.keys import account
 
 __all__ = [
+    "DESCRIPTION",
+    "DICTIONARY",
+    "FILES",
+    "TENSORS",
+    "TOKENIZER",
     "Artifact",
     "apply",
     "body",
@@ -38,28 +52,6 @@ __all__ = [
     "seal",
     "write",
 ]
-
-SCHEMA = 1
-TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-DICTIONARY, TOKENIZER = "dict.txt", "sentencepiece.bpe.model"
-FILES = (TENSORS, DESCRIPTION, DICTIONARY, TOKENIZER)
-
-#: Field -> type, or fields within it, for what loading reads; the rest is for people.
-FIELDS = {
-    "method": {"peft": str, "knobs": dict, "targets": list},
-    "model": dict,  # flag -> value: what builds the model
-    "head": {"name": str, "kind": str, "num_classes": int},
-    "labels": list,  # class names in the order of the outputs
-    "input": {"max_tokens": int, "begin": bool, "num_texts": int},  # how texts become tokens
-    "complete": bool,  # the tensors are the whole model, no base is needed
-    "dictionary": {"sha256": str, "num_rows": int},  # of the symbols in their order
-    "tensors": dict,  # name -> dtype, shape
-    "files": dict,  # name -> sha256, bytes
-}
-#: adapter.json begins with these bytes; 64 digits follow, taken with zeros in their place.
-_SEAL = b'{\n "json_sha256": "'
-_BLANK = "0" * 64
-_AGAIN = "Copy the folder again, or train again."
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ def write(
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
             for name, source in copies.items():
                 shutil.copyfile(source, new / name)
-            files = {path.name: _measure(path.read_bytes()) for path in sorted(new.iterdir())}
+            files = {path.name: measure(path.read_bytes()) for path in sorted(new.iterdir())}
             described = {**description, "tensors": _table(plain), "files": files}
             (new / DESCRIPTION).write_bytes(seal(described))
     except OSError as error:
@@ -136,14 +128,6 @@ def check_place(folder: Path | str) -> None:
         )
 
 
-def seal(description: dict) -> bytes:
-    """The text of adapter.json: its first field is the SHA-256 of the text with zeros there."""
-    fields = {"json_sha256": _BLANK, "schema": SCHEMA, **description}
-    text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    found = hashlib.sha256(text.encode()).hexdigest()
-    return text.replace(_BLANK, found, 1).encode()
-
-
 def read(folder: Path | str) -> Artifact:
     """The adapter in ``folder``, with everything verified that can be without its base.
 
@@ -151,13 +135,13 @@ def read(folder: Path | str) -> Artifact:
         InputError: what is there, and what was expected.
     """
     folder, contents = _contents(folder)
-    description = _unseal(contents[DESCRIPTION], folder / DESCRIPTION)
+    description = unseal(contents[DESCRIPTION], folder / DESCRIPTION)
     _check_files(folder, contents, description)
     tensors = safetensors.torch.load(contents[TENSORS])
     if _table(tensors) != description["tensors"]:
         detail = _difference(contents[TENSORS], description["tensors"])
         raise InputError(
-            f"{folder / TENSORS} holds other tensors than {DESCRIPTION} names.{detail} {_AGAIN}"
+            f"{folder / TENSORS} holds other tensors than {DESCRIPTION} names.{detail} {AGAIN}"
         )
     return Artifact(folder, description, tensors)
 
@@ -209,73 +193,23 @@ def _contents(given):
     )
 
 
-def _unseal(data, path):
-    """The description in the text of adapter.json.
-
-    Raises:
-        InputError: it is not as it was written, or of another version.
-    """
-    try:
-        description = json.loads(data)
-        schema = description["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path} is damaged: expected a JSON object with a schema. {_AGAIN}"
-        ) from error
-    if schema != SCHEMA:
-        raise InputError(
-            f"{path} has schema {str(schema)[:20]}, this version reads {SCHEMA}. Load it with the "
-            "version of fairseq_peft that wrote it."
-        )
-    start = len(_SEAL)
-    blank = data[:start] + _BLANK.encode() + data[start + 64 :]
-    expected, found = data[start : start + 64], hashlib.sha256(blank).hexdigest()
-    if not data.startswith(_SEAL) or found.encode() != expected:
-        raise InputError(
-            f"{path} was changed after it was written: its sha256 is {found[:12]}, expected "
-            f"{description.get('json_sha256', 'nothing')!s:.12}. {_AGAIN}"
-        )
-    lacking = _lacking(description, FIELDS)
-    if description.get("base") is None and description.get("complete") is False:
-        lacking.append("base")
-    elif description.get("base") is not None:
-        lacking += _lacking(description, {"base": {"path": str, "sha256": str}})
-    if not lacking and len(description["labels"]) != description["head"]["num_classes"]:
-        lacking.append("labels, one for each class of the head")
-    if lacking:
-        raise InputError(f"{path} lacks {lacking[0]}, which every adapter has. {_AGAIN}")
-    return description
-
-
-def _lacking(description, fields, within="") -> list[str]:
-    """The fields that are not there, or not of their type."""
-    found = []
-    for field, kind in fields.items():
-        value = description.get(field)
-        if not isinstance(value, dict if isinstance(kind, dict) else kind):
-            found.append(within + field)
-        elif isinstance(kind, dict):
-            found += _lacking(value, kind, f"{field}.")
-    return found
-
-
 def _check_files(folder, contents, description):
     """Raise InputError unless the files are exactly those that the description speaks of."""
     expected = description["files"]
     for name in (n for n in FILES if n != DESCRIPTION):
         if name in expected and name not in contents:
-            raise InputError(f"{folder / name} is missing; {DESCRIPTION} names it. {_AGAIN}")
+            raise InputError(f"{folder / name} is missing; {DESCRIPTION} names it. {AGAIN}")
         if name not in expected and (name in contents or name != TOKENIZER):
             what = "is there" if name in contents else "is missing"
-            raise InputError(f"{folder / name} {what}; {DESCRIPTION} does not name it. {_AGAIN}")
-        if name not in expected or _measure(contents[name]) == expected[name]:
+            raise InputError(f"{folder / name} {what}; {DESCRIPTION} does not name it. {AGAIN}")
+        if name not in expected or measure(contents[name]) == expected[name]:
             continue
-        found, wanted = _measure(contents[name]), expected[name]
+        found, wanted = measure(contents[name]), expected[name]
         detail = _difference(contents[name], description["tensors"]) if name == TENSORS else ""
         raise InputError(
             f"{folder / name} is not the file that {DESCRIPTION} speaks of: {found['bytes']:,} "
             f"bytes, sha256 {found['sha256'][:12]}; expected {wanted['bytes']:,}, "
-            f"{wanted['sha256'][:12]}.{detail} {_AGAIN}"
+            f"{wanted['sha256'][:12]}.{detail} {AGAIN}"
         )
 
 
@@ -294,7 +228,3 @@ def _table(tensors):
         name: {"dtype": str(tensor.dtype).replace("torch.", ""), "shape": list(tensor.shape)}
         for name, tensor in tensors.items()
     }
-
-
-def _measure(data: bytes) -> dict:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

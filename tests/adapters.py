@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from families import Roberta
 
 from fairseq_peft import artifact
 from fairseq_peft.data.checks import fingerprint
+from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
 
 HEAD = "head"
@@ -55,3 +57,12 @@ def write(path, model, base, base_path="base.pt", **more):
     copies[artifact.TOKENIZER].write_bytes(b"a sentencepiece model " * 20)
     artifact.write(path, tensors, {**described, **rest}, copies)
     return path
+
+
+def refused(action, *words):
+    """The sentence with which ``action`` refuses."""
+    with pytest.raises(InputError) as error:
+        action(*words)
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".")
+    return text

@@ -58,6 +58,7 @@ PARTS = {
     "methods": part(2, TORCH),
     "run_log": part(3, inside="torch numpy"),
     "artifact_base": part(2.9, TORCH),
+    "artifact_seal": part(2.9),
     "artifact": part(3, TORCH + " safetensors"),
     "checkpoint_file": part(3, TORCH),
     "slim": part(3.5, TORCH),
