@@ -19,7 +19,10 @@ from fairseq_peft.commands.methods import describe, rate
 
 ADD = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 LIST = ROOT / "docs" / "methods.md"
-TESTS = ("adapters.py", "conftest.py", "families.py", "helpers.py", "fork_server.py", "methods/settings.py")
+TESTS = (
+    *("adapter_folders.py", "conftest.py", "families.py", "helpers.py", "fork_server.py"),
+    "methods/settings.py",
+)
 CONTRACT = "methods/test_contract.py"
 
 

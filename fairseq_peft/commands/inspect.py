@@ -64,7 +64,9 @@ def describe_checkpoint(path: Path, trust: bool) -> dict:
 
     state = checkpoint_file.read(str(path), trust)
     cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
-    model = cfg.get("model") if isinstance(cfg.get("model"), dict) else vars(state.get("args") or argparse.Namespace())
+    model = cfg.get("model")
+    if not isinstance(model, dict):  # a checkpoint from before there were configs
+        model = vars(model or state.get("args") or argparse.Namespace())
     base, extra = state.get("base"), state.get("extra_state") or {}
     rows = {
         "kind": "checkpoint that refers to a base" if base else "checkpoint of a whole model",

@@ -9,27 +9,27 @@ import pytest
 
 @pytest.fixture(scope="module")
 def base(dictionary):
-    adapters = pytest.importorskip("adapters")
-    return adapters.base_state(dictionary)
+    adapter_folders = pytest.importorskip("adapter_folders")
+    return adapter_folders.base_state(dictionary)
 
 
 @pytest.fixture(scope="module")
 def good(dictionary, base, tmp_path_factory):
     """A LoRA folder; tests that change it work on a copy."""
-    import adapters
+    import adapter_folders
 
-    model = adapters.perturbed(dictionary, base)
-    return adapters.write(tmp_path_factory.mktemp("good") / "adapter", model, base)
+    model = adapter_folders.perturbed(dictionary, base)
+    return adapter_folders.write(tmp_path_factory.mktemp("good") / "adapter", model, base)
 
 
 @pytest.fixture(scope="module")
 def other(dictionary, tmp_path_factory):
     """Another whole folder: of IA3, on another base."""
-    import adapters
+    import adapter_folders
 
-    base = adapters.base_state(dictionary, seed=12)
-    model = adapters.perturbed(dictionary, base, "ia3")
-    return adapters.write(tmp_path_factory.mktemp("other") / "adapter", model, base, seed=2)
+    base = adapter_folders.base_state(dictionary, seed=12)
+    model = adapter_folders.perturbed(dictionary, base, "ia3")
+    return adapter_folders.write(tmp_path_factory.mktemp("other") / "adapter", model, base, seed=2)
 
 
 @pytest.fixture

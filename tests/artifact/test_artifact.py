@@ -7,15 +7,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-import adapters  # noqa: E402
+import adapter_folders  # noqa: E402
 
 from fairseq_peft import artifact  # noqa: E402
 from fairseq_peft.models import folder as folders_model  # noqa: E402
 
 
 def test_what_is_read_is_what_was_written(dictionary, base, tmp_path):
-    model = adapters.perturbed(dictionary, base, "lora,bitfit")
-    path = adapters.write(tmp_path / "adapter", model, base, labels=["schlecht", "gut ünd mehr"])
+    model = adapter_folders.perturbed(dictionary, base, "lora,bitfit")
+    path = adapter_folders.write(
+        tmp_path / "adapter", model, base, labels=["schlecht", "gut ünd mehr"]
+    )
     assert {file.name for file in path.iterdir()} == set(artifact.FILES)
     found = artifact.read(path)
     assert found.description["labels"] == ["schlecht", "gut ünd mehr"]
@@ -29,27 +31,27 @@ def test_what_is_read_is_what_was_written(dictionary, base, tmp_path):
 
 def test_a_command_line_that_is_no_utf_8_is_kept(dictionary, base, tmp_path):
     """Python hands its bytes on as lone surrogates."""
-    model = adapters.perturbed(dictionary, base)
-    path = adapters.write(tmp_path / "adapter", model, base, command="train \udcff")
+    model = adapter_folders.perturbed(dictionary, base)
+    path = adapter_folders.write(tmp_path / "adapter", model, base, command="train \udcff")
     assert artifact.read(path).description["command"] == "train \udcff"
 
 
 def test_apply_accounts_for_every_tensor(dictionary, base, good):
     found = artifact.read(good)
-    model = adapters.perturbed(dictionary, base, seed=99)
+    model = adapter_folders.perturbed(dictionary, base, seed=99)
     artifact.apply(model, found)
     assert all(torch.equal(model.state_dict()[n], t) for n, t in found.tensors.items())
     fewer = dict(list(found.tensors.items())[1:])
     lacking = artifact.Artifact(found.folder, found.description, fewer)
-    assert "1 missing" in adapters.refused(artifact.apply, model, lacking)
-    wrong = adapters.perturbed(dictionary, base, "ia3")
-    assert "left over" in adapters.refused(artifact.apply, wrong, found)
+    assert "1 missing" in adapter_folders.refused(artifact.apply, model, lacking)
+    wrong = adapter_folders.perturbed(dictionary, base, "ia3")
+    assert "left over" in adapter_folders.refused(artifact.apply, wrong, found)
 
 
 def test_a_tied_tensor_that_trained_is_not_overwritten(dictionary, base, batch, logits, tmp_path):
     """The base's own file has the token embedding again, as the LM head's weight."""
-    model = adapters.perturbed(dictionary, base, "full")
-    found = artifact.read(adapters.write(tmp_path / "adapter", model, base))
+    model = adapter_folders.perturbed(dictionary, base, "full")
+    found = artifact.read(adapter_folders.write(tmp_path / "adapter", model, base))
     assert found.description["complete"] and "encoder.lm_head.weight" not in found.tensors
     again = folders_model.load(found, None)
     assert torch.equal(logits(again, batch), logits(model, batch))
@@ -60,8 +62,8 @@ def test_a_tied_tensor_that_trained_is_not_overwritten(dictionary, base, batch, 
 
 
 def test_from_scratch_the_folder_holds_the_whole_model(dictionary, base, batch, logits, tmp_path):
-    model = adapters.perturbed(dictionary, base)
-    found = artifact.read(adapters.write(tmp_path / "adapter", model, None))
+    model = adapter_folders.perturbed(dictionary, base)
+    found = artifact.read(adapter_folders.write(tmp_path / "adapter", model, None))
     assert found.description["base"] is None and found.description["complete"]
     assert torch.equal(logits(folders_model.load(found, None), batch), logits(model, batch))
 
@@ -94,9 +96,9 @@ def test_the_fingerprint_is_of_the_body_alone(base):
 
 
 def test_another_base_is_refused_unless_it_is_allowed_loudly(good, base, dictionary, caplog):
-    found, another = artifact.read(good), adapters.base_state(dictionary, seed=5)
+    found, another = artifact.read(good), adapter_folders.base_state(dictionary, seed=5)
     folders_model.load(found, base)
-    text = adapters.refused(folders_model.load, found, another)
+    text = adapter_folders.refused(folders_model.load, found, another)
     assert artifact.fingerprint(another)[:12] in text and "expected" in text
     assert artifact.fingerprint(base)[:12] in text and "--allow-other-base" in text
     assert not caplog.records
@@ -106,4 +108,4 @@ def test_another_base_is_refused_unless_it_is_allowed_loudly(good, base, diction
         "--allow-other-base" in record.getMessage()
         and "has never been measured" in record.getMessage()
     )
-    assert "Give it (--base)" in adapters.refused(folders_model.load, found, None)
+    assert "Give it (--base)" in adapter_folders.refused(folders_model.load, found, None)

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-import adapters  # noqa: E402
+import adapter_folders  # noqa: E402
 import safetensors.torch  # noqa: E402
 
 from fairseq_peft import artifact, artifact_seal, cli  # noqa: E402
@@ -174,7 +174,7 @@ def test_the_untouched_folder_is_accepted(good, other, capsys):
 )
 def test_the_sentence_says_what_was_expected(copy, change, expected):
     change(copy)
-    assert expected in adapters.refused(artifact.read, copy)
+    assert expected in adapter_folders.refused(artifact.read, copy)
 
 
 def test_a_missing_or_extra_tensor_is_named(copy):
@@ -183,7 +183,7 @@ def test_a_missing_or_extra_tensor_is_named(copy):
     name = next(iter(tensors))
     tensors["extra"] = tensors.pop(name)
     path.write_bytes(safetensors.torch.save(tensors))
-    text = adapters.refused(artifact.read, copy)
+    text = adapter_folders.refused(artifact.read, copy)
     assert f"Tensors missing: {name}." in text and "Tensors left over: extra." in text
 
 
@@ -193,5 +193,5 @@ def test_another_dictionary_is_refused(copy, base):
     (copy / "dict.txt").write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
     measured = artifact_seal.measure((copy / "dict.txt").read_bytes())
     resealed(copy, lambda d: d["files"].update({"dict.txt": measured}))
-    text = adapters.refused(folders_model.load, artifact.read(copy), base)
+    text = adapter_folders.refused(folders_model.load, artifact.read(copy), base)
     assert "is not the dictionary that the adapter was trained with" in text

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-import adapters  # noqa: E402
+import adapter_folders  # noqa: E402
 
 from fairseq_peft import artifact, folders  # noqa: E402
 from fairseq_peft.models import folder as folders_model  # noqa: E402
@@ -91,14 +91,14 @@ def test_a_reader_sees_whole_versions_only(tmp_path, exchanges, monkeypatch):
 def test_a_full_disk_is_one_sentence_and_leaves_the_old(dictionary, base, copy):
     """The system itself refuses: no file may grow beyond 2,000 bytes."""
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    model = adapters.perturbed(dictionary, base, seed=4)
+    model = adapter_folders.perturbed(dictionary, base, seed=4)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     tensors, described = folders_model.content(model, "head", None)
     words = {"dict.txt": copy.parent / "w"}
     words["dict.txt"].write_text("w 1\n")
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        text = adapters.refused(artifact.write, copy, tensors, described, words)
+        text = adapter_folders.refused(artifact.write, copy, tensors, described, words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(copy) in text and "cannot be written (File too large)" in text
@@ -108,14 +108,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old(dictionary, base, copy):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(dictionary, base, tmp_path):
     (tmp_path / "file").write_text("")
-    model = adapters.perturbed(dictionary, base)
+    model = adapter_folders.perturbed(dictionary, base)
     tensors, described = folders_model.content(model, "head", None)
     where = tmp_path / "file" / "adapter"
-    assert "cannot be written" in adapters.refused(artifact.write, where, tensors, described, {})
+    assert "cannot be written" in adapter_folders.refused(
+        artifact.write, where, tensors, described, {}
+    )
     if os.geteuid() != 0:  # for root every folder can be written to
         (tmp_path / "shut").mkdir(mode=0o555)
         where = tmp_path / "shut" / "adapter"
-        assert "Permission denied" in adapters.refused(
+        assert "Permission denied" in adapter_folders.refused(
             artifact.write, where, tensors, described, {}
         )
 
@@ -123,9 +125,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(dictionary, base, tmp_path
 def test_what_is_no_adapters_is_not_replaced(dictionary, base, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "notes.txt").write_text("precious")
-    model = adapters.perturbed(dictionary, base)
+    model = adapter_folders.perturbed(dictionary, base)
     tensors, described = folders_model.content(model, "head", None)
-    text = adapters.refused(artifact.write, tmp_path / "adapter", tensors, described, {})
+    text = adapter_folders.refused(artifact.write, tmp_path / "adapter", tensors, described, {})
     assert "holds notes.txt" in text
     assert (tmp_path / "adapter" / "notes.txt").read_text() == "precious"
 
@@ -141,9 +143,9 @@ def test_the_content_of_a_folder_that_was_being_moved_is_found(good, copy):
 
 def test_a_link_to_a_folder_stays_a_link(dictionary, base, copy, tmp_path):
     (tmp_path / "link").symlink_to(copy)
-    model = adapters.perturbed(dictionary, base, seed=8)
+    model = adapter_folders.perturbed(dictionary, base, seed=8)
     for _ in range(2):
-        adapters.write(tmp_path / "link", model, base)
+        adapter_folders.write(tmp_path / "link", model, base)
     assert (tmp_path / "link").is_symlink() and not (tmp_path / ".link.new").exists()
     found = artifact.read(copy).tensors
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in found.items())

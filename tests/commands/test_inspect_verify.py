@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-import adapters  # noqa: E402
+import adapter_folders  # noqa: E402
 from helpers import train_flags  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
@@ -20,16 +20,16 @@ from fairseq_peft import cli  # noqa: E402
 
 @pytest.fixture(scope="module")
 def base(dictionary, tmp_path_factory):
-    return adapters.save_base(
-        tmp_path_factory.mktemp("base") / "base.pt", adapters.base_state(dictionary)
+    return adapter_folders.save_base(
+        tmp_path_factory.mktemp("base") / "base.pt", adapter_folders.base_state(dictionary)
     )
 
 
 @pytest.fixture(scope="module")
 def adapter(dictionary, base, tmp_path_factory):
     weights = torch.load(base, weights_only=True)["model"]
-    model = adapters.perturbed(dictionary, weights, "lora,bitfit")
-    return adapters.write(tmp_path_factory.mktemp("run") / "adapter", model, weights, base)
+    model = adapter_folders.perturbed(dictionary, weights, "lora,bitfit")
+    return adapter_folders.write(tmp_path_factory.mktemp("run") / "adapter", model, weights, base)
 
 
 def shown(capsys, *words):
@@ -72,7 +72,7 @@ def test_inspect_shows_checkpoints(fairseq, data_folder, base_checkpoint, tmp_pa
     assert rows["kind"] == "checkpoint of a whole model" and rows["head alone"].startswith("0 ten")
     state = {"encoder.x": torch.zeros(3)}
     flags = argparse.Namespace(arch="roberta_base")
-    published = adapters.save_base(tmp_path / "model.pt", state, args=flags)
+    published = adapter_folders.save_base(tmp_path / "model.pt", state, args=flags)
     rows = json.loads(shown(capsys, "inspect", published, "--json"))
     assert rows["architecture"] == "roberta_base" and "method" not in rows
     assert rows["with the head"] == "1 tensors, 3 numbers, 12 bytes"
@@ -88,7 +88,9 @@ def test_inspect_refuses_what_is_neither(tmp_path, capsys):
 def test_verify_with_and_without_the_base(adapter, base, dictionary, tmp_path, capsys):
     assert "not looked at, give --base" in shown(capsys, "verify", adapter)
     assert f"base: {base} fits" in shown(capsys, "verify", adapter, "--base", base)
-    other = adapters.save_base(tmp_path / "other.pt", adapters.base_state(dictionary, seed=5))
+    other = adapter_folders.save_base(
+        tmp_path / "other.pt", adapter_folders.base_state(dictionary, seed=5)
+    )
     line = refused(capsys, "verify", adapter, "--base", other)
     assert "This is not the base" in line and "expected" in line
     words = ("verify", adapter, "--base", other, "--allow-other-base")
@@ -120,7 +122,7 @@ def test_a_payload_is_refused_and_does_not_run(adapter, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     words = {"verify": [adapter, "--base"], "export-checkpoint": ["--out", "out.pt"]}.get(verb, [])
     for number, place in enumerate(({"cfg": Payload()}, {"model": {"x": Payload()}})):
-        path = adapters.save_base(tmp_path / f"{number}.pt", {}, **place)
+        path = adapter_folders.save_base(tmp_path / f"{number}.pt", {}, **place)
         out = ["out.pt"] if verb in ("merge", "fold") else []
         line = refused(capsys, verb, *words, path, *out)
         assert f"{number}.pt" in line and "could run code" in line and "--trust-checkpoint" in line
@@ -141,7 +143,7 @@ def test_trust_opens_it_loudly_and_makes_a_plain_file(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     cfg = OmegaConf.create({"model": {"arch": "roberta_base"}, "task": None})
     state = {"encoder.x": torch.ones(2)}
-    path = adapters.save_base(tmp_path / "old.pt", state, cfg=cfg, criterion=Payload())
+    path = adapter_folders.save_base(tmp_path / "old.pt", state, cfg=cfg, criterion=Payload())
     refused(capsys, "export-checkpoint", path, "--out", "new.pt")
     assert not (tmp_path / "ran").exists() and not caplog.records
     words = ["export-checkpoint", str(path), "--out", "new.pt", "--trust-checkpoint"]
@@ -160,7 +162,7 @@ def test_fairseqs_own_loader_refuses_it_too(tmp_path, monkeypatch, safe):
 
     from fairseq_peft import checkpoint_file, plugin  # noqa: F401
 
-    path = adapters.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
+    path = adapter_folders.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint_file, "SAFE_BY_DEFAULT", safe)
     if not safe:
@@ -171,7 +173,7 @@ def test_fairseqs_own_loader_refuses_it_too(tmp_path, monkeypatch, safe):
 
 
 def test_a_base_with_a_payload_never_starts_a_run(fairseq, data_folder, tmp_path):
-    path = adapters.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
+    path = adapter_folders.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
     more = {"finetune_from_model": path, "from_scratch": None}
     done = fairseq("train", *train_flags(data_folder, tmp_path / "run", **more))
     assert done.returncode == 1 and "could run code" in done.stderr

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 
-import adapters
+import adapter_folders
 import pytest
 import torch
 from families import FAMILIES
@@ -227,7 +227,7 @@ def test_an_adapter_folder_gives_the_same_model_on_its_base(family, batch, peft,
     model.load_state_dict(dict(base))
     perturb(model)
     expected = logits(family, model, batch)
-    found = artifact.read(adapters.write(tmp_path / "adapter", model, base))
+    found = artifact.read(adapter_folders.write(tmp_path / "adapter", model, base))
     assert found.description["complete"] == (peft == "full")
     again = folder.load(found, None if peft == "full" else base)
     moved = (logits(family, again, batch) - expected).abs().max()

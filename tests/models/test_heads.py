@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-import adapters  # noqa: E402
+import adapter_folders  # noqa: E402
 from families import Roberta  # noqa: E402
 
 from fairseq_peft.architectures import SIZES  # noqa: E402
@@ -101,7 +101,7 @@ def test_what_lora_of_rank_8_weighs_on_roberta_small(dictionary, tmp_path, kind,
     }
     model = Roberta(dictionary).build("lora", classifier_head=kind, **sizes)
     base = {k: v for k, v in model.state_dict().items() if k not in model.own_names()}
-    path = adapters.write(tmp_path / "adapter", model, base)
+    path = adapter_folders.write(tmp_path / "adapter", model, base)
     weight = (path / "adapter.safetensors").stat().st_size
     assert 260_000 < weight < limit
     told = folder.content(model, "head", {"path": "", "sha256": ""})[1]

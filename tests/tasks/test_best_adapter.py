@@ -13,7 +13,7 @@ from helpers import train_flags
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-import adapters  # noqa: E402
+import adapter_folders  # noqa: E402
 
 from fairseq_peft import artifact, cli  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
@@ -24,7 +24,7 @@ ACCURACIES = [0.5, 0.75, 0.625, 0.75, 0.5]
 
 @pytest.fixture(scope="module")
 def base(dictionary):
-    return adapters.base_state(dictionary)
+    return adapter_folders.base_state(dictionary)
 
 
 @pytest.fixture
@@ -59,17 +59,17 @@ def test_it_is_the_best_epoch_the_latest_on_ties(dictionary, base, keep, tmp_pat
     for epoch, accuracy in enumerate(ACCURACIES, start=1):
         if epoch == restart + 1 and restart:
             kept = keep(resumes=True)
-        kept.offer(adapters.perturbed(dictionary, base, seed=epoch), line(epoch, accuracy))
+        kept.offer(adapter_folders.perturbed(dictionary, base, seed=epoch), line(epoch, accuracy))
         chosen.append(artifact.read(tmp_path / "adapter").description["metrics"]["epoch"])
     assert chosen == [1, 2, 2, 4, 4]
     found = artifact.read(tmp_path / "adapter")
-    expected = adapters.perturbed(dictionary, base, seed=4).state_dict()
+    expected = adapter_folders.perturbed(dictionary, base, seed=4).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.tensors.items())
     assert found.description["metrics"]["subsets"]["valid"] == {"accuracy": 0.75, "loss": None}
 
 
 def test_a_new_run_does_not_look_at_the_folder_of_an_old_one(dictionary, base, keep, tmp_path):
-    model = adapters.perturbed(dictionary, base)
+    model = adapter_folders.perturbed(dictionary, base)
     keep().offer(model, line(1, 0.9))
     keep().offer(model, line(1, 0.5))
     assert artifact.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.5
@@ -78,14 +78,14 @@ def test_a_new_run_does_not_look_at_the_folder_of_an_old_one(dictionary, base, k
 def test_valid_chooses_whatever_comes_first(dictionary, base, keep, tmp_path):
     kept = keep(subsets=("test", "valid"))
     subsets = {"test": {"accuracy": 0.9}, "valid": {"accuracy": 0.4}}
-    model = adapters.perturbed(dictionary, base)
+    model = adapter_folders.perturbed(dictionary, base)
     kept.offer(model, {"epoch": 1, "num_updates": 1, "subsets": subsets})
     assert artifact.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.4
 
 
 def test_a_damaged_folder_of_its_own_is_told_and_written_anew(dictionary, base, keep, tmp_path,
                                                               caplog):  # fmt: skip
-    model = adapters.perturbed(dictionary, base)
+    model = adapter_folders.perturbed(dictionary, base)
     keep().offer(model, line(1, 0.9))
     (tmp_path / "adapter" / "dict.txt").write_text("")
     kept = keep(resumes=True)
@@ -102,7 +102,7 @@ def test_what_would_be_lost_is_refused_before_training(keep, tmp_path):
 
 
 def test_where_a_run_learns_of_its_base(base, tmp_path):
-    own = adapters.save_base(tmp_path / "base.pt", base)
+    own = adapter_folders.save_base(tmp_path / "base.pt", base)
     sha256, state = artifact.fingerprint(base), {"model": base}
     reference = {"path": str(own), "sha256": sha256}
 
