@@ -53,6 +53,7 @@ def run(args) -> int:
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more.")
     source = open_source(args.file)
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as the input, whatever the locale
     classifier = load(args)
     lines = Lines(source, classifier.num_texts)
     progress = Progress(lines, args.file)
@@ -60,19 +61,37 @@ def run(args) -> int:
     shown = {"tsv": tsv, "jsonl": jsonl}[args.format]
     try:
         for row in rows:
-            sys.stdout.write(shown(row))
-            if lines.number == lines.answered + 1:
-                sys.stdout.flush()  # nothing is left of what was read
             lines.answered += 1
+            # With the last row of those that were read, all of them go out.
+            put(shown(row), flush=lines.answered == lines.number)
             progress.show()
-        sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has had enough. Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # whoever reads has had enough
     finally:
         progress.end()
         lines.report()
     return 0
+
+
+def put(text: str, flush: bool) -> None:
+    """Write to stdout.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        InputError: it cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer goes nowhere; at exit, Python would try once more and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(
+            f"The output cannot be written: {error.strerror}. Make room, or write it elsewhere."
+        ) from error
 
 
 def open_source(name: str):

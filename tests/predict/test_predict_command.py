@@ -128,6 +128,18 @@ def test_a_broken_pipe_is_a_clean_end(base, adapter, tmp_path):
     assert errors == b""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_one_line(base, adapter):
+    words = command(base, adapter)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            words, input=b"beau\n", stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=60
+        )
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("fairseq-peft predict: error: The output cannot be written: No space")
+
+
 def test_an_interrupt_is_a_clean_end(base, adapter):
     """130, whole lines, no traceback."""
     words = command(base, adapter, "--window", 1)
