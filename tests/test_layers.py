@@ -68,6 +68,7 @@ PARTS = {
     "models": part(4, FAIRSEQ),
     "tasks": part(4, FAIRSEQ),
     "hf": part(5, TORCH + " safetensors", "transformers peft fairseq"),
+    "switches": part(4.9, TORCH),
     "shared_base": part(5, TORCH),
     "checkpoints": part(5.8, inside=FAIRSEQ),
     "served": part(5.85, FAIRSEQ),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.end_to_end
 
 import fairseq_peft  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
-from fairseq_peft.shared_base import Switch  # noqa: E402
+from fairseq_peft.switches import Switch  # noqa: E402
 
 #: Beside those of FORMS: the same kind once more, other lengths, other places.
 MORE = {
