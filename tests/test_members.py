@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import Roberta
 from helpers import TOLERANCE
 
@@ -16,6 +17,7 @@ from settings import collect, identifier
 from fairseq_peft.members import forward
 from fairseq_peft.members.forward import JointForward
 from fairseq_peft.members.rows import Rows, Stream, each
+from fairseq_peft.methods.lora import LoRALinear
 
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.1}
 DROPOUT["pooler_dropout"] = 0.2
@@ -166,6 +168,22 @@ def test_members_of_several_ranks_and_methods(dictionary):
             if not parameter.requires_grad:
                 parameter.data = base[name].data
     check_equal(models, batches(dictionary))
+
+
+def test_the_base_product_beside_an_update_is_shared(dictionary, monkeypatch):
+    """For a map that has ``beside``, F.linear sees the frozen weight once."""
+
+    def beside(self, y, x):
+        return y + self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.delta_of())
+
+    monkeypatch.setattr(LoRALinear, "beside", beside, raising=False)
+    monkeypatch.setattr(
+        LoRALinear, "delta_of", lambda self: self.lora_B @ self.lora_A, raising=False
+    )
+    models = members(dictionary, "lora", DROPOUT)
+    check_equal(models, batches(dictionary))
+    layer = JointForward(models).layers[0]
+    assert layer.stacks["q"].beside and layer.stacks["k"].shared
 
 
 def test_what_is_shared_is_computed_once(dictionary, monkeypatch):

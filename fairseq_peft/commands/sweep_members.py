@@ -71,10 +71,13 @@ def _read(path) -> str:
 
 
 def cli_main() -> None:
-    """As a program of the worker."""
-    from fairseq_peft.cli import main
-
-    sys.exit(main(["sweep-members", *sys.argv[1:]]))
+    """As a program of the worker: it stands where ``fairseq-peft`` would."""
+    parser = argparse.ArgumentParser(prog="fairseq-peft sweep-members", description=__doc__)
+    add_arguments(parser)
+    try:
+        sys.exit(run(parser.parse_args()))
+    except InputError as error:
+        sys.exit(f"fairseq-peft sweep-members: error: {error}")
 
 
 if __name__ == "__main__":
