@@ -31,10 +31,10 @@ class PeftAdamW(FairseqOptimizer):
     """``torch.optim.AdamW`` in groups: matrices decay, vectors (biases, norms) do not; the learning
     rate of a group is ``lr_scale`` times the schedule's, which is the one that is logged.
 
-    What fairseq multiplies the gradients with (their mean, the clipping) is kept as one number until
-    the step, whose kernel reads every gradient anyway: two passes over all of them less. Between
-    backward and step, ``grad`` is therefore the gradient of the batch's sum; after it, of what the
-    step took. Gradients that fairseq itself looks at (--amp) are multiplied at once.
+    What fairseq multiplies the gradients with (their mean, the clipping) is kept as one number
+    until the step, whose kernel reads every gradient anyway: two passes over all of them less.
+    Between backward and step, ``grad`` is therefore the gradient of the batch's sum; after it, what
+    the step took. Gradients that fairseq itself looks at (--amp) are multiplied at once.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
