@@ -14,6 +14,7 @@ from helpers import ROOT, TINY_FLAGS, TOLERANCE, train_flags
 from test_sweep import script
 
 pytest.importorskip("fairseq")
+pytestmark = pytest.mark.end_to_end
 
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
 SCHEDULE = {"lr_scheduler": "polynomial_decay", "total_num_update": 18, "warmup_updates": 3}
