@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f"{commands.__name__}.{info.name}")
         summary = (module.__doc__ or "").strip().splitlines()[0]
         verb = verbs.add_parser(
-            info.name.replace("_", "-"),
+            info.name.strip("_").replace("_", "-"),  # import_: a word of the language
             help=summary,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,

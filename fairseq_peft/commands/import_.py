@@ -1,0 +1,65 @@
+"""Make an adapter folder of a folder of Hugging Face PEFT.
+
+The folder is what save_pretrained of a RobertaForSequenceClassification with LoRA, DoRA, IA3,
+prompt tuning or prefix tuning wrote. The base is the fairseq checkpoint that the Hugging Face model
+was converted from or to; its dict.txt and sentencepiece model are looked for beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fairseq_peft import checkpoints
+from fairseq_peft.commands.export import check_out
+from fairseq_peft.errors import InputError
+
+
+def add_arguments(parser):
+    parser.add_argument("folder", type=Path, help="the folder of PEFT")
+    parser.add_argument("out", type=Path, help="the adapter folder to write")
+    parser.add_argument("--base", type=Path, required=True, help="the base checkpoint (model.pt)")
+    parser.add_argument("--dict", type=Path, help="its dictionary (dict.txt beside the base)")
+    parser.add_argument(
+        "--spm", type=Path, help="its sentencepiece model (sentencepiece.bpe.model beside the base)"
+    )
+    parser.add_argument(
+        "--labels",
+        help="class names with commas, in the order of the outputs (labels.json of the folder, "
+        "else LABEL_0,LABEL_1,..., as Hugging Face names them)",
+    )
+    parser.add_argument(
+        "--pairs", action="store_true", help="it classifies pairs of texts, not single ones"
+    )
+    parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
+    checkpoints.add_trust_argument(parser)
+
+
+def run(args) -> int:
+    check_out(args.out, args.force)
+    checkpoints.check_file(args.base)
+
+    from fairseq_peft import artifact
+    from fairseq_peft.hf import peft_import
+
+    dictionary = args.dict or args.base.parent / artifact.DICTIONARY
+    tokenizer = args.spm or args.base.parent / artifact.TOKENIZER
+    for flag, path in (("--dict", dictionary), ("--spm", tokenizer)):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist. Give the file of the base with {flag}.")
+    imported = peft_import.load(
+        args.folder,
+        args.base,
+        dictionary,
+        labels=args.labels.split(",") if args.labels else None,
+        num_texts=2 if args.pairs else 1,
+        trust=args.trust_checkpoint,
+    )
+    copies = {artifact.DICTIONARY: dictionary, artifact.TOKENIZER: tokenizer}
+    artifact.write(args.out, imported.tensors, imported.description, copies)
+    told = imported.description
+    sys.stdout.write(
+        f"{args.out}: --peft {told['method']['peft']}, {len(imported.tensors)} tensors; classes "
+        f"{', '.join(told['labels'])}\n"
+    )
+    return 0

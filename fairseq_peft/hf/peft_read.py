@@ -1,0 +1,194 @@
+"""A config of Hugging Face PEFT as ``--peft`` and its flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from fairseq_peft import low_rank, targets
+from fairseq_peft.errors import InputError
+from fairseq_peft.hf.peft_match import (
+    as_patterns,
+    fits,
+    fits_loosely,
+    fits_pattern,
+    our_end,
+    shortened,
+    their_end,
+)
+from fairseq_peft.methods import ia3
+
+#: What PEFT adapts on RoBERTa where the config does not say.
+DEFAULT_TARGETS = {"LORA": ["query", "value"], "IA3": ["key", "value", "output.dense"]}
+DEFAULT_FEEDFORWARD = ["output.dense"]
+
+#: Fields of PEFT's configs that change nothing about a trained RoBERTa.
+NEUTRAL = frozenset(
+    (
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
+        *("revision", "runtime_config", "task_type", "fan_in_fan_out", "init_ia3_weights"),
+        *("init_weights", "ensure_weight_tying", "qalora_group_size", "megatron_config"),
+        *("megatron_core", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs"),
+        *("tokenizer_name_or_path", "token_dim", "num_layers", "num_attention_heads"),
+        *("encoder_hidden_size", "prefix_projection"),
+    )
+)
+_CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_LORA = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
+READ = {
+    "LORA": {*_CHOICE, *_LORA, "use_dora", "init_lora_weights", "modules_to_save"},
+    "IA3": {"target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"},
+    "PROMPT_TUNING": {"num_virtual_tokens", "num_transformer_submodules", "modules_to_save"},
+    "PREFIX_TUNING": {"num_virtual_tokens", "num_transformer_submodules", "modules_to_save"},
+}
+
+
+def as_flags(config: dict, theirs: dict[str, str]) -> tuple[str, dict]:
+    """``--peft`` and its flags (attribute names), for a config of PEFT.
+
+    Args:
+        theirs: ``places`` of the model.
+
+    Raises:
+        InputError: it says what has no counterpart here.
+    """
+    kind = config.get("peft_type")
+    if kind not in READ:
+        raise InputError(
+            f"peft_type {kind!r} cannot be imported. Those that can: {', '.join(READ)}."
+        )
+    if config.get("task_type") not in (None, "SEQ_CLS"):
+        raise InputError(
+            f"task_type {config['task_type']} cannot be imported: here adapters classify. Give a "
+            "folder with task_type SEQ_CLS."
+        )
+    others = {key: value for key, value in config.items() if key not in READ[kind] | NEUTRAL}
+    if not set(config.get("modules_to_save") or ()) <= {"classifier", "score"}:
+        others["modules_to_save"] = config["modules_to_save"]
+    if config.get("layers_pattern") not in (None, [], "", "layer", ["layer"]):
+        others["layers_pattern"] = config["layers_pattern"]
+    if (config.get("num_transformer_submodules") or 1) != 1:
+        others["num_transformer_submodules"] = config["num_transformer_submodules"]
+    for key, value in others.items():
+        if value:
+            raise InputError(
+                f"{key} {value!r} cannot be imported: it has no counterpart here. Give a folder "
+                "without it."
+            )
+    return READERS[kind](config, {name: ours for ours, name in theirs.items()})
+
+
+def _as_lora(config, ours):
+    chosen = meant(config, ours, "LORA")
+    rank, alpha = config.get("r", 8), float(config.get("lora_alpha", 8))
+    ranks = _by_pattern(config.get("rank_pattern"), chosen, rank)
+    alphas = _by_pattern(config.get("alpha_pattern"), chosen, alpha)
+    ranks = {ours[name]: int(value) for name, value in ranks.items()}
+    alphas = {ours[name]: float(value) for name, value in alphas.items()}
+    flags = {
+        "lora_rank": rank,
+        "lora_alpha": alpha,
+        "peft_targets": _our_targets(chosen, ours),
+        "lora_dropout": float(config.get("lora_dropout") or 0),
+        "lora_rslora": bool(config.get("use_rslora")),
+        "lora_bias": config.get("bias") or "none",
+        "lora_rank_pattern": _pattern_text(ranks, rank),
+        "lora_alpha_pattern": _pattern_text(alphas, alpha),
+    }
+    start = config.get("init_lora_weights", True)
+    if start in low_rank.STARTS and not config.get("use_dora"):
+        flags["lora_init"] = start
+    elif start not in (True, False, None, "gaussian", "orthogonal", "eva"):
+        raise InputError(
+            f"init_lora_weights {start!r} cannot be imported: it has changed the base's weights in "
+            "a way that is not known here. Let PEFT save it as LoRA of the plain base "
+            "(path_initial_model_for_weight_conversion)."
+        )
+    return "dora" if config.get("use_dora") else "lora", flags
+
+
+def _as_ia3(config, ours):
+    chosen = meant(config, ours, "IA3")
+    words = config.get("feedforward_modules")
+    words = DEFAULT_FEEDFORWARD if words is None else words
+    if isinstance(words, str):
+        inputs = [name for name in chosen if re.fullmatch(words, name)]
+    else:
+        inputs = [name for name in chosen if any(fits_loosely(name, end) for end in words)]
+    feedforward = _our_targets(inputs, {name: ours[name] for name in chosen})
+    return "ia3", {
+        "ia3_targets": _our_targets(chosen, ours),
+        "ia3_feedforward": feedforward or ia3.NONE,
+    }
+
+
+def _as_prompt(config, ours):
+    return "prompt", {
+        "prompt_num_tokens": config["num_virtual_tokens"],
+        "prompt_init": "random",
+        "prompt_placement": "before_bos",
+    }
+
+
+def _as_prefix(config, ours):
+    return "prefix", {
+        "prefix_num_tokens": config["num_virtual_tokens"],
+        "prefix_positions": "reserved",
+    }
+
+
+READERS = {
+    "LORA": _as_lora,
+    "IA3": _as_ia3,
+    "PROMPT_TUNING": _as_prompt,
+    "PREFIX_TUNING": _as_prefix,
+}
+
+
+def meant(config: dict, names: Iterable[str], kind: str) -> list[str]:
+    """The ``names`` (whole names of theirs) that a config targets.
+
+    Raises:
+        InputError: none, or it targets what is not among them.
+    """
+    words = config.get("target_modules")
+    words = DEFAULT_TARGETS[kind] if words is None else words
+    excluded = config.get("exclude_modules") or []
+    chosen = [n for n in names if _hit(n, words) and not (excluded and _hit(n, excluded))]
+    layers = config.get("layers_to_transform")
+    if layers is not None and layers != []:
+        layers = [layers] if isinstance(layers, int) else layers
+        chosen = [n for n in chosen if any(f".layer.{layer}." in n for layer in layers)]
+    if not chosen:
+        raise InputError(
+            f"target_modules {words!r} mean nothing in this model. Modules there: "
+            f"{', '.join(dict.fromkeys(map(their_end, names)))}."
+        )
+    return chosen
+
+
+def _hit(name, words):
+    if isinstance(words, str):
+        if words.lower() == targets.ALL_LINEAR:
+            return ".layer." in name
+        return re.fullmatch(words, name) is not None
+    return any(fits(name, word) for word in words)
+
+
+def _by_pattern(patterns, names, default):
+    """Name -> number, as PEFT reads ``rank_pattern``: the first key that fits."""
+    found = {}
+    for name in names:
+        keys = (key for key in patterns or {} if fits_pattern(name, key))
+        found[name] = (patterns or {}).get(next(keys, None), default)
+    return found
+
+
+def _our_targets(chosen, ours):
+    names = [ours[name] for name in chosen]
+    return ",".join(shortened(names, ours.values(), our_end, targets.hits))
+
+
+def _pattern_text(values, default):
+    found = as_patterns(values, default, our_end, targets.hits)
+    return ",".join(f"{name}={number}" for name, number in found.items())
