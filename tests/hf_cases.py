@@ -1,0 +1,99 @@
+"""What tests export to Hugging Face PEFT: methods, their flags, what the config says."""
+
+from __future__ import annotations
+
+ALL = "q_proj,k_proj,v_proj,out_proj,fc1,fc2"
+LAYER = "roberta.encoder.layer.{}."
+#: case -> (--peft, its flags, what adapter_config.json must say beside peft_type).
+CASES = {
+    "lora": ("lora", {}, {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}),
+    "rslora": ("lora", {"lora_rslora": True, "lora_dropout": 0.25}, {"use_rslora": True}),
+    "all linear maps": (
+        "lora",
+        {"peft_targets": "all-linear", "lora_rank": 2, "lora_alpha": 2.5},
+        {
+            "lora_alpha": 2.5,
+            "target_modules": [
+                *("query", "key", "value", "attention.output.dense"),
+                *("intermediate.dense", "output.dense"),
+            ],
+        },
+    ),
+    # The end of the name, output.dense, would also mean attention.output.dense.
+    "fc2": (
+        "lora",
+        {"peft_targets": "fc2"},
+        {"target_modules": [LAYER.format(i) + "output.dense" for i in range(2)]},
+    ),
+    "one layer": (
+        "lora",
+        {"lora_layers": "1"},
+        {"target_modules": [LAYER.format(1) + f"attention.self.{n}" for n in ("query", "value")]},
+    ),
+    "embedding": (
+        "lora",
+        {"peft_targets": "embed_tokens,q_proj"},
+        {"target_modules": ["query", "word_embeddings"]},
+    ),
+    "patterns": (
+        "lora",
+        {
+            "peft_targets": ALL,
+            "lora_rank_pattern": "layers.0.self_attn.q_proj=4,fc2=3",
+            "lora_alpha_pattern": "v_proj=5,out_proj=1.5",
+        },
+        {
+            "rank_pattern": {
+                LAYER.format(0) + "attention.self.query": 4,
+                **{LAYER.format(i) + "output.dense": 3 for i in range(2)},
+            },
+            "alpha_pattern": {"value": 5, "attention.output.dense": 1.5},
+        },
+    ),
+    "biases of maps": ("lora", {"lora_bias": "lora_only"}, {"bias": "lora_only"}),
+    "all biases": ("lora", {"lora_bias": "all"}, {"bias": "all"}),
+    "pissa": ("lora", {"lora_init": "pissa"}, {"init_lora_weights": "pissa"}),
+    "olora": ("lora", {"lora_init": "olora", "lora_rank": 3}, {"init_lora_weights": "olora"}),
+    "dora": ("dora", {"peft_targets": ALL}, {"use_dora": True}),
+    "ia3": (
+        "ia3",
+        {},
+        {
+            "target_modules": [
+                LAYER.format(i) + name
+                for i in range(2)
+                for name in ("attention.self.key", "attention.self.value", "output.dense")
+            ],
+            "feedforward_modules": [LAYER.format(i) + "output.dense" for i in range(2)],
+        },
+    ),
+    "ia3 as peft": (
+        "ia3",
+        {"ia3_targets": "k_proj,v_proj,out_proj,fc2", "ia3_feedforward": "out_proj,fc2"},
+        {
+            "target_modules": ["key", "value", "attention.output.dense", "output.dense"],
+            "feedforward_modules": ["attention.output.dense", "output.dense"],
+        },
+    ),
+    # As a loose end, output.dense would also make attention.output.dense feed-forward.
+    "ia3 behind out_proj": (
+        "ia3",
+        {"ia3_targets": "out_proj,fc2"},
+        {"feedforward_modules": [LAYER.format(i) + "output.dense" for i in range(2)]},
+    ),
+    "ia3 on outputs": (
+        "ia3",
+        {"ia3_targets": "k_proj", "ia3_feedforward": "none"},
+        {"target_modules": ["key"], "feedforward_modules": []},
+    ),
+    "prompt": (
+        "prompt",
+        {"prompt_num_tokens": 4, "prompt_placement": "before_bos"},
+        {"num_virtual_tokens": 4, "token_dim": 16, "num_transformer_submodules": 1},
+    ),
+    "prefix": (
+        "prefix",
+        {"prefix_num_tokens": 4, "prefix_positions": "reserved", "prefix_mlp": 6},
+        {"num_virtual_tokens": 4, "num_layers": 2, "num_attention_heads": 4},
+    ),
+}
