@@ -39,6 +39,7 @@ def run(args) -> int:
     check_out(args.out, args.force)
     checkpoints.check_file(args.base)
 
+    import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft import artifact
     from fairseq_peft.hf import peft_import
 

@@ -47,7 +47,6 @@ def load(
         InputError: a file cannot be used, they do not belong together, or the folder holds what has
             no counterpart here.
     """
-    import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.data import checks
     from fairseq_peft.models import folder
 
