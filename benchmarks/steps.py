@@ -218,41 +218,11 @@ def _adamw_of_loops():
     return [(torch.optim, "AdamW", lambda *args, fused=None, **more: adamw(*args, **more))]
 
 
-def _lora_apart():
-    import torch.nn.functional as F
-
-    from fairseq_peft.methods.lora import LoRALinear
-
-    def forward(self, x):
-        update = F.linear(
-            F.linear(F.dropout(x, self.dropout, self.training), self.lora_A), self.lora_B
-        )
-        return F.linear(x, self.weight, self.bias) + self.scale * update
-
-    return [(LoRALinear, "forward", forward)]
-
-
-def _dropped_apart():
-    from fairseq_peft.dropout import Dropout
-
-    return [(Dropout, "add", lambda self, x, h: x + self(h))]
-
-
-def _gelu_of_fairseq():
-    import torch.nn.functional as F
-
-    gelu = F.gelu
-    return [(F, "gelu", lambda x: gelu(x.float()).type_as(x))]
-
-
 REPLACED = {
     "dropout by bytes": _drawn_by_torch,
     "own attention": _attention_of_torch,
-    "sum with dropout": _dropped_apart,
     "last layer's shortcut": _whole_last_layer,
-    "gelu in bf16": _gelu_of_fairseq,
     "fused AdamW": _adamw_of_loops,
-    "LoRA's sum in a product": _lora_apart,
 }
 #: Everything that ``Setup.off`` may name.
 OFF = ("kept memory", "batches by length", "late scaling", *REPLACED)

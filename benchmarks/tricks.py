@@ -32,8 +32,6 @@ def setups(methods, precision: str, batch: int) -> dict:
         plain = {"method": method, "batch": batch}
         found[method, ON] = steps.Setup(precision=precision, **plain)
         for name in steps.OFF:
-            if name == "LoRA's sum in a product" and method != "lora":
-                continue
             found[method, name] = steps.Setup(precision=precision, off=(name,), **plain)
         if precision != "fp32":
             found[method, f"{precision} (fp32 instead)"] = steps.Setup(precision="fp32", **plain)

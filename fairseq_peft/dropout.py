@@ -41,25 +41,6 @@ class _Dropout(torch.autograd.Function):
         return gradient.mul(mask).mul_(ctx.scale), None
 
 
-class _AddDropped(torch.autograd.Function):
-    """The scaling rides on the sum."""
-
-    @staticmethod
-    def forward(ctx, x, h, p):
-        mask = keep_mask(h.shape, p, h.dtype)
-        ctx.save_for_backward(mask)
-        ctx.scale = 1 / (1 - p)
-        return torch.add(x, h.mul(mask), alpha=ctx.scale)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (mask,) = ctx.saved_tensors
-        of_h = (
-            gradient.to(mask.dtype).mul(mask).mul_(ctx.scale) if ctx.needs_input_grad[1] else None
-        )
-        return gradient, of_h, None
-
-
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     """x with each number zeroed with probability p and the others scaled by 1 / (1 - p).
 
@@ -74,13 +55,6 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     return _Dropout.apply(x, p)
 
 
-def add_dropped(x: torch.Tensor, h: torch.Tensor, p: float) -> torch.Tensor:
-    """``x + dropout(h, p)``, x and h of one shape; the sum has the type that torch gives it."""
-    if p == 0 or h.device.type != "cpu" or x.dtype not in (torch.float32, h.dtype):
-        return x + dropout(h, p)
-    return _AddDropped.apply(x, h, p)
-
-
 class Dropout(nn.Module):
     """``dropout`` as a module; ``p`` may be changed at any time."""
 
@@ -90,10 +64,6 @@ class Dropout(nn.Module):
 
     def forward(self, x):
         return dropout(x, self.p) if self.training else x
-
-    def add(self, x, h):
-        """``x + self(h)``."""
-        return add_dropped(x, h, self.p if self.training else 0.0)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

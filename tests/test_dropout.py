@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fairseq_peft.dropout import Dropout, add_dropped, dropout  # noqa: E402
+from fairseq_peft.dropout import Dropout, dropout  # noqa: E402
 
 
 @pytest.mark.parametrize("p", [0.001, 0.01, 0.1, 0.5, 0.9, 0.999])
@@ -24,25 +24,6 @@ def test_share_and_scale(p, dtype):
     assert abs(dropped.mean().item() - p) < 5 * deviation
     assert (dropped - p).abs().max() < step + 6 * (p * (1 - p) / x.numel() + 1e-6) ** 0.5
     assert torch.allclose(draws[draws != 0].double(), torch.tensor(1 / (1 - p)).double(), rtol=1e-2)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_sum_with_a_dropped_tensor(dtype):
-    """``add_dropped`` is x + dropout(h), forward and backward, with the mask of the same seed."""
-    generator = torch.Generator().manual_seed(4)
-    x = torch.randn(9, 11, generator=generator).requires_grad_()
-    h = torch.randn(9, 11, generator=generator).to(dtype).requires_grad_()
-    torch.manual_seed(5)
-    found = add_dropped(x, h, 0.3)
-    torch.manual_seed(5)
-    expected = x + dropout(h, 0.3)
-    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
-    assert found.dtype == torch.float32
-    assert (found - expected).abs().max() < tolerance
-    for one, other in zip(*(torch.autograd.grad(out.sum(), (x, h)) for out in (found, expected))):
-        assert one.dtype == other.dtype and torch.equal(one == 0, other == 0)
-        assert (one - other).abs().max() < tolerance
-    assert add_dropped(x, h, 0.0).equal(x + h)
 
 
 def test_every_place_is_as_likely_and_no_two_go_together():

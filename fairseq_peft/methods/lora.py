@@ -59,10 +59,12 @@ class LoRALinear(low_rank.AdaptedLinear):
         self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
 
     def forward(self, x):
+        return self.beside(F.linear(x, self.weight, self.bias), x)
+
+    def beside(self, y, x):
+        """What the update makes of y (..., out), the base's output for x (..., in)."""
         update = self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
-        y = F.linear(x, self.weight, self.bias)
-        # One kernel for the second product and the sum, instead of two passes over y more.
-        return torch.addmm(y.flatten(0, -2), update.flatten(0, -2), self.lora_B.t()).view_as(y)
+        return y + F.linear(update, self.lora_B)
 
     def delta(self) -> torch.Tensor:
         """The update of W, (out, in), in fp32."""

@@ -32,9 +32,6 @@ class EncoderLayer(TransformerEncoderLayerBase):
         super().__init__(cfg)
         self.dropout_module = Dropout(self.dropout_module.p)
         self.activation_dropout_module = Dropout(self.activation_dropout_module.p)
-        if cfg.activation_fn == "gelu":
-            # fairseq's copies to fp32 and back; torch's computes in fp32 anyway.
-            self.activation_fn = F.gelu
         self.attention_adapter = None
         self.ffn_adapter = None
 
@@ -68,9 +65,10 @@ class EncoderLayer(TransformerEncoderLayerBase):
 
     def _join(self, x, h, adapter, norm):
         """``x + drop(h)`` with the adapter's say."""
-        if adapter is None:
-            return self.dropout_module.add(x, h)
-        return x + adapter(self.dropout_module(h), x, None if self.normalize_before else norm)
+        h = self.dropout_module(h)
+        if adapter is not None:
+            h = adapter(h, x, None if self.normalize_before else norm)
+        return x + h
 
 
 class Encoder(TransformerEncoder):
