@@ -91,10 +91,16 @@ def test_batch(make):
     data = make([3, 5])
     batch = data.collater([data[1], data[0]])
     assert batch["net_input"]["src_tokens"].tolist() == [
-        [BOS, 100, 101, 102, 103, 104, EOS],
-        [BOS, 100, 101, 102, EOS, PAD, PAD],
+        [BOS, 100, 101, 102, 103, 104, EOS, PAD],
+        [BOS, 100, 101, 102, EOS, PAD, PAD, PAD],
     ]
     assert batch["net_input"]["src_lengths"].tolist() == [7, 5]
     assert batch["id"].tolist() == [1, 0] and batch["target"].tolist() == [0, 0]
     assert (batch["nsentences"], batch["ntokens"]) == (2, 12)
     assert data.collater([]) == {}
+
+
+@pytest.mark.parametrize("length, width", [(5, 8), (6, 8), (7, 16), (14, 16), (15, 17), (30, 17)])
+def test_width_is_a_multiple_where_the_model_has_room(make, length, width):
+    data = make([length], max_tokens=17)
+    assert data.collater([data[0]])["net_input"]["src_tokens"].shape == (1, width)
