@@ -68,7 +68,7 @@ PARTS = {
     "optim": part(4, FAIRSEQ),
     "models": part(4, FAIRSEQ),
     "tasks": part(4, FAIRSEQ),
-    "hf": part(5, TORCH + " safetensors", "transformers peft fairseq"),
+    "hf": part(5.85, TORCH + " safetensors", "transformers peft fairseq"),
     "switches": part(4.9, TORCH),
     "shared_base": part(5, TORCH),
     "combine": part(5, TORCH),

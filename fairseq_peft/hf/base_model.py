@@ -1,25 +1,71 @@
-"""The flags of a base checkpoint: what to build so that its weights fit."""
+"""A base checkpoint outside of training: which flags it was trained with, and its model."""
 
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
+from fairseq_peft import artifact, slim
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
+from fairseq_peft.hf.weights import WORDS, is_tied
+from fairseq_peft.models.roberta import HEADS
 
+#: The name of a head that comes from there: fairseq's own default.
+HEAD = "sentence_classification_head"
 _BODY = "encoder.sentence_encoder."
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 #: Flags that weights do not tell, taken from the checkpoint where it has them.
 _TOLD = (
-    "activation_fn",
-    "pooler_activation_fn",
-    "encoder_normalize_before",
-    "layernorm_embedding",
-    "untie_weights_roberta",
+    *("activation_fn", "pooler_activation_fn", "untie_weights_roberta"),
+    *("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"),
+    *("classifier_head", "pooler_dropout"),
 )
+
+
+class Base(NamedTuple):
+    """A checkpoint and its dictionary.
+
+    Attributes:
+        state: the checkpoint.
+        weights: its tensors by today's names.
+        flags: what builds its model; ``_name`` is the size's, without a method.
+        dictionary: with ``<mask>``.
+    """
+
+    state: dict
+    weights: dict[str, torch.Tensor]
+    flags: dict
+    dictionary: object
+
+
+def read(path: Path, dictionary: Path, trust: bool = False) -> Base:
+    """The checkpoint ``path`` and its dict.txt.
+
+    Raises:
+        InputError: one cannot be read, it is no RoBERTa, or they do not belong together.
+    """
+    from fairseq_peft.data import checks
+
+    state = slim.read(str(path), trust=trust)
+    weights = artifact.renamed(state["model"])
+    found = flags(path, state, weights)
+    words = checks.load_dictionary(str(dictionary))
+    words.add_symbol("<mask>")
+    num_rows = len(weights[_BODY + "embed_tokens.weight"])
+    if len(words) != num_rows:
+        raise InputError(
+            f"{dictionary} gives {len(words)} rows with <mask>, and {path} has {num_rows}. Give "
+            "its own dictionary (--dict)."
+        )
+    checks.check_beside(str(path), words, str(dictionary))
+    return Base(state, weights, found, words)
 
 
 def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
@@ -34,22 +80,23 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
         InputError: it is no RoBERTa, or nothing tells its number of heads.
     """
     try:
-        rows, dim = weights[_BODY + "embed_tokens.weight"].shape
+        dim = weights[_BODY + "embed_tokens.weight"].shape[1]
         positions = len(weights[_BODY + "embed_positions.weight"]) - 2
         ffn = len(weights[_BODY + "layers.0.fc1.weight"])
     except KeyError as error:
         raise InputError(
-            f"{path} has no {error.args[0]}: it is no RoBERTa of fairseq's. Give the base that the "
-            "adapter belongs to."
+            f"{path} has no {error.args[0]}: it is no RoBERTa of fairseq's. Give one."
         ) from error
     found = {
         "encoder_layers": len({layer[1] for layer in map(_LAYER.search, weights) if layer}),
         "encoder_embed_dim": dim,
         "encoder_ffn_embed_dim": ffn,
         "max_positions": positions,
+        # The norm behind the last layer, where each block begins with one.
+        "encoder_normalize_before": _BODY + "layer_norm.weight" in weights,
+        "layernorm_embedding": _BODY + "layernorm_embedding.weight" in weights,
     }
-    cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
-    given = cfg.get("model") or vars(state.get("args") or object)
+    given = _told(state)
     sizes = {
         name: size
         for name, size in SIZES.items()
@@ -61,8 +108,52 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
             f"{path} does not say how many attention heads it has. Give a checkpoint with its "
             "configuration, as fairseq-train writes it."
         )
-    if heads is None:
-        heads = next(iter(sizes.values())).num_heads
-    told = {name: given[name] for name in _TOLD if given.get(name) is not None}
     name = next(iter(sizes), "roberta_small")
-    return {"_name": name, **found, "encoder_attention_heads": heads, **told}
+    return {
+        "_name": name,
+        **found,
+        "encoder_attention_heads": heads or sizes[name].num_heads,
+        **{name: given[name] for name in _TOLD if given.get(name) is not None},
+    }
+
+
+def build(flags: dict, dictionary, **more):
+    """The model that ``flags`` (with ``more``, ``peft`` for example) build, with random weights."""
+    from fairseq import models
+
+    given = Namespace(**{**flags, "_name": f"{flags['_name']}_{more.get('peft', 'full')}", **more})
+    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
+    return models.build_model(given, task)
+
+
+def load(base: Base, head: str | None):
+    """The base's model with its weights, and its head if it is named, in eval mode.
+
+    Raises:
+        InputError: the weights do not fit.
+    """
+    model = build(base.flags, base.dictionary)
+    own = None if head is None else f"{HEADS}{head}."
+    weights = {n: t for n, t in base.weights.items() if not n.startswith(HEADS)}
+    if own is not None:
+        weights.update({n: t for n, t in base.weights.items() if n.startswith(own)})
+        model.register_classification_head(head, len(weights[f"{own}out_proj.weight"]))
+        # A classifier reads no LM head, and may have come without one.
+        for name, tensor in model.state_dict().items():
+            if name.startswith("encoder.lm_head."):
+                tied = name == "encoder.lm_head.weight" and is_tied(base.weights)
+                weights.setdefault(name, weights[WORDS] if tied else tensor)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _told(state):
+    """The flags that the checkpoint itself names."""
+    cfg = state.get("cfg")
+    model = cfg.get("model") if isinstance(cfg, dict) else None
+    for told in (model, state.get("args")):
+        if isinstance(told, Namespace):
+            return vars(told)
+        if isinstance(told, dict):
+            return told
+    return {}

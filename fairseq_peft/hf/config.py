@@ -1,4 +1,4 @@
-"""Hugging Face's config.json of a fairseq RoBERTa, and what has no counterpart there."""
+"""Hugging Face's config.json of a fairseq RoBERTa and back, and what has no counterpart."""
 
 from __future__ import annotations
 
@@ -14,12 +14,29 @@ FIXED = {
     "pooler_activation_fn": ("tanh", "its classification head is fixed to tanh"),
     "classifier_head": ("roberta", "its classification head has a dense layer before the classes"),
 }
+#: The same, the other way round.
+FIXED_THERE = {
+    "hidden_act": ("gelu", "its LM head has the same activation as its layers"),
+    "layer_norm_eps": (1e-5, "its layer norms have no other"),
+    "pad_token_id": (1, "it numbers positions from there"),
+    "bos_token_id": (0, "its dictionary begins with <s>"),
+    "eos_token_id": (2, "its dictionary has </s> there"),
+    "position_embedding_type": ("absolute", "it adds positions to the embeddings"),
+    "is_decoder": (False, "it reads in both directions"),
+}
+#: Those of the same shape.
+MODEL_TYPES = ("roberta", "camembert", "xlm-roberta")
+#: The same for what only training does.
+FIXED_IN_TRAINING = {
+    "activation_dropout": (0.0, "it has no dropout inside the feed-forward block"),
+    "encoder_layerdrop": (0.0, "it leaves out no layers"),
+}
 
 
-def check(args) -> None:
+def check(args, table=FIXED) -> None:
     """Raise InputError where the flags ``args`` (a Namespace) build what Hugging Face's RoBERTa
     cannot be."""
-    for name, (expected, reason) in FIXED.items():
+    for name, (expected, reason) in table.items():
         value = getattr(args, name, None)
         if value is not None and value != expected:
             flag = "--" + name.replace("_", "-")
@@ -29,14 +46,19 @@ def check(args) -> None:
             )
 
 
-def roberta(args, num_rows: int, labels: Sequence[str] = ()) -> dict:
+def roberta(args, num_rows: int, labels: Sequence[str] = (), tied: bool = True) -> dict:
     """config.json of the model that the flags ``args`` build.
 
     Args:
         num_rows: rows of the token embedding, ``<mask>`` among them.
         labels: class names in the order of the outputs; none for a language model.
+        tied: whether the LM head's matrix is the token embedding.
+
+    Raises:
+        InputError: it has no counterpart.
     """
     check(args)
+    check(args, FIXED_IN_TRAINING)
     kind = "RobertaForSequenceClassification" if labels else "RobertaForMaskedLM"
     config = {
         "model_type": "roberta",
@@ -54,11 +76,11 @@ def roberta(args, num_rows: int, labels: Sequence[str] = ()) -> dict:
         "bos_token_id": 0,
         "pad_token_id": 1,
         "eos_token_id": 2,
-        "hidden_dropout_prob": args.dropout,
-        "attention_probs_dropout_prob": args.attention_dropout,
-        "classifier_dropout": args.pooler_dropout,
-        "tie_word_embeddings": not getattr(args, "untie_weights_roberta", False),
-        "dtype": "float32",
+        "hidden_dropout_prob": getattr(args, "dropout", 0.1),
+        "attention_probs_dropout_prob": getattr(args, "attention_dropout", 0.1),
+        # None would mean hidden_dropout_prob there.
+        "classifier_dropout": getattr(args, "pooler_dropout", 0.0),
+        "tie_word_embeddings": tied,
     }
     return {**config, **label_maps(labels)} if labels else config
 
@@ -69,3 +91,55 @@ def label_maps(labels: Sequence[str]) -> dict:
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
     }
+
+
+def flags(config: dict) -> dict:
+    """fairseq's flags for a config.json of Hugging Face's.
+
+    Raises:
+        InputError: it is of another architecture, or has what fairseq's RoBERTa has not.
+    """
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise InputError(
+            f"model_type {kind!r} cannot be converted. Those that can: {', '.join(MODEL_TYPES)}."
+        )
+    for name, (expected, reason) in FIXED_THERE.items():
+        value = config.get(name, expected)
+        if value != expected:
+            raise InputError(
+                f"The config has {name} {value!r}, and fairseq's RoBERTa has no counterpart: "
+                f"{reason}. Only models with {name} {expected!r} can come here."
+            )
+    classifier_dropout = config.get("classifier_dropout")
+    hidden_dropout = config.get("hidden_dropout_prob", 0.1)
+    return {
+        "encoder_layers": config.get("num_hidden_layers", 12),
+        "encoder_embed_dim": config.get("hidden_size", 768),
+        "encoder_ffn_embed_dim": config.get("intermediate_size", 3072),
+        "encoder_attention_heads": config.get("num_attention_heads", 12),
+        "max_positions": config.get("max_position_embeddings", 512) - 2,
+        "activation_fn": "gelu",
+        "pooler_activation_fn": "tanh",
+        "encoder_normalize_before": False,
+        "layernorm_embedding": True,
+        "untie_weights_roberta": not config.get("tie_word_embeddings", True),
+        "dropout": hidden_dropout,
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+        "activation_dropout": 0.0,
+        "pooler_dropout": hidden_dropout if classifier_dropout is None else classifier_dropout,
+    }
+
+
+def class_names(config: dict) -> list[str]:
+    """The labels of a config.json in the order of the outputs; none for a language model.
+
+    Raises:
+        InputError: ``id2label`` does not number them from 0.
+    """
+    if not any("SequenceClassification" in kind for kind in config.get("architectures") or ()):
+        return []
+    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    if sorted(labels, key=int) != [str(number) for number in range(len(labels))]:
+        raise InputError("id2label does not number the classes from 0. Correct config.json.")
+    return [labels[str(number)] for number in range(len(labels))]

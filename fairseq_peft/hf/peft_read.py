@@ -30,7 +30,7 @@ NEUTRAL = frozenset(
         *("init_weights", "ensure_weight_tying", "qalora_group_size", "megatron_config"),
         *("megatron_core", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs"),
         *("tokenizer_name_or_path", "token_dim", "num_layers", "num_attention_heads"),
-        *("encoder_hidden_size", "prefix_projection"),
+        *("encoder_hidden_size", "prefix_projection", "eva_config"),
     )
 )
 _CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -75,7 +75,15 @@ def as_flags(config: dict, theirs: dict[str, str]) -> tuple[str, dict]:
                 f"{key} {value!r} cannot be imported: it has no counterpart here. Give a folder "
                 "without it."
             )
-    return READERS[kind](config, {name: ours for ours, name in theirs.items()})
+    try:
+        return READERS[kind](config, {name: ours for ours, name in theirs.items()})
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise InputError(
+            f"The config of PEFT cannot be understood ({type(error).__name__}: {error}). Give the "
+            "one that save_pretrained wrote."
+        ) from error
 
 
 def _as_lora(config, ours):
@@ -146,25 +154,30 @@ READERS = {
 
 
 def meant(config: dict, names: Iterable[str], kind: str) -> list[str]:
-    """The ``names`` (whole names of theirs) that a config targets.
+    """The ``names`` (whole names of theirs) that a config targets, as PEFT chooses them.
 
     Raises:
-        InputError: none, or it targets what is not among them.
+        InputError: there are none.
     """
     words = config.get("target_modules")
     words = DEFAULT_TARGETS[kind] if words is None else words
     excluded = config.get("exclude_modules") or []
-    chosen = [n for n in names if _hit(n, words) and not (excluded and _hit(n, excluded))]
     layers = config.get("layers_to_transform")
-    if layers is not None and layers != []:
-        layers = [layers] if isinstance(layers, int) else layers
-        chosen = [n for n in chosen if any(f".layer.{layer}." in n for layer in layers)]
-    if not chosen:
+    layers = [layers] if isinstance(layers, int) else layers
+
+    def chosen(name):
+        if not _hit(name, words) or _hit(name, excluded):
+            return False
+        # A whole name counts whatever the layers.
+        return not layers or name in words or any(f".layer.{n}." in name for n in layers)
+
+    found = [name for name in names if chosen(name)]
+    if not found:
         raise InputError(
             f"target_modules {words!r} mean nothing in this model. Modules there: "
             f"{', '.join(dict.fromkeys(map(their_end, names)))}."
         )
-    return chosen
+    return found
 
 
 def _hit(name, words):

@@ -57,6 +57,7 @@ ONLY_THERE = {
     "roberta.pooler.dense.bias": "the same",
 }
 SEGMENTS = "roberta.embeddings.token_type_embeddings.weight"
+WORDS = "encoder.sentence_encoder.embed_tokens.weight"
 POSITIONS = "encoder.sentence_encoder.embed_positions.weight"
 
 _REVERSED = {theirs: ours for ours, theirs in TABLE.items() if theirs is not None}
@@ -108,7 +109,7 @@ def convert_to_hf(
     state: Mapping[str, torch.Tensor], head: str | None = None
 ) -> dict[str, torch.Tensor]:
     """The weights of ``RobertaForSequenceClassification`` with ``head``, else of
-    ``RobertaForMaskedLM``.
+    ``RobertaForMaskedLM``, as their own files hold them: of tied tensors, one.
 
     Args:
         state: fairseq's weights by today's names (``artifact.renamed``).
@@ -118,15 +119,11 @@ def convert_to_hf(
     """
     found = {}
     for name, tensor in state.items():
-        left_out = "encoder.lm_head." if head is not None else "classification_heads."
-        other_head = head is not None and name.startswith("classification_heads.")
-        if name.startswith(left_out):
+        if not _belongs(name, head):
             continue
         try:
             theirs = to_hf(name, head)
         except KeyError as error:
-            if other_head:
-                continue
             raise InputError(
                 f"{name} has no counterpart in Hugging Face's RoBERTa, so the model cannot be "
                 "converted. Merge what a method has added first (fairseq-peft merge)."
@@ -135,9 +132,26 @@ def convert_to_hf(
             found[theirs] = tensor
     words = found["roberta.embeddings.word_embeddings.weight"]
     found[SEGMENTS] = words.new_zeros(1, words.shape[1])
-    if "lm_head.decoder.bias" in found:
-        found["lm_head.bias"] = found["lm_head.decoder.bias"]
+    if head is None:
+        found["lm_head.bias"] = found["lm_head.decoder.bias"].clone()
+        if is_tied(state):
+            del found["lm_head.decoder.weight"], found["lm_head.decoder.bias"]
     return found
+
+
+def is_tied(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the LM head's matrix is the token embedding."""
+    output = state.get("encoder.lm_head.weight")
+    return output is None or torch.equal(output, state[WORDS])
+
+
+def _belongs(name, head):
+    """Whether a tensor is one of the body or of the head that is converted."""
+    if name.startswith("encoder.lm_head."):
+        return head is None
+    if name.startswith("classification_heads."):
+        return head is not None and name.startswith(_HEAD.format(head=head))
+    return True
 
 
 def convert_from_hf(
@@ -159,6 +173,9 @@ def convert_from_hf(
                 f"{name} has no counterpart in fairseq's RoBERTa. Give the folder of a "
                 "RobertaForMaskedLM or a RobertaForSequenceClassification."
             ) from error
+    if "lm_head.bias" in state:
+        found.setdefault("encoder.lm_head.bias", state["lm_head.bias"])
+        found.setdefault("encoder.lm_head.weight", found[WORDS])
     segments = state.get(SEGMENTS)
     if segments is not None and segments.any():
         if len(segments) > 1:

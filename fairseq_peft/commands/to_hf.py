@@ -1,0 +1,82 @@
+"""Write a fairseq checkpoint as a folder of Hugging Face's library, and check it there.
+
+AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer and pipeline open the folder
+by themselves. A language model, a model fine-tuned as a whole, or a merged one (fairseq-peft merge)
+can go there. Both sides then compute on the same tokens, and read the same texts; a folder that
+differs is not written.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fairseq_peft import checkpoints
+from fairseq_peft.commands.export import check_out
+from fairseq_peft.errors import InputError
+
+
+def add_arguments(parser):
+    parser.add_argument("checkpoint", type=Path, help="model.pt, for example")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--dict", type=Path, help="dict.txt (the one beside the checkpoint)")
+    parser.add_argument(
+        "--spm", type=Path, help="sentencepiece model (sentencepiece.bpe.model beside it)"
+    )
+    parser.add_argument("--head", help="the classification head, if there are several")
+    parser.add_argument(
+        "--labels",
+        help="class names with commas, in the order of the outputs (the checkpoint's, else "
+        "LABEL_0,LABEL_1,...)",
+    )
+    parser.add_argument(
+        "--check-text", type=Path, help="text whose lines are read on both sides, besides random"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare the sides; needs no transformers"
+    )
+    parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
+    checkpoints.add_trust_argument(parser)
+
+
+def run(args) -> int:
+    check_out(args.out, args.force)
+    checkpoints.check_file(args.checkpoint)
+    if args.no_check and args.check_text:
+        raise InputError("--check-text would be ignored with --no-check. Leave one out.")
+
+    import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft import artifact
+    from fairseq_peft.hf import to_folder
+    from fairseq_peft.text.raw_text import read_lines
+
+    dictionary = args.dict or args.checkpoint.parent / artifact.DICTIONARY
+    spm = args.spm or args.checkpoint.parent / artifact.TOKENIZER
+    for flag, path in (("--dict", dictionary), ("--spm", spm)):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist. Give the checkpoint's own with {flag}.")
+    found = to_folder.convert(
+        args.checkpoint,
+        args.out,
+        dictionary,
+        spm,
+        head=args.head,
+        labels=args.labels.split(",") if args.labels else None,
+        checked=not args.no_check,
+        texts=list(read_lines([args.check_text])) if args.check_text else (),
+        trust=args.trust_checkpoint,
+    )
+    sys.stdout.write("\n".join(report(args.out, found)) + "\n")
+    return 0
+
+
+def report(out: Path, found: dict):
+    """What was written and compared, line by line."""
+    kind = f"{found['kind']}, " if "kind" in found else ""
+    classes = f"; classes {', '.join(found['labels'])}" if found["labels"] else ""
+    yield f"{out}: {kind}{found['tensors']} tensors{classes}"
+    compared = [name for name in ("features", "class logits", "LM logits") if name in found]
+    if compared:
+        yield "largest differences: " + ", ".join(f"{n} {found[n]:.1e}" for n in compared)
+    if "texts" in found:
+        yield f"{found['texts']} texts have the same token ids"

@@ -1,0 +1,103 @@
+"""The same numbers on both sides: a fairseq model against a folder of Hugging Face's, by that
+library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from fairseq_peft.errors import InputError
+
+#: Largest difference that is rounding: of features, whose size is 10, and of logits.
+LIMIT = 1e-5
+
+
+def library():
+    """The module transformers.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            "The check of what is converted needs transformers, which is not installed. Install "
+            "the extra hf (pip install 'fairseq-peft[hf]'), or give --no-check."
+        ) from error
+    return transformers
+
+
+def models(
+    model, head: str | None, folder: Path, batches: Iterable[torch.Tensor]
+) -> dict[str, float]:
+    """The largest differences of features, and of LM or class logits, by what is compared.
+
+    Args:
+        model: fairseq's, in eval mode.
+        head: its classification head; None for the LM head.
+        folder: the folder of Hugging Face's.
+        batches: token ids (B, T), padded at the right. Where there is padding, nothing is compared:
+            fairseq sets its embeddings to zero, Hugging Face does not.
+
+    Raises:
+        InputError: a difference is more than rounding.
+    """
+    transformers = library()
+    kind = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM"
+    try:
+        theirs = getattr(transformers, kind).from_pretrained(folder).eval()
+    except OSError as error:
+        raise InputError(f"transformers does not open {folder} ({str(error)[:200]}).") from error
+    pad = model.encoder.dictionary.pad()
+    logits = "class logits" if head else "LM logits"
+    seen = {"features": [], logits: []}
+
+    def see(name, ours, other):
+        # Rounding grows with size; features are of size 10.
+        size = max(1.0, ours.abs().max().item() / 10)
+        seen[name].append((ours - other).abs().max().item() / size)
+
+    with torch.no_grad():
+        for tokens in batches:
+            there = tokens != pad
+            given = {"input_ids": tokens, "attention_mask": there.long()}
+            output = theirs(**given, output_hidden_states=True)
+            features = model(tokens, features_only=True)[0]
+            see("features", features[there], output.hidden_states[-1][there])
+            if head:
+                ours = model(tokens, features_only=True, classification_head_name=head)[0]
+                see(logits, ours, output.logits)
+            else:
+                see(logits, model(tokens)[0][there], output.logits[there])
+    # torch's maximum of numbers with nan is nan.
+    found = {name: torch.tensor(values).max().item() for name, values in seen.items()}
+    for name, difference in found.items():
+        if not difference <= LIMIT:
+            raise InputError(
+                f"{folder} does not compute what the checkpoint does: {name} differ by "
+                f"{difference:.1e}. Please report this model's configuration."
+            )
+    return found
+
+
+def texts(encode, folder: Path, rows: Sequence[str]) -> int:
+    """How many texts have the same token ids on both sides: all of them.
+
+    Args:
+        encode: texts -> token ids with ``<s>`` and ``</s>``, as fairseq has them.
+
+    Raises:
+        InputError: one has not.
+    """
+    tokenizer = library().AutoTokenizer.from_pretrained(folder)
+    for number, (text, ours) in enumerate(zip(rows, encode(rows)), 1):
+        found = tokenizer(text)["input_ids"]
+        if found != list(ours):
+            raise InputError(
+                f"{folder} reads text {number}, {text[:60]!r}, as {found[:12]}, fairseq as "
+                f"{list(ours)[:12]}. If the text holds a name such as <s>, leave it out."
+            )
+    return len(rows)

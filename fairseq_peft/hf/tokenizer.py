@@ -1,0 +1,132 @@
+"""tokenizer.json of Hugging Face's, which reads text as sentencepiece and fairseq's dictionary do.
+
+Ids are fairseq's: ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, the lines of dict.txt, then
+``<mask>``. Characters that the model does not know become one ``<unk>`` a run on both sides. One
+thing differs: Hugging Face takes ``<s>``, ``</s>`` and the like in a text for the tokens of that
+name.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.text import spm_file
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+MASK = "<mask>"
+SPACE = "\u2581"
+
+
+def build(model: Path, symbols: Sequence[str]) -> dict:
+    """tokenizer.json.
+
+    Args:
+        model: the sentencepiece model.
+        symbols: those of fairseq's dictionary, a row each, with the specials and ``<mask>``.
+
+    Raises:
+        InputError: the two do not belong together, or the model is of a kind that Hugging Face's
+            tokenizers read otherwise.
+    """
+    found = spm_file.read(model)
+    if found.kind != "unigram" or found.unusual:
+        what = found.kind if found.kind != "unigram" else f"unigram with {found.unusual[0]}"
+        raise InputError(
+            f"{model} cannot be converted: it is a {what} model, and only plain unigram models are "
+            "known to read text alike on both sides."
+        )
+    if tuple(symbols[: len(SPECIALS)]) != SPECIALS or symbols[-1] != MASK:
+        raise InputError(
+            f"The dictionary begins with {', '.join(symbols[:4])} and ends with {symbols[-1]}; "
+            f"expected {', '.join(SPECIALS)}, and {MASK} at the end, as fairseq's does."
+        )
+    lacking = found.scores.keys() - set(symbols)
+    if lacking:
+        raise InputError(
+            f"{len(lacking)} of the {len(found.scores)} pieces of {model} are not in the "
+            f"dictionary, {min(lacking)!r} for one. Give the dict.txt that was made with this "
+            "model."
+        )
+    # A row that no piece has is nothing that text is cut into; the least of scores keeps it so.
+    least = min(found.scores.values())
+    words = [[symbol, found.scores.get(symbol, least)] for symbol in symbols[len(SPECIALS) : -1]]
+    named = [[symbol, 0.0] for symbol in SPECIALS]
+    # sentencepiece drops spaces at the ends and repeated ones, too.
+    words_first = {"type": "WhitespaceSplit"}
+    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
+    rules = base64.b64encode(found.charsmap).decode()
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(row, symbol) for row, symbol in (*enumerate(SPECIALS), (len(symbols) - 1, MASK))
+        ],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": rules} if rules else None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [words_first, space],
+        },
+        "post_processor": _template(),
+        "decoder": space,
+        "model": {
+            "type": "Unigram",
+            "unk_id": SPECIALS.index("<unk>"),
+            "vocab": [*named, *words, [MASK, 0.0]],
+            "byte_fallback": False,
+        },
+    }
+
+
+def settings(max_positions: int) -> dict:
+    """tokenizer_config.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_positions,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": MASK,
+    }
+
+
+def _added(row, symbol):
+    """An entry for what is not cut further; a mask takes the space before it."""
+    return {
+        "id": row,
+        "content": symbol,
+        "single_word": False,
+        "lstrip": symbol == MASK,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _template():
+    """``<s> A </s>``, and ``<s> A </s> </s> B </s>`` for a pair, as ``SentenceDataset``."""
+
+    def special(symbol):
+        return {"SpecialToken": {"id": symbol, "type_id": 0}}
+
+    def text(name):
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    single = [special("<s>"), text("A"), special("</s>")]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, special("</s>"), text("B"), special("</s>")],
+        "special_tokens": {
+            symbol: {"id": symbol, "ids": [SPECIALS.index(symbol)], "tokens": [symbol]}
+            for symbol in ("<s>", "</s>")
+        },
+    }

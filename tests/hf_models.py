@@ -1,0 +1,59 @@
+"""Checkpoints for tests of conversion: a tiny RoBERTa whose every tensor reaches the logits, a
+sentencepiece model, a dictionary."""
+
+from __future__ import annotations
+
+import random
+
+import adapter_folders
+import torch
+from fairseq.data import Dictionary
+from families import Roberta
+from helpers import TINY
+
+from fairseq_peft.text import raw_text
+
+LABELS = ["bad", "good"]
+#: How people write: accents, composed and not, what no piece has, spaces of every kind.
+TEXTS = [
+    "un mot",
+    "  deux   mots  ",
+    "Été, ÉTÉ, e\u0301te\u0301",
+    "l'\u0153uvre \u2014 \u00ab d'un ma\u00eetre \u00bb",
+    "a\u00a0b\u2009c\td",
+    "\u4f60\u597d \u4f60 \U0001f600\U0001f600 fin",
+    "x" * 50,
+    "1234,5 % \ufb01n \u00bd",
+    "mot1 mot2\u2581mot3",
+    "",
+    "   ",
+    "!?!",
+]
+
+
+def write_tokenizer(folder):
+    """sentencepiece.bpe.model of 60 pieces and its dict.txt in ``folder``; the dictionary."""
+    rng = random.Random(3)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("éèê,.'!12345")
+    words = ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(60)]
+    lines = [" ".join(rng.choices(words, k=12)) for _ in range(300)]
+    folder.mkdir(parents=True, exist_ok=True)
+    raw_text.train_tokenizer(lines, folder, vocab_size=60)
+    dictionary = Dictionary.load(str(folder / raw_text.DICT_NAME))
+    dictionary.add_symbol("<mask>")
+    return dictionary
+
+
+def write_checkpoint(path, dictionary, num_classes=0, seed=5, **flags):
+    """A checkpoint, as fairseq-train writes it, of a language model or a classifier."""
+    given = {"peft": "full", **flags}
+    model = Roberta(dictionary).build(head=num_classes > 0, num_classes=num_classes or 2, **given)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    known = {"_name": "roberta_small", **TINY, **flags}
+    labels = {"labels": LABELS} if num_classes == len(LABELS) else {}
+    return adapter_folders.save_base(
+        path, model.state_dict(), cfg={"model": known}, task_state=labels
+    )
