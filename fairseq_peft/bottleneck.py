@@ -1,5 +1,6 @@
 """The frame of bottleneck adapters: where they sit, what they read, what they add. The two linear
-maps inside are the methods' (``methods/adapter.py``, ``methods/compacter.py``).
+maps inside are the methods' (``methods/adapter.py``, ``methods/compacter.py``; several adapters
+in one slot: ``methods/fusion.py``).
 
 A block of a layer makes h from x; x + h follows, then (in post-norm models) the layer's own norm.
 An adapter replaces h:
@@ -40,6 +41,15 @@ class Style(NamedTuple):
     placement: str
     activation: str
     scaling: float = 1.0
+
+
+#: Of adapters with two plain linear maps; ``methods/adapter.py`` explains them.
+STYLES = {
+    "sequential": Style(OUTPUT, "ffn", "gelu"),
+    "houlsby": Style(OUTPUT, "both", "silu"),
+    "pfeiffer": Style(NORMED_SUM, "ffn", "relu"),
+    "parallel": Style(INPUT, "ffn", "relu", 4.0),
+}
 
 
 @dataclass
@@ -185,17 +195,35 @@ class Bottleneck(nn.Module):
             norm: the layer's norm that follows x + h; None in pre-norm models, where, as in
                 AdapterHub, an adapter that reads the normed sum reads the plain sum.
         """
-        z = x if self.reads == INPUT else h
+        update = self.update(self.read(h, x, norm))
+        return h + F.dropout(update, self.dropout, self.training)
+
+    def read(self, h, x, norm):
+        """z of the equation, from what ``forward`` is given."""
         if self.reads == NORMED_SUM:
-            z = x + h if norm is None else norm(x + h)
+            return x + h if norm is None else norm(x + h)
+        return x if self.reads == INPUT else h
+
+    def update(self, z):
+        """What is added to h, before dropout."""
         if self.norm is not None:
             z = self.norm(z)
-        update = self.scale * self.up(self.activation(self.down(z)))
-        return h + F.dropout(update, self.dropout, self.training)
+        return self.scale * self.up(self.activation(self.down(z)))
+
+
+def slots(model: nn.Module, family, config: BottleneckConfig):
+    """(layer, name of the slot, linear map that ends the block), for each chosen slot of each layer
+    that is not skipped."""
+    layers = surgery.layers(model, family)
+    config.check_layers(len(layers))
+    outputs = {"attention": family.attention_output, "ffn": family.ffn_output}
+    for layer in layers[config.skip_layers :]:
+        for place in config.places:
+            yield layer, f"{place}_adapter", layer.get_submodule(outputs[place])
 
 
 def fill_slots(model: nn.Module, family, config: BottleneckConfig, build) -> None:
-    """Put an adapter into each chosen slot of each layer that is not skipped.
+    """Put an adapter into each chosen slot.
 
     Args:
         model: the model.
@@ -203,16 +231,10 @@ def fill_slots(model: nn.Module, family, config: BottleneckConfig, build) -> Non
         config: the knobs.
         build: (C, b) -> the maps ``down`` and ``up``; called layer by layer.
     """
-    layers = surgery.layers(model, family)
-    config.check_layers(len(layers))
-    outputs = {"attention": family.attention_output, "ffn": family.ffn_output}
-    for layer in layers[config.skip_layers :]:
-        for place in config.places:
-            linear = layer.get_submodule(outputs[place])
-            c = linear.out_features
-            adapter = Bottleneck(*build(c, config.width(c)), c, config)
-            adapter.to(linear.weight).train(layer.training)
-            setattr(layer, f"{place}_adapter", adapter)
+    for layer, slot, linear in slots(model, family, config):
+        c = linear.out_features
+        adapter = Bottleneck(*build(c, config.width(c)), c, config)
+        setattr(layer, slot, adapter.to(linear.weight).train(layer.training))
 
 
 def count(dims, config: BottleneckConfig, maps: str) -> Count:
@@ -223,6 +245,11 @@ def count(dims, config: BottleneckConfig, maps: str) -> Count:
         formula += f" + 2 x {dims.embed_dim}"
     if config.scaling == "learned":
         formula += " + 1"
+    return count_slots(dims, config, formula)
+
+
+def count_slots(dims, config: BottleneckConfig, formula: str) -> Count:
+    """The parameters in the slots, as terms; ``formula`` is that of one slot."""
     if config.skip_layers:
         config.check_layers(dims.num_layers)
     found = Count()

@@ -9,29 +9,21 @@ texts become tokens, is the first folder's; so is the head, unless a mean is ask
 from __future__ import annotations
 
 import collections
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import torch
 
-from fairseq_peft import __version__, arithmetic, artifact, low_rank, methods
+from fairseq_peft import __version__, arithmetic, artifact
 from fairseq_peft.arithmetic import Update
-from fairseq_peft.artifact import Artifact
+from fairseq_peft.combine_terms import Term, check_choices, check_together, read
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.seeds import stream_seed
-
-logger = logging.getLogger(__name__)
-
-HEAD_CHOICES = ("first", "mean")
-#: Flags of a model that may differ from folder to folder: they are a matter of training.
-OF_TRAINING = {"dropout", "attention_dropout", "activation_dropout", "pooler_dropout"}
-OF_TRAINING |= {"frozen_dropout", "precision", "_name", "peft"}
 
 
 class Combined(NamedTuple):
@@ -47,16 +39,6 @@ class Combined(NamedTuple):
     error: float
     num_bytes: int
     head_bytes: int
-
-
-@dataclass(frozen=True)
-class Term:
-    """A folder that was read, and its weight."""
-
-    found: Artifact
-    weight: float
-    config: object
-    updates: dict[str, Update]
 
 
 def combine(
@@ -83,9 +65,6 @@ def combine(
         InputError: the folders cannot be combined so, or ``out`` cannot be written.
     """
     check_choices(how, rank, density, seed, head)
-    for folder, weight in given:
-        if not math.isfinite(weight) or weight == 0:
-            raise InputError(f"{folder} has the weight {weight:g}. Give a number other than 0.")
     terms = [read(folder, weight) for folder, weight in given]
     check_together(terms)
     updates, error = combine_updates(terms, how, rank, density, 1 if seed is None else seed)
@@ -105,106 +84,10 @@ def combine(
     return Combined(ranks, error, size(tensors), size(heads))
 
 
-def check_choices(how, rank, density, seed, head) -> None:
-    """Raise InputError where a choice is unknown, out of range, or would be ignored."""
-    if how not in arithmetic.HOWS:
-        raise InputError(f"--how {how!r} is unknown: give one of {', '.join(arithmetic.HOWS)}.")
-    if head not in HEAD_CHOICES:
-        raise InputError(f"--head {head!r} is unknown: give {' or '.join(HEAD_CHOICES)}.")
-    for flag, value, used in (
-        ("--rank", rank, how in arithmetic.OF_DELTAS),
-        ("--density", density, arithmetic.takes_density(how)),
-        ("--seed", seed, "dare" in how),
-    ):
-        if value is not None and not used:
-            raise InputError(f"{flag} {value} would be ignored: --how {how} has no use for it.")
-    if rank is not None and rank < 1:
-        raise InputError(f"--rank {rank} is not a rank: give an integer of at least 1.")
-    if arithmetic.takes_density(how) and density is None:
-        raise InputError(
-            f"--how {how} needs --density, the share of the values that stay: 0.2 in the paper of "
-            "TIES, 0.1 to 0.5 in that of DARE."
-        )
-    if density is not None and not 0 < density <= 1:
-        raise InputError(f"--density {density:g} is not in (0, 1]: give a share such as 0.2.")
-
-
-def read(folder: Union[str, Path], weight: float) -> Term:
-    """The updates of a LoRA folder.
-
-    Raises:
-        InputError: it is none, or holds what is no update.
-    """
-    found = artifact.read(folder)
-    method = found.description["method"]
-    if method["peft"] != "lora":
-        raise InputError(
-            f"{folder} is of --peft {method['peft']}. Only the updates of lora add up: give "
-            "folders of it alone."
-        )
-    if method["knobs"].keys() != {knob.name for knob in fields(methods.get("lora").Config)}:
-        raise InputError(
-            f"{folder} was written with other knobs than this version of fairseq_peft has. Combine "
-            "it with the version that wrote it."
-        )
-    config = methods.get("lora").Config(**method["knobs"])
-    for flag, value, plain, why in (
-        ("init", config.init, "zero", "it is beside weights that the start has changed"),
-        ("bias", config.bias, "none", "biases that train are values, and no updates"),
-    ):
-        if value != plain:
-            raise InputError(
-                f"{folder} was trained with --lora-{flag} {value}, so what it holds does not add "
-                f"up: {why}. Train with --lora-{flag} {plain}, or merge it."
-            )
-    if found.description["complete"]:
-        raise InputError(
-            f"{folder} holds a whole model, trained from scratch: there is no base to which others "
-            "add. Give folders of runs on a common base."
-        )
-    start = FAMILY.root + "."
-    names = [n[len(start) : -len(".lora_A")] for n in found.tensors if n.endswith(".lora_A")]
-    linears = [name for name in names if name != FAMILY.embedding]
-    updates = {}
-    for name, (_, scale) in low_rank.choose(config, linears, set(names) - set(linears)).items():
-        a, b = (found.tensors[f"{start}{name}.lora_{kind}"] for kind in "AB")
-        updates[name] = Update(a, b, scale)
-    return Term(found, weight, config, updates)
-
-
-def check_together(terms: Sequence[Term]) -> None:
-    """Raise InputError unless all folders are of one base, read in one way."""
-    first, told = terms[0].found, terms[0].found.description
-    method_flags = {flag_name("lora", knob) for knob in fields(terms[0].config)}
-    for term in terms[1:]:
-        other, found = term.found, term.found.description
-        if found["base"]["sha256"] != told["base"]["sha256"]:
-            raise InputError(
-                f"{other.folder} belongs to another base ({found['base']['sha256'][:12]}, then "
-                f"{found['base']['path']}) than {first.folder} ({told['base']['sha256'][:12]}, "
-                f"then {told['base']['path']}): their updates are of different weights. Give "
-                "folders of one base."
-            )
-        if found["dictionary"]["sha256"] != told["dictionary"]["sha256"]:
-            raise InputError(
-                f"{other.folder} has another dictionary than {first.folder}: their tokens mean "
-                "different words. Give folders of one dictionary."
-            )
-        names = (set(told["model"]) | set(found["model"])) - OF_TRAINING - method_flags
-        for name in sorted(names - {"classifier_head", "pooler_activation_fn"}):
-            if told["model"].get(name) != found["model"].get(name):
-                raise InputError(
-                    f"{other.folder} has --{name.replace('_', '-')} {found['model'].get(name)}, "
-                    f"{first.folder} {told['model'].get(name)}: these are different models. Give "
-                    "folders of one architecture."
-                )
-
-
 def combine_updates(terms, how, rank, density, seed) -> tuple[dict[str, Update], float]:
     """Module -> its combined update, and how far all are from the weighted sum. A folder that has
     no update of a module adds nothing there."""
-    updates, wrong, whole = {}, 0.0, 0.0
-    exact = {}
+    updates, limits, wrong, whole = {}, {}, 0.0, 0.0
     for name in dict.fromkeys(name for term in terms for name in term.updates):
         having = [term for term in terms if name in term.updates]
         parts, weights = [t.updates[name] for t in having], [t.weight for t in having]
@@ -214,19 +97,17 @@ def combine_updates(terms, how, rank, density, seed) -> tuple[dict[str, Update],
                 f"--how {how} adds up factors, and those of {name} have the ranks "
                 f"{', '.join(map(str, ranks))}. Give --how cat or svd, which take any ranks."
             )
-        exact[name] = min(sum(ranks), *parts[0].a.shape[1:], len(parts[0].b))
-        if how == "svd":
-            rank_here = min(rank or max(ranks), exact[name])
-        else:
-            rank_here = min(rank or max(ranks), parts[0].a.shape[1], len(parts[0].b))
+        # What is thinned or trimmed has the rank of any matrix.
+        most = [sum(ranks)] if how == "svd" else []
+        limits[name] = min(parts[0].a.shape[1], len(parts[0].b), *most)
+        own = min(rank or max(ranks), limits[name])
         generator = torch.Generator().manual_seed(stream_seed(seed, "combine", name))
-        made = arithmetic.combine(parts, weights, how, rank_here, density, generator)
-        off, size_ = arithmetic.squared_error(made, parts, weights)
-        wrong, whole = wrong + off, whole + size_
-        updates[name] = made
-    if how == "svd" and rank is not None and rank > max(exact.values()):
+        updates[name] = arithmetic.combine(parts, weights, how, own, density, generator)
+        off, length = arithmetic.squared_error(updates[name], parts, weights)
+        wrong, whole = wrong + off, whole + length
+    if rank is not None and rank > max(limits.values()):
         raise InputError(
-            f"--rank {rank} is more than the sum has anywhere: {max(exact.values())} hold it "
+            f"--rank {rank} is more than the result has anywhere: {max(limits.values())} hold it "
             "exactly. Give at most that."
         )
     return updates, math.sqrt(wrong / whole) if whole else math.nan
@@ -274,20 +155,20 @@ def describe(terms, updates, origin, num_method) -> dict:
     first = terms[0].found.description
     config = config_of(terms, updates)
     flags = {flag_name("lora", knob): getattr(config, knob.name) for knob in fields(config)}
-    before = first["parameters"]
-    return {
+    described = {
         "method": {"peft": "lora", "knobs": asdict(config), "targets": sorted(updates)},
         "model": {**first["model"], **flags},
         **{name: first[name] for name in ("head", "labels", "input", "complete", "base")},
         "dictionary": first["dictionary"],
-        "parameters": {
-            "method": num_method,
-            "head": before["head"],
-            "total": before["total"] - before["method"] + num_method,
-        },
         "versions": {"fairseq_peft": __version__, "torch": torch.__version__},
         "origin": origin,
     }
+    if "parameters" in first:
+        head, rest = first["parameters"]["head"], first["parameters"]["total"]
+        rest -= first["parameters"]["method"]
+        counts = {"method": num_method, "head": head, "total": rest + num_method}
+        described["parameters"] = counts
+    return described
 
 
 def config_of(terms, updates):

@@ -217,7 +217,11 @@ def test_counts_and_targets(one, wide, tmp_path):
         (["--how", "linear", "--density", "0.5"], "--density 0.5 would be ignored: --how linear"),
         (["--rank", "4"], "--rank 4 would be ignored: --how cat"),
         (["--how", "svd", "--rank", "0"], "--rank 0 is not a rank"),
-        (["--how", "svd", "--rank", "7"], "--rank 7 is more than the sum has anywhere: 6 hold it"),
+        (
+            ["--how", "svd", "--rank", "7"],
+            "--rank 7 is more than the result has anywhere: 6 hold it",
+        ),
+        (["--how", "ties_svd", "--rank", "17", "--density", "1"], "anywhere: 16 hold it"),
         (["--seed", "4"], "--seed 4 would be ignored: --how cat"),
         (["--head", "none"], "--head 'none' is unknown: give first or mean"),
     ],

@@ -71,6 +71,7 @@ PARTS = {
     "hf": part(5.85, TORCH + " safetensors", "transformers peft fairseq"),
     "switches": part(4.9, TORCH),
     "shared_base": part(5, TORCH),
+    "combine_terms": part(4.9, TORCH),
     "combine": part(5, TORCH),
     "checkpoints": part(5.8, inside=FAIRSEQ),
     "served": part(5.85, FAIRSEQ),

@@ -112,9 +112,9 @@ class Setting:
         for method, config in self.parts:
             method.adopt_base(model, family, config)
 
-    def check_start(self, model) -> None:
+    def check_start(self, model, base) -> None:
         for method, config in self.parts:
-            method.check_start(model, config)
+            method.check_start(model, config, base)
 
     def trained(self, model, family) -> set[str]:
         """The names of the base tensors that train.

@@ -42,15 +42,8 @@ import torch
 from torch import nn
 
 from fairseq_peft import bottleneck
-from fairseq_peft.bottleneck import INPUT, NORMED_SUM, OUTPUT, BottleneckConfig, Style
+from fairseq_peft.bottleneck import STYLES, BottleneckConfig, Style
 from fairseq_peft.methods.base import Method
-
-STYLES = {
-    "sequential": Style(OUTPUT, "ffn", "gelu"),
-    "houlsby": Style(OUTPUT, "both", "silu"),
-    "pfeiffer": Style(NORMED_SUM, "ffn", "relu"),
-    "parallel": Style(INPUT, "ffn", "relu", 4.0),
-}
 
 
 @dataclass

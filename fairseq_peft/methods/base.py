@@ -84,9 +84,10 @@ class Method:
         starts, after the base is loaded; not for a model that is rebuilt from its own
         checkpoint."""
 
-    def check_start(self, model: nn.Module, config: Config) -> None:
+    def check_start(self, model: nn.Module, config: Config, base: dict | None) -> None:
         """Raise InputError unless ``adopt_base`` will find what it needs besides the base: in time,
-        before training."""
+        before training. ``base`` is what it will be called with, name -> tensor; None from
+        scratch."""
 
     def trained(self, model: nn.Module, family: Family, config: Config) -> set[str]:
         """The names of the base tensors that train (new parameters always do)."""

@@ -123,7 +123,7 @@ class PromptTuning(Method):
         prompt = SoftPrompt(embeddings, mlp, config.placement, rows)
         model.get_submodule(family.root).soft_prompt = prompt.to(table.weight)
 
-    def check_start(self, model, config):
+    def check_start(self, model, config, base):
         if config.init == "text":
             text_rows(model, config)
 

@@ -14,7 +14,7 @@ from fairseq.models.roberta import RobertaModel
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
-from fairseq_peft import frozen, methods, surgery
+from fairseq_peft import artifact, frozen, methods, surgery
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.keys import DUPLICATES, account
@@ -152,10 +152,26 @@ class RobertaPeftModel(RobertaModel):
         """Finish what depends on the base weights, when a run starts from scratch."""
         self.setting.adopt_base(self, FAMILY)
 
-    def check_start(self, state_dict) -> None:
-        """Raise InputError unless the methods can start from ``state_dict``."""
-        if self.accepts_base and not any(key in state_dict for key in self.added):
-            self.setting.check_start(self)
+    def check_start(self, state_dict=None) -> None:
+        """Raise InputError unless the methods can start from ``state_dict``; None: from scratch."""
+        if self.accepts_base and not any(key in (state_dict or ()) for key in self.added):
+            self.setting.check_start(self, state_dict)
+
+    def read_adapter(self, folder, base=None):
+        """The description and the tensors of an adapter folder, for methods that build on others.
+
+        Raises:
+            InputError: it is none, or was not trained on ``base`` (name -> tensor), if given.
+        """
+        found = artifact.read(folder)
+        told = found.description["base"]
+        if base is not None and (told is None or told["sha256"] != artifact.fingerprint(base)):
+            trained = f"on {told['path']}, another base" if told else "from scratch"
+            raise InputError(
+                f"{folder} was trained {trained}, so it does not fit the one that this run starts "
+                "from. Give that base, or adapters that were trained on this one."
+            )
+        return found.description, found.tensors
 
     def own_names(self) -> set[str]:
         """Names in the state of what a base checkpoint does not give: what the methods added, what

@@ -4,6 +4,7 @@ Runs in an environment with transformers and without fairseq. A record is one sa
     tokens, labels      the batch
     base.NAME           the model as it was before the library changed it
     frozen.NAME         base tensors that the library changed when it was put in (PiSSA, OLoRA)
+    adapter.NAME        adapters that do not train (AdapterFusion)
     before.NAME         what trains: the adapters and the head, perturbed
     logits, grad.NAME   class scores, and gradients of the cross entropy
     after.NAME          what trains, after num_steps steps of AdamW
@@ -117,6 +118,8 @@ def record(folder: Path, case: str, wrap, start: bool = False) -> None:
     for key, value in frozen.items():
         if "base." + key in kept and not torch.equal(value, kept["base." + key]):
             kept["frozen." + key] = value.detach().clone()
+        elif ".adapters." in key:
+            kept["adapter." + key] = value.detach().clone()
     kept.update({f"before.{key}": p.detach().clone() for key, p in trained.items()})
 
     tokens, labels = batch()

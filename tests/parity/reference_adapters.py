@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import adapters
+import torch
 from adapters import (
     CompacterConfig,
     CompacterPlusPlusConfig,
@@ -17,6 +18,7 @@ from adapters import (
     PrefixTuningConfig,
     SeqBnConfig,
 )
+from adapters.composition import Fuse
 from reference import record
 
 #: 16 / 4: a bottleneck of 4, which Compacter's 4 blocks divide.
@@ -37,6 +39,11 @@ CASES = {
     "prefix": PrefixTuningConfig(flat=True, prefix_length=4, dropout=0.0),
     "prefix-mlp": PrefixTuningConfig(prefix_length=4, bottleneck_size=6, dropout=0.0),
 }
+#: case -> config of the two adapters that are fused.
+FUSIONS = {
+    "fusion-pfeiffer": SeqBnConfig(**R),
+    "fusion-houlsby": DoubleSeqBnConfig(**R),
+}
 
 
 def wrap(config):
@@ -49,6 +56,27 @@ def wrap(config):
     return add
 
 
+def fuse(config):
+    def add(model):
+        adapters.init(model)
+        for name in "ab":
+            model.add_adapter(name, config=config)
+        model.add_adapter_fusion(["a", "b"])
+        model.train_adapter_fusion(Fuse("a", "b"))
+        generator = torch.Generator().manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if ".adapters." in name:  # as if each had been trained
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+            elif name.endswith(".key.bias") and ".adapter_fusion_layer." in name:
+                # Softmax cancels it; ours has none.
+                parameter.requires_grad_(False)
+        return model
+
+    return add
+
+
 if __name__ == "__main__":
     for case, config in CASES.items():
         record(Path(sys.argv[1]), case, wrap(config))
+    for case, config in FUSIONS.items():
+        record(Path(sys.argv[1]), case, fuse(config))

@@ -7,7 +7,7 @@ largest differences. reference_adapters.py has the library's half.
 from __future__ import annotations
 
 import pytest
-from comparison import ENCODER, From, build_checked, compare, dead_tensors, write_records
+from comparison import ENCODER, From, build_checked, compare, dead_tensors, part, write_records
 
 pytestmark = pytest.mark.parity
 
@@ -56,6 +56,32 @@ def compacter(slots):
     return table
 
 
+def fusion(slots):
+    """Two adapters, which are copied and stay, and what is trained above them."""
+
+    def build_table(model, record):
+        own, theirs = dict(model.named_buffers()), part(record, "adapter")
+        table = {}
+        for ours, place in places(slots):
+            for n, name in enumerate("ab"):
+                adapter = place[: -len("a")] + name
+                for key, source in (("down", "adapter_down.0"), ("up", "adapter_up")):
+                    for kind in ("weight", "bias"):
+                        value = theirs.pop(f"{adapter}.{source}.{kind}")
+                        own[f"{ours}.adapters.{n}.{key}.{kind}"].copy_(value)
+            layer = place.replace("adapters.a", "adapter_fusion_layer.a,b")
+            for key in ("query.weight", "query.bias", "key.weight", "value.weight"):
+                table[f"{ours}.{key}"] = From(f"{layer}.{key}")
+        assert not theirs
+        return table
+
+    return build_table
+
+
+def fused(style):
+    return {"fusion_bottleneck": 4, "fusion_style": style}
+
+
 PREFIX_FLAGS = {"prefix_num_tokens": 4, "prefix_positions": "shared"}
 # One pool for all layers, named after the first that holds it.
 POOL = "roberta.encoder.layer.0.attention.self.prefix_tuning.pool."
@@ -94,6 +120,8 @@ CASES = {
         adapter("parallel", adapter_scaling="learned"),
         bottleneck(FFN, scale="scaling"),
     ),
+    "fusion-pfeiffer": ("fusion", fused("pfeiffer"), fusion(FFN)),
+    "fusion-houlsby": ("fusion", fused("houlsby"), fusion(BOTH)),
     "compacter": ("compacter", COMPACTER, compacter(BOTH)),
     "compacter-ffn": ("compacter", {**COMPACTER, "compacter_placement": "ffn"}, compacter(FFN)),
     "compacter-plus-plus": (
