@@ -82,6 +82,8 @@ def draw(lines, path: Path) -> None:
         2, len(axes), figsize=(3.2 * len(axes), 5.6), squeeze=False, sharey="row"
     )
     looks = {"lora": ("#0072b2", "o", "LoRA"), "full": ("#d55e00", "s", "full")}
+    for row, key, scale in ((0, "tokens_per_s", 1e3), (1, "peak_bytes", 1e9)):
+        panels[row][0].set_ylim(0, 1.05 * max(line[key] for line in lines) / scale)
     for column, axis in enumerate(axes):
         values = AXES[axis]
         for method, (colour, marker, name) in looks.items():
@@ -96,7 +98,6 @@ def draw(lines, path: Path) -> None:
                 panels[row][column].plot(places, height, color=colour, marker=marker, label=name)
         for row in range(2):
             panel = panels[row][column]
-            panel.set_ylim(bottom=0)
             panel.set_xticks(range(len(values)), [str(v).replace("roberta_", "") for v in values])
             panel.grid(axis="y", alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,7 @@ pytest.importorskip("fairseq")
 
 sys.path.append(str(ROOT / "benchmarks"))
 import growth  # noqa: E402
+import profile_step  # noqa: E402
 import steps  # noqa: E402
 import tricks  # noqa: E402
 
@@ -108,6 +109,19 @@ def test_growth_draws_and_lists_every_point(tmp_path, monkeypatch, capsys):
     assert len(points) == 2 * len(growth.AXES["length"]) + len(growth.AXES["rank"])
     assert capsys.readouterr().out.count("\n") == len(points) + 2
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_profile_adds_up(capsys):
+    """Kinds of operations with shares that make a hundred, and most of it in known kinds."""
+    threads = torch.get_num_threads()
+    try:
+        profile_step.main(["--length", "16", "--batch-size", "2", "--steps", "2"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:]]
+    shares = {kind.strip(): int(share) for kind, share in rows}
+    assert abs(sum(shares.values()) - 100) <= len(shares) / 2
+    assert shares["products of linear maps"] > 10 and shares["everything else"] < 50
 
 
 def test_a_point_is_really_timed(tmp_path):
