@@ -224,7 +224,7 @@ def test_a_folder_that_computes_otherwise_is_not_written(
 ):
     stub = Stub(folder / "lm.pt", folder / "dict.txt", error)
     monkeypatch.setattr(check, "library", lambda: stub)
-    monkeypatch.setattr(check, "texts", lambda encode, folder, rows: len(list(encode(rows))))
+    monkeypatch.setattr(check, "texts", lambda encode, folder, rows: (len(encode(rows)), 0))
     words = ("to-hf", folder / "lm.pt", tmp_path / "hf")
     if same:
         run(*words)
@@ -235,14 +235,18 @@ def test_a_folder_that_computes_otherwise_is_not_written(
 
 
 def test_a_folder_that_reads_otherwise_is_refused(folder, monkeypatch):
-    def tokenizer(text):
-        return {"input_ids": [0, len(text), 2]}
-
-    stub = SimpleNamespace(AutoTokenizer=SimpleNamespace(from_pretrained=lambda folder: tokenizer))
+    ids = {"a": [0, 5, 2], "bb": [0, 6, 7, 2], "bbb": [0, 6, 6, 7, 2]}
+    stub = SimpleNamespace(
+        AutoTokenizer=SimpleNamespace(
+            from_pretrained=lambda folder: lambda text: {"input_ids": ids[text]}
+        )
+    )
     monkeypatch.setattr(check, "library", lambda: stub)
-    assert check.texts(lambda rows: [[0, len(row), 2] for row in rows], folder, ["a", "bb"]) == 2
+    assert check.texts(lambda rows: [ids[row] for row in rows], folder, list(ids)) == (3, 0)
+    # Equal scores: the same pieces in another order.
+    assert check.texts(lambda rows: [[0, 7, 6, 6, 2]], folder, ["bbb"]) == (0, 1)
     with pytest.raises(InputError, match="text 2, 'bb'"):
-        check.texts(lambda rows: [[0, 1, 2]] * len(rows), folder, ["a", "bb"])
+        check.texts(lambda rows: [[0, 5, 2], [0, 6, 8, 2]], folder, ["a", "bb"])
 
 
 @pytest.fixture

@@ -79,4 +79,5 @@ def report(out: Path, found: dict):
     if compared:
         yield "largest differences: " + ", ".join(f"{n} {found[n]:.1e}" for n in compared)
     if "texts" in found:
-        yield f"{found['texts']} texts have the same token ids"
+        ties = f", {found['ties']} the same in another order" if found["ties"] else ""
+        yield f"{found['texts']} texts have the same token ids{ties}"

@@ -159,7 +159,8 @@ def compare(base: base_model.Base, head, spm: Path, folder: Path, texts: Sequenc
         whole = [10**9] * len(rows)
         return encoder.items([(row,) for row in rows], whole)
 
-    return {**found, "texts": check.texts(encode, folder, rows)}
+    same, ties = check.texts(encode, folder, rows)
+    return {**found, "texts": same, "ties": ties}
 
 
 def random_texts(spm: Path) -> list[str]:
