@@ -1,14 +1,17 @@
-"""What the contestants of predict_speed.py share: flags, and what they report.
+"""What the contestants of predict_speed.py and many_adapters.py share: flags, and what they report.
 
 Needs torch and nothing else: it runs under fairseq's Python and under Hugging Face's."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
+import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -33,23 +36,38 @@ def fingerprints(rows) -> list[list]:
     ]
 
 
-def finish(args, loaded: float, seconds: float, rows: list, **versions) -> None:
+def memory() -> int:
+    """Bytes of this process that are in memory now; where the system does not tell, at the most."""
+    gc.collect()
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def finish(args, loaded: float, seconds: float, rows: list, more=None, **versions) -> None:
     """Print everything as the last line of stdout.
 
     Args:
         loaded: time.time() when the model was ready and warm.
         seconds: from raw texts to labels and probabilities of all of them.
         rows: ``fingerprints``, made outside of the clock.
+        more: name -> what else is to be told.
     """
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
     line = {
         "startup_s": loaded - args.started,
         "seconds": seconds,
         "texts": len(rows),
         "tokens": sum(length for length, _ in rows),
         "rows": rows,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_rss_bytes": peak_memory(),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, **versions},
+        **(more or {}),
     }
     print(json.dumps(line), flush=True)
