@@ -52,9 +52,10 @@ def load(
     hf_config.check(Namespace(**found.flags))
     labels = class_names(path, tensors, labels or told)
     model = build(found, config, len(labels))
-    body = {n: t for n, t in found.weights.items() if not n.startswith(HEADS)}
+    weights = {n: t for n, t in found.weights.items() if not n.startswith(HEADS)}
+    weights.update({n: t for n, t in model.state_dict().items() if n.startswith(HEADS)})
     try:
-        model.load_state_dict(body)  # which also lets the method start from the base's weights
+        model.load_state_dict(weights)  # which also lets the method start from the base's weights
     except InputError as error:
         raise InputError(f"{base}: {error}") from error
     peft_folder.fill(model, tensors, peft_names.table(model, HEAD), path)

@@ -44,8 +44,10 @@ def keep(folder: Path, scores: torch.Tensor) -> None:
 def load_given(given: Path, found: Path) -> None:
     for folder in sorted(path for path in given.iterdir() if path.name != "base"):
         labels = json.loads((folder / "labels.json").read_text())
-        base = AutoModelForSequenceClassification.from_pretrained(given / "base", **labels)
-        assert base.config.num_labels == len(labels["id2label"])
+        # As docs/hugging-face.md has it.
+        id2label = {int(i): name for i, name in labels["id2label"].items()}
+        base = AutoModelForSequenceClassification.from_pretrained(given / "base", id2label=id2label)
+        assert base.config.id2label == {0: "bad", 1: "good"}
         with warnings.catch_warnings():
             # PEFT only warns where tensors are missing; transformers warns PEFT of its future.
             warnings.simplefilter("error", UserWarning)
