@@ -272,6 +272,14 @@ def test_a_folder_without_counterpart_is_refused(values, word, converted, tmp_pa
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("kind", ["camembert", "xlm-roberta"])
+def test_models_of_the_same_shape_come_here(kind, converted, tmp_path):
+    path = converted / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind}))
+    run("from-hf", converted, tmp_path / "back", "--no-check")
+    assert (tmp_path / "back" / "model.pt").is_file()
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_folder_that_lacks_a_file_is_refused(name, converted, tmp_path, capsys):
     (converted / name).write_bytes(b"{")

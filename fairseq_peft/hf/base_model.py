@@ -19,6 +19,8 @@ from fairseq_peft.models.roberta import HEADS
 
 #: The name of a head that comes from there: fairseq's own default.
 HEAD = "sentence_classification_head"
+#: The architecture of models of no known size: all its sizes are given as flags.
+ANY_SIZE = "roberta_small"
 _BODY = "encoder.sentence_encoder."
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 #: Flags that weights do not tell, taken from the checkpoint where it has them.
@@ -97,24 +99,27 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
         "layernorm_embedding": _BODY + "layernorm_embedding.weight" in weights,
     }
     given = _told(state)
-    sizes = {
-        name: size
-        for name, size in SIZES.items()
-        if (size.num_layers, size.embed_dim, size.ffn_dim) == (found["encoder_layers"], dim, ffn)
-    }
-    heads = given.get("encoder_attention_heads")
-    if heads is None and not sizes:
+    name, heads = size(found), given.get("encoder_attention_heads")
+    if heads is None and name is None:
         raise InputError(
             f"{path} does not say how many attention heads it has. Give a checkpoint with its "
             "configuration, as fairseq-train writes it."
         )
-    name = next(iter(sizes), "roberta_small")
     return {
-        "_name": name,
+        "_name": name or ANY_SIZE,
         **found,
-        "encoder_attention_heads": heads or sizes[name].num_heads,
+        "encoder_attention_heads": heads or SIZES[name].num_heads,
         **{name: given[name] for name in _TOLD if given.get(name) is not None},
     }
+
+
+def size(flags: dict) -> str | None:
+    """The name of the known architecture of these sizes, if there is one."""
+    wanted = (flags["encoder_layers"], flags["encoder_embed_dim"], flags["encoder_ffn_embed_dim"])
+    for name, dims in SIZES.items():
+        if (dims.num_layers, dims.embed_dim, dims.ffn_dim) == wanted:
+            return name
+    return None
 
 
 def build(flags: dict, dictionary, **more):

@@ -11,7 +11,6 @@ import safetensors.torch
 import torch
 
 from fairseq_peft import artifact, checkpoints, folders
-from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
@@ -52,7 +51,9 @@ def convert(folder: Path, out: Path, *, checked: bool = True) -> dict:
             f"The tokenizer of {folder} has {len(words)} rows, its model "
             f"{len(state[weights.WORDS])}. Give a folder whose tokenizer is the model's."
         )
-    base = base_model.Base({}, state, {"_name": size(flags), **flags}, words)
+    base = base_model.Base(
+        {}, state, {"_name": base_model.size(flags) or base_model.ANY_SIZE, **flags}, words
+    )
     found = {"labels": labels, "tensors": len(state)}
     try:
         with folders.replaced(out) as new:
@@ -116,15 +117,6 @@ def dictionary_lines(folder: Path) -> list[str]:
             f"end with {tokenizer.MASK}."
         )
     return symbols[4:-1]
-
-
-def size(flags: dict) -> str:
-    """The architecture of these sizes, or one whose sizes the flags replace."""
-    wanted = (flags["encoder_layers"], flags["encoder_embed_dim"], flags["encoder_ffn_embed_dim"])
-    for name, dims in SIZES.items():
-        if (dims.num_layers, dims.embed_dim, dims.ffn_dim) == wanted:
-            return name
-    return "roberta_small"
 
 
 def checkpoint(base: base_model.Base, labels: list[str]) -> dict:
