@@ -39,9 +39,10 @@ def sentence(error: BaseException) -> str | None:
         return " ".join(str(ours).splitlines())
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         # Where a write fails, not an opening, Python does not say what was written.
+        what = error.filename or "A file cannot be written"
         return (
-            f"{error.filename or 'A file cannot be written'}: {error.strerror}. Give another place (--save-dir), or make room "
-            "or rights there."
+            f"{what}: {error.strerror}. Give another place (--save-dir), or make room or rights "
+            "there."
         )
     return None
 

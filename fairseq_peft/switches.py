@@ -49,9 +49,8 @@ class Switch(nn.Module):
     def forward(self, *inputs):
         """Each input is cut along its rows; a module among them is that of the same adapter."""
         parts = [self.part(piece.name) for piece in self.batch]
-        if len(parts) > 1 and isinstance(self.base, nn.Linear):
-            if all(part is self.base or _beside(part, self.base) for part in parts):
-                return self._update(parts, *inputs)
+        if len(parts) > 1 and all(_beside(part, self.base) for part in parts):
+            return self._update(parts, *inputs)
         found = []
         for part, piece in zip(parts, self.batch):
             own = [_own(value, piece) for value in inputs]
@@ -66,7 +65,9 @@ class Switch(nn.Module):
 
 
 def _beside(part, base) -> bool:
-    """Whether ``part`` is an update beside the map ``base``, around the same tensors."""
+    """Whether ``part`` is the map ``base``, or an update beside it, around the same tensors."""
+    if part is base:
+        return isinstance(base, nn.Linear)
     return hasattr(part, "beside") and part.weight is base.weight and part.bias is base.bias
 
 
