@@ -29,3 +29,12 @@ def keep_freed() -> bool:
     except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _BYTES) and mallopt(_TRIM_THRESHOLD, _BYTES))
+
+
+def give_back() -> None:
+    """Hand what is freed back to the system now: a checkpoint that was read is as large as what was
+    made of it, and nothing that follows needs so much."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # as above
+        pass

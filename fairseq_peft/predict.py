@@ -19,7 +19,7 @@ from typing import NamedTuple, Optional, Union
 import numpy as np
 import torch
 
-from fairseq_peft import served
+from fairseq_peft import memory, served
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.shared_base import SharedBase
@@ -115,7 +115,7 @@ class Classifier:
             if base is None:
                 raise InputError("There is neither a base nor an adapter. Give at least one.")
             model, head, reader, trained = served.from_checkpoint(base, data)
-            return cls(model, precision or trained, device)._whole(head, reader)
+            return cls(model, precision or trained, device)._whole(head, reader)._ready()
         if data is not None:
             raise InputError(
                 f"The data folder {data} would be ignored: the adapter folder has its own "
@@ -129,17 +129,21 @@ class Classifier:
                     f"{base} would be ignored: {adapter} holds a whole model. Leave the base out."
                 )
             model, head, reader = served.from_complete(folder)
-            return cls(model, precision, device)._whole(head, reader)
+            return cls(model, precision, device)._whole(head, reader)._ready()
         found = served.Base(base, folder)
         own = cls(found.model, precision, device)
         own._base, own._allow_other_base = found, allow_other_base
         own.add(DEFAULT, folder)
-        return own
+        return own._ready()
 
     def _whole(self, head, reader):
         """With the model's own head as the only adapter."""
         self._shared.add(DEFAULT, lambda model: model.classification_heads[head])
         self._readers[DEFAULT] = reader
+        return self
+
+    def _ready(self):
+        memory.give_back()
         return self
 
     # Adapters
