@@ -191,7 +191,9 @@ def test_the_folder_tells_where_it_comes_from(one, two, tmp_path, capsys):
     # What it can do has not been measured.
     assert "metrics" not in told and "seed" not in told
     assert cli.main(["verify", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
     assert cli.main(["inspect", str(tmp_path / "out")]) == 0
+    assert f"+0.5 {one}, +1 {two}" in capsys.readouterr().out
 
 
 def test_counts_and_targets(one, wide, tmp_path):

@@ -51,6 +51,9 @@ def describe_folder(path: Path) -> dict:
         "input": told["input"],
         "files": {name: f"{entry['bytes']:,} bytes" for name, entry in told["files"].items()},
     }
+    if "origin" in told:  # of fairseq-peft combine
+        folders = [f"{part['weight']:+g} {part['path']}" for part in told["origin"]["folders"]]
+        rows["origin"] = {**told["origin"], "folders": folders}
     names = ("metrics", "data", "seed", "hyperparameters", "versions", "command")
     return {**rows, **{name: told[name] for name in names if name in told}}
 
