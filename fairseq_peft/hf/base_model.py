@@ -122,12 +122,13 @@ def size(flags: dict) -> str | None:
     return None
 
 
-def build(flags: dict, dictionary, **more):
-    """The model that ``flags`` (with ``more``, ``peft`` for example) build, with random weights."""
+def build(flags: dict, dictionary, seed: int = 1, **more):
+    """The model that ``flags`` (with ``more``, ``peft`` for example) build, with random weights; a
+    method's own are those of a run with ``seed``."""
     from fairseq import models
 
     given = Namespace(**{**flags, "_name": f"{flags['_name']}_{more.get('peft', 'full')}", **more})
-    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
+    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=seed))
     return models.build_model(given, task)
 
 

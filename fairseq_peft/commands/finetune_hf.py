@@ -1,0 +1,79 @@
+"""Fine-tune with Hugging Face's Trainer on fairseq's data, batches and metrics.
+
+The model comes from a folder of `fairseq-peft to-hf`; what the run leaves is what fairseq-train
+leaves with --task sentence_classification, so that reports show both. Needs the extra hf.
+scripts/finetune_hf.sh does all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", type=Path, help="folder that scripts/prepare_data.sh made")
+    add("base", type=Path, help="folder that fairseq-peft to-hf made of a language model")
+    add("--save-dir", type=Path, required=True, help="RUNS/<data>/<init>/<label>/seed<k>")
+    add("--method", choices=("full", "lora"), default="full", help="lora is PEFT's (full)")
+    add("--label", default="", help="what the run is called in reports (hf-METHOD)")
+    add("--base-name", default="", help="what the run's record calls the base (its path)")
+    add("--seed", type=int, default=1, help="of head, method, batches and dropout (1)")
+    add("--lr", type=float, default=1e-4, help="peak learning rate (1e-4)")
+    add("--epochs", type=int, default=5, help="passes over train (5)")
+    add("--max-update", type=int, default=0, help="stop after so many updates (no limit)")
+    add("--batch-size", type=int, default=16, help="rows an update (16)")
+    add("--warmup", type=int, default=6, help="per cent of the updates (6)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="fp32 or bf16 (fp32)")
+    add("--subsets", default="valid,test", help="the first chooses the epoch (valid,test)")
+    add("--dropout", type=float, default=0.1, help="of residual branches and embeddings (0.1)")
+    add("--attention-dropout", type=float, default=0.1, help="of attention weights (0.1)")
+    add(
+        "--draw",
+        choices=("fairseq", "hf"),
+        default="fairseq",
+        help="who draws the head and LoRA's A: fairseq, the numbers that a run of fairseq with "
+        "this seed starts with; hf, the library's own (fairseq)",
+    )
+    add("--lora-rank", type=int, default=8, help="rank r of the update (8)")
+    add("--lora-alpha", type=float, default=16.0, help="the update is scaled by alpha / rank (16)")
+    add("--lora-dropout", type=float, default=0.0, help="on the update's input (0)")
+    add("--log-interval", type=int, default=50, help="updates between two lines of the log (50)")
+
+
+def run(args: argparse.Namespace) -> int:
+    check(args)
+    import os
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is opened, nothing is looked up
+
+    import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft.hf import train
+
+    given = {key: value for key, value in vars(args).items() if key not in ("verb", "run")}
+    train.run(train.Options(**{**given, "subsets": tuple(args.subsets.split(","))}))
+    return 0
+
+
+def check(args) -> None:
+    """Raise InputError where flags cannot be meant."""
+    for name in ("epochs", "batch_size", "log_interval"):
+        if getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {getattr(args, name)}: give 1 or more.")
+    for name in ("dropout", "attention_dropout", "lora_dropout"):
+        if not 0 <= getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {getattr(args, name)}: give a share, 0 to below 1.")
+    if not 0 <= args.warmup <= 100:
+        raise InputError(f"--warmup {args.warmup}: give per cent of the updates, 0 to 100.")
+    knobs = (args.lora_rank, args.lora_alpha, args.lora_dropout)
+    if args.method != "lora" and knobs != (8, 16.0, 0.0):
+        raise InputError(
+            f"--lora-... would be ignored with --method {args.method}: give --method lora."
+        )
+    if not args.subsets.startswith("valid"):
+        raise InputError(f"--subsets {args.subsets}: begin with valid, which chooses the epoch.")

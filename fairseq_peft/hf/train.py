@@ -1,0 +1,175 @@
+"""Fine-tuning with Hugging Face's ``Trainer``, on the data of ``--task sentence_classification``
+and with its record: run.json, metrics.jsonl, TensorBoard events.
+
+The rows, their order and their batches are fairseq's, the loss, the optimizer, its schedule and the
+clipping the Trainer's. Shape letters: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fairseq_peft import run_log
+from fairseq_peft.data import checks
+from fairseq_peft.data.sentence_dataset import SentenceDataset
+from fairseq_peft.errors import InputError
+from fairseq_peft.hf import start
+from fairseq_peft.hf.batches import Batches, loader
+from fairseq_peft.hf.train_record import Record
+from fairseq_peft.tasks import record
+
+
+@dataclass
+class Options:
+    """What a run is; the defaults are those of scripts/finetune.sh."""
+
+    data: Path
+    base: Path
+    save_dir: Path
+    method: str = "full"
+    label: str = ""
+    base_name: str = ""
+    seed: int = 1
+    lr: float = 1e-4
+    epochs: int = 5
+    max_update: int = 0
+    batch_size: int = 16
+    warmup: int = 6
+    precision: str = "fp32"
+    subsets: tuple[str, ...] = ("valid", "test")
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    draw: str = "fairseq"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    log_interval: int = 50
+
+
+def run(options: Options) -> None:
+    """Train, and leave what a run of fairseq leaves but its checkpoints: ``checkpoint_best/`` is a
+    folder of the library's.
+
+    Raises:
+        InputError: data and base do not belong together, or training diverges.
+    """
+    versions = start.libraries(options.method)
+    base = start.read(options.base)
+    labels, datasets = load_data(options, base)
+    knobs = {"lora_rank", "lora_alpha", "lora_dropout"} if options.method == "lora" else set()
+    like = start.twin(
+        base,
+        options.method,
+        options.seed,
+        len(labels),
+        **{name: getattr(options, name) for name in knobs},
+    )
+    # A library that draws draws from the global generator.
+    torch.manual_seed(options.seed)
+    model = start.model(
+        base, like, labels, options.dropout, options.attention_dropout, options.draw
+    )
+    trainer = make_trainer(options, model, datasets)
+    described = describe(options, like, model, labels, datasets, versions)
+    trainer.record = Record(run_log.RunLog(str(options.save_dir), described), options, datasets)
+    trainer.add_callback(trainer.record.callback(trainer))
+    (options.save_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was interrupted
+    trainer.train()
+
+
+def load_data(options: Options, base: start.Base):
+    """Class names, and split -> data set, checked as fairseq-train checks them."""
+    words = checks.load_dictionary(str(options.data / "input0" / "dict.txt"))
+    words.add_symbol("<mask>")
+    if checks.fingerprint(words) != checks.fingerprint(base.dictionary):
+        raise InputError(
+            f"{options.data}/input0/dict.txt is not the dictionary of {base.folder}. Prepare the "
+            "data with the base's own (scripts/prepare_data.sh), or convert the right base."
+        )
+    labels = checks.class_names(checks.load_dictionary(str(options.data / "label" / "dict.txt")))
+    longest = base.config["max_position_embeddings"] - 2
+    datasets = {}
+    for split in ("train", *options.subsets):
+        texts, targets = checks.load_split(str(options.data), split, words, labels)
+        datasets[split] = SentenceDataset(texts, targets, words, longest)
+    return labels, datasets
+
+
+def describe(options: Options, like, model, labels, datasets, versions) -> dict:
+    """The content of run.json (schema: docs/design.md)."""
+    return {
+        "schema": 1,
+        "data": options.data.resolve().name,
+        "init": "pretrained",
+        "method": options.label or f"hf-{options.method}",
+        "peft": options.method,
+        "seed": options.seed,
+        "arch": f"{like.args._name}, Hugging Face",
+        "base": options.base_name or str(options.base),
+        "method_config": like.setting.knobs(),
+        "labels": list(labels),
+        "rows": {split: len(dataset) for split, dataset in datasets.items()},
+        **start.count(model),
+        "hyperparameters": {
+            "lr": options.lr,
+            "batch_size": options.batch_size,
+            "max_tokens": None,
+            "max_epoch": options.epochs,
+            "update_freq": 1,
+            "precision": options.precision,
+            "dropout": options.dropout,
+            "attention_dropout": options.attention_dropout,
+            "frozen_dropout": "on",
+        },
+        "versions": {**record.versions(), **versions},
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def make_trainer(options: Options, model, datasets):
+    """Hugging Face's ``Trainer`` with fairseq's batches; its ``record`` is still to be set.
+
+    AdamW with a decay of 0.01 on matrices and none on vectors, and the linear schedule, are the
+    Trainer's own, and the same as those of peft_adamw and polynomial_decay.
+    """
+    from transformers import Trainer, TrainingArguments
+
+    num_updates = len(Batches(datasets["train"], options.batch_size)) * options.epochs
+    arguments = TrainingArguments(
+        output_dir=str(options.save_dir),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=num_updates * options.warmup // 100,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=options.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=options.seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+    class FairseqTrainer(Trainer):
+        """Takes fairseq's batches, and hands what each step computes to ``record``."""
+
+        def get_train_dataloader(self):
+            return loader(self.train_dataset, options.batch_size, options.seed)
+
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            self.record.step(inputs, outputs.logits, loss)
+            return (loss, outputs) if return_outputs else loss
+
+    return FairseqTrainer(model=model, args=arguments, train_dataset=datasets["train"])

@@ -1,0 +1,122 @@
+"""What a run with Hugging Face's ``Trainer`` records, as ``tasks/record.py`` does for fairseq."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import numpy as np
+import torch
+
+from fairseq_peft import folders, run_log, scores
+from fairseq_peft.errors import InputError
+from fairseq_peft.hf.batches import loader
+
+logger = logging.getLogger(__name__)
+
+#: Where the model of the best epoch is kept, in the run's folder.
+BEST = "checkpoint_best"
+
+
+class Counter:
+    """Loss, and counts per class, over batches."""
+
+    def __init__(self, num_classes: int):
+        self.counts = torch.zeros(3, num_classes, dtype=torch.long)
+        self.loss, self.num_tokens = 0.0, 0
+
+    def add(self, inputs, logits, loss: float) -> None:
+        """A batch with its logits (B, classes) and its mean loss in nats."""
+        target, predicted = inputs["labels"].cpu(), logits.detach().argmax(-1).cpu()
+        kinds = (target[predicted == target], target, predicted)  # as scores.KINDS
+        self.counts += torch.stack([torch.bincount(k, minlength=logits.shape[1]) for k in kinds])
+        self.loss += loss * len(target)
+        self.num_tokens += int(inputs["attention_mask"].sum())
+
+    def scores(self) -> dict:
+        found = scores.from_counts(*self.counts.tolist())
+        return {"loss": self.loss / found["num_examples"], **found}
+
+
+class Record:
+    """Times training and evaluation apart, writes a line an epoch, and keeps the best epoch's
+    model: the latest of those that are best on the first subset."""
+
+    def __init__(self, log: run_log.RunLog, options, datasets: dict):
+        self.log, self.options = log, options
+        self.subsets = {
+            split: loader(datasets[split], options.batch_size) for split in options.subsets
+        }
+        self.best = -1.0
+
+    def begin_epoch(self, num_classes: int) -> None:
+        self.train = Counter(num_classes)
+        self.started = time.perf_counter()
+
+    def step(self, inputs, logits, loss) -> None:
+        self.last_loss = loss.item()
+        if not np.isfinite(self.last_loss):
+            raise InputError("The loss is not finite: training has diverged. Give a lower --lr.")
+        self.train.add(inputs, logits, self.last_loss)
+
+    def end_epoch(self, trainer, epoch: int) -> None:
+        num_updates = trainer.state.global_step
+        seconds = time.perf_counter() - self.started
+        subsets = {name: self._score(trainer, batches) for name, batches in self.subsets.items()}
+        train = {**self.train.scores(), "num_tokens": self.train.num_tokens, "seconds": seconds}
+        train["tokens_per_second"] = train["num_tokens"] / seconds
+        self.log.epoch(
+            {
+                "epoch": epoch,
+                "num_updates": num_updates,
+                "lr": trainer.lr_scheduler.get_last_lr()[0],
+                "peak_memory_bytes": run_log.peak_memory_bytes(),
+                "train": train,
+                "subsets": subsets,
+            }
+        )
+        accuracy = subsets[self.options.subsets[0]]["accuracy"]
+        if accuracy >= self.best:
+            self.best = accuracy
+            with folders.replaced(self.options.save_dir / BEST) as new:
+                trainer.model.save_pretrained(new)
+
+    @torch.no_grad()
+    def _score(self, trainer, batches) -> dict:
+        began = time.perf_counter()
+        trainer.model.eval()
+        counter = Counter(len(self.train.counts[0]))
+        for batch in batches:
+            inputs = trainer._prepare_inputs(batch)
+            with trainer.compute_loss_context_manager():
+                outputs = trainer.model(**inputs)
+            counter.add(inputs, outputs.logits, outputs.loss.item())
+        return {**counter.scores(), "seconds": time.perf_counter() - began}
+
+    def callback(self, trainer):
+        """What calls all this, and prints a line every ``log_interval`` updates."""
+        from transformers import TrainerCallback
+
+        record, options = self, self.options
+
+        class Calls(TrainerCallback):
+            def on_epoch_begin(self, args, state, control, **kwargs):
+                record.epoch = round(state.epoch or 0) + 1
+                record.begin_epoch(trainer.model.config.num_labels)
+
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step % options.log_interval == 0:
+                    line = {
+                        "epoch": record.epoch,
+                        "num_updates": state.global_step,
+                        "loss": round(record.last_loss, 6),
+                    }
+                    logger.info(json.dumps(line))
+                if options.max_update and state.global_step >= options.max_update:
+                    control.should_training_stop = True
+
+            def on_epoch_end(self, args, state, control, **kwargs):
+                record.end_epoch(trainer, record.epoch)
+
+        return Calls()
