@@ -7,6 +7,7 @@ roberta_small at batch 8, a sixth of its time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -34,7 +35,5 @@ def keep_freed() -> bool:
 def give_back() -> None:
     """Hand what is freed back to the system now: a checkpoint that was read is as large as what was
     made of it, and nothing that follows needs so much."""
-    try:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # as above
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # as above
-        pass

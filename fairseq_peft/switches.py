@@ -60,6 +60,11 @@ class Switch(nn.Module):
     def _update(self, parts, x):
         """Where all parts are updates beside the base's map: its product once for all rows."""
         y = self.base(x)
+        # Few rows an adapter: a product for each takes longer than their factors side by side.
+        if 2 * len(parts) > len(x) and _alike(parts):
+            sizes = [piece.rows.stop - piece.rows.start for piece in self.batch]
+            each = [part for part, size in zip(parts, sizes) for _ in range(size)]
+            return parts[0].beside_each(each, y, x)
         pairs = [(part, y[piece.rows], x[piece.rows]) for part, piece in zip(parts, self.batch)]
         return torch.cat([y if part is self.base else part.beside(y, x) for part, y, x in pairs])
 
@@ -69,6 +74,16 @@ def _beside(part, base) -> bool:
     if part is base:
         return isinstance(base, nn.Linear)
     return hasattr(part, "beside") and part.weight is base.weight and part.bias is base.bias
+
+
+def _alike(parts) -> bool:
+    """Whether ``beside_each`` takes them: of one kind that has it, one rank, and one scale."""
+    return hasattr(parts[0], "beside_each") and all(
+        type(part) is type(parts[0])
+        and part.scale == parts[0].scale
+        and part.lora_A.shape == parts[0].lora_A.shape
+        for part in parts
+    )
 
 
 def _own(value, piece):

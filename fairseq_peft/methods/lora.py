@@ -66,6 +66,15 @@ class LoRALinear(low_rank.AdaptedLinear):
         update = self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
         return y + F.linear(update, self.lora_B)
 
+    @staticmethod
+    def beside_each(parts, y, x):
+        """``beside`` of one layer a row, in two products: layers of one rank and one scale, without
+        dropout; y (B, T, out), x (B, T, in)."""
+        a = torch.stack([part.lora_A for part in parts])
+        b = torch.stack([part.lora_B for part in parts])
+        update = parts[0].scale * torch.bmm(x, a.transpose(1, 2))
+        return torch.baddbmm(y, update, b.transpose(1, 2))
+
     def delta(self) -> torch.Tensor:
         """The update of W, (out, in), in fp32."""
         return self.scale * (self.lora_B.float() @ self.lora_A.float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 from helpers import TOLERANCE
@@ -15,7 +16,9 @@ pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
 import fairseq_peft  # noqa: E402
+from fairseq_peft import artifact  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.methods.lora import LoRALinear  # noqa: E402
 from fairseq_peft.switches import Switch  # noqa: E402
 
 #: Beside those of FORMS: the same kind once more, other lengths, other places.
@@ -74,6 +77,34 @@ def test_rows_of_one_pass_are_those_of_each_adapter_alone(classifier, alone, tex
     # The adapters differ, so a row that met another's would show.
     for a in NAMES:
         assert all((alone[a] - alone[b]).abs().max() > 1e-3 for b in NAMES if a != b), a
+
+
+def test_rows_of_many_adapters_of_one_rank(train, base, texts, monkeypatch):
+    """Their updates are two products for all rows, and each row's is still its own."""
+    found = artifact.read(train("lora") / "adapter")
+    classifier = fairseq_peft.Classifier.load(base, found.folder)
+    for seed in range(1, 8):
+        generator = torch.Generator().manual_seed(seed)
+        moved = {
+            name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in found.tensors.items()
+        }
+        classifier.add(f"moved{seed}", replace(found, tensors=moved))
+    names = [classifier.adapters[i % 8] for i in range(len(texts))]
+    alone = {name: [logits for _, logits in classifier.logits(texts, name)] for name in set(names)}
+    together, beside_each = [], LoRALinear.beside_each
+    monkeypatch.setattr(
+        LoRALinear,
+        "beside_each",
+        staticmethod(lambda *args: together.append(args) or beside_each(*args)),
+    )
+    for batch_size in (64, 5):
+        rows = list(classifier.logits(texts, names, batch_size=batch_size))
+        for row, (name, logits) in enumerate(rows):
+            assert torch.allclose(logits, alone[name][row], atol=TOLERANCE["fp32"], rtol=0), name
+    assert together
+    assert all(len({id(part) for part in args[0]}) > 1 for args in together)
+    assert (alone["moved1"][0] - alone["moved2"][0]).abs().max() > 1e-2
 
 
 def test_one_forward_pass_for_all(classifier, texts, monkeypatch):
