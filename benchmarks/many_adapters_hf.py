@@ -72,11 +72,17 @@ def main():
 
     predict(texts[: args.warmup], numbers[: args.warmup])
     loaded = time.time()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     scores = predict(texts, numbers)
-    seconds = time.perf_counter() - start
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     ids = tokenizer(texts, truncation=True, max_length=args.max_tokens)["input_ids"]
-    more = {"load_s": load_s, "before_bytes": before, "after_bytes": after, "scores": scores}
+    more = {
+        "load_s": load_s,
+        "cpu_s": cpu_s,
+        "before_bytes": before,
+        "after_bytes": after,
+        "scores": scores,
+    }
     versions = {"transformers": transformers.__version__, "peft": peft.__version__}
     finish(args, loaded, seconds, fingerprints(ids), more, **versions)
 
