@@ -86,7 +86,8 @@ def a_run(texts_per_s, after=(150,), score=0.5):
     return {
         "startup_s": 1.0, "seconds": 2 / texts_per_s, "texts": 2, "tokens": 7, "threads": 1,
         "rows": [[3, "a"], [4, "b"]], "peak_rss_bytes": 10, "versions": {}, "load_s": 1.0,
-        "cpu_s": 1.0, "before_bytes": 50, "after_bytes": list(after), "scores": [[score, 1 - score]] * 2,
+        "cpu_s": 1.0, "before_bytes": 50, "after_bytes": list(after),
+        "scores": [[score, 1 - score]] * 2,
     }  # fmt: skip
 
 
