@@ -21,6 +21,7 @@ DRY_RUNS = {
     "prepare_data.sh": (["{inputs}", "example"], {}),
     "pretrain.sh": ([], {"RAW": "{inputs}/text.txt", "SAVE_DIR": "{project}/checkpoints/example"}),
     "finetune.sh": ([], {"DATA": "{inputs}", "INIT": "scratch"}),
+    "finetune_hf.sh": ([], {"DATA": "{inputs}", "HF_BASE": "{inputs}"}),
     "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
 }
 

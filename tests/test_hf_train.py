@@ -1,0 +1,122 @@
+"""Fine-tuning with Hugging Face's library: what holds without it. tests/parity trains."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import hf_data
+import numpy as np
+import pytest
+import torch
+from helpers import TINY
+
+from fairseq_peft import cli
+from fairseq_peft.errors import InputError
+from fairseq_peft.hf import start, train
+from fairseq_peft.hf.batches import Batches
+from fairseq_peft.hf.train_record import Counter
+from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    base, _ = hf_data.write(folder)
+    assert cli.main(["to-hf", str(base / "model.pt"), str(folder / "converted"), "--no-check"]) == 0
+    return folder
+
+
+def options(place, **more):
+    given = {"data": place / "demo", "base": place / "converted", "save_dir": place / "run"}
+    return train.Options(**{**given, **more})
+
+
+def test_batches_are_those_of_the_task(place):
+    """Rows, cuts, padding and order, over three epochs; and those of evaluation."""
+    asked = options(place)
+    _, datasets = train.load_data(asked, start.read(asked.base))
+    assert max(datasets["train"].sizes) == TINY["max_positions"]  # some are cut
+    task = SimpleNamespace(cfg=SimpleNamespace(train_subset="train"), _plan=lambda number: 0)
+    for split, seed in (("train", 7), ("valid", None)):
+        dataset = datasets[split]
+        dataset.split = split
+        iterator = SentenceClassificationTask.get_batch_iterator(
+            task, dataset, max_sentences=8, seed=7
+        )
+        batches = Batches(dataset, 8, seed)
+        orders = []
+        for _ in range(3):
+            fairseqs = [b["id"].tolist() for b in iterator.next_epoch_itr(shuffle=split == "train")]
+            own = list(batches)
+            assert own == fairseqs and len(own) == len(batches)
+            orders.append(own)
+        assert (orders[0] == orders[1]) == (split == "valid")
+
+
+def test_the_start_is_that_of_a_run_of_fairseq(place):
+    """Head and LoRA's A come from the seed alone, and another seed has others."""
+    base = start.read(place / "converted")
+    one, same, other = (start.twin(base, "lora", seed, 2, lora_rank=2) for seed in (1, 1, 2))
+    name = "encoder.sentence_encoder.layers.0.self_attn.q_proj.lora_A"
+    head = "classification_heads.sentence_classification_head.dense.weight"
+    for tensor in (name, head):
+        assert torch.equal(one.state_dict()[tensor], same.state_dict()[tensor])
+        assert not torch.equal(one.state_dict()[tensor], other.state_dict()[tensor])
+
+
+def test_counts_are_whole_over_batches():
+    counter = Counter(2)
+    for labels, loss in (([0, 1, 1], 0.5), ([0], 1.5)):
+        inputs = {"labels": torch.tensor(labels), "attention_mask": torch.ones(len(labels), 4)}
+        counter.add(inputs, torch.tensor([[0.0, 1.0]] * len(labels)), loss)
+    found = counter.scores()
+    assert found["loss"] == pytest.approx((3 * 0.5 + 1.5) / 4)  # a mean over rows, not batches
+    assert (found["num_correct"], found["num_examples"]) == (2, 4)
+    assert counter.num_tokens == 16 and np.isclose(found["accuracy"], 0.5)
+
+
+def test_bad_bases_are_refused(place, tmp_path):
+    with pytest.raises(InputError, match="has no config.json"):
+        start.read(tmp_path)
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    config = json.loads((place / "converted" / "config.json").read_text())
+    for name in ("dict.txt", "model.safetensors"):
+        (classifier / name).write_bytes((place / "converted" / name).read_bytes())
+    config["architectures"] = ["RobertaForSequenceClassification"]
+    (classifier / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="holds a classifier"):
+        start.read(classifier)
+    (classifier / "config.json").write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        start.read(classifier)
+
+
+def test_a_base_of_another_dictionary_is_refused(place, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in (place / "converted").iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    lines = (other / "dict.txt").read_text().splitlines()
+    (other / "dict.txt").write_text("\n".join(lines[1:] + lines[:1]) + "\n")
+    asked = options(place, base=other)
+    with pytest.raises(InputError, match="is not the dictionary of"):
+        train.load_data(asked, start.read(other))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--dropout", "1"], "--dropout 1.0"),
+        (["--warmup", "101"], "--warmup 101"),
+        (["--lora-rank", "4"], "would be ignored"),
+        (["--subsets", "test"], "--subsets test"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, message, place, capsys):
+    words = ["finetune-hf", str(place / "demo"), str(place / "converted"), "--save-dir", "unused"]
+    assert cli.main([*words, *flags]) == 1
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
