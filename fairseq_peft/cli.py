@@ -11,6 +11,9 @@ import sys
 from fairseq_peft import __version__, commands
 from fairseq_peft.errors import InputError
 
+#: What says something about training, or about fairseq's other tasks, to whoever reads a log of it.
+QUIET = ("fairseq.tasks.text_to_speech", "fairseq_peft.models.roberta")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """One sub-parser for each module of ``fairseq_peft.commands``."""
@@ -33,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse ``argv``, run the verb, return its exit status (1 for bad input, 130 for Ctrl-C)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.name not in QUIET or record.levelno > logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
