@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fairseq.data import data_utils
 
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
@@ -29,6 +28,8 @@ class Batches:
 
     def __iter__(self):
         """Begin the next epoch: lists of indices."""
+        from fairseq.data import data_utils
+
         self.epoch += 1
         rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
         sizes, order_sizes = self.dataset.sizes, self.dataset.order_sizes

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 
 import numpy as np
 import torch
 
-from fairseq_peft import folders, run_log, scores
+from fairseq_peft import artifact, folders, run_log, scores
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf.batches import loader
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: Where the model of the best epoch is kept, in the run's folder.
 BEST = "checkpoint_best"
+#: What ``to_folder`` wrote beside the weights.
+READERS = ("tokenizer.json", "tokenizer_config.json", artifact.DICTIONARY, artifact.TOKENIZER)
 
 
 class Counter:
@@ -81,6 +84,9 @@ class Record:
             self.best = accuracy
             with folders.replaced(self.options.save_dir / BEST) as new:
                 trainer.model.save_pretrained(new)
+                for name in READERS:  # so that it reads text, and goes back with from-hf
+                    if (self.options.base / name).is_file():
+                        shutil.copyfile(self.options.base / name, new / name)
 
     @torch.no_grad()
     def _score(self, trainer, batches) -> dict:

@@ -83,18 +83,14 @@ def run_of(place, label):
 
 def losses(run):
     """The loss of each step, from either side's log."""
-    found = re.findall(r'"num_updates": "?(\d+)"?.*', log := (run / "train.log").read_text())
-    if f"{NUM_STEPS}" not in found:
-        raise AssertionError(log[-2000:])
-    lines = [line for line in log.splitlines() if '"num_updates"' in line and '"loss"' in line]
-    pairs = [
-        tuple(
-            float(re.search(rf'"{key}": "?([0-9.]+)', line)[1]) for key in ("num_updates", "loss")
-        )
-        for line in lines
-    ]
-    assert [step for step, _ in pairs] == list(range(1, NUM_STEPS + 1))
-    return torch.tensor([loss for _, loss in pairs])
+    found = {}
+    for line in (run / "train.log").read_text().splitlines():
+        step = re.search(r'"num_updates": "?(\d+)', line)
+        loss = re.search(r'"loss": "?([0-9.]+)', line)
+        if step and loss:
+            found[int(step[1])] = float(loss[1])
+    assert list(found) == list(range(1, NUM_STEPS + 1))
+    return torch.tensor(list(found.values()))
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -137,9 +133,14 @@ def test_the_weights_are_the_same(sides, place, tmp_path):
         expected = load_file(theirs / "checkpoint_best" / "adapter_model.safetensors")
         start = {name: torch.zeros_like(t) for name, t in found.items() if "lora_B" in name}
     assert found.keys() == expected.keys()
-    difference = max((found[n] - expected[n]).abs().max().item() for n in found)
+    # What a key's bias adds to the scores of a query is the same for every key: its gradient is
+    # zero but for rounding, which AdamW makes a step of.
+    compared = [name for name in found if not name.endswith("attention.self.key.bias")]
+    assert len(compared) >= len(found) - 2
+    difference = max((found[n] - expected[n]).abs().max().item() for n in compared)
     print(f"{method}: {difference:.1e}")
     assert difference <= STEPS_TOLERANCE
+    assert (theirs / "checkpoint_best" / "tokenizer.json").is_file()
     moved = [name for name in start if name in found and (found[name] != start[name]).any()]
     assert len(moved) >= 4  # they have trained
 
