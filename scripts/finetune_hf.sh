@@ -57,8 +57,9 @@ hf_cli() {  # VERB ARGS...: fairseq-peft VERB, with the packages of HF_PACKAGES 
     peft_cli "$@"
   else
     run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -c \
-      'import sys; sys.path.append(sys.argv.pop(1)); from fairseq_peft.cli import main; sys.exit(main(sys.argv[1:]))' \
-      "$HF_PACKAGES" "$@"
+      'import sys; _, packages, *words = sys.argv
+sys.path.append(packages); sys.argv = ["fairseq-peft", *words]
+from fairseq_peft.cli import main; sys.exit(main())' "$HF_PACKAGES" "$@"
   fi
 }
 

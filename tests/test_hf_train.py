@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import hf_data
 import numpy as np
 import pytest
 import torch
-from helpers import TINY
+from helpers import ROOT, TINY
 
 from fairseq_peft import cli
 from fairseq_peft.errors import InputError
@@ -120,3 +123,24 @@ def test_bad_flags_are_one_sentence(flags, message, place, capsys):
     assert cli.main([*words, *flags]) == 1
     told = capsys.readouterr().err
     assert message in told and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({}, "nothing to start from"),
+        ({"BASE": "a.pt", "HF_BASE": "b"}, "both set"),
+        ({"BASE": "a.pt", "METHOD": "adapter"}, "METHOD=adapter is unknown here"),
+        ({"BASE": "a.pt", "DATA": "nowhere"}, "label/train.idx does not exist"),
+    ],
+)
+def test_the_script_refuses_bad_knobs(knobs, message, place):
+    given = {"DATA": str(place / "demo"), "PYTHON": sys.executable, **knobs}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "finetune_hf.sh")],
+        env={**os.environ, "RUNS": str(place / "runs"), **given},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (place / "runs").exists()

@@ -74,10 +74,12 @@ def run(options: Options) -> None:
         base, like, labels, options.dropout, options.attention_dropout, options.draw
     )
     trainer = make_trainer(options, model, datasets)
+    for pattern in ("metrics.jsonl", "events.out.tfevents.*"):  # of a run that was interrupted
+        for path in options.save_dir.glob(pattern):
+            path.unlink()
     described = describe(options, like, model, labels, datasets, versions)
     trainer.record = Record(run_log.RunLog(str(options.save_dir), described), options, datasets)
     trainer.add_callback(trainer.record.callback(trainer))
-    (options.save_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was interrupted
     trainer.train()
 
 

@@ -167,8 +167,11 @@ def test_a_run_is_a_row_of_the_report(place, packages, tmp_path):
     runs = {"RUNS": tmp_path / "runs", "METHOD": "lora", "EPOCHS": 2, "LR": 1e-2}
     base = place / "base" / "model.pt"
     script(place, "finetune.sh", packages, BASE=base, **runs)
-    script(place, "finetune_hf.sh", packages, BASE=base, **runs)
     folder = tmp_path / "runs" / "demo" / "pretrained"
+    interrupted = folder / "hf-lora" / "seed1"
+    interrupted.mkdir(parents=True)
+    (interrupted / "metrics.jsonl").write_text('{"epoch": 3}\n')
+    script(place, "finetune_hf.sh", packages, BASE=base, **runs)
     ours, theirs = (
         json.loads((folder / label / "seed1" / "result.json").read_text())
         for label in ("lora", "hf-lora")
