@@ -62,12 +62,16 @@ PLACES = [
 ]
 
 
+#: A file for each epoch, and each the best so far.
+EVERY_EPOCH = {"no_epoch_checkpoints": None, "best_checkpoint_metric": "num_updates"}
+
+
 def test_within_the_writes(kill):
     """A file for the epoch, copied to the best and to the last: three writes an epoch."""
-    found = kill("within_writes", EPOCHS, PLACES, no_epoch_checkpoints=None)
+    found = kill("within_writes", EPOCHS, PLACES, **EVERY_EPOCH)
     assert found[-1] == 2 and set(found[:-1]) == {1}, dict(zip(PLACES, found))
 
 
 def test_negative_control_fairseqs_own_copy_is_no_checkpoint_when_killed(kill):
-    (found,) = kill("within_writes", 2, [("copy", 2, True)], no_epoch_checkpoints=None)
+    (found,) = kill("within_writes", 2, [("copy", 2, True)], **EVERY_EPOCH)
     assert "checkpoint_last.pt cannot be read as a checkpoint" in found
