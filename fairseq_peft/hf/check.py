@@ -14,7 +14,7 @@ from fairseq_peft.errors import InputError
 LIMIT = 1e-5
 
 
-def library():
+def load_transformers():
     """The module transformers.
 
     Raises:
@@ -45,7 +45,7 @@ def models(
     Raises:
         InputError: a difference is more than rounding.
     """
-    transformers = library()
+    transformers = load_transformers()
     kind = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM"
     try:
         theirs = getattr(transformers, kind).from_pretrained(folder).eval()
@@ -96,7 +96,7 @@ def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:
     Raises:
         InputError: a text has other tokens.
     """
-    tokenizer = library().AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_transformers().AutoTokenizer.from_pretrained(folder)
     ties = 0
     for number, (text, ours) in enumerate(zip(rows, encode(rows)), 1):
         ours, found = list(ours), tokenizer(text)["input_ids"]

@@ -35,7 +35,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True) -> dict:
     from fairseq.data import Dictionary
 
     if checked:
-        check.library()
+        check.load_transformers()
     config, tensors = read(folder)
     flags = hf_config.flags(config)
     labels = hf_config.class_names(config)

@@ -99,7 +99,7 @@ def model(base: Base, like, labels, dropout: float, attention_dropout: float, dr
         labels: class names in the order of the outputs.
         draw: one of ``DRAWS``.
     """
-    transformers = check.library()
+    transformers = check.load_transformers()
     transformers.logging.set_verbosity_error()  # it warns of the head, which is new
     transformers.logging.disable_progress_bar()
     found = transformers.AutoModelForSequenceClassification.from_pretrained(

@@ -58,7 +58,7 @@ def convert(
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
     """
     if checked:
-        check.library()
+        check.load_transformers()
     base = base_model.read(checkpoint, dictionary, trust)
     head = choose_head(checkpoint, base, head)
     names = class_names(checkpoint, base, head, labels)
