@@ -223,7 +223,7 @@ def test_a_folder_that_computes_otherwise_is_not_written(
     error, same, folder, tmp_path, capsys, monkeypatch
 ):
     stub = Stub(folder / "lm.pt", folder / "dict.txt", error)
-    monkeypatch.setattr(check, "library", lambda: stub)
+    monkeypatch.setattr(check, "load_transformers", lambda: stub)
     monkeypatch.setattr(check, "texts", lambda encode, folder, rows: (len(encode(rows)), 0))
     words = ("to-hf", folder / "lm.pt", tmp_path / "hf")
     if same:
@@ -241,7 +241,7 @@ def test_a_folder_that_reads_otherwise_is_refused(folder, monkeypatch):
             from_pretrained=lambda folder: lambda text: {"input_ids": ids[text]}
         )
     )
-    monkeypatch.setattr(check, "library", lambda: stub)
+    monkeypatch.setattr(check, "load_transformers", lambda: stub)
     assert check.texts(lambda rows: [ids[row] for row in rows], folder, list(ids)) == (3, 0)
     # Equal scores: the same pieces in another order.
     assert check.texts(lambda rows: [[0, 7, 6, 6, 2]], folder, ["bbb"]) == (0, 1)
