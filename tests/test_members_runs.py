@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ def sweep(tmp_path, commands, *options):
     return subprocess.run(
         [sys.executable, "-m", "fairseq_peft.cli", "sweep-members", str(file), *options],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the runs that they are compared with
         capture_output=True,
         text=True,
         timeout=300,
