@@ -18,8 +18,9 @@ import adapter_folders  # noqa: E402
 import hf_models  # noqa: E402
 import safetensors.torch  # noqa: E402
 from adapter_folders import save_base  # noqa: E402
+from verbs import refused, run  # noqa: E402
 
-from fairseq_peft import artifact, cli  # noqa: E402
+from fairseq_peft import artifact  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.hf import base_model, check, from_folder, to_folder  # noqa: E402
 from fairseq_peft.text import raw_text  # noqa: E402
@@ -34,18 +35,6 @@ def folder(tmp_path_factory):
     hf_models.write_checkpoint(folder / "classifier.pt", dictionary, 2)
     hf_models.write_checkpoint(folder / "three.pt", dictionary, 3)
     return folder
-
-
-def run(*words):
-    assert cli.main([str(word) for word in words]) == 0
-
-
-def refused(capsys, *words):
-    assert cli.main([str(word) for word in words]) == 1
-    printed = capsys.readouterr()
-    (line,) = printed.err.splitlines()
-    assert printed.out == "" and line.startswith(f"fairseq-peft {words[0]}: error: ")
-    return line
 
 
 def weights_of(path):

@@ -17,8 +17,9 @@ import adapter_folders as adapters  # noqa: E402
 import safetensors.torch  # noqa: E402
 from helpers import TINY  # noqa: E402
 from hf_cases import CASES  # noqa: E402
+from verbs import refused, run  # noqa: E402
 
-from fairseq_peft import artifact, cli  # noqa: E402
+from fairseq_peft import artifact  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +44,6 @@ def adapter(dictionary, base, tmp_path_factory):
         return adapters.write(tmp_path_factory.mktemp("run") / "adapter", model, weights, base)
 
     return write
-
-
-def run(*words):
-    assert cli.main([str(word) for word in words]) == 0
-
-
-def refused(capsys, *words):
-    assert cli.main([str(word) for word in words]) == 1
-    printed = capsys.readouterr()
-    (line,) = printed.err.splitlines()
-    assert printed.out == "" and line.startswith(f"fairseq-peft {words[0]}: error: ")
-    return line
 
 
 def there(folder):
