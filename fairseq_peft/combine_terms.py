@@ -13,12 +13,13 @@ from fairseq_peft.arithmetic import Update
 from fairseq_peft.artifact import Artifact
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
+from fairseq_peft.models.options import ROBERTA
 from fairseq_peft.models.roberta import FAMILY
 
 HEAD_CHOICES = ("first", "mean")
 #: Flags of a model that may differ from folder to folder: they are a matter of training.
 OF_TRAINING = {"dropout", "attention_dropout", "activation_dropout", "pooler_dropout"}
-OF_TRAINING |= {"frozen_dropout", "precision", "_name", "peft"}
+OF_TRAINING |= {"frozen_dropout", "precision", "layer_lr_decay", "_name", "peft"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def check_together(terms: Sequence[Term]) -> None:
             )
         names = (set(told["model"]) | set(found["model"])) - OF_TRAINING - method_flags
         for name in sorted(names - {"classifier_head", "pooler_activation_fn"}):
-            if told["model"].get(name) != found["model"].get(name):
+            # A folder from before a flag has its default.
+            _, default, _ = ROBERTA.get(name, (None, None, None))
+            if told["model"].get(name, default) != found["model"].get(name, default):
                 raise InputError(
                     f"{other.folder} has --{name.replace('_', '-')} {found['model'].get(name)}, "
                     f"{first.folder} {told['model'].get(name)}: these are different models. Give "

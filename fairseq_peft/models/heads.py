@@ -1,20 +1,22 @@
-"""Classification heads: what stands on the features of ``<s>``.
+"""Classification heads, and the pooler in front of them: one vector for a row.
 
 Shape letters: B batch, T tokens, C model dim.
 """
 
 from __future__ import annotations
 
+import torch
 from fairseq.models.roberta import RobertaClassificationHead
 from torch import nn
 
 from fairseq_peft.errors import InputError
 
 KINDS = ("roberta", "linear")
+POOLERS = ("first", "mean", "max")
 
 
 class LinearHead(nn.Module):
-    """One linear map of the features of ``<s>``: (B, T, C) -> (B, classes).
+    """One linear map of the first features: (B, T, C) -> (B, classes).
 
     Parameters: C x classes + classes; RoBERTa's head has C x C + C more.
     """
@@ -38,6 +40,38 @@ def kind_of(args) -> str:
     if kind not in KINDS:
         raise InputError(f"--classifier-head {kind!r} is unknown: give {' or '.join(KINDS)}.")
     return kind
+
+
+def pooler_of(args) -> str:
+    """``--pooler`` of a model's args; a checkpoint from before this flag reads ``<s>``.
+
+    Raises:
+        InputError: there is no such pooler.
+    """
+    pooler = getattr(args, "pooler", None) or "first"
+    if pooler not in POOLERS:
+        raise InputError(f"--pooler {pooler!r} is unknown: give {', '.join(POOLERS)}.")
+    return pooler
+
+
+def pool(features: torch.Tensor, text: torch.Tensor, pooler: str) -> torch.Tensor:
+    """One vector a row, where heads look for it: features (B, T, C) -> (B, 1, C).
+
+    Args:
+        text: (B, T), true where there is no padding; ``<s>`` and ``</s>`` are text.
+        pooler: ``first``, the features of ``<s>``; or ``mean`` or ``max`` over the text.
+    """
+    if pooler == "first":
+        return features[:, :1]
+    text = text.unsqueeze(-1)
+    if pooler == "max":
+        return features.masked_fill(~text, float("-inf")).amax(1, keepdim=True)
+    return (features * text).sum(1, keepdim=True) / text.sum(1, keepdim=True)
+
+
+def scores(head: nn.Module, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Class scores (B, classes) of a head that ``RobertaPeftModel`` registered; as ``pool``."""
+    return head(pool(features, text, head.pooler))
 
 
 def check_kind(head_name: str, head: nn.Module, keys) -> None:

@@ -49,6 +49,12 @@ ROBERTA = {
         "classification head: roberta (dense C x C, tanh, then classes), or linear, one map: a "
         "tenth of a LoRA of rank 8 on roberta_small, where roberta is four of them (roberta)",
     ),
+    "pooler": (
+        str,
+        "first",
+        "what the classification head reads: first, the features of <s>, or the mean or max of all "
+        "tokens (first)",
+    ),
     "load_checkpoint_heads": (bool, False, "take classification heads from the checkpoint too"),
     "reset_head": (
         bool,
@@ -60,6 +66,12 @@ ROBERTA = {
         "",
         "start a fresh model from the token embeddings and LM bias in this .npz (fairseq-peft "
         "svd-embeddings)",
+    ),
+    "layer_lr_decay": (
+        float,
+        1.0,
+        "learning rate of a layer, as a factor of the layer's above; the embeddings are below all "
+        "(1: one rate for all)",
     ),
     "precision": (
         str,

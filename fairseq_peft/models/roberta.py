@@ -83,6 +83,9 @@ class RobertaPeftModel(RobertaModel):
             model.encode_text = lambda text: encode(text)
         given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
         model.inject(args.peft, given, getattr(task.cfg, "seed", 1))
+        # A checkpoint from before this flag has no say.
+        decay = getattr(args, "layer_lr_decay", None)
+        surgery.decay_learning_rates(model, FAMILY, 1.0 if decay is None else decay)
         tells = hasattr(task, "planned_updates") or not isinstance(task, FairseqTask)
         if model.setting.follows_updates and not tells:
             raise InputError(
@@ -129,11 +132,11 @@ class RobertaPeftModel(RobertaModel):
             logits (B, classes) with ``classification_head_name``, features (B, T, C) with
             ``features_only``, else LM logits; and fairseq's dictionary of extras.
         """
-        head = classification_head_name
-        x, extra = self.encoder(
-            src_tokens, features_only or head is not None, first_only=head is not None, **kwargs
-        )
-        return (x if head is None else self.classification_heads[head](x)), extra
+        if classification_head_name is None:
+            return self.encoder(src_tokens, features_only, **kwargs)
+        head = self.classification_heads[classification_head_name]
+        x, extra = self.encoder(src_tokens, True, first_only=head.pooler == "first", **kwargs)
+        return heads.scores(head, x, src_tokens.ne(self.encoder.dictionary.pad())), extra
 
     @property
     def num_reserved(self) -> int:
@@ -210,6 +213,7 @@ class RobertaPeftModel(RobertaModel):
                 self.classification_heads[name] = head
             else:
                 super().register_classification_head(name, num_classes, inner_dim, **kwargs)
+        self.classification_heads[name].pooler = heads.pooler_of(self.args)
         self.reads_lm_head = False
         self.freeze()
 

@@ -1,8 +1,9 @@
 """AdamW for fairseq: torch's fused one, without weight decay on biases, norms and other vectors,
 and with a learning rate of its own for tensors that ask for one.
 
-A method asks by an attribute of the parameter, ``lr_scale``: LoRA+ (--lora-lr-ratio 16) sets it to
-16 on each B. fairseq's schedule gives one learning rate; such a tensor moves by 16 times that.
+A parameter asks by its attribute ``lr_scale``: LoRA+ (--lora-lr-ratio 16) sets it to 16 on each B,
+--layer-lr-decay to less and less from the last layer to the first. fairseq's schedule gives one
+learning rate; such a tensor moves by so many times that.
 """
 
 from dataclasses import dataclass, field
@@ -119,7 +120,8 @@ class PeftAdamW(FairseqOptimizer):
         except ValueError as error:
             raise InputError(
                 f"The checkpoint's optimizer has other tensors or groups ({error}). Go on with the "
-                "flags of the first run (--lora-lr-ratio among them), or give --reset-optimizer."
+                "flags of the first run (--lora-lr-ratio, --layer-lr-decay), or give "
+                "--reset-optimizer."
             ) from error
         saved = self.param_groups[0]  # fairseq has put one learning rate everywhere, if it gave one
         given = (optimizer_overrides or {}).get("lr")
@@ -159,8 +161,8 @@ def check_learning_rates(model, name) -> None:
     asking = [p for p in model.parameters() if getattr(p, "lr_scale", 1.0) != 1.0]
     if asking and not issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW):
         raise InputError(
-            f"--lora-lr-ratio would be ignored: --optimizer {name} has one learning rate for all "
-            "tensors. Give --optimizer peft_adamw, or leave the ratio out."
+            f"--lora-lr-ratio or --layer-lr-decay would be ignored: --optimizer {name} has one "
+            "learning rate for all tensors. Give --optimizer peft_adamw, or leave the flag out."
         )
 
 

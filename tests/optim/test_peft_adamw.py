@@ -194,7 +194,7 @@ def test_which_optimizers_are_refused():
     check_learning_rates(nn.ParameterList(tensors(1.0)), "adam")
     for name in ("adam", None):
         with pytest.raises(
-            InputError, match=f"--lora-lr-ratio would be ignored: --optimizer {name}"
+            InputError, match=f"--layer-lr-decay would be ignored: --optimizer {name}"
         ):
             check_learning_rates(model, name)
 
@@ -209,7 +209,7 @@ def test_another_optimizer_with_a_ratio_is_refused(fairseq, data_folder, tmp_pat
     done = fairseq("train", *train_flags(data_folder, tmp_path / "run", **flags))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "--lora-lr-ratio would be ignored: --optimizer adam" in line
+    assert "--layer-lr-decay would be ignored: --optimizer adam" in line
     assert "begin training epoch" not in done.stdout and not list(tmp_path.rglob("*.*"))
 
 
