@@ -1,3 +1,7 @@
 """fairseq criterions of the plugin."""
 
-from fairseq_peft.criterions import sentence_classification  # noqa: F401
+from fairseq_peft.compat import require_fairseq
+
+require_fairseq()
+
+from fairseq_peft.criterions import sentence_classification  # noqa: E402, F401

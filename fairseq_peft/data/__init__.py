@@ -1,1 +1,5 @@
 """Data sets and batches for fairseq tasks."""
+
+from fairseq_peft.compat import require_fairseq
+
+require_fairseq()

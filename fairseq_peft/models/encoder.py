@@ -15,7 +15,8 @@ from fairseq.models.transformer.transformer_config import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
-from fairseq_peft.attention import SelfAttention
+# The module, not the class: whoever imports it first has it half-way through when the plugin comes.
+from fairseq_peft import attention
 from fairseq_peft.dropout import Dropout
 from fairseq_peft.errors import InputError
 
@@ -36,7 +37,7 @@ class EncoderLayer(TransformerEncoderLayerBase):
         self.ffn_adapter = None
 
     def build_self_attention(self, embed_dim, cfg):
-        return SelfAttention(
+        return attention.SelfAttention(
             embed_dim,
             cfg.encoder.attention_heads,
             dropout=cfg.attention_dropout,

@@ -1,3 +1,7 @@
 """fairseq optimizers of the plugin."""
 
-from fairseq_peft.optim import peft_adamw  # noqa: F401
+from fairseq_peft.compat import require_fairseq
+
+require_fairseq()
+
+from fairseq_peft.optim import peft_adamw  # noqa: E402, F401

@@ -1,3 +1,7 @@
 """fairseq tasks of the plugin."""
 
-from fairseq_peft.tasks import sentence_classification  # noqa: F401
+from fairseq_peft.compat import require_fairseq
+
+require_fairseq()
+
+from fairseq_peft.tasks import sentence_classification  # noqa: E402, F401
