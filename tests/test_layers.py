@@ -76,6 +76,7 @@ PARTS = {
     "checkpoints": part(5.8, inside=FAIRSEQ),
     "served": part(5.85, FAIRSEQ),
     "predict": part(5.87, FAIRSEQ),
+    "probe": part(5.87, FAIRSEQ, "sklearn"),
     "members.rows": part(4.5, TORCH),
     "members.forward": part(4.5, FAIRSEQ),
     "members": part(5.8, FAIRSEQ + " fairseq_cli"),
