@@ -29,7 +29,7 @@ from fairseq_peft.models.roberta import HEADS
 logger = logging.getLogger(__name__)
 
 #: Of logistic regression ("C" in scikit-learn): the smaller, the stronger the penalty. Larger ones
-#: fit a few thousand rows by heart: on cls-books they won on the 400 rows of valid, and lost on test.
+#: fit a few thousand rows by heart: on cls-books they won on valid, 400 rows, and lost on test.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 #: Levels below the layers, from the bottom up; there, ``<s>`` has the same features in every row.
 BELOW = ("tokens", "embedding")
