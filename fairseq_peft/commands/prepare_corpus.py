@@ -2,6 +2,11 @@
 
 Writes OUT/sentencepiece.bpe.model, OUT/dict.txt, OUT/train.pieces and OUT/valid.pieces. Blank lines
 are left out. fairseq id = sentencepiece id + 1 from piece 3 on.
+
+A text counts N times as FILE:N: text of the task's own domain is short, and is read more often.
+Lines are held out before, and what else has a longer text of theirs (over 100 characters between
+tabs) is left out of train. Text of the task's valid and test splits must not be trained on:
+--exclude leaves out each line that is in those files, or has a column (between tabs) that is.
 """
 
 from __future__ import annotations
@@ -15,13 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser):
-    parser.add_argument("raw", nargs="+", type=Path, metavar="RAW", help="UTF-8 text, or .xz of it")
+    parser.add_argument(
+        "raw", nargs="+", metavar="RAW[:N]", help="UTF-8 text, or .xz of it; N times (1)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--spm", type=Path, help="a sentencepiece model (otherwise one is trained)")
     parser.add_argument("--dict", type=Path, help="its dict.txt (otherwise in the model's order)")
     parser.add_argument("--vocab-size", type=int, help="pieces of a trained model (31998)")
     parser.add_argument("--valid-lines", type=int, default=500, help="held out (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the held-out lines (%(default)s)")
+    parser.add_argument(
+        "--exclude", nargs="+", type=Path, default=[], metavar="FILE", help="text to leave out"
+    )
     parser.add_argument("--threads", type=int, default=2, help="%(default)s")
 
 
@@ -33,8 +43,15 @@ def run(args) -> int:
 
     from fairseq_peft.text import raw_text
 
-    lines = list(raw_text.read_lines(args.raw))
+    lines, left_out = raw_text.read_weighted(args.raw, args.exclude)
+    if args.exclude:
+        logger.info("%s lines left out, as they are in --exclude", f"{left_out:,}")
     train, valid = raw_text.hold_out(lines, args.valid_lines, seed=args.seed)
+    kept = raw_text.without_copies(train, valid)
+    if len(kept) < len(train):
+        copies = len(train) - len(kept)
+        logger.info("%s lines left out of train, as they hold a held-out text", f"{copies:,}")
+    train, valid = raw_text.repeat(kept), [line for line, _ in valid]
     args.out.mkdir(parents=True, exist_ok=True)
     if args.spm:
         raw_text.copy_tokenizer(args.spm, args.dict, args.out)

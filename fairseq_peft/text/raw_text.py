@@ -15,6 +15,8 @@ from fairseq_peft.files import whole
 
 # sentencepiece's own ids 0, 1, 2 are <unk>, <s>, </s>; fairseq has its own rows for them.
 NUM_SPM_SPECIALS = 3
+#: Characters of a text that may be in train and held out, too: by chance.
+SHORT_CHARS = 100
 MODEL_NAME, DICT_NAME = "sentencepiece.bpe.model", "dict.txt"
 
 
@@ -44,7 +46,57 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
             raise InputError(f"{path} is not a whole .xz file ({error}).") from None
 
 
-def hold_out(lines: list[str], num_valid: int, seed: int) -> tuple[list[str], list[str]]:
+def read_weighted(texts: Iterable[str], excluded: Iterable[str | Path] = ()):
+    """``(lines, left_out)`` of texts given as FILE or FILE:N: pairs (line, N), and how many lines
+    were left out because a line of the files ``excluded`` is theirs, or one of their columns.
+
+    Raises:
+        InputError: as ``read_lines``; N is 0.
+    """
+    banned = {spaced(line) for line in read_lines(excluded)}
+    lines, left_out = [], 0
+    for text in texts:
+        path, num_copies = split_weight(str(text))
+        for line in read_lines([path]):
+            if spaced(line) in banned or not banned.isdisjoint(columns(line)):
+                left_out += 1
+            else:
+                lines.append((line, num_copies))
+    return lines, left_out
+
+
+def spaced(text: str) -> str:
+    """The text with one space between words: what counts as the same text."""
+    return " ".join(text.split())
+
+
+def columns(line: str) -> list[str]:
+    """What stands between the tabs of a line."""
+    return [spaced(column) for column in line.split("\t")]
+
+
+def split_weight(text: str) -> tuple[str, int]:
+    """The file and the number of copies of ``FILE`` (1) or ``FILE:N``; a file named so comes first.
+
+    Raises:
+        InputError: N is 0.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or not (number.isascii() and number.isdigit()) or Path(text).is_file():
+        return text, 1
+    if int(number) == 0:
+        raise InputError(f"{text}: 0 copies. Expected FILE or FILE:N with N of 1 or more.")
+    return path, int(number)
+
+
+def repeat(lines: list[tuple[str, int]]) -> list[str]:
+    """Each line as often as it counts: all once, then again those that count more, so that copies
+    of a line stand far from each other."""
+    most = max(num_copies for _, num_copies in lines)
+    return [line for copy in range(most) for line, num_copies in lines if num_copies > copy]
+
+
+def hold_out(lines: list, num_valid: int, seed: int) -> tuple[list, list]:
     """``(train, valid)``: `num_valid` random lines are taken out; both keep their order.
 
     Raises:
@@ -58,6 +110,25 @@ def hold_out(lines: list[str], num_valid: int, seed: int) -> tuple[list[str], li
     chosen = set(np.random.default_rng(seed).choice(len(lines), num_valid, replace=False).tolist())
     train = [line for i, line in enumerate(lines) if i not in chosen]
     return train, [lines[i] for i in sorted(chosen)]
+
+
+def without_copies(train: list, valid: list) -> list:
+    """The pairs (line, N) of ``train`` that hold no text of ``valid``: no column of theirs is the
+    longest of a line there, as a review's is that stands in the text once with its headline and
+    once without. Novels repeat short lines: up to ``SHORT_CHARS`` they stay.
+
+    Raises:
+        InputError: nothing would be left to train on.
+    """
+    longest = {max(columns(line), key=len) for line, _ in valid}
+    held_out = {text for text in longest if len(text) > SHORT_CHARS}
+    kept = [pair for pair in train if held_out.isdisjoint(columns(pair[0]))]
+    if not kept:
+        raise InputError(
+            f"All lines to train on are copies of the {len(valid)} that are held out. Expected "
+            "different lines; hold out fewer (--valid-lines)."
+        )
+    return kept
 
 
 def train_tokenizer(lines: list[str], out: Path, vocab_size: int, num_threads: int = 2) -> None:

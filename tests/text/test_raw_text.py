@@ -128,3 +128,111 @@ def test_verb_refuses(tmp_path, text, capsys, flags, message):
     assert main([*verb, *flags]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def write(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def prepared(caplog, out, raw, *flags):
+    """Lines that train and that are held out, and what the verb logged."""
+    caplog.set_level("INFO")
+    words = [*raw, "--out", out, "--vocab-size", "40", "--seed", "1", *flags]
+    assert main(["prepare-corpus", *map(str, words)]) == 0
+    tokenizer = raw_text.load_tokenizer(out / "sentencepiece.bpe.model")
+    split = {}
+    for name in ("train", "valid"):
+        rows = (out / f"{name}.pieces").read_text("utf-8").splitlines()
+        split[name] = [tokenizer.decode(row.split(" ")) for row in rows]
+    return split["train"], split["valid"], caplog.text
+
+
+def test_a_file_with_a_number_behind_it(tmp_path):
+    assert raw_text.split_weight("a.txt") == ("a.txt", 1)
+    assert raw_text.split_weight("a.txt.xz:12") == ("a.txt.xz", 12)
+    assert raw_text.split_weight("c:d/a.txt") == ("c:d/a.txt", 1)
+    named = str(write(tmp_path / "a.txt:3", "un"))
+    assert raw_text.split_weight(named) == (named, 1)
+    assert raw_text.split_weight(f"{named}:2") == (named, 2)
+    with pytest.raises(InputError, match="a.txt:0: 0 copies"):
+        raw_text.split_weight("a.txt:0")
+    assert raw_text.read_weighted([named, f"{named}:2"]) == ([("un", 1), ("un", 2)], 0)
+
+
+def test_copies_stand_far_from_each_other():
+    pairs = [("a", 1), ("b", 3), ("c", 3), ("d", 1), ("e", 2)]
+    assert raw_text.repeat(pairs) == [*"abcde", *"bce", *"bc"]
+
+
+def test_a_weighted_text_is_read_more_often_but_for_what_is_held_out(tmp_path, text, lines, caplog):
+    own = [f"la critique {i}" for i in range(100)]
+    raw = [text, f"{write(tmp_path / 'own.txt', *own)}:3"]
+    train, valid, _ = prepared(caplog, tmp_path / "out", raw, "--valid-lines", "40")
+    held_out = set(valid)
+    assert held_out & set(own) and held_out & set(lines)
+    assert {line: train.count(line) for line in own} == {
+        line: 0 if line in held_out else 3 for line in own
+    }
+    assert sorted(line for line in train if line not in own) == sorted(set(lines) - held_out)
+
+
+def test_no_copies_are_refused(tmp_path, text, capsys):
+    assert main(["prepare-corpus", f"{text}:0", "--out", str(tmp_path / "out")]) == 1
+    assert "0 copies. Expected FILE or FILE:N with N of 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_excluded_text_is_left_out(tmp_path, lines, caplog):
+    """As a line, as a column of one, and whatever the spaces; not as a part of a text."""
+    whole, column, spaces, part, pair = lines[:5]
+    more = [f"Un titre\t{column}", f"{spaces.replace(' ', '  ')} ", f"{part} et la suite"]
+    raw = write(tmp_path / "raw.txt", whole, *more, f"le titre\t{pair}", *lines[5:])
+    ban = [whole, f" {column}", spaces, part]
+    first = write(tmp_path / "first.txt", *ban)
+    second = write(tmp_path / "second.txt", f"le  titre \t{pair}", "nulle part")
+    found = prepared(
+        caplog, tmp_path / "out", [raw], "--valid-lines", "20", "--exclude", first, second
+    )
+    read = [" ".join(line.split()) for line in found[0] + found[1]]
+    assert sorted(read) == sorted([f"{part} et la suite", *lines[5:]])
+    assert "4 lines left out, as they are in --exclude" in found[2]
+
+
+def test_a_missing_excluded_text_is_named(tmp_path, text, capsys):
+    words = ["--out", tmp_path / "out", "--exclude", tmp_path / "no.txt"]
+    assert main(["prepare-corpus", str(text), *map(str, words)]) == 1
+    assert "no.txt does not exist" in capsys.readouterr().err
+
+
+REVIEW = "Un roman fort et triste, que le vieux chat noir du livre aurait aimé lire. " * 2
+
+
+def test_other_copies_of_a_held_out_text_do_not_train():
+    """A review that is there with its headline, too; and no line that novels repeat."""
+    plain, titled = REVIEW.strip(), f"Très fort\t{REVIEW.replace(' ', '  ')}"
+    other, short = f"Très fort\t{REVIEW} Ou non.", "— Oui."
+    border, over = "o" * raw_text.SHORT_CHARS, "o" * (raw_text.SHORT_CHARS + 1)
+    train = [(line, 2) for line in (plain, titled, other, short, border, over, f"x\t{over}")]
+    assert raw_text.without_copies(train, [(short, 1), (border, 1)]) == train
+    for held_out in (plain, titled):
+        kept = raw_text.without_copies(train, [(held_out, 1)])
+        assert kept == [(line, 2) for line in (other, short, border, over, f"x\t{over}")]
+    assert raw_text.without_copies(train, [(over, 1)]) == train[:5]
+    with pytest.raises(InputError, match="All lines to train on are copies of the 1 that"):
+        raw_text.without_copies(train[:2], [(plain, 2)])
+
+
+def test_the_verb_leaves_copies_out_and_says_how_many(tmp_path, lines, caplog):
+    reviews = [f"{REVIEW}{i}" for i in range(30)]
+    titled = [f"Titre {i % 7}\t{review}" for i, review in enumerate(reviews)]
+    files = [write(tmp_path / "plain.txt", *reviews), write(tmp_path / "titled.txt", *titled)]
+    raw = [write(tmp_path / "novel.txt", *lines), files[0], f"{files[1]}:4"]
+    train, valid, logged = prepared(caplog, tmp_path / "out", raw, "--valid-lines", "60")
+    numbers = {line.rsplit(" ", 1)[1] for line in valid if REVIEW.strip() in line}
+    copies = [line for line in train if REVIEW.strip() in line]
+    assert 0 < len(numbers) < 30
+    assert not numbers & {line.rsplit(" ", 1)[1] for line in copies}
+    assert len(copies) == (1 + 4) * (30 - len(numbers))
+    gone = 2 * len(numbers) - sum(REVIEW.strip() in line for line in valid)
+    assert gone > 0 and f"{gone} lines left out of train, as they hold a held-out" in logged
