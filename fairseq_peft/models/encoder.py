@@ -181,19 +181,25 @@ class LMHead(RobertaLMHead):
     """fairseq's LM head, whose ``weight`` is the token embedding's.
 
     ``output_update`` is a slot: None, or a function of the last features (..., C) that returns what
-    is added to the logits (..., V), where the embedding is not its weight alone.
+    is added to the logits (..., V), where the embedding is not its weight alone. With ``bf16`` the
+    linear maps are in bf16, and so are the logits.
     """
 
-    def __init__(self, embed_dim, output_dim, activation_fn, weight=None):
+    def __init__(self, embed_dim, output_dim, activation_fn, weight=None, bf16=False):
         super().__init__(embed_dim, output_dim, activation_fn, weight)
         self.output_update = None
+        self.bf16 = bf16
 
     def forward(self, features, masked_tokens=None, **unused):
         if masked_tokens is not None:
             features = features[masked_tokens, :]
-        x = self.layer_norm(self.activation_fn(self.dense(features)))
-        logits = F.linear(x, self.weight) + self.bias
-        return logits if self.output_update is None else logits + self.output_update(x)
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.layer_norm(self.activation_fn(self.dense(features)))
+            if self.bf16:  # no (..., V) in fp32
+                logits = F.linear(x, self.weight, self.bias)
+            else:  # stock's, bit for bit
+                logits = F.linear(x, self.weight) + self.bias
+            return logits if self.output_update is None else logits + self.output_update(x)
 
 
 class PeftRobertaEncoder(RobertaEncoder):
@@ -205,7 +211,7 @@ class PeftRobertaEncoder(RobertaEncoder):
         return encoder
 
     def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
-        return LMHead(embed_dim, output_dim, activation_fn, weight)
+        return LMHead(embed_dim, output_dim, activation_fn, weight, self.args.precision == "bf16")
 
     def forward(
         self,
