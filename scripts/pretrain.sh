@@ -14,13 +14,15 @@
 #
 # Knobs (environment variables):
 #   RAW=                 UTF-8 text, one sentence or paragraph a line; .xz too; several with spaces
-#                        between them, or as arguments
+#                        between them, or as arguments; FILE:8 is read eight times a pass
+#   EXCLUDE=             text to leave out, as the task's valid and test: lines, or columns of RAW
 #   SAVE_DIR=            folder to write
+#   START=               a model.pt to go on from; needs its SPM (and DICT)
 #   SPM= DICT=           a given sentencepiece model and its dict.txt (DICT may be left out); without
 #                        SPM one of VOCAB_SIZE pieces is trained
 #   VOCAB_SIZE=31998     gives 32,000 rows: 4 specials and <mask>, less sentencepiece's own 3
 #   VALID_LINES=500      lines held out at random (SEED)
-#   INIT_EMBEDDINGS=svd  or random
+#   INIT_EMBEDDINGS=svd  or random, of a fresh model
 #   TOKENS_SHORT=64      block length of the first phase, for UPDATES_SHORT=4400 updates
 #   TOKENS_LONG=256      block length of the second, and the positions of the model; UPDATES_LONG=2700
 #   TOKENS_PER_UPDATE=2048  makes the batch: 32 blocks of 64, 8 of 256
@@ -39,12 +41,14 @@ set -euo pipefail
 parse_args "$@"
 
 RAW=${RAW:-}                                    # text files
+EXCLUDE=${EXCLUDE:-}                            # text that must not be trained on
 SAVE_DIR=${SAVE_DIR:-}                          # where everything goes
+START=${START:-}                                # checkpoint to go on from; empty: a fresh model
 SPM=${SPM:-}                                    # sentencepiece model; empty: train one
 DICT=${DICT:-}                                  # its dict.txt; empty: the model's order
 VOCAB_SIZE=${VOCAB_SIZE:-}                      # pieces of a trained one; empty: 31998
 VALID_LINES=${VALID_LINES:-500}                 # held out
-INIT_EMBEDDINGS=${INIT_EMBEDDINGS:-svd}         # svd or random
+INIT_EMBEDDINGS=${INIT_EMBEDDINGS:-}            # svd or random; empty: svd, without START
 TOKENS_SHORT=${TOKENS_SHORT:-64}                # block length, first phase
 UPDATES_SHORT=${UPDATES_SHORT:-4400}            # its updates; 0 leaves it out
 TOKENS_LONG=${TOKENS_LONG:-256}                 # block length, second phase; positions of the model
@@ -66,6 +70,7 @@ PROGRESS_S=${PROGRESS_S:-8}                     # seconds between progress lines
 
 read -ra RAW_FILES <<<"$RAW"
 RAW_FILES+=("${ARGS[@]+"${ARGS[@]}"}")
+read -ra EXCLUDE_FILES <<<"$EXCLUDE"
 read -ra ARCH_WORDS <<<"$ARCH_ARGS"
 read -ra OPTIM_WORDS <<<"$OPTIM_ARGS"
 WORK=$SAVE_DIR/work
@@ -89,7 +94,12 @@ check_knobs() {
     die "TOKENS_SHORT=$TOKENS_SHORT is above TOKENS_LONG=$TOKENS_LONG, the positions of the model"
   [ "$TOKENS_PER_UPDATE" -ge "$TOKENS_LONG" ] ||
     die "TOKENS_PER_UPDATE=$TOKENS_PER_UPDATE is less than one block of TOKENS_LONG=$TOKENS_LONG"
-  case $INIT_EMBEDDINGS in
+  if [ -n "$START" ]; then
+    [ -f "$START" ] || die "START=$START does not exist; name the model.pt to go on from"
+    [ -n "$SPM" ] || die "START needs SPM, the sentencepiece model it was trained with"
+    [ -z "$INIT_EMBEDDINGS" ] || die "INIT_EMBEDDINGS would be ignored: START has embeddings"
+  fi
+  case ${INIT_EMBEDDINGS:=svd} in
     svd | random) ;;
     *) die "INIT_EMBEDDINGS='$INIT_EMBEDDINGS'; expected svd or random" ;;
   esac
@@ -100,6 +110,9 @@ check_knobs() {
 # What a checkpoint depends on; another set of knobs in the same folder is an error, not a mixture.
 settings() {
   local name
+  for name in START EXCLUDE; do # only where given: folders from before these knobs go on
+    [ -z "${!name}" ] || printf '%s=%s\n' "$name" "${!name}"
+  done
   for name in SPM DICT VOCAB_SIZE VALID_LINES INIT_EMBEDDINGS TOKENS_SHORT UPDATES_SHORT TOKENS_LONG \
     UPDATES_LONG TOKENS_PER_UPDATE LR WARMUP SEED ARCH ARCH_ARGS OPTIM_ARGS PRECISION; do
     printf '%s=%s\n' "$name" "${!name}"
@@ -172,6 +185,7 @@ prepare_text() {
   [ -z "$SPM" ] || flags+=(--spm "$SPM")
   [ -z "$DICT" ] || flags+=(--dict "$DICT")
   [ -z "$VOCAB_SIZE" ] || flags+=(--vocab-size "$VOCAB_SIZE")
+  [ -z "$EXCLUDE" ] || flags+=(--exclude "${EXCLUDE_FILES[@]}")
   run rm -rf "$WORK/text" "$WORK/data-bin.tmp"
   watched "tokenizer and held-out lines" "$WORK/prepare.log" \
     peft_cli prepare-corpus "${RAW_FILES[@]}" "${flags[@]}"
@@ -236,6 +250,9 @@ train_phase() {
     :
   elif [ -n "$previous" ]; then
     start=(--restore-file "$WORK/$previous/checkpoint_last.pt" --reset-dataloader --reset-meters)
+  elif [ -n "$START" ]; then
+    start=(--restore-file "$START" --reset-optimizer --reset-lr-scheduler --reset-dataloader
+      --reset-meters)
   elif [ "$INIT_EMBEDDINGS" = svd ]; then
     start=(--init-embeddings "$WORK/init.npz")
   fi
@@ -272,7 +289,7 @@ fi
 export OMP_NUM_THREADS=$THREADS
 
 [ -e "$WORK/data-bin" ] || prepare_text
-[ "$INIT_EMBEDDINGS" = random ] || [ -e "$WORK/init.npz" ] || svd_embeddings
+[ -n "$START" ] || [ "$INIT_EMBEDDINGS" = random ] || [ -e "$WORK/init.npz" ] || svd_embeddings
 previous=
 if [ "$UPDATES_SHORT" -gt 0 ]; then
   train_phase short "$TOKENS_SHORT" "$UPDATES_SHORT" ""

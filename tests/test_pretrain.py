@@ -70,6 +70,20 @@ def test_dry_run_of_one_phase_with_random_embeddings(tmp_path):
     assert "--half" in done.stdout
 
 
+def test_dry_run_from_a_checkpoint(tmp_path):
+    knobs = {"RAW": "a.txt own.txt:8", "SAVE_DIR": "out", "START": SCRIPT, "SPM": "m"}
+    done = pretrain(tmp_path, "--dry-run", EXCLUDE="v.txt t.txt", **knobs)
+    assert done.returncode == 0, done.stderr
+    short, long = (line for line in done.stdout.splitlines() if "fairseq_cli.train" in line)
+    resets = " ".join(f"--reset-{part}" for part in ("optimizer", "lr-scheduler", "dataloader"))
+    assert f"--restore-file {SCRIPT} {resets} --reset-meters" in short
+    assert "short/checkpoint_last.pt" in long and "--reset-optimizer" not in long
+    assert "svd" not in done.stdout and "--init-embeddings" not in done.stdout
+    assert "prepare-corpus a.txt own.txt:8 --out" in done.stdout
+    assert "--exclude v.txt t.txt" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
@@ -83,6 +97,10 @@ def test_dry_run_of_one_phase_with_random_embeddings(tmp_path):
         ({"INIT_EMBEDDINGS": "glove"}, "expected svd or random"),
         ({"DICT": "d"}, "DICT is given without SPM"),
         ({"SPM": "m", "VOCAB_SIZE": "100"}, "would be ignored"),
+        ({"START": "no.pt", "SPM": "m"}, "START=no.pt does not exist"),
+        ({"START": SCRIPT.parent, "SPM": "m"}, "does not exist; name the model.pt"),
+        ({"START": SCRIPT}, "START needs SPM"),
+        ({"START": SCRIPT, "SPM": "m", "INIT_EMBEDDINGS": "svd"}, "would be ignored: START has"),
     ],
 )
 def test_bad_knobs_are_refused(tmp_path, knobs, message):
@@ -105,6 +123,17 @@ def test_other_knobs_in_the_same_folder_are_refused(tmp_path):
     third = pretrain(tmp_path, RAW="elsewhere.txt", SAVE_DIR="out", LR="1e-3")
     assert third.returncode == 1 and "begun with other knobs" in third.stderr
     assert "now:  LR=1e-3" in third.stderr and "then: LR=6e-4" in third.stderr
+    fourth = pretrain(tmp_path, RAW="elsewhere.txt", SAVE_DIR="out", START=SCRIPT, SPM="m")
+    assert fourth.returncode == 1 and f"now:  START={SCRIPT}" in fourth.stderr
+    fifth = pretrain(tmp_path, RAW="elsewhere.txt", SAVE_DIR="out", EXCLUDE="test.txt")
+    assert fifth.returncode == 1 and "now:  EXCLUDE=test.txt" in fifth.stderr
+
+
+def test_a_folder_from_before_a_knob_goes_on(tmp_path):
+    """Knobs that came later are in its settings only where they are given."""
+    pretrain(tmp_path, RAW="nowhere.txt", SAVE_DIR="out")
+    settings = (tmp_path / "out" / "work" / "settings").read_text()
+    assert "START" not in settings and "EXCLUDE" not in settings and "LR=6e-4" in settings
 
 
 @pytest.fixture
@@ -165,20 +194,70 @@ def test_export_refuses_what_would_run_code_or_is_cut_short(
     assert not Path("ran").exists() and not Path("out.pt").exists()
 
 
+def text(tmp_path, weights=None):
+    """500 lines of twenty words, which are as likely as their weights say."""
+    words = [f"{a}{b}" for a in ("ba", "co", "di", "fu", "le") for b in ("ma", "ne", "ri", "to")]
+    rng = random.Random(0)
+    lines = [" ".join(rng.choices(words, weights, k=12)) for _ in range(500)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    return lines
+
+
+#: Blocks of 16, then of 32.
+SMALL = {
+    "RAW": "text.txt", "VOCAB_SIZE": 34, "VALID_LINES": 20, "WARMUP": 10, "TOKENS_SHORT": 16,
+    "TOKENS_LONG": 32, "TOKENS_PER_UPDATE": 128, "LOG_EVERY": 10, "THREADS": 1, "ARCH_ARGS": TINY,
+}  # fmt: skip
+
+
+def losses(folder):
+    """num_updates and train_loss of each point of the curve."""
+    rows = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    return [row["num_updates"] for row in rows], [row["train_loss"] for row in rows]
+
+
+@pytest.mark.end_to_end
+def test_start_goes_on_from_a_checkpoint(tmp_path):
+    """From its weights, in half precision here, with a schedule of its own; and not from it again
+    where its own run has been begun."""
+    pytest.importorskip("fairseq")
+    lines = text(tmp_path, [2.0**-i for i in range(20)])
+    first = {**SMALL, "SAVE_DIR": "first", "UPDATES_SHORT": 0, "UPDATES_LONG": 100, "HALF": 1}
+    first["VOCAB_SIZE"] = 24
+    done = pretrain(tmp_path, LR="1e-2", INIT_EMBEDDINGS="random", **first)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, before = losses(tmp_path / "first")
+    assert before[-1] < before[0] - 0.5
+
+    (tmp_path / "test.txt").write_text("\n".join(lines[:7]))
+    again = {**SMALL, "SAVE_DIR": "second", "UPDATES_SHORT": 0, "UPDATES_LONG": 20, "LR": "1e-6"}
+    again.update(VOCAB_SIZE="", RAW="text.txt:2", EXCLUDE="test.txt")
+    again.update(START="first/model.pt", SPM="first/sentencepiece.bpe.model", DICT="first/dict.txt")
+    done = pretrain(tmp_path, **again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    updates, after = losses(tmp_path / "second")
+    assert updates == [10, 20]
+    assert all(abs(loss - before[-1]) < (before[0] - before[-1]) / 3 for loss in after)
+    work = tmp_path / "second" / "work"
+    assert "7 lines left out, as they are in --exclude" in (work / "prepare.log").read_text()
+    assert not (work / "init.npz").exists()
+
+    for path in (work / "long" / "done", tmp_path / "second" / "model.pt"):
+        path.unlink()
+    done = pretrain(tmp_path, "--dry-run", **again)
+    (line,) = (line for line in done.stdout.splitlines() if "fairseq_cli.train" in line)
+    assert "--restore-file" not in line and "--reset-optimizer" not in line
+
+
 @pytest.mark.end_to_end
 def test_killed_and_taken_up_again(tmp_path):
     pytest.importorskip("fairseq")
     import torch
 
-    words = [f"{a}{b}" for a in ("ba", "co", "di", "fu", "le") for b in ("ma", "ne", "ri", "to")]
-    rng = random.Random(0)
-    lines = [" ".join(rng.choices(words, k=12)) for _ in range(500)]
-    (tmp_path / "text.txt").write_text("\n".join(lines))
+    text(tmp_path)
     knobs = {
-        "RAW": "text.txt", "SAVE_DIR": "out", "VOCAB_SIZE": 34, "VALID_LINES": 20, "WARMUP": 10,
-        "TOKENS_SHORT": 16, "TOKENS_LONG": 32, "TOKENS_PER_UPDATE": 128, "UPDATES_SHORT": 30,
-        "UPDATES_LONG": 270, "SAVE_EVERY": 20, "VALID_EVERY": 20, "LOG_EVERY": 10, "THREADS": 1,
-        "PROGRESS_S": 1, "ARCH_ARGS": TINY, "HALF": 1,
+        **SMALL, "SAVE_DIR": "out", "UPDATES_SHORT": 30, "UPDATES_LONG": 270, "SAVE_EVERY": 20,
+        "VALID_EVERY": 20, "PROGRESS_S": 1, "HALF": 1,
     }  # fmt: skip
     out = tmp_path / "out"
     first = pretrain(tmp_path, popen=True, **knobs)
