@@ -234,8 +234,9 @@ class Base:
 
 
 def plain_model(flags: dict, dictionary):
-    """The model that ``flags`` build, without any method."""
-    plain = {"peft": "full", "precision": "fp32", "init_embeddings": ""}
+    """The model that ``flags`` build, without any method or head."""
+    # An adapter from before --pooler must not find that of another.
+    plain = {"peft": "full", "precision": "fp32", "init_embeddings": "", "pooler": "first"}
     given = OmegaConf.create({**flags, **dict.fromkeys(METHOD_FIELDS), **plain})
     task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
     return models.build_model(given, task)

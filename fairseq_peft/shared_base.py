@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.models import heads
 from fairseq_peft.switches import PrefixSwitch, PromptSwitch, Switch, pieces
 
 #: What the encoder reads without calling the module that holds it.
@@ -119,11 +120,15 @@ class SharedBase:
         prefix = self.model.get_submodule(self.root).prefix
         if isinstance(prefix, PrefixSwitch):
             prefix.num_reserved = num_reserved
-        x, _ = self.model.encoder(tokens, features_only=True, first_only=True)
+        first = all(self.adapters[name].head.pooler == "first" for name in names)
+        x, _ = self.model.encoder(tokens, features_only=True, first_only=first)
+        text = tokens.ne(self.padding)
         return [
             row
             for piece in self._batch
-            for row in self.adapters[piece.name].head(x[piece.rows]).float().unbind()
+            for row in heads.scores(self.adapters[piece.name].head, x[piece.rows], text[piece.rows])
+            .float()
+            .unbind()
         ]
 
     def _switch(self, path):

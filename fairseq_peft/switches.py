@@ -113,8 +113,15 @@ class PromptSwitch(Switch):
         )
 
     def remove(self, x):
-        """Of the features (B, 1, C) of the first position: themselves."""
-        return x[:, :1]
+        """Features (B, P + T, C) -> (B, T, C), each row without its own prompt; (B, 1, C) of the
+        first position stay."""
+        if x.shape[1] == 1:
+            return x
+        parts = [self.part(piece.name) for piece in self.batch]
+        num_tokens = x.shape[1] - max(0 if part is None else part.num_tokens for part in parts)
+        own = [x[piece.rows] for piece in self.batch]
+        own = [x if part is None else part.remove(x) for part, x in zip(parts, own)]
+        return torch.cat([x[:, :num_tokens] for x in own])
 
 
 class PrefixSwitch(Switch):

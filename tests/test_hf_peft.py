@@ -145,6 +145,7 @@ def test_the_base_is_named_where_asked(adapter, base, tmp_path):
         ("prompt", {}, ["after_bos", "before_bos"]),
         ("prefix", {}, ["shared", "reserved"]),
         ("lora", {"classifier_head": "linear"}, ["--classifier-head linear", "dense"]),
+        ("lora", {"pooler": "mean"}, ["--pooler mean", "the features of <s>"]),
         ("lora", {"activation_fn": "relu"}, ["--activation-fn relu", "gelu"]),
         ("lora", {"pooler_activation_fn": "relu"}, ["--pooler-activation-fn relu", "tanh"]),
     ],

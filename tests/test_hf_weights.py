@@ -127,6 +127,7 @@ def test_the_configuration_says_what_fairseq_does():
         {"activation_fn": "relu"},
         {"pooler_activation_fn": "relu"},
         {"classifier_head": "linear"},
+        {"pooler": "mean"},
         {"encoder_layerdrop": 0.1},
         {"activation_dropout": 0.1},
     ],

@@ -133,6 +133,25 @@ def test_joint_pass_is_that_of_each_member(dictionary, peft, given):
     check_equal(members(dictionary, peft, {**given, **DROPOUT}), batches(dictionary))
 
 
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("pooler", ["mean", "max"])
+@pytest.mark.parametrize("peft", ["lora", "head_only", "adapter", "prompt", "prefix"])
+def test_joint_pass_with_a_pooler(dictionary, peft, pooler, train):
+    models = members(dictionary, peft, {"pooler": pooler, **DROPOUT}, train=train)
+    check_equal(models, batches(dictionary))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_members_of_several_poolers(dictionary, order):
+    """Of one batch, too: each head reads its own."""
+    poolers = ("first", "mean", "max")[::order]
+    models = members(dictionary, "lora", {}, train=False)
+    for model, pooler in zip(models, poolers):
+        model.classification_heads["head"].pooler = pooler
+    tokens = batches(dictionary, 1)[0]
+    check_equal(models, [tokens] * 3)
+
+
 @pytest.mark.parametrize("peft", ["lora", "adapter", "prompt", "prefix"])
 def test_joint_pass_in_bf16(dictionary, peft):
     models = members(dictionary, peft, {"precision": "bf16", **DROPOUT})

@@ -63,8 +63,8 @@ def curve(folder):
 
 
 MEMBERS = [
-    {"seed": 1, "lr": 1e-2, "lora_rank": 4, **DROPOUT},
-    {"seed": 2, "lr": 2e-2, "lora_rank": 2, "lora_lr_ratio": 4, **DROPOUT},
+    {"seed": 1, "lr": 1e-2, "lora_rank": 4, "pooler": "mean", **DROPOUT},
+    {"seed": 2, "lr": 2e-2, "lora_rank": 2, "lora_lr_ratio": 4, "pooler": "max", **DROPOUT},
     {"seed": 2, "lr": 5e-3, "lora_rank": 4, "max_epoch": 1, **DROPOUT},
 ]
 

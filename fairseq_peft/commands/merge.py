@@ -40,6 +40,7 @@ def run(args) -> int:
     import torch
 
     state, model, batches, head, expected = checkpoints.load(args)
+    check_pooler(args.checkpoint, model)
     merge(args.checkpoint, model)
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
     weights = stock_weights(model)
@@ -67,6 +68,17 @@ def merge(path: Path, model) -> None:
         model.fold()
         hint = " fairseq-peft fold drops its MLP." if model.setting != before else ""
         raise InputError(f"{path}: {error}{hint}") from error
+
+
+def check_pooler(path: Path, model) -> None:
+    """Raise InputError where the head reads what fairseq's own heads cannot."""
+    for head in model.classification_heads.values():
+        if head.pooler != "first":
+            raise InputError(
+                f"{path} was trained with --pooler {head.pooler}, and fairseq's own heads read the "
+                "features of <s>. Keep the checkpoint or the adapter folder, which fairseq-peft "
+                "predict takes."
+            )
 
 
 def check_finite(path: Path, weights: dict, dtype: str) -> None:

@@ -270,6 +270,7 @@ def check_start(path: str, state: dict, model, dictionary: Dictionary, cfg) -> N
     ``model``, and its token ids mean what they mean in the data."""
     try:
         model.account(state["model"])
+        model.check_pooler(state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     check_beside(path, dictionary, f"{cfg.data}/input0/dict.txt")

@@ -27,7 +27,7 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _TOLD = (
     *("activation_fn", "pooler_activation_fn", "untie_weights_roberta"),
     *("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"),
-    *("classifier_head", "pooler_dropout"),
+    *("classifier_head", "pooler", "pooler_dropout"),
 )
 
 

@@ -12,6 +12,7 @@ FIXED = {
     "layernorm_embedding": (True, "it has a layer norm on the embeddings"),
     "activation_fn": ("gelu", "its language model's head is fixed to gelu"),
     "pooler_activation_fn": ("tanh", "its classification head is fixed to tanh"),
+    "pooler": ("first", "its classification head reads the features of <s>"),
     "classifier_head": ("roberta", "its classification head has a dense layer before the classes"),
 }
 #: The same, the other way round.

@@ -20,6 +20,7 @@ from torch import nn
 
 from fairseq_peft.attention import attend
 from fairseq_peft.members.rows import Rows, Stream, each
+from fairseq_peft.models import heads
 
 #: The blocks of a layer, each with a slot for an adapter.
 PLACES = ("attention", "ffn")
@@ -104,24 +105,26 @@ class JointForward:
             head: name of the classification head.
         """
         model = self.models[0]
+        first = all(m.classification_heads[head].pooler == "first" for m in self.models)
+        padding = model.encoder.dictionary.pad()
         drawn = self._join_streams(streams) if model.training else None
         rows, keeps, prefixes = self._embed(batches, drawn)
         bf16 = self.encoders[0].bf16
         with torch.autocast(rows.x.device.type, torch.bfloat16, enabled=bf16):
             for index, layer in enumerate(self.layers):
                 last = index == len(self.layers) - 1
-                rows = layer(rows, keeps, [p[index] for p in prefixes], last, drawn)
+                rows = layer(rows, keeps, [p[index] for p in prefixes], last and first, drawn)
         prompts = any(encoder.soft_prompt is not None for encoder in self.encoders)
         rows = each(lambda m, x: self.encoders[m].finish(x), rows, own=prompts)
         scores = []
         for m, model in enumerate(self.models):
-            head_of = model.classification_heads[head]
+            given = (model.classification_heads[head], rows.part(m), batches[m].ne(padding))
             if drawn:
                 drawn[m] = drawn[m].fork()
                 with drawn[m]:
-                    scores.append(head_of(rows.part(m)))
+                    scores.append(heads.scores(*given))
             else:
-                scores.append(head_of(rows.part(m)))
+                scores.append(heads.scores(*given))
         if drawn:
             streams[:] = drawn
         return scores

@@ -5,6 +5,8 @@ Shape letters: B batch, T tokens, C model dim.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from fairseq.models.roberta import RobertaClassificationHead
 from torch import nn
@@ -66,7 +68,24 @@ def pool(features: torch.Tensor, text: torch.Tensor, pooler: str) -> torch.Tenso
     text = text.unsqueeze(-1)
     if pooler == "max":
         return features.masked_fill(~text, float("-inf")).amax(1, keepdim=True)
-    return (features * text).sum(1, keepdim=True) / text.sum(1, keepdim=True)
+    return features.masked_fill(~text, 0).sum(1, keepdim=True) / text.sum(1, keepdim=True)
+
+
+def check_pooler(model, state: dict) -> None:
+    """Raise InputError where ``model`` would take a head from the checkpoint ``state`` that was
+    trained with another pooler."""
+    cfg = state.get("cfg")
+    told = cfg.get("model") if isinstance(cfg, dict) else state.get("args")
+    before = pooler_of(SimpleNamespace(**told) if isinstance(told, dict) else told)
+    if model.accepts_base and model.args.reset_head:
+        return
+    for name, head in model.classification_heads.items():
+        found = f"classification_heads.{name}.out_proj.weight" in state["model"]
+        if found and head.pooler != before:
+            raise InputError(
+                f"The checkpoint's head {name!r} was trained with --pooler {before}, not "
+                f"{head.pooler}. Give --pooler {before}, or --reset-head to start a fresh head."
+            )
 
 
 def scores(head: nn.Module, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

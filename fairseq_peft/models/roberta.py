@@ -160,6 +160,10 @@ class RobertaPeftModel(RobertaModel):
         if self.accepts_base and not any(key in (state_dict or ()) for key in self.added):
             self.setting.check_start(self, state_dict)
 
+    def check_pooler(self, state) -> None:
+        """Raise InputError where a head of the checkpoint ``state`` reads something else."""
+        heads.check_pooler(self, state)
+
     def read_adapter(self, folder, base=None):
         """The description and the tensors of an adapter folder, for methods that build on others.
 
@@ -202,7 +206,18 @@ class RobertaPeftModel(RobertaModel):
         """Register a head, which trains from now on; with ``seed`` it is the same for every method.
 
         The LM head is not read by a classifier: from here on it is frozen.
+
+        Raises:
+            InputError: the pooler is unknown, or would read a prompt.
         """
+        pooler = heads.pooler_of(self.args)
+        prompt = self.encoder.sentence_encoder.soft_prompt
+        if pooler != "first" and prompt is not None and prompt.start == 0:
+            raise InputError(
+                f"--pooler {pooler} reads the text, and with --prompt-placement before_bos the "
+                "first features are those of the prompt. Give --prompt-placement after_bos, or "
+                "--pooler first."
+            )
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(stream_seed(seed, "head", name))
@@ -213,7 +228,7 @@ class RobertaPeftModel(RobertaModel):
                 self.classification_heads[name] = head
             else:
                 super().register_classification_head(name, num_classes, inner_dim, **kwargs)
-        self.classification_heads[name].pooler = heads.pooler_of(self.args)
+        self.classification_heads[name].pooler = pooler
         self.reads_lm_head = False
         self.freeze()
 

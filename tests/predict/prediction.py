@@ -25,6 +25,8 @@ FORMS = {
         "prefix_num_tokens": 4,
         "prefix_positions": "reserved",
     },
+    "mean": {"arch": "roberta_small_adapter", "pooler": "mean"},
+    "max": {"arch": "roberta_small_prompt", "prompt_num_tokens": 3, "pooler": "max"},
     "full": {"arch": "roberta_small_full"},
 }
 

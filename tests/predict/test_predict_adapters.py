@@ -160,7 +160,7 @@ def test_adding_takes_milliseconds(classifier, train):
 
 
 def test_which_adapter_is_never_guessed(classifier, texts, train, base):
-    with pytest.raises(InputError, match="Which adapter\\? There are 12.*Name one"):
+    with pytest.raises(InputError, match="Which adapter\\? There are 14.*Name one"):
         classifier.predict(texts)
     with pytest.raises(InputError, match="no adapter 'lorra'. Loaded: lora, linear"):
         classifier.predict(texts, "lorra")
