@@ -20,16 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["train"],
         help="leave out the rows of train whose text valid or test has as well",
     )
+    parser.add_argument(
+        "--spm",
+        metavar="MODEL",
+        type=Path,
+        help="read pieces of this sentencepiece model, as a model does, not words",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, help="with --spm: cut texts as a model of so many positions does"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from fairseq_peft.report.tfidf import run_tfidf
+    from fairseq_peft.errors import InputError
+    from fairseq_peft.report.tfidf import Pieces, run_tfidf
 
+    if args.max_tokens is not None and args.spm is None:
+        raise InputError(
+            "--max-tokens would be ignored: words are not cut. Give --spm, the model's tokenizer."
+        )
+    pieces = None if args.spm is None else Pieces(args.spm, args.max_tokens)
     name = args.name or Path(args.raw_dir).resolve().name
-    result = run_tfidf(args.raw_dir, args.runs, name, args.drop_duplicates == "train")
+    result = run_tfidf(args.raw_dir, args.runs, name, args.drop_duplicates == "train", pieces)
     logger.info(
-        "%s/baseline/tfidf: test accuracy %.2f %%, valid %.2f %%, %.1f s, %s",
+        "%s/baseline/%s: test accuracy %.2f %%, valid %.2f %%, %.1f s, %s",
         name,
+        result["method"],
         100 * result["test_accuracy"],
         100 * result["valid_accuracy"],
         result["seconds"],

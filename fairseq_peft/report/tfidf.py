@@ -4,6 +4,9 @@ Grid (60 settings, 5 to 10 s): n-grams of words (1, 1) and (1, 2); ``min_df`` 1,
 ``sublinear_tf`` or not; C of the L2-penalised logistic regression 1, 3, 10, 30, 100. The first of
 the best settings wins, and the grid runs from small to large. The classifier sees ``train`` only,
 as every other method does.
+
+It reads whole texts, as words. ``Pieces`` gives it what a model reads instead: sentencepiece's
+pieces, case and all, of texts that are cut. The difference is what the model's input costs.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import itertools
 import logging
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_peft import __version__
@@ -20,6 +24,7 @@ from fairseq_peft.report.result import write_result
 from fairseq_peft.report.runs import SCHEMA, check_result
 from fairseq_peft.text.checks import drop_duplicates
 from fairseq_peft.text.corpus import SPLITS, read_corpus, sort_labels
+from fairseq_peft.text.raw_text import load_tokenizer
 
 GRID = {
     "ngram_range": ((1, 1), (1, 2)),
@@ -27,7 +32,36 @@ GRID = {
     "sublinear_tf": (False, True),
     "C": (1.0, 3.0, 10.0, 30.0, 100.0),
 }
+#: For texts that are cut into pieces already.
+PIECE_OPTIONS = {"token_pattern": r"\S+", "lowercase": False}
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Texts as a model reads them: pieces of a sentencepiece model, the first ``max_tokens`` - 2
+    of them (all for None): ``<s>`` and ``</s>`` take a position each."""
+
+    spm: Path
+    max_tokens: int | None = None
+
+    def __post_init__(self):
+        if self.max_tokens is not None and self.max_tokens < 3:
+            raise InputError(
+                f"--max-tokens {self.max_tokens} leaves no piece beside <s> and </s>. Give 3 or "
+                "more."
+            )
+
+    @property
+    def label(self) -> str:
+        """What the baseline on them is called."""
+        return "tfidf-pieces" if self.max_tokens is None else f"tfidf-pieces-{self.max_tokens}"
+
+    def __call__(self, texts: list[str]) -> list[str]:
+        """Each text as its pieces with spaces between them."""
+        limit = None if self.max_tokens is None else self.max_tokens - 2
+        rows = load_tokenizer(self.spm).encode(texts, out_type=str)
+        return [" ".join(row[:limit]) for row in rows]
 
 
 def read_data(raw_dir: Path, drop: bool = False) -> dict[str, tuple[list[str], list[str]]]:
@@ -54,8 +88,15 @@ def read_data(raw_dir: Path, drop: bool = False) -> dict[str, tuple[list[str], l
     }
 
 
-def run_tfidf(raw_dir: Path | str, runs: Path | str, name: str, drop: bool = False) -> dict:
-    """Tune on valid, measure on test, write ``runs/name/baseline/tfidf/seed1/result.json``.
+def run_tfidf(
+    raw_dir: Path | str,
+    runs: Path | str,
+    name: str,
+    drop: bool = False,
+    pieces: Pieces | None = None,
+) -> dict:
+    """Tune on valid, measure on test, write ``runs/name/baseline/tfidf/seed1/result.json``; with
+    ``pieces``, its label is in the place of ``tfidf``.
 
     Trainable: one weight an n-gram and one bias for two classes, that for each class beyond two.
 
@@ -64,10 +105,14 @@ def run_tfidf(raw_dir: Path | str, runs: Path | str, name: str, drop: bool = Fal
     """
     started = time.perf_counter()
     data = read_data(Path(raw_dir), drop)
-    run_dir = Path(runs) / name / "baseline" / "tfidf" / "seed1"
-    best = _tune(data)
+    label = "tfidf" if pieces is None else pieces.label
+    run_dir = Path(runs) / name / "baseline" / label / "seed1"
+    if pieces is not None:
+        data = {split: (pieces(texts), labels) for split, (texts, labels) in data.items()}
+    best = _tune(data, {} if pieces is None else PIECE_OPTIONS)
     result = {
         **_result(data, best),
+        "method": label,
         "data": name,
         "seconds": time.perf_counter() - started,
     }
@@ -80,16 +125,16 @@ def run_tfidf(raw_dir: Path | str, runs: Path | str, name: str, drop: bool = Fal
     return result
 
 
-def _tune(data: dict) -> dict:
+def _tune(data: dict, options: dict) -> dict:
     """The setting with the highest accuracy on valid, with its vectoriser and classifier."""
     import sklearn.linear_model  # noqa: F401  the limit holds only for BLAS libraries loaded by now
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # two threads are ten times slower on problems this small
-        return _search(data)
+        return _search(data, options)
 
 
-def _search(data: dict) -> dict:
+def _search(data: dict, options: dict) -> dict:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -98,7 +143,7 @@ def _search(data: dict) -> dict:
     *text_knobs, _ = GRID
     for values in itertools.product(*(GRID[knob] for knob in text_knobs)):
         setting = dict(zip(text_knobs, values))
-        vectorizer = TfidfVectorizer(**setting)
+        vectorizer = TfidfVectorizer(**setting, **options)
         try:
             features = vectorizer.fit_transform(texts)
         except ValueError:  # nothing occurs min_df times

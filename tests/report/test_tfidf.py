@@ -8,6 +8,7 @@ import pytest
 from fairseq_peft.cli import main
 from fairseq_peft.report import tfidf
 from fairseq_peft.report.runs import find_runs
+from fairseq_peft.text import raw_text
 
 GOOD, BAD = ["superbe", "magnifique", "touchant"], ["ennuyeux", "lourd", "raté"]
 NEUTRAL = ["livre", "auteur", "histoire", "page", "roman", "style", "fin"]
@@ -126,3 +127,41 @@ def test_bad_input(raw, tmp_path, capsys, damage, said):
 def test_no_folder(tmp_path, capsys):
     assert main(["tfidf", str(tmp_path / "no"), "--runs", str(tmp_path)]) == 1
     assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def spm(raw, tmp_path):
+    """A sentencepiece model of the words of ``raw``."""
+    lines = 5 * (raw / "train.review").read_text(encoding="utf-8").splitlines()
+    raw_text.train_tokenizer(lines, tmp_path, vocab_size=35)
+    return tmp_path / raw_text.MODEL_NAME
+
+
+def test_pieces_as_a_model_reads_them(raw, spm, tmp_path):
+    """The word that tells the classes apart is the last: a text that is cut has lost it."""
+    runs, given = tmp_path / "runs", ["--name", "mine", "--spm", str(spm)]
+    for more in ([], ["--max-tokens", "5"]):
+        assert main(["tfidf", str(raw), "--runs", str(runs), *given, *more]) == 0
+    found = {run.result["method"]: run.result for run in find_runs(runs)[0]}
+    assert set(found) == {"tfidf-pieces", "tfidf-pieces-5"}
+    assert found["tfidf-pieces"]["test_accuracy"] == 1.0
+    assert found["tfidf-pieces-5"]["test_accuracy"] < 0.8
+    assert main(["report", str(runs)]) == 0
+    text = "roman Ennuyeux touchant"
+    whole = tfidf.Pieces(spm)([text])[0].split(" ")
+    assert "".join(whole).replace("▁", " ").strip() == text
+    assert tfidf.Pieces(spm, 5)([text])[0].split(" ") == whole[:3]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--max-tokens", "5"], "--max-tokens would be ignored"),
+        (["--spm", "nowhere.model"], "nowhere.model does not exist"),
+        (["--spm", "nowhere.model", "--max-tokens", "2"], "--max-tokens 2 leaves no piece"),
+    ],
+)
+def test_bad_flags_of_pieces(raw, tmp_path, capsys, flags, said):
+    assert main(["tfidf", str(raw), "--runs", str(tmp_path / "runs"), *flags]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
