@@ -97,6 +97,10 @@ def test_the_only_segment_is_added_to_the_positions():
 def test_what_has_no_counterpart_is_refused():
     with pytest.raises(InputError, match="lora_A has no counterpart.*merge"):
         weights.convert_to_hf({**state(), BODY + "layers.0.fc1.lora_A": torch.ones(1)})
+    theirs = weights.convert_to_hf(state())
+    del theirs["roberta.embeddings.position_embeddings.weight"]
+    with pytest.raises(InputError, match="no roberta.embeddings.position_embeddings.weight"):
+        weights.convert_from_hf(theirs)
     theirs = {**weights.convert_to_hf(state()), "roberta.encoder.layer.0.x.weight": torch.ones(1)}
     with pytest.raises(InputError, match="x.weight has no counterpart"):
         weights.convert_from_hf(theirs)

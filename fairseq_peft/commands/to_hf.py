@@ -2,8 +2,8 @@
 
 AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer and pipeline open the folder
 by themselves. A language model, a model fine-tuned as a whole, or a merged one (fairseq-peft merge)
-can go there. Both sides then compute on the same tokens, and read the same texts; a folder that
-differs is not written.
+can go there; an adapter folder, given with --base, is merged on the way. Both sides then compute on
+the same tokens, and read the same texts; a folder that differs is not written.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from fairseq_peft.errors import InputError
 
 
 def add_arguments(parser):
-    parser.add_argument("checkpoint", type=Path, help="model.pt, for example")
-    parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--dict", type=Path, help="dict.txt (the one beside the checkpoint)")
     parser.add_argument(
-        "--spm", type=Path, help="sentencepiece model (sentencepiece.bpe.model beside it)"
+        "checkpoint", type=Path, help="model.pt, for example, or adapter/ with --base"
+    )
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--dict", type=Path, help="dict.txt (the one beside the checkpoint, or in adapter/)"
+    )
+    parser.add_argument(
+        "--spm", type=Path, help="sentencepiece model (sentencepiece.bpe.model, as --dict)"
     )
     parser.add_argument("--head", help="the classification head, if there are several")
     parser.add_argument(
@@ -36,34 +40,31 @@ def add_arguments(parser):
         "--no-check", action="store_true", help="do not compare the sides; needs no transformers"
     )
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
-    checkpoints.add_trust_argument(parser)
+    checkpoints.add_base_arguments(parser)
 
 
 def run(args) -> int:
     check_out(args.out, args.force)
-    checkpoints.check_file(args.checkpoint)
     if args.no_check and args.check_text:
         raise InputError("--check-text would be ignored with --no-check. Leave one out.")
 
     import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft import artifact
-    from fairseq_peft.hf import to_folder
+    from fairseq_peft.hf import check, to_folder
     from fairseq_peft.text.raw_text import read_lines
 
-    dictionary = args.dict or args.checkpoint.parent / artifact.DICTIONARY
-    spm = args.spm or args.checkpoint.parent / artifact.TOKENIZER
-    for flag, path in (("--dict", dictionary), ("--spm", spm)):
-        if not path.is_file():
-            raise InputError(f"{path} does not exist. Give the checkpoint's own with {flag}.")
+    if not args.no_check:
+        check.quiet()
     found = to_folder.convert(
         args.checkpoint,
         args.out,
-        dictionary,
-        spm,
+        args.dict,
+        args.spm,
         head=args.head,
         labels=args.labels.split(",") if args.labels else None,
         checked=not args.no_check,
         texts=list(read_lines([args.check_text])) if args.check_text else (),
+        base=args.base,
+        allow_other_base=args.allow_other_base,
         trust=args.trust_checkpoint,
     )
     sys.stdout.write("\n".join(report(args.out, found)) + "\n")

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import torch
 
+from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
+from fairseq_peft.text.raw_text import load_tokenizer
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
 LIMIT = 1e-5
+#: How far a merge may move a logit, relative to the largest: rounding is far below.
+MERGE_LIMIT = 1e-3
+#: Texts of random pieces that are read on both sides.
+NUM_TEXTS = 200
 
 
 def load_transformers():
@@ -30,8 +36,20 @@ def load_transformers():
     return transformers
 
 
+def quiet() -> None:
+    """Let the library put out nothing but errors, in this process: for commands, whose own lines
+    say what was found."""
+    logging = load_transformers().logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it warns of every text that is longer than the model reads
+
+
 def models(
-    model, head: str | None, folder: Path, batches: Iterable[torch.Tensor]
+    model,
+    head: str | None,
+    folder: Path,
+    batches: Iterable[torch.Tensor],
+    ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """The largest differences of features, and of LM or class logits, by what is compared.
 
@@ -41,6 +59,7 @@ def models(
         folder: the folder of Hugging Face's.
         batches: token ids (B, T), padded at the right. Where there is padding, nothing is compared:
             fairseq sets its embeddings to zero, Hugging Face does not.
+        ids: the token id there of each of fairseq's; None if they are the same.
 
     Raises:
         InputError: a difference is more than rounding.
@@ -52,6 +71,7 @@ def models(
     except OSError as error:
         raise InputError(f"transformers does not open {folder} ({str(error)[:200]}).") from error
     pad = model.encoder.dictionary.pad()
+    rows = torch.arange(len(model.encoder.dictionary)) if ids is None else torch.tensor(ids)
     logits = "class logits" if head else "LM logits"
     seen = {"features": [], logits: []}
 
@@ -63,7 +83,7 @@ def models(
     with torch.no_grad():
         for tokens in batches:
             there = tokens != pad
-            given = {"input_ids": tokens, "attention_mask": there.long()}
+            given = {"input_ids": rows[tokens], "attention_mask": there.long()}
             output = theirs(**given, output_hidden_states=True)
             features = model(tokens, features_only=True)[0]
             see("features", features[there], output.hidden_states[-1][there])
@@ -71,7 +91,7 @@ def models(
                 ours = model(tokens, features_only=True, classification_head_name=head)[0]
                 see(logits, ours, output.logits)
             else:
-                see(logits, model(tokens)[0][there], output.logits[there])
+                see(logits, model(tokens)[0][there], output.logits[there][:, rows])
     # torch's maximum of numbers with nan is nan.
     found = {name: torch.tensor(values).max().item() for name, values in seen.items()}
     for name, difference in found.items():
@@ -83,6 +103,31 @@ def models(
     return found
 
 
+def reading(
+    spm: Path, dictionary, folder: Path, rows: Sequence[str], ids: Sequence[int] | None = None
+) -> dict[str, int]:
+    """How many of ``rows`` and of random texts are read alike, with the arguments and errors of
+    ``texts``; nothing where there is no sentencepiece model."""
+    if not spm.is_file():
+        return {}
+    encoder = TextEncoder(spm, dictionary)
+
+    def encode(rows):
+        found = encoder.items([(row,) for row in rows], [10**9] * len(rows))
+        return found if ids is None else [[ids[i] for i in row] for row in found]
+
+    same, ties = texts(encode, folder, [*random_texts(spm), *rows])
+    return {"texts": same, "ties": ties}
+
+
+def random_texts(spm: Path) -> list[str]:
+    """Texts of random pieces."""
+    pieces = load_tokenizer(spm)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, len(pieces), (NUM_TEXTS, 24), generator=generator)
+    return [pieces.decode(row) for row in ids.tolist()]
+
+
 def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:
     """How many texts have the same token ids on both sides, and how many the same in another order.
 
@@ -91,7 +136,8 @@ def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:
     over the whole text, Hugging Face's have 53 and run over a word.
 
     Args:
-        encode: texts -> token ids with ``<s>`` and ``</s>``, as fairseq has them.
+        encode: texts -> token ids with ``<s>`` and ``</s>``, as fairseq reads them, by the ids
+            there.
 
     Raises:
         InputError: a text has other tokens.

@@ -14,41 +14,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
 from fairseq_peft import artifact, checkpoints, folders
-from fairseq_peft.data.text_encoder import TextEncoder
+from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.models.roberta import HEADS
-from fairseq_peft.text.raw_text import load_tokenizer
-
-#: Texts of random pieces that are read on both sides.
-NUM_TEXTS = 200
 
 
 def convert(
     checkpoint: Path,
     out: Path,
-    dictionary: Path,
-    spm: Path,
+    dictionary: Path | None = None,
+    spm: Path | None = None,
     *,
     head: str | None = None,
     labels: Sequence[str] | None = None,
     checked: bool = True,
     texts: Sequence[str] = (),
+    base: Path | None = None,
+    allow_other_base: bool = False,
     trust: bool = False,
 ) -> dict:
     """Write the folder ``out``, which appears once it is whole and checked.
 
     Args:
-        checkpoint: a language model, or a model fine-tuned as a whole or merged.
-        dictionary, spm: its dict.txt and its sentencepiece model.
+        checkpoint: a language model, or a model fine-tuned as a whole or merged; or an adapter
+            folder, which is merged into its base.
+        dictionary, spm: its dict.txt and its sentencepiece model; None for those beside it, or in
+            the adapter folder.
         head: the classification head, where there are several.
         labels: class names in the order of the outputs; else the checkpoint's, else LABEL_0, ...
         checked: whether both sides compute, and read, the same (``check.py``); needs transformers.
         texts: more texts to read on both sides.
+        base, allow_other_base: the base of an adapter folder, and whether it may be another than
+            the one that it was trained on.
         trust: as ``slim.read`` takes it.
 
     Returns:
@@ -57,19 +58,22 @@ def convert(
     Raises:
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
     """
+    dictionary, spm = files(checkpoint, dictionary, spm)
     if checked:
         check.load_transformers()
-    base = base_model.read(checkpoint, dictionary, trust)
-    head = choose_head(checkpoint, base, head)
-    names = class_names(checkpoint, base, head, labels)
-    tied = weights.is_tied(base.weights)
-    config = hf_config.roberta(Namespace(**base.flags), len(base.dictionary), names, tied)
-    tensors = weights.convert_to_hf(base.weights, head)
+    given = read(checkpoint, dictionary, base, allow_other_base, trust)
+    head = choose_head(checkpoint, given, head)
+    if head is not None:
+        check_begin(checkpoint, given.state)
+    names = class_names(checkpoint, given, head, labels)
+    tied = weights.is_tied(given.weights)
+    config = hf_config.roberta(Namespace(**given.flags), len(given.dictionary), names, tied)
+    tensors = weights.convert_to_hf(given.weights, head)
     tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
-    files = {
+    contents = {
         "config.json": config,
-        "tokenizer.json": tokenizer.build(spm, base.dictionary.symbols),
-        "tokenizer_config.json": tokenizer.settings(base.flags["max_positions"]),
+        "tokenizer.json": tokenizer.build(spm, given.dictionary.symbols),
+        "tokenizer_config.json": tokenizer.settings(given.flags["max_positions"]),
     }
     found = {"kind": config["architectures"][0], "labels": names, "tensors": len(tensors)}
     try:
@@ -77,18 +81,93 @@ def convert(
             (new / "model.safetensors").write_bytes(
                 safetensors.torch.save(tensors, {"format": "pt"})
             )
-            for name, value in files.items():
+            for name, value in contents.items():
                 text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
             shutil.copyfile(dictionary, new / artifact.DICTIONARY)
             shutil.copyfile(spm, new / artifact.TOKENIZER)
             if checked:
-                found.update(compare(base, head, spm, new, texts))
+                found.update(compare(given, head, spm, new, texts))
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}). Give another place."
         ) from error
     return found
+
+
+def files(checkpoint: Path, dictionary: Path | None, spm: Path | None) -> tuple[Path, Path]:
+    """The checkpoint's dict.txt and sentencepiece model: those given, else those beside it, or in
+    the adapter folder.
+
+    Raises:
+        InputError: one of the three does not exist.
+    """
+    if not checkpoint.is_dir():
+        checkpoints.check_file(checkpoint)
+    beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    found = dictionary or beside / artifact.DICTIONARY, spm or beside / artifact.TOKENIZER
+    for flag, path in zip(("--dict", "--spm"), found):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist. Give the checkpoint's own with {flag}.")
+    return found
+
+
+def read(
+    checkpoint: Path,
+    dictionary: Path,
+    base: Path | None = None,
+    allow_other_base: bool = False,
+    trust: bool = False,
+) -> base_model.Base:
+    """The checkpoint, or the adapter folder merged into its base; arguments as ``convert``.
+
+    Raises:
+        InputError: a file cannot be used, or the method cannot be merged.
+    """
+    if not checkpoint.is_dir():
+        if base is not None:
+            raise InputError(
+                f"--base {base} would be ignored: {checkpoint} is no adapter folder. Leave it out."
+            )
+        return base_model.read(checkpoint, dictionary, trust)
+    found, model = checkpoints.from_folder(checkpoint, base, allow_other_base, trust)
+    words = model.encoder.dictionary
+    given = checks.load_dictionary(str(dictionary))
+    given.add_symbol(tokenizer.MASK)
+    if given.symbols != words.symbols:
+        raise InputError(
+            f"{dictionary} is not the dictionary that {checkpoint} was trained with. Leave --dict "
+            "out: the folder has its own."
+        )
+    state = checkpoints.stand_in(found.description)
+    flags = base_model.flags(checkpoint, state, artifact.renamed(model.state_dict()))
+    hf_config.check(Namespace(**flags))
+    merge(checkpoint, model, found.description["head"]["name"])
+    return base_model.Base(state, artifact.renamed(model.state_dict()), flags, words)
+
+
+def merge(folder: Path, model, head: str) -> None:
+    """Fold the method of an adapter folder's model into its base, in place.
+
+    Raises:
+        InputError: the method cannot be merged.
+        RuntimeError: the merged model computes otherwise.
+    """
+    batches = list(
+        checkpoints.random_batches(
+            model.encoder.dictionary, model.max_positions() - model.num_reserved
+        )
+    )
+    before = checkpoints.logits(model, batches, head)
+    try:
+        model.setting.merge(model)
+    except InputError as error:
+        raise InputError(
+            f"{folder} has no counterpart in Hugging Face's RoBERTa: {error}"
+        ) from error
+    difference = (checkpoints.logits(model, batches, head) - before).abs().max()
+    if not difference <= check.MERGE_LIMIT * before.abs().max().clamp(min=1):
+        raise RuntimeError(f"the merged model's logits are {difference:.1e} off; nothing written")
 
 
 def choose_head(checkpoint: Path, base: base_model.Base, wanted: str | None) -> str | None:
@@ -123,6 +202,22 @@ def choose_head(checkpoint: Path, base: base_model.Base, wanted: str | None) -> 
     return head
 
 
+def check_begin(checkpoint: Path, state: dict) -> None:
+    """Raise InputError where a classifier was trained on texts without ``<s>``."""
+    cfg = state.get("cfg")
+    told = cfg.get("task") if isinstance(cfg, dict) else state.get("args")
+    told = vars(told) if isinstance(told, Namespace) else told or {}
+    name = told.get("_name") or told.get("task")
+    # fairseq's own task puts <s> there only if it is asked to.
+    stock = name == "sentence_prediction" and told.get("init_token") is None
+    if told.get("no_init_token") or stock:
+        flag = "without --init-token 0" if stock else "with --no-init-token"
+        raise InputError(
+            f"{checkpoint} was trained {flag}, on texts that do not begin with <s>, and Hugging "
+            "Face's tokenizer puts it before every text. Train with it."
+        )
+
+
 def class_names(checkpoint: Path, base: base_model.Base, head: str | None, given) -> list[str]:
     """Class names in the order of the outputs; none for a language model.
 
@@ -152,20 +247,4 @@ def compare(base: base_model.Base, head, spm: Path, folder: Path, texts: Sequenc
     model = base_model.load(base, head)
     batches = checkpoints.random_batches(base.dictionary, base.flags["max_positions"])
     found = check.models(model, head, folder, batches)
-    encoder = TextEncoder(spm, base.dictionary)
-    rows = [*random_texts(spm), *texts]
-
-    def encode(rows):
-        whole = [10**9] * len(rows)
-        return encoder.items([(row,) for row in rows], whole)
-
-    same, ties = check.texts(encode, folder, rows)
-    return {**found, "texts": same, "ties": ties}
-
-
-def random_texts(spm: Path) -> list[str]:
-    """Texts of random pieces."""
-    pieces = load_tokenizer(spm)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, len(pieces), (NUM_TEXTS, 24), generator=generator)
-    return [pieces.decode(row) for row in ids.tolist()]
+    return {**found, **check.reading(spm, base.dictionary, folder, texts)}

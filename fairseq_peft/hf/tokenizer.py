@@ -9,7 +9,7 @@ name.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -43,13 +43,7 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
             f"The dictionary begins with {', '.join(symbols[:4])} and ends with {symbols[-1]}; "
             f"expected {', '.join(SPECIALS)}, and {MASK} at the end, as fairseq's does."
         )
-    lacking = found.scores.keys() - set(symbols)
-    if lacking:
-        raise InputError(
-            f"{len(lacking)} of the {len(found.scores)} pieces of {model} are not in the "
-            f"dictionary, {min(lacking)!r} for one. Give the dict.txt that was made with this "
-            "model."
-        )
+    check_pieces(model, found.scores, symbols)
     # A row that no piece has is nothing that text is cut into; the least of scores keeps it so.
     least = min(found.scores.values())
     words = [[symbol, found.scores.get(symbol, least)] for symbol in symbols[len(SPECIALS) : -1]]
@@ -79,6 +73,19 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
             "byte_fallback": False,
         },
     }
+
+
+def check_pieces(model: Path, pieces: Iterable[str], symbols: Sequence[str]) -> None:
+    """Raise InputError where a piece of the sentencepiece model ``model`` is not in fairseq's
+    dictionary."""
+    pieces = set(pieces)
+    lacking = pieces - set(symbols)
+    if lacking:
+        raise InputError(
+            f"{len(lacking)} of the {len(pieces)} pieces of {model} are not in the "
+            f"dictionary, {min(lacking)!r} for one. Give the dict.txt that was made with this "
+            "model."
+        )
 
 
 def settings(max_positions: int) -> dict:

@@ -126,7 +126,8 @@ def convert_to_hf(
         except KeyError as error:
             raise InputError(
                 f"{name} has no counterpart in Hugging Face's RoBERTa, so the model cannot be "
-                "converted. Merge what a method has added first (fairseq-peft merge)."
+                "converted. Merge what a method has added first (fairseq-peft merge), or give the "
+                "run's adapter folder."
             ) from error
         if theirs is not None:
             found[theirs] = tensor
@@ -160,7 +161,8 @@ def convert_from_hf(
     """fairseq's weights of a RoBERTa of Hugging Face's; its classifier becomes ``head``.
 
     Raises:
-        InputError: a tensor has no counterpart, or there are several segment embeddings.
+        InputError: a tensor has no counterpart, the embeddings are missing, or there are several
+            segment embeddings.
     """
     found = {}
     for name, tensor in state.items():
@@ -173,6 +175,12 @@ def convert_from_hf(
                 f"{name} has no counterpart in fairseq's RoBERTa. Give the folder of a "
                 "RobertaForMaskedLM or a RobertaForSequenceClassification."
             ) from error
+    for name in (WORDS, POSITIONS):
+        if name not in found:
+            raise InputError(
+                f"There is no {to_hf(name)} among the weights. Give the folder of a "
+                "RobertaForMaskedLM or a RobertaForSequenceClassification."
+            )
     if "lm_head.bias" in state:
         found.setdefault("encoder.lm_head.bias", state["lm_head.bias"])
         found.setdefault("encoder.lm_head.weight", found[WORDS])

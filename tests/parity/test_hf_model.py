@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import adapter_folders
 import hf_models
 import pytest
 import torch
@@ -193,13 +194,24 @@ def test_the_commands_check_themselves(files, tmp_path):
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )
 
-    for name in ("lm", "classifier"):
-        words = ("to-hf", files / f"{name}.pt", tmp_path / name, "--check-text", text)
-        done = command(*words)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert "largest differences: features" in done.stdout and "texts have" in done.stdout
-        done = command("from-hf", tmp_path / name, tmp_path / f"{name}-back")
-        assert done.returncode == 0, done.stderr[-2000:]
+    base = base_model.read(files / "lm.pt", files / "dict.txt")
+    model = adapter_folders.perturbed(base.dictionary, base.weights, "lora")
+    adapter_folders.write(tmp_path / "run" / "adapter", model, base.weights)
+    spm = ("--spm", files / MODEL_NAME)
+    given = {
+        "lm": [files / "lm.pt"],
+        "classifier": [files / "classifier.pt"],
+        "adapter": [tmp_path / "run" / "adapter", "--base", files / "lm.pt", *spm],
+    }
+    for name, (path, *flags) in given.items():
+        words = ("to-hf", path, tmp_path / name, "--check-text", text, *flags)
+        for done in (
+            command(*words),
+            command("from-hf", tmp_path / name, tmp_path / f"{name}-back", "--check-text", text),
+        ):
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert "largest differences: features" in done.stdout
+            assert "texts have" in done.stdout
     text.write_text("a text with </s> in it")
     done = command("to-hf", files / "lm.pt", tmp_path / "bad", "--check-text", text)
     assert done.returncode == 1 and "reads text" in done.stderr.splitlines()[-1]
