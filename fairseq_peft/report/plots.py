@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fairseq_peft.report.rows import FULL
+from fairseq_peft.report.rows import FULL, HF_FULL
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
 
@@ -20,7 +20,11 @@ COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 MARKERS = ("o", "^", "D", "v", "P", "X", "*", "s", "p", "<", ">", "h", "d")
 LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)), ":")
 # full fine-tuning in the figure of accuracy against epochs
-INIT_STYLES = {"pretrained": (BLUE, "o", "-"), "scratch": (RED, "s", "--")}
+FULL_STYLES = {  # (init, method) -> (label, colour, marker, line style)
+    ("pretrained", FULL): ("pretrained", BLUE, "o", "-"),
+    ("scratch", FULL): ("scratch", RED, "s", "--"),
+    ("pretrained", HF_FULL): ("Hugging Face", GREEN, "^", "-."),
+}
 SETTINGS = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -65,27 +69,23 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
 def accuracy_figure(data: str, results: list[dict]):
     """Full fine-tuning: accuracy against epochs, a thin line a seed, a thick one for the mean."""
     groups = {
-        init: [r for r in results if r["method"] == FULL and r["init"] == init and r["curve"]]
-        for init in INIT_STYLES
+        key: [r for r in results if (r["init"], r["method"]) == key and r["curve"]]
+        for key in FULL_STYLES
     }
-    groups = {init: group for init, group in groups.items() if group}
+    groups = {key: group for key, group in groups.items() if group}
     if not groups:
         return None
     figure, axes = _figure(7.2, 3.7, columns=2)
     for axis, subset in zip(axes, ("valid", "test")):
-        for init, group in groups.items():
-            colour, marker, style = INIT_STYLES[init]
+        for key, group in groups.items():
+            name, colour, marker, style = FULL_STYLES[key]
             curves = [_curve(result, f"{subset}_accuracy", 100) for result in group]
             for curve in curves:
                 axis.plot(*_points(curve), color=colour, ls=style, lw=0.8, alpha=0.6)
             average = _average(curves)
             if average:
                 many = len(group) > 1
-                label = (
-                    f"{init}, mean of {len(group)} seeds (thin: each)"
-                    if many
-                    else f"{init}, 1 seed"
-                )
+                label = f"{name}, mean of {len(group)} seeds" if many else f"{name}, 1 seed"
                 axis.plot(
                     *_points(average), color=colour, ls=style, marker=marker, lw=2, label=label
                 )
@@ -93,7 +93,8 @@ def accuracy_figure(data: str, results: list[dict]):
         axis.set_title(f"on {subset}")
         _epoch_axis(axis)
     axes[0].set_ylabel("accuracy %")
-    figure.suptitle(f"{data}: full fine-tuning")
+    many = any(len(group) > 1 for group in groups.values())
+    figure.suptitle(f"{data}: full fine-tuning" + " (thin: each seed)" * many)
     # the panel with more entries: without a test split the right one may be empty
     entries = [axis.get_legend_handles_labels() for axis in axes]
     handles, labels = max(entries, key=lambda pair: len(pair[1]))

@@ -6,6 +6,7 @@ from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, paired_difference, sample_sd
 
 FULL = "full"  # what the other methods are compared with
+HF_FULL = "hf-full"  # the same with Hugging Face's Trainer
 INIT_ORDER = ("baseline", "scratch", "pretrained")
 # What must not change between the seeds of one row.
 SAME = ("arch", "base", "method_config", "rows", "num_epochs", "task_bytes")

@@ -24,7 +24,6 @@ from fairseq_peft.report.result import write_result
 from fairseq_peft.report.runs import SCHEMA, check_result
 from fairseq_peft.text.checks import drop_duplicates
 from fairseq_peft.text.corpus import SPLITS, read_corpus, sort_labels
-from fairseq_peft.text.raw_text import load_tokenizer
 
 GRID = {
     "ngram_range": ((1, 1), (1, 2)),
@@ -59,6 +58,8 @@ class Pieces:
 
     def __call__(self, texts: list[str]) -> list[str]:
         """Each text as its pieces with spaces between them."""
+        from fairseq_peft.text.raw_text import load_tokenizer
+
         limit = None if self.max_tokens is None else self.max_tokens - 2
         rows = load_tokenizer(self.spm).encode(texts, out_type=str)
         return [" ".join(row[:limit]) for row in rows]

@@ -108,3 +108,15 @@ def test_no_two_methods_look_alike():
     styles = plots._styles(rows)
     assert len({(colour, marker) for colour, marker, _ in styles.values()}) == 40
     assert len({marker for _, marker, _ in list(styles.values())[:13]}) == 13
+
+
+def test_both_libraries_stand_in_one_figure(make_run):
+    make_run("full", 1, [(300, 1500), (320, 1600)])
+    make_run("hf-full", 1, [(300, 1400), (320, 1700)])
+    make_run("hf-lora", 1, [(300, 1000), (320, 1000)])
+    runs, _ = load(make_run)
+    _, test = plots.accuracy_figure("books", [run.result for run in runs]).axes
+    means = {line.get_label(): list(line.get_ydata()) for line in test.lines}
+    named = {label: y for label, y in means.items() if not label.startswith("_")}
+    assert set(named) == {"pretrained, 1 seed", "Hugging Face, 1 seed"}
+    assert [round(float(y), 6) for y in named["Hugging Face, 1 seed"]] == [70.0, 85.0]
