@@ -102,10 +102,10 @@ class JointForward:
             batches: the members' src_tokens, (B, T) each.
             streams: their random numbers, which move on as far as they would in a pass of their
                 own.
-            head: name of the classification head.
+            head: name of the classification head; all read ``<s>`` alone, or none does.
         """
         model = self.models[0]
-        first = all(m.classification_heads[head].pooler == "first" for m in self.models)
+        (first,) = {m.classification_heads[head].pooler == "first" for m in self.models}
         padding = model.encoder.dictionary.pad()
         drawn = self._join_streams(streams) if model.training else None
         rows, keeps, prefixes = self._embed(batches, drawn)

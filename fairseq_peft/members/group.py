@@ -174,9 +174,10 @@ class Group:
         kinds = {}
         for turn in turns:
             request = turn.request
-            kinds.setdefault((request.trains, request.model.training, request.head), []).append(
-                turn
-            )
+            # Where heads read <s> alone, the last layer computes, and draws, less.
+            first = request.model.classification_heads[request.head].pooler == "first"
+            kind = (request.trains, request.model.training, request.head, first)
+            kinds.setdefault(kind, []).append(turn)
         for kind in kinds.values():
             if self.together == "never":
                 yield from ([turn] for turn in kind)
