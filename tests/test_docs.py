@@ -163,4 +163,4 @@ def test_the_flags_on_the_page_exist():
         for knob in describe(methods.get(name))["knobs"]
     }
     for flag in re.findall(r"`(--[\w-]+)", LIST.read_text(encoding="utf-8")):
-        assert flag in known | {"--peft", "--from-scratch"}, flag
+        assert flag in known | {"--peft", "--from-scratch", "--pooler"}, flag

@@ -66,11 +66,16 @@ def test_the_commands_run(place, monkeypatch):
 
 
 @pytest.mark.parametrize("line", SCRIPTS)
-def test_the_scripts_take_what_the_page_gives(line, place):
+def test_the_scripts_take_what_the_page_gives(line, place, data_folder):
     done = subprocess.run(
         ["bash", "-c", f"seed=1; {line} --dry-run"],
         cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable, "BASE": str(place / "model.pt")},
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "BASE": str(place / "model.pt"),
+            "DATA": str(data_folder),
+        },
         capture_output=True,
         text=True,
     )
