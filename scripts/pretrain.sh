@@ -12,6 +12,12 @@
 # Example, 2 cores, minutes:
 #   RAW=novels-fr.txt.xz SAVE_DIR=checkpoints/fr UPDATES_SHORT=800 UPDATES_LONG=200 scripts/pretrain.sh
 #
+# The recipe of docs/pretraining.md, which goes on from a checkpoint, on one core (75 minutes beside other work):
+#   RAW="novels-fr.txt.xz reviews.txt:10" EXCLUDE="valid.txt test.txt" SAVE_DIR=checkpoints/fr-more \
+#     START=model.pt SPM=sentencepiece.bpe.model DICT=dict.txt PRECISION=bf16 THREADS=1 LR=8e-4 WARMUP=300 \
+#     TOKENS_PER_UPDATE=4096 TOKENS_SHORT=128 UPDATES_SHORT=4200 UPDATES_LONG=800 scripts/pretrain.sh -- \
+#     --mask-prob 0.25 --dropout 0 --attention-dropout 0
+#
 # Knobs (environment variables):
 #   RAW=                 UTF-8 text, one sentence or paragraph a line; .xz too; several with spaces
 #                        between them, or as arguments; FILE:8 is read eight times a pass
