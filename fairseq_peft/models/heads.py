@@ -38,10 +38,7 @@ def kind_of(args) -> str:
     Raises:
         InputError: there is no such head.
     """
-    kind = getattr(args, "classifier_head", None) or "roberta"
-    if kind not in KINDS:
-        raise InputError(f"--classifier-head {kind!r} is unknown: give {' or '.join(KINDS)}.")
-    return kind
+    return _choice(args, "classifier_head", KINDS)
 
 
 def pooler_of(args) -> str:
@@ -50,10 +47,17 @@ def pooler_of(args) -> str:
     Raises:
         InputError: there is no such pooler.
     """
-    pooler = getattr(args, "pooler", None) or "first"
-    if pooler not in POOLERS:
-        raise InputError(f"--pooler {pooler!r} is unknown: give {', '.join(POOLERS)}.")
-    return pooler
+    return _choice(args, "pooler", POOLERS)
+
+
+def _choice(args, name, known):
+    """The value of a flag; the first of ``known`` where ``args`` is from before the flag."""
+    value = getattr(args, name, None) or known[0]
+    if value not in known:
+        flag = "--" + name.replace("_", "-")
+        given = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise InputError(f"{flag} {value!r} is unknown: give {given}.")
+    return value
 
 
 def pool(features: torch.Tensor, text: torch.Tensor, pooler: str) -> torch.Tensor:

@@ -117,7 +117,7 @@ def test_all_tokens_get_a_gradient(build, batch, pooler):
 
 
 def test_an_unknown_pooler(build):
-    with pytest.raises(ValueError, match="--pooler 'median' is unknown: give first, mean, max"):
+    with pytest.raises(ValueError, match="--pooler 'median' is unknown: give first, mean or max"):
         build("lora", pooler="median")
 
 
