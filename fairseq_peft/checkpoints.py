@@ -9,6 +9,9 @@ from typing import NamedTuple
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
+#: How far a merge in fp32 may move a logit, relative to the largest: rounding is far below.
+MERGE_LIMIT = 1e-3
+
 
 def check_paths(checkpoint: Path, out: Path, force: bool) -> None:
     """Raise InputError where there is nothing to read, or something not to be written over."""
@@ -16,10 +19,15 @@ def check_paths(checkpoint: Path, out: Path, force: bool) -> None:
         raise InputError(
             f"{checkpoint} does not exist. Give a checkpoint that fairseq-train wrote."
         )
+    if out.is_file() and out.samefile(checkpoint):
+        raise InputError(f"{out} is the checkpoint itself. Give the merged file another name.")
+    check_out_file(out, force)
+
+
+def check_out_file(out: Path, force: bool) -> None:
+    """Raise InputError where the file ``out`` is not to be written."""
     if out.is_dir():
         raise InputError(f"{out} is a folder. Give the name of the file to write.")
-    if out.exists() and out.samefile(checkpoint):
-        raise InputError(f"{out} is the checkpoint itself. Give the merged file another name.")
     if out.exists() and not force:
         raise InputError(f"{out} exists. Give another name, or --force to write over it.")
 
@@ -244,6 +252,13 @@ def logits(model, batches, head):
             scores = model(tokens, features_only=head is not None, classification_head_name=head)[0]
             found.append(scores if head else scores[tokens != model.encoder.dictionary.pad()])
     return torch.cat(found)
+
+
+def check_merged(difference, expected) -> None:
+    """Raise RuntimeError where merging in fp32 has moved a logit by ``difference``, more than
+    rounding does to logits like ``expected``."""
+    if not difference <= MERGE_LIMIT * expected.abs().max().clamp(min=1):
+        raise RuntimeError(f"the merged model's logits are {difference:.1e} off; nothing written")
 
 
 def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:

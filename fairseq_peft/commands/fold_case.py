@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft.errors import InputError
+from fairseq_peft import checkpoints
 
 
 def add_arguments(parser):
@@ -23,8 +23,7 @@ def run(args) -> int:
     from fairseq_peft.files import whole
     from fairseq_peft.text import spm_file
 
-    if args.out.exists() and not args.force:
-        raise InputError(f"{args.out} exists. Give --force to write over it, or another name.")
+    checkpoints.check_out_file(args.out, args.force)
     content = spm_file.fold_case(args.model)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with whole(args.out) as temporary:

@@ -98,7 +98,7 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
         "encoder_normalize_before": _BODY + "layer_norm.weight" in weights,
         "layernorm_embedding": _BODY + "layernorm_embedding.weight" in weights,
     }
-    given = _told(state)
+    given = told(state)
     name, heads = size(found), given.get("encoder_attention_heads")
     if heads is None and name is None:
         raise InputError(
@@ -153,13 +153,13 @@ def load(base: Base, head: str | None):
     return model.eval()
 
 
-def _told(state):
-    """The flags that the checkpoint itself names."""
+def told(state: dict, group: str = "model") -> dict:
+    """The flags of a group, ``task`` for example, that the checkpoint itself names."""
     cfg = state.get("cfg")
-    model = cfg.get("model") if isinstance(cfg, dict) else None
-    for told in (model, state.get("args")):
-        if isinstance(told, Namespace):
-            return vars(told)
-        if isinstance(told, dict):
-            return told
+    own = cfg.get(group) if isinstance(cfg, dict) else None
+    for given in (own, state.get("args")):
+        if isinstance(given, Namespace):
+            return vars(given)
+        if isinstance(given, dict):
+            return given
     return {}

@@ -14,8 +14,6 @@ from fairseq_peft.text.raw_text import load_tokenizer
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
 LIMIT = 1e-5
-#: How far a merge may move a logit, relative to the largest: rounding is far below.
-MERGE_LIMIT = 1e-3
 #: Texts of random pieces that are read on both sides.
 NUM_TEXTS = 200
 

@@ -100,8 +100,7 @@ def model(base: Base, like, labels, dropout: float, attention_dropout: float, dr
         draw: one of ``DRAWS``.
     """
     transformers = check.load_transformers()
-    transformers.logging.set_verbosity_error()  # it warns of the head, which is new
-    transformers.logging.disable_progress_bar()
+    check.quiet()  # it warns of the head, which is new
     found = transformers.AutoModelForSequenceClassification.from_pretrained(
         base.folder,
         **hf_config.label_maps(labels),

@@ -166,8 +166,7 @@ def merge(folder: Path, model, head: str) -> None:
             f"{folder} has no counterpart in Hugging Face's RoBERTa: {error}"
         ) from error
     difference = (checkpoints.logits(model, batches, head) - before).abs().max()
-    if not difference <= check.MERGE_LIMIT * before.abs().max().clamp(min=1):
-        raise RuntimeError(f"the merged model's logits are {difference:.1e} off; nothing written")
+    checkpoints.check_merged(difference, before)
 
 
 def choose_head(checkpoint: Path, base: base_model.Base, wanted: str | None) -> str | None:
@@ -204,9 +203,7 @@ def choose_head(checkpoint: Path, base: base_model.Base, wanted: str | None) -> 
 
 def check_begin(checkpoint: Path, state: dict) -> None:
     """Raise InputError where a classifier was trained on texts without ``<s>``."""
-    cfg = state.get("cfg")
-    told = cfg.get("task") if isinstance(cfg, dict) else state.get("args")
-    told = vars(told) if isinstance(told, Namespace) else told or {}
+    told = base_model.told(state, "task")
     name = told.get("_name") or told.get("task")
     # fairseq's own task puts <s> there only if it is asked to.
     stock = name == "sentence_prediction" and told.get("init_token") is None

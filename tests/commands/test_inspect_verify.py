@@ -14,6 +14,7 @@ pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
 from helpers import train_flags  # noqa: E402
+from verbs import refused  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
 
@@ -37,14 +38,6 @@ def shown(capsys, *words):
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     return printed.out
-
-
-def refused(capsys, *words):
-    assert cli.main([str(word) for word in words]) == 1
-    printed = capsys.readouterr()
-    (line,) = printed.err.splitlines()
-    assert printed.out == "" and line.startswith(f"fairseq-peft {words[0]}: error: ")
-    return line
 
 
 def test_inspect_shows_a_folder(adapter, base, capsys):
