@@ -565,7 +565,7 @@ def draw(result: dict, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from fairseq_peft.report.plots import BLUE, GREEN, ORANGE, PURPLE, SETTINGS, SKY
+    from fairseq_peft.report.drawing import BLUE, GREEN, ORANGE, PURPLE, SETTINGS, SKY
 
     entries = result["contestants"][::-1]
     colours = {"stock": ORANGE, "ours": BLUE, "hf": GREEN}

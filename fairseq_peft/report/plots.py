@@ -1,45 +1,19 @@
-"""Pictures of the report, PNG and SVG: accuracy an epoch, accuracy a parameter, training loss.
-
-Colours are Okabe and Ito's, which colour-blind readers tell apart; markers and line styles differ
-as well, so that a grey print reads too.
-"""
+"""Pictures of the report, PNG and SVG: accuracy an epoch, accuracy a parameter, training loss."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from fairseq_peft.report import drawing
+from fairseq_peft.report.drawing import BLUE, GREEN, RED, SETTINGS
 from fairseq_peft.report.rows import FULL, HF_FULL
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
-# As many as have no common factor with the colours: no pair comes twice among 91 methods.
-MARKERS = ("o", "^", "D", "v", "P", "X", "*", "s", "p", "<", ">", "h", "d")
-LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)), ":")
-# full fine-tuning in the figure of accuracy against epochs
 FULL_STYLES = {  # (init, method) -> (label, colour, marker, line style)
     ("pretrained", FULL): ("pretrained", BLUE, "o", "-"),
     ("scratch", FULL): ("scratch", RED, "s", "--"),
     ("pretrained", HF_FULL): ("Hugging Face", GREEN, "^", "-."),
-}
-SETTINGS = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "figure.titlesize": 11,
-    "legend.frameon": False,
-    "legend.handlelength": 3.2,  # long enough to tell the line styles apart
-    "lines.markersize": 6,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "fairseq_peft",  # the same runs give the same file
 }
 
 
@@ -62,7 +36,7 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
                 ("loss", loss_figure(data, mine, my_rows)),
             ):
                 if figure is not None:
-                    written += _save(figure, out, f"{data}-{name}")
+                    written += drawing.save(figure, out, f"{data}-{name}")
     return written
 
 
@@ -75,7 +49,7 @@ def accuracy_figure(data: str, results: list[dict]):
     groups = {key: group for key, group in groups.items() if group}
     if not groups:
         return None
-    figure, axes = _figure(7.2, 3.7, columns=2)
+    figure, axes = drawing.figure(7.2, 3.7, columns=2)
     for axis, subset in zip(axes, ("valid", "test")):
         for key, group in groups.items():
             name, colour, marker, style = FULL_STYLES[key]
@@ -89,7 +63,7 @@ def accuracy_figure(data: str, results: list[dict]):
                 axis.plot(
                     *_points(average), color=colour, ls=style, marker=marker, lw=2, label=label
                 )
-        _baselines(axis, results, f"{subset}_accuracy")
+        drawing.baselines(axis, results, f"{subset}_accuracy")
         axis.set_title(f"on {subset}")
         _epoch_axis(axis)
     axes[0].set_ylabel("accuracy %")
@@ -113,8 +87,8 @@ def parameters_figure(data: str, rows: list[dict]):
     ]
     if not points:
         return None
-    figure, (axis,) = _figure(7.2, 4.0)
-    styles = _styles(points)
+    figure, (axis,) = drawing.figure(7.2, 4.0)
+    styles = drawing.styles(points)
     order = sorted(points, key=lambda row: -row["test_accuracy_mean"])
     for row in order:
         colour, marker, _ = styles[row["method"]]
@@ -133,7 +107,7 @@ def parameters_figure(data: str, rows: list[dict]):
             capsize=3,
         )
         drawn[0].set_label(f"{row['method']}, {row['init']}")  # the marker alone, not its bar
-    _baselines(axis, rows, "test_accuracy_mean")
+    drawing.baselines(axis, rows, "test_accuracy_mean")
     axis.set_xscale("log")
     smallest, largest = (f(row["trainable_parameters"] for row in points) for f in (min, max))
     axis.set_xlim(smallest / 2, largest * 2)  # room for markers, and a decade's tick in sight
@@ -147,9 +121,9 @@ def parameters_figure(data: str, rows: list[dict]):
 
 def loss_figure(data: str, results: list[dict], rows: list[dict]):
     """Training loss against epochs, the mean over seeds, one line a method and initialisation."""
-    figure, (axis,) = _figure(7.2, 4.0)
+    figure, (axis,) = drawing.figure(7.2, 4.0)
     rows = [row for row in rows if row["init"] != "baseline"]
-    styles, drawn = _styles(rows), False
+    styles, drawn = drawing.styles(rows), False
     for row in rows:
         group = [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
         average = _average([_curve(result, "train_loss") for result in group])
@@ -173,41 +147,6 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     figure.suptitle(f"{data}: training loss (mean over seeds)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure
-
-
-def _figure(width: float, height: float, columns: int = 1):
-    """A figure of its own: no pyplot, so no display and no global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
-    return figure, list(axes)
-
-
-def _save(figure, out: Path, name: str) -> list[Path]:
-    name = re.sub(r"[^\w.-]+", "_", name)
-    paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
-
-
-def _styles(rows: list[dict]) -> dict[str, tuple]:
-    """method -> (colour, marker, line style): full fine-tuning first, then as in the rows."""
-    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda m: m != FULL)
-    return {method: _style(n) for n, method in enumerate(methods)}
-
-
-def _style(n: int) -> tuple:
-    """Colour, marker and line style of the n-th method; the first is full fine-tuning."""
-    return tuple(kinds[n % len(kinds)] for kinds in (COLOURS, MARKERS, LINES))
-
-
-def _baselines(axis, records: list[dict], key: str) -> None:
-    """A dotted horizontal line for each baseline, as wide as the axes."""
-    for record in records:
-        if record["init"] == "baseline" and record[key] is not None:
-            axis.axhline(100 * record[key], color=BLACK, ls=":", lw=1.5, label=record["method"])
 
 
 def _curve(result: dict, key: str, scale: float = 1) -> dict[int, float]:

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from fairseq_peft.report import plots
+from fairseq_peft.report import drawing, plots
 from fairseq_peft.report.rows import build_rows
 from fairseq_peft.report.runs import find_runs
 
@@ -105,7 +105,7 @@ def test_only_a_baseline_draws_nothing(make_run, make_baseline, tmp_path):
 def test_no_two_methods_look_alike():
     """As many as there are methods now, and as many combinations."""
     rows = [{"method": f"method{n}"} for n in range(40)]
-    styles = plots._styles(rows)
+    styles = drawing.styles(rows)
     assert len({(colour, marker) for colour, marker, _ in styles.values()}) == 40
     assert len({marker for _, marker, _ in list(styles.values())[:13]}) == 13
 

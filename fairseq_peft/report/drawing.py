@@ -1,0 +1,71 @@
+"""What the pictures of reports share: colours, a figure without a display, files, baselines.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; markers and line styles differ
+as well, so that a grey print reads too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fairseq_peft.report.rows import FULL
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+# As many as have no common factor with the colours: no pair comes twice among 91 methods.
+MARKERS = ("o", "^", "D", "v", "P", "X", "*", "s", "p", "<", ">", "h", "d")
+LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)), ":")
+SETTINGS = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "figure.titlesize": 11,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,  # long enough to tell the line styles apart
+    "lines.markersize": 6,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "fairseq_peft",  # the same runs give the same file
+}
+
+
+def figure(width: float, height: float, columns: int = 1):
+    """A figure of its own: no pyplot, so no display and no global state."""
+    from matplotlib.figure import Figure
+
+    new = Figure(figsize=(width, height), layout="constrained")
+    axes = new.subplots(1, columns, sharey=True, squeeze=False)[0]
+    return new, list(axes)
+
+
+def save(figure, out: Path, name: str) -> list[Path]:
+    """``figure`` as NAME.png and NAME.svg in ``out``, without dates; the two paths."""
+    name = re.sub(r"[^\w.-]+", "_", name)
+    paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def styles(rows: list[dict]) -> dict[str, tuple]:
+    """method -> (colour, marker, line style): full fine-tuning first, then as in the rows."""
+    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda m: m != FULL)
+    return {method: style(n) for n, method in enumerate(methods)}
+
+
+def style(n: int) -> tuple:
+    """Colour, marker and line style of the n-th method; the first is full fine-tuning."""
+    return tuple(kinds[n % len(kinds)] for kinds in (COLOURS, MARKERS, LINES))
+
+
+def baselines(axis, records: list[dict], key: str) -> None:
+    """A dotted horizontal line for each baseline, as wide as the axes."""
+    for record in records:
+        if record["init"] == "baseline" and record[key] is not None:
+            axis.axhline(100 * record[key], color=BLACK, ls=":", lw=1.5, label=record["method"])

@@ -1,0 +1,77 @@
+"""plot-accuracy: lines and levels from run trees, their figures, and a sentence for bad input."""
+
+import pytest
+
+from fairseq_peft.cli import main
+from fairseq_peft.report import accuracy_plot
+
+
+@pytest.fixture
+def trees(make_run):
+    """Two sweeps: 75 % and 85 % after 500 updates, 90 % after 4,000; scratch beside the first."""
+    make_run("full", 1, [(300, 1500)])
+    make_run("full", 2, [(300, 1700)])
+    make_run("full", 1, [(300, 1200)], init="scratch")
+    first = make_run.root.rename(make_run.root.parent / "first")
+    make_run("full", 1, [(300, 1800)])
+    return first, make_run.root
+
+
+def test_lines_and_levels(trees, tmp_path, capsys):
+    first, second = trees
+    out = tmp_path / "new" / "curve.png"
+    words = [f"4000={second}", f"500={first}", "--x-label", "updates", "--out", str(out)]
+    assert main(["plot-accuracy", *words]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "| updates | full, pretrained | full, scratch |",
+        "| ---: | ---: | ---: |",
+        "| 500 | 80.00 ± 7.07 (2) | 60.00 |",
+        "| 4000 | 90.00 | - |",
+    ]
+    assert out.read_bytes().startswith(b"\x89PNG") and out.with_suffix(".svg").is_file()
+    drawing = out.with_suffix(".svg").read_text()
+    for text in ("updates", "full, pretrained", "full, scratch", "mean ± sd over seeds"):
+        assert f"<!-- {text}" in drawing or text in drawing
+
+
+def test_points_of_the_line(trees):
+    first, second = trees
+    series = accuracy_plot.read_series({4000: second, 500: first})
+    line = series["pretrained", "full"]
+    assert list(line) == [500, 4000]
+    assert [row["test_accuracy_mean"] for row in line.values()] == pytest.approx([0.8, 0.9])
+    assert list(series["scratch", "full"]) == [500]
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["first"], "'first' is no X=RUNS"),
+        (["x=first"], "'x=first' is no X=RUNS"),
+        (["nan=first"], "'nan=first' is no X=RUNS"),
+        (["500="], "'500=' is no X=RUNS"),
+        (["500=first", "500.0=runs"], "have the same X"),
+        (["500=missing"], "'missing' is not a folder"),
+        (["500=first", "--out", "a.pdf"], "ends in .png or .svg"),
+    ],
+)
+def test_bad_input(words, sentence, trees, monkeypatch, capsys):
+    monkeypatch.chdir(trees[0].parent)
+    assert main(["plot-accuracy", "--out", "a.png", *words]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and len(error.splitlines()) == 1
+
+
+def test_other_data(trees, make_run, monkeypatch, capsys):
+    monkeypatch.chdir(trees[0].parent)
+    trees[1].rename("second")
+    make_run("full", 1, data="films")
+    assert main(["plot-accuracy", "1=first", "2=runs", "--out", "a.png"]) == 1
+    assert "'runs' has runs on films, and 'first' on books" in capsys.readouterr().err
+
+
+def test_no_test_split(make_run, monkeypatch, capsys):
+    monkeypatch.chdir(make_run.root.parent)
+    make_run("full", 1, [(300, None)], rows={"train": 1600, "valid": 400})
+    assert main(["plot-accuracy", "1=runs", "--out", "a.png"]) == 1
+    assert "no run below runs has an accuracy on test" in capsys.readouterr().err
