@@ -39,9 +39,10 @@ if os.path.realpath(_alias) == os.path.realpath(os.path.dirname(__file__)):
 if not hasattr(np, "compat"):
     np.compat = types.SimpleNamespace(long=int)
 
-from fairseq_peft import criterions, models, optim, saving, tasks  # noqa: E402, F401
+from fairseq_peft import criterions, models, optim, saving, tasks, whole_words  # noqa: E402, F401
 from fairseq_peft.help import complete_help  # noqa: E402
 
 install_excepthook()
 complete_help()
 saving.install()
+whole_words.install()

@@ -82,6 +82,7 @@ PARTS = {
     "members": part(5.8, FAIRSEQ + " fairseq_cli"),
     "help": part(5, FAIRSEQ),
     "saving": part(5, FAIRSEQ),
+    "whole_words": part(5, FAIRSEQ),
     "plugin": part(5.5, FAIRSEQ),
     # Beside the layers: neither torch nor fairseq, not even in a function.
     "text": part(0.6, "numpy scipy", "sentencepiece"),
