@@ -186,6 +186,17 @@ stop_watcher() {
 }
 trap stop_watcher EXIT
 
+# START's embeddings are rows by number: the same words have to have the same numbers.
+check_start_dictionary() {
+  local own line
+  [ -n "$START" ] || return 0
+  own=$(dirname "$START")/dict.txt
+  [ -f "$own" ] || return 0
+  line=$(diff <(cut -d' ' -f1 "$own") <(cut -d' ' -f1 "$WORK/text/dict.txt") | head -n 1) || true
+  [ -z "$line" ] || die "START=$START comes with another dictionary: $own and ${DICT:-that of $SPM} differ \
+from line ${line%%[acd,]*} on; give DICT=$own and its SPM"
+}
+
 prepare_text() {
   local flags=(--out "$WORK/text" --valid-lines "$VALID_LINES" --seed "$SEED" --threads "$THREADS")
   [ -z "$SPM" ] || flags+=(--spm "$SPM")
@@ -195,6 +206,7 @@ prepare_text() {
   run rm -rf "$WORK/text" "$WORK/data-bin.tmp"
   watched "tokenizer and held-out lines" "$WORK/prepare.log" \
     peft_cli prepare-corpus "${RAW_FILES[@]}" "${flags[@]}"
+  [ "$DRY_RUN" = 1 ] || check_start_dictionary
   watched "fairseq-preprocess" "$WORK/prepare.log" fairseq_cli preprocess --only-source \
     --srcdict "$WORK/text/dict.txt" --trainpref "$WORK/text/train.pieces" \
     --validpref "$WORK/text/valid.pieces" --destdir "$WORK/data-bin.tmp" --workers 1

@@ -248,6 +248,14 @@ def test_start_goes_on_from_a_checkpoint(tmp_path):
     (line,) = (line for line in done.stdout.splitlines() if "fairseq_cli.train" in line)
     assert "--restore-file" not in line and "--reset-optimizer" not in line
 
+    rows = (tmp_path / "first" / "dict.txt").read_text().splitlines()
+    rows[2:4] = reversed(rows[2:4])
+    (tmp_path / "other.txt").write_text("\n".join(rows) + "\n")
+    done = pretrain(tmp_path, **{**again, "SAVE_DIR": "third", "DICT": "other.txt"})
+    assert done.returncode == 1
+    assert "first/dict.txt and other.txt differ from line 3 on; give DICT=" in done.stderr
+    assert not (tmp_path / "third" / "model.pt").exists()
+
 
 @pytest.mark.end_to_end
 def test_killed_and_taken_up_again(tmp_path):
