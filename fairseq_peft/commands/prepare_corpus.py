@@ -6,7 +6,8 @@ are left out. fairseq id = sentencepiece id + 1 from piece 3 on.
 A text counts N times as FILE:N: text of the task's own domain is short, and is read more often.
 Lines are held out before, and what else has a longer text of theirs (over 100 characters between
 tabs) is left out of train. Text of the task's valid and test splits must not be trained on:
---exclude leaves out each line that is in those files, or has a column (between tabs) that is.
+--exclude leaves out each line that is in those files, or has a column (between tabs) that is; of
+lines with tabs there, the longest column counts, too: the text beside its label.
 """
 
 from __future__ import annotations

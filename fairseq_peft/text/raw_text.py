@@ -48,12 +48,15 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
 
 def read_weighted(texts: Iterable[str], excluded: Iterable[str | Path] = ()):
     """``(lines, left_out)`` of texts given as FILE or FILE:N: pairs (line, N), and how many lines
-    were left out because a line of the files ``excluded`` is theirs, or one of their columns.
+    were left out because they, or one of their columns, are a line of the files ``excluded`` or
+    the longest column of one, as the text is that stands there beside its label.
 
     Raises:
         InputError: as ``read_lines``; N is 0.
     """
-    banned = {spaced(line) for line in read_lines(excluded)}
+    banned = set()
+    for line in read_lines(excluded):
+        banned |= {spaced(line), longest_column(line)}
     lines, left_out = [], 0
     for text in texts:
         path, num_copies = split_weight(str(text))
@@ -73,6 +76,11 @@ def spaced(text: str) -> str:
 def columns(line: str) -> list[str]:
     """What stands between the tabs of a line."""
     return [spaced(column) for column in line.split("\t")]
+
+
+def longest_column(line: str) -> str:
+    """The first of the longest ones."""
+    return max(columns(line), key=len)
 
 
 def split_weight(text: str) -> tuple[str, int]:
@@ -120,7 +128,7 @@ def without_copies(train: list, valid: list) -> list:
     Raises:
         InputError: nothing would be left to train on.
     """
-    longest = {max(columns(line), key=len) for line, _ in valid}
+    longest = {longest_column(line) for line, _ in valid}
     held_out = {text for text in longest if len(text) > SHORT_CHARS}
     kept = [pair for pair in train if held_out.isdisjoint(columns(pair[0]))]
     if not kept:

@@ -184,19 +184,20 @@ def test_no_copies_are_refused(tmp_path, text, capsys):
 
 
 def test_excluded_text_is_left_out(tmp_path, lines, caplog):
-    """As a line, as a column of one, and whatever the spaces; not as a part of a text."""
-    whole, column, spaces, part, pair = lines[:5]
+    """As a line, as a column of one, beside its label, and whatever the spaces; not as a part of a
+    text."""
+    whole, column, spaces, part, pair, labelled = lines[:6]
     more = [f"Un titre\t{column}", f"{spaces.replace(' ', '  ')} ", f"{part} et la suite"]
-    raw = write(tmp_path / "raw.txt", whole, *more, f"le titre\t{pair}", *lines[5:])
+    raw = write(tmp_path / "raw.txt", whole, *more, f"le titre\t{pair}", labelled, *lines[6:])
     ban = [whole, f" {column}", spaces, part]
     first = write(tmp_path / "first.txt", *ban)
-    second = write(tmp_path / "second.txt", f"le  titre \t{pair}", "nulle part")
+    second = write(tmp_path / "second.txt", f"le  titre \t{pair}", f"1\t{labelled}", "ici")
     found = prepared(
         caplog, tmp_path / "out", [raw], "--valid-lines", "20", "--exclude", first, second
     )
     read = [" ".join(line.split()) for line in found[0] + found[1]]
-    assert sorted(read) == sorted([f"{part} et la suite", *lines[5:]])
-    assert "4 lines left out, as they are in --exclude" in found[2]
+    assert sorted(read) == sorted([f"{part} et la suite", *lines[6:]])
+    assert "5 lines left out, as they are in --exclude" in found[2]
 
 
 def test_a_missing_excluded_text_is_named(tmp_path, text, capsys):
