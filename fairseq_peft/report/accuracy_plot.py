@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -68,7 +69,7 @@ def draw(series: Series, x_label: str, out: Path) -> list[Path]:
             colour, marker, line = drawing.style(n)
             text = {"color": colour, "label": label(*key)}
             means = [100 * row["test_accuracy_mean"] for row in rows.values()]
-            spreads = [100 * (row["test_accuracy_sd"] or 0) for row in rows.values()]
+            spreads = [_or_nan(row["test_accuracy_sd"]) for row in rows.values()]
             if len(rows) == 1:
                 axis.axhline(means[0], ls=line, lw=1.5, **text)
             else:
@@ -76,7 +77,13 @@ def draw(series: Series, x_label: str, out: Path) -> list[Path]:
         many = any(row["num_seeds"] > 1 for rows in series.values() for row in rows.values())
         axis.set_xlabel(x_label)
         axis.set_ylabel("test accuracy %" + " (mean ± sd over seeds)" * many)
-        figure.suptitle(f"{next(iter(next(iter(series.values())).values()))['data']}")
+        first = next(iter(series.values()))
+        figure.suptitle(next(iter(first.values()))["data"])
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
         out.parent.mkdir(parents=True, exist_ok=True)
         return drawing.save(figure, out.parent, out.stem)
+
+
+def _or_nan(fraction: float | None) -> float:
+    """In per cent; NaN, for which no bar is drawn, where one seed has no spread."""
+    return math.nan if fraction is None else 100 * fraction
