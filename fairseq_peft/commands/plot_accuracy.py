@@ -24,12 +24,10 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    if args.out.suffix not in (".png", ".svg"):
-        raise InputError(f"--out is {args.out}. Expected a name that ends in .png or .svg.")
+    from fairseq_peft.report import accuracy_plot, drawing
+
+    drawing.check_out(args.out)
     folders = read_pairs(args.runs)
-
-    from fairseq_peft.report import accuracy_plot
-
     series = accuracy_plot.read_series(folders)
     sys.stdout.write("\n".join(accuracy_plot.table(series, args.x_label)) + "\n")
     for path in accuracy_plot.draw(series, args.x_label, args.out):

@@ -19,12 +19,11 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    if args.out.suffix not in (".png", ".svg"):
-        raise InputError(f"--out is {args.out}. Expected a name that ends in .png or .svg.")
-
+    from fairseq_peft.report.drawing import check_out
     from fairseq_peft.report.pretraining import read_curve
     from fairseq_peft.report.pretraining_plot import plot_curves
 
+    check_out(args.out)
     curves = {}
     for text in args.curves:
         name, _, path = text.rpartition("=")

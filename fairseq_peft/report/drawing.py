@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.report.rows import FULL
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -33,6 +34,12 @@ SETTINGS = {
     "savefig.dpi": 200,
     "svg.hashsalt": "fairseq_peft",  # the same runs give the same file
 }
+
+
+def check_out(path: Path) -> None:
+    """Raise InputError unless ``path`` is a name for a picture, of which both kinds are written."""
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"--out is {path}. Expected a name that ends in .png or .svg.")
 
 
 def figure(width: float, height: float, columns: int = 1):
