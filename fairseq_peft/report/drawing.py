@@ -6,7 +6,6 @@ as well, so that a grey print reads too.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -53,7 +52,6 @@ def figure(width: float, height: float, columns: int = 1):
 
 def save(figure, out: Path, name: str) -> list[Path]:
     """``figure`` as NAME.png and NAME.svg in ``out``, without dates; the two paths."""
-    name = re.sub(r"[^\w.-]+", "_", name)
     paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fairseq_peft.report import drawing
@@ -10,6 +11,7 @@ from fairseq_peft.report.rows import FULL, HF_FULL
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
 
+# full fine-tuning in the figure of accuracy against epochs
 FULL_STYLES = {  # (init, method) -> (label, colour, marker, line style)
     ("pretrained", FULL): ("pretrained", BLUE, "o", "-"),
     ("scratch", FULL): ("scratch", RED, "s", "--"),
@@ -36,7 +38,8 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
                 ("loss", loss_figure(data, mine, my_rows)),
             ):
                 if figure is not None:
-                    written += drawing.save(figure, out, f"{data}-{name}")
+                    safe = re.sub(r"[^\w.-]+", "_", f"{data}-{name}")
+                    written += drawing.save(figure, out, safe)
     return written
 
 
