@@ -51,17 +51,20 @@ def write(trained: Path, base: Path, count: int, folder: Path, for_hf: bool) -> 
     Returns:
         Bytes of the tensors of the base, and of one adapter.
     """
-    from fairseq_peft import artifact, checkpoints
+    from fairseq_peft.adapters import folder as adapter_folder
+    from fairseq_peft.checkpoints import finetuned
     from fairseq_peft.hf import config as hf_config
     from fairseq_peft.hf import peft_folder, weights
 
-    found, model = checkpoints.from_folder(trained, base)
-    copies = {name: trained / name for name in (artifact.DICTIONARY, artifact.TOKENIZER)}
+    found, model = finetuned.from_folder(trained, base)
+    copies = {
+        name: trained / name for name in (adapter_folder.DICTIONARY, adapter_folder.TOKENIZER)
+    }
     sealed = ("json_sha256", "schema")  # the writer's own
     described = {key: value for key, value in found.description.items() if key not in sealed}
     for number in range(count):
         tensors = moved(found.tensors, number)
-        artifact.write(folder / "ours" / f"{number:04}", tensors, described, copies)
+        adapter_folder.write(folder / "ours" / f"{number:04}", tensors, described, copies)
         if for_hf:
             own = replace(found, tensors=tensors)
             config, theirs = peft_folder.content(own, model)

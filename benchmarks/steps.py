@@ -66,7 +66,7 @@ def build(setup: Setup):
     from types import SimpleNamespace
 
     import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft.checkpoints import placeholder
+    from fairseq_peft.checkpoints.finetuned import placeholder
     from fairseq_peft.models.options import architecture
     from fairseq_peft.models.roberta import RobertaPeftModel
 
@@ -184,7 +184,7 @@ def _drawn_by_torch():
     """Masks of dropout from ``bernoulli_``."""
     import torch
 
-    from fairseq_peft import attention, dropout
+    from fairseq_peft.layers import attention, dropout
 
     def keep_mask(shape, p, dtype):
         return torch.empty(shape, dtype=dtype).bernoulli_(1 - p)
@@ -195,7 +195,7 @@ def _drawn_by_torch():
 def _attention_of_torch():
     import torch.nn.functional as F
 
-    from fairseq_peft import attention
+    from fairseq_peft.layers import attention
 
     return [(attention, "attend", F.scaled_dot_product_attention)]
 

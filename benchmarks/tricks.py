@@ -4,7 +4,7 @@
 
 Every line is a process of its own; they take turns, and a ratio is taken within one repeat, to the
 line with everything on. Random words with the lengths of reviews, dropout 0.1. That a trick changes
-no result beyond rounding is for tests/test_tricks.py to show.
+no result beyond rounding is for tests/benchmarks/test_tricks.py to show.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
                 try:
                     run_fairseq(module)
                 except Exception as error:
-                    from fairseq_peft.compat import broken
+                    from fairseq_peft.fairseq_fixes.compat import broken
 
                     raise broken(error) from error
                 importlib.import_module(f"{__name__}.plugin")
@@ -46,13 +46,26 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
         return spec
 
 
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules that go by their old names, too: documented before the package had rooms."""
+
+    names = {f"{__name__}.combine": f"{__name__}.combining.combine"}
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name in self.names else None
+
+    def exec_module(self, module):
+        sys.modules[module.__name__] = importlib.import_module(self.names[module.__name__])
+
+
 def __getattr__(name):
     """``Classifier`` is there when it is asked for, and torch is imported only then."""
     if name == "Classifier":
-        return importlib.import_module(f"{__name__}.predict").Classifier
+        return importlib.import_module(f"{__name__}.serving.predict").Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+sys.meta_path.append(_Moved())
 if "fairseq" in sys.modules:
     importlib.import_module(f"{__name__}.plugin")
 else:

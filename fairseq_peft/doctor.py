@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Callable
 
-from fairseq_peft.compat import RECIPE
+from fairseq_peft.fairseq_fixes.compat import RECIPE
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 # fmt: off

@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 
-from fairseq_peft.compat import require_fairseq
 from fairseq_peft.errors import install_excepthook
-from fairseq_peft.memory import keep_freed
+from fairseq_peft.fairseq_fixes.compat import require_fairseq
+from fairseq_peft.fairseq_fixes.memory import keep_freed
 
 require_fairseq()
 keep_freed()
@@ -39,8 +39,10 @@ if os.path.realpath(_alias) == os.path.realpath(os.path.dirname(__file__)):
 if not hasattr(np, "compat"):
     np.compat = types.SimpleNamespace(long=int)
 
-from fairseq_peft import criterions, models, optim, saving, tasks, whole_words  # noqa: E402, F401
-from fairseq_peft.help import complete_help  # noqa: E402
+from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
+from fairseq_peft.checkpoints import saving  # noqa: E402, F401
+from fairseq_peft.fairseq_fixes import whole_words  # noqa: E402, F401
+from fairseq_peft.fairseq_fixes.help import complete_help  # noqa: E402
 
 install_excepthook()
 complete_help()

@@ -20,8 +20,11 @@ from fairseq_peft.commands.methods import describe, rate
 ADD = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 LIST = ROOT / "docs" / "methods.md"
 TESTS = (
-    *("adapter_folders.py", "conftest.py", "families.py", "helpers.py", "fork_server.py"),
-    "methods/settings.py",
+    "conftest.py",
+    *(
+        f"support/{name}.py"
+        for name in ("adapter_folders", "families", "helpers", "fork_server", "settings")
+    ),
 )
 CONTRACT = "methods/test_contract.py"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, train_flags, write_data
 
-from fairseq_peft import slim
+from fairseq_peft.checkpoints import slim
 from fairseq_peft.methods.lora import LoRAConfig
 
 torch = pytest.importorskip("torch")

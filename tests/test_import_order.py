@@ -10,7 +10,7 @@ from helpers import ROOT
 pytest.importorskip("fairseq")
 
 
-@pytest.mark.parametrize("module", ["attention", "data.sentence_dataset"])
+@pytest.mark.parametrize("module", ["layers.attention", "data.sentence_dataset"])
 def test_a_module_that_the_plugin_needs_comes_first(module):
     code = (
         f"import fairseq_peft.{module}; from fairseq.models import ARCH_MODEL_REGISTRY; "

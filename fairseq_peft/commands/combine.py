@@ -38,7 +38,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    from fairseq_peft.combine import combine
+    from fairseq_peft.combining.combine import combine
 
     if os.path.lexists(args.out) and not args.force:
         raise InputError(f"{args.out} exists. Give another folder, or --force to write over it.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser):
         help="path or name of the converted base, which AutoPeftModel loads by itself ('')",
     )
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
-    checkpoints.add_base_arguments(parser)
+    finetuned.add_base_arguments(parser)
 
 
 def run(args) -> int:
@@ -34,7 +34,7 @@ def run(args) -> int:
 
     from fairseq_peft.hf import peft_folder
 
-    found, model = checkpoints.from_folder(
+    found, model = finetuned.from_folder(
         args.folder, args.base, args.allow_other_base, args.trust_checkpoint
     )
     config, tensors = peft_folder.content(found, model)

@@ -37,7 +37,7 @@ def run(args) -> int:
 
     import torch
 
-    from fairseq_peft import slim
+    from fairseq_peft.checkpoints import slim
 
     state = slim.read(str(args.checkpoint), trust=args.trust_checkpoint)
     lean = {key: state.get(key) for key in KEPT}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 
 #: How far folding may move a logit, relative to the largest.
@@ -19,7 +19,7 @@ def add_arguments(parser):
     parser.add_argument("checkpoint", type=Path, help="checkpoint_best.pt, for example")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--force", action="store_true", help="write over the file, if it exists")
-    checkpoints.add_trust_argument(parser)
+    finetuned.add_trust_argument(parser)
 
 
 def run(args) -> int:
@@ -27,7 +27,7 @@ def run(args) -> int:
         raise InputError(
             f"{args.checkpoint} is a folder. Give a checkpoint; adapter folders are folded already."
         )
-    state, model, batches, head, expected = checkpoints.load(args)
+    state, model, batches, head, expected = finetuned.load(args)
     before = model.setting
     model.fold()
     changed = model.setting.changed_flags(before)
@@ -36,12 +36,12 @@ def run(args) -> int:
             f"{args.checkpoint}: --peft {before.name} has nothing to fold here. What can be folded "
             "is the MLP of --prompt-mlp and --prefix-mlp."
         )
-    difference = (checkpoints.logits(model, batches, head) - expected).abs().max()
+    difference = (finetuned.logits(model, batches, head) - expected).abs().max()
     if not difference <= LIMIT * expected.abs().max().clamp(min=1):
         raise RuntimeError(f"the folded model's logits are {difference:.1e} off; nothing written")
     cfg = {**state["cfg"], "model": {**state["cfg"]["model"], **changed}}
     weights = model.state_dict()
-    checkpoints.write(args.out, state, cfg, weights)
+    finetuned.write(args.out, state, cfg, weights)
     sys.stdout.write(
         f"{args.out}: {len(weights)} tensors; on {len(batches)} random batches its logits differ "
         f"from the unfolded model's by {difference:.1e} at most\n"

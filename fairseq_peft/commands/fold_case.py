@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 
 
 def add_arguments(parser):
@@ -23,7 +23,7 @@ def run(args) -> int:
     from fairseq_peft.files import whole
     from fairseq_peft.text import spm_file
 
-    checkpoints.check_out_file(args.out, args.force)
+    finetuned.check_out_file(args.out, args.force)
     content = spm_file.fold_case(args.model)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with whole(args.out) as temporary:

@@ -38,15 +38,15 @@ def run(args) -> int:
         raise InputError("--check-text would be ignored with --no-check. Leave one out.")
 
     import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft import artifact
+    from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.hf import check, from_folder
     from fairseq_peft.text.raw_text import read_lines
 
-    reads = (args.folder / artifact.TOKENIZER).is_file()
+    reads = (args.folder / adapter_folder.TOKENIZER).is_file()
     if args.check_text and not reads:
         raise InputError(
-            f"--check-text would be ignored: {args.folder} has no {artifact.TOKENIZER}, without "
-            "which fairseq reads no text."
+            f"--check-text would be ignored: {args.folder} has no {adapter_folder.TOKENIZER}, "
+            "without which fairseq reads no text."
         )
     if not args.no_check:
         check.quiet()
@@ -59,7 +59,7 @@ def run(args) -> int:
     sys.stdout.write("\n".join(report(args.out, found)) + "\n")
     if not reads:
         sys.stdout.write(
-            f"{args.folder} has no {artifact.TOKENIZER}: fairseq reads no text with this "
+            f"{args.folder} has no {adapter_folder.TOKENIZER}: fairseq reads no text with this "
             "checkpoint until there is one\n"
         )
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.commands.export import check_out
 from fairseq_peft.errors import InputError
 
@@ -32,19 +32,19 @@ def add_arguments(parser):
         "--pairs", action="store_true", help="it classifies pairs of texts, not single ones"
     )
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
-    checkpoints.add_trust_argument(parser)
+    finetuned.add_trust_argument(parser)
 
 
 def run(args) -> int:
     check_out(args.out, args.force)
-    checkpoints.check_file(args.base)
+    finetuned.check_file(args.base)
 
     import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft import artifact
+    from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.hf import peft_import
 
-    dictionary = args.dict or args.base.parent / artifact.DICTIONARY
-    tokenizer = args.spm or args.base.parent / artifact.TOKENIZER
+    dictionary = args.dict or args.base.parent / adapter_folder.DICTIONARY
+    tokenizer = args.spm or args.base.parent / adapter_folder.TOKENIZER
     for flag, path in (("--dict", dictionary), ("--spm", tokenizer)):
         if not path.is_file():
             raise InputError(f"{path} does not exist. Give the file of the base with {flag}.")
@@ -56,8 +56,8 @@ def run(args) -> int:
         num_texts=2 if args.pairs else 1,
         trust=args.trust_checkpoint,
     )
-    copies = {artifact.DICTIONARY: dictionary, artifact.TOKENIZER: tokenizer}
-    artifact.write(args.out, imported.tensors, imported.description, copies)
+    copies = {adapter_folder.DICTIONARY: dictionary, adapter_folder.TOKENIZER: tokenizer}
+    adapter_folder.write(args.out, imported.tensors, imported.description, copies)
     told = imported.description
     sys.stdout.write(
         f"{args.out}: --peft {told['method']['peft']}, {len(imported.tensors)} tensors; classes "

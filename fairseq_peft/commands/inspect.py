@@ -7,14 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 
 
 def add_arguments(parser):
     parser.add_argument("path", type=Path, help="an adapter folder, or a .pt file of fairseq")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    checkpoints.add_trust_argument(parser)
+    finetuned.add_trust_argument(parser)
 
 
 def run(args) -> int:
@@ -33,10 +33,10 @@ def run(args) -> int:
 
 def describe_folder(path: Path) -> dict:
     """The rows of an adapter folder, verified."""
-    from fairseq_peft import artifact
+    from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.models.roberta import HEADS
 
-    found = artifact.read(path)
+    found = adapter_folder.read(path)
     told = found.description
     rows = {
         "kind": "whole model" if told["complete"] else "adapter",
@@ -60,7 +60,7 @@ def describe_folder(path: Path) -> dict:
 
 def describe_checkpoint(path: Path, trust: bool) -> dict:
     """The rows of a checkpoint, as it lies on the disk."""
-    from fairseq_peft import checkpoint_file
+    from fairseq_peft.checkpoints import file as checkpoint_file
     from fairseq_peft.methods import setting
     from fairseq_peft.models.options import METHOD_FIELDS
     from fairseq_peft.models.roberta import HEADS

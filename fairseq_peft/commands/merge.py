@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 
 #: Groups of the configuration that only training reads, with paths of the machine that trained.
@@ -31,13 +31,13 @@ def add_arguments(parser):
         help="type of the merged weights, which are rounded once (fp32)",
     )
     parser.add_argument("--force", action="store_true", help="write over the file, if it exists")
-    checkpoints.add_base_arguments(parser)
+    finetuned.add_base_arguments(parser)
 
 
 def run(args) -> int:
     import torch
 
-    state, model, batches, head, expected = checkpoints.load(args)
+    state, model, batches, head, expected = finetuned.load(args)
     check_pooler(args.checkpoint, model)
     merge(args.checkpoint, model)
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
@@ -45,11 +45,11 @@ def run(args) -> int:
     check_finite(args.checkpoint, weights, args.dtype)
     cfg = stock_config(state["cfg"], model, head)
     difference = (
-        (checkpoints.logits(stock_model(cfg, model, weights), batches, head) - expected).abs().max()
+        (finetuned.logits(stock_model(cfg, model, weights), batches, head) - expected).abs().max()
     )
     if args.dtype == "fp32":
-        checkpoints.check_merged(difference, expected)
-    checkpoints.write(args.out, state, cfg, weights)
+        finetuned.check_merged(difference, expected)
+    finetuned.write(args.out, state, cfg, weights)
     sys.stdout.write(
         f"{args.out}: {len(weights)} tensors, {args.dtype}; on {len(batches)} random batches its "
         f"logits differ from the unmerged model's by {difference:.1e} at most\n"

@@ -125,7 +125,7 @@ def load(args):
 
     # What is logged when a model is built for training is of no use here.
     logging.getLogger().setLevel(logging.WARNING)
-    from fairseq_peft.predict import Classifier
+    from fairseq_peft.serving.predict import Classifier
 
     check_device(args.device)
     return Classifier.load(

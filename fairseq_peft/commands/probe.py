@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 
 ARCH, SEED = "roberta_small", 1
@@ -41,7 +41,7 @@ def add_arguments(parser):
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of the layers (%(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there, too")
-    checkpoints.add_trust_argument(parser)
+    finetuned.add_trust_argument(parser)
 
 
 def run(args) -> int:
@@ -50,7 +50,7 @@ def run(args) -> int:
     import logging
 
     import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft import probe
+    from fairseq_peft.serving import probe
 
     logging.getLogger("fairseq.data.data_utils").setLevel(logging.WARNING)  # each file it opens
     words = probe.read_dictionary(args.data)
@@ -112,7 +112,7 @@ def check(args) -> None:
             "--random."
         )
     if args.model is not None:
-        checkpoints.check_file(args.model)
+        finetuned.check_file(args.model)
         for flag, value in (("--arch", args.arch), ("--seed", args.seed)):
             if value is not None:
                 raise InputError(

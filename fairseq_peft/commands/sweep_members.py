@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     before, root.handlers = root.handlers, [handler]
     root.setLevel(logging.INFO)
     try:
-        from fairseq_peft.members import runs
+        from fairseq_peft.sweeps.members import runs
 
         failed = runs.train_all(commands, args.together)
     finally:

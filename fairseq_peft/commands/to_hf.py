@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.commands.export import check_out
 from fairseq_peft.errors import InputError
 
@@ -40,7 +40,7 @@ def add_arguments(parser):
         "--no-check", action="store_true", help="do not compare the sides; needs no transformers"
     )
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
-    checkpoints.add_base_arguments(parser)
+    finetuned.add_base_arguments(parser)
 
 
 def run(args) -> int:

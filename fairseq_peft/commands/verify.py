@@ -8,29 +8,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_peft import checkpoints
+from fairseq_peft.checkpoints import finetuned
 
 
 def add_arguments(parser):
     parser.add_argument("folder", type=Path, help="the folder adapter/ of a run")
-    checkpoints.add_base_arguments(parser)
+    finetuned.add_base_arguments(parser)
 
 
 def run(args) -> int:
-    from fairseq_peft import artifact
+    from fairseq_peft.adapters import folder as adapter_folder
 
-    found = artifact.read(args.folder)
+    found = adapter_folder.read(args.folder)
     lines = [
         f"{name}: {entry['bytes']:,} bytes, sha256 {entry['sha256'][:12]}, as written"
         for name, entry in found.description["files"].items()
     ]
-    lines.append(f"{artifact.DESCRIPTION}: {found.description['method']['peft']}, as written")
+    lines.append(f"{adapter_folder.DESCRIPTION}: {found.description['method']['peft']}, as written")
     if args.base is None:
         lines.append(base_line(found.description))
     else:
-        checkpoints.from_folder(
-            args.folder, args.base, args.allow_other_base, args.trust_checkpoint
-        )
+        finetuned.from_folder(args.folder, args.base, args.allow_other_base, args.trust_checkpoint)
         lines.append(f"base: {args.base} fits, {len(found.tensors)} tensors have their places")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def send(address: str, command: list[str]) -> int:
     """Be ``fairseq-<program>``: its streams, its exit status, its death by a signal."""
-    from fairseq_peft import worker
+    from fairseq_peft.sweeps import worker
 
     program, *argv = command
     if program not in worker.PLUGIN_PROGRAMS:
@@ -66,7 +66,7 @@ def send(address: str, command: list[str]) -> int:
 
 def serve(address: str, parent: int | None) -> int:
     """Serve until told to end."""
-    from fairseq_peft import worker
+    from fairseq_peft.sweeps import worker
 
     if not sys.platform.startswith("linux"):
         # Windows has no fork; the system libraries of macOS do not survive one.
@@ -83,7 +83,7 @@ def serve(address: str, parent: int | None) -> int:
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        modules = (*worker.LATE, "fairseq_peft.plugin", "fairseq_peft.members.runs")
+        modules = (*worker.LATE, "fairseq_peft.plugin", "fairseq_peft.sweeps.members.runs")
         worker.serve(address, worker.PLUGIN_PROGRAMS, modules, parent)
     except worker.Declined as reason:
         raise InputError(f"{reason}. Run without a worker.") from reason

@@ -9,7 +9,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 
-from fairseq_peft import scores, surgery
+from fairseq_peft import scores
+from fairseq_peft.injection import surgery
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """Data sets and batches for fairseq tasks."""
 
-from fairseq_peft.compat import require_fairseq
+from fairseq_peft.fairseq_fixes.compat import require_fairseq
 
 require_fairseq()

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from fairseq_peft import artifact, slim
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
+from fairseq_peft.checkpoints import slim
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf.weights import WORDS, is_tied
 from fairseq_peft.models.roberta import HEADS
@@ -56,7 +57,7 @@ def read(path: Path, dictionary: Path, trust: bool = False) -> Base:
     from fairseq_peft.data import checks
 
     state = slim.read(str(path), trust=trust)
-    weights = artifact.renamed(state["model"])
+    weights = adapter_folder.renamed(state["model"])
     found = flags(path, state, weights)
     words = checks.load_dictionary(str(dictionary))
     words.add_symbol("<mask>")
@@ -76,7 +77,7 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
     Args:
         path: of the checkpoint, for messages.
         state: the checkpoint.
-        weights: its tensors by today's names (``artifact.renamed``).
+        weights: its tensors by today's names (``adapters.folder.renamed``).
 
     Raises:
         InputError: it is no RoBERTa, or nothing tells its number of heads.

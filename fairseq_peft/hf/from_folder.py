@@ -12,7 +12,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from fairseq_peft import artifact, checkpoints, folders
+from fairseq_peft import folders
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, vocabulary, weights
@@ -50,7 +52,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
     state = {name: t.float() for name, t in weights.convert_from_hf(tensors, head).items()}
     check_rows(folder, vocab, state, head)
     state = vocab.reorder(state)
-    spm = folder / artifact.TOKENIZER
+    spm = folder / adapter_folder.TOKENIZER
     if spm.is_file():
         tokenizer.check_pieces(spm, spm_file.read(spm).scores, vocab.symbols)
     found = {"labels": labels, "tensors": len(state)}
@@ -58,18 +60,18 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
         with folders.replaced(out) as new:
             lines = vocab.symbols[len(tokenizer.SPECIALS) : -1]
             text = "".join(f"{line} 1\n" for line in lines)
-            (new / artifact.DICTIONARY).write_text(text, encoding="utf-8")
-            words = checks.load_dictionary(str(new / artifact.DICTIONARY))
+            (new / adapter_folder.DICTIONARY).write_text(text, encoding="utf-8")
+            words = checks.load_dictionary(str(new / adapter_folder.DICTIONARY))
             words.add_symbol(tokenizer.MASK)
             if spm.is_file():
-                shutil.copyfile(spm, new / artifact.TOKENIZER)
+                shutil.copyfile(spm, new / adapter_folder.TOKENIZER)
             base = base_model.Base(
                 {}, state, {"_name": base_model.size(flags) or base_model.ANY_SIZE, **flags}, words
             )
             model = load(folder, base, head)
             torch.save(checkpoint(base, labels), new / CHECKPOINT)
             if checked:
-                batches = checkpoints.random_batches(words, flags["max_positions"])
+                batches = finetuned.random_batches(words, flags["max_positions"])
                 found.update(check.models(model, head, folder, batches, vocab.ids))
                 found.update(check.reading(spm, words, folder, texts, vocab.ids))
     except OSError as error:

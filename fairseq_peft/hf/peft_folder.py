@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from fairseq_peft import folders
-from fairseq_peft.artifact import Artifact
+from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf import peft_names, peft_write
@@ -30,7 +30,7 @@ CONFIG, TENSORS, LABELS = "adapter_config.json", "adapter_model.safetensors", "l
 _COPIES = (".classifier.original_module.", ".classifier.modules_to_save.")
 
 
-def content(found: Artifact, model) -> tuple[dict, dict[str, torch.Tensor]]:
+def content(found: AdapterFolder, model) -> tuple[dict, dict[str, torch.Tensor]]:
     """adapter_config.json and the tensors of an adapter folder that makes ``model`` of its base.
 
     Raises:

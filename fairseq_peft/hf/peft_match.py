@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from fairseq_peft import surgery
 from fairseq_peft.hf import weights
+from fairseq_peft.injection import surgery
 from fairseq_peft.models.roberta import FAMILY
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fairseq_peft import low_rank, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf.peft_match import (
     as_patterns,
@@ -16,7 +15,9 @@ from fairseq_peft.hf.peft_match import (
     shortened,
     their_end,
 )
+from fairseq_peft.injection import targets
 from fairseq_peft.methods import ia3
+from fairseq_peft.methods.shared import low_rank
 
 #: What PEFT adapts on RoBERTa where the config does not say.
 DEFAULT_TARGETS = {"LORA": ["query", "value"], "IA3": ["key", "value", "output.dense"]}

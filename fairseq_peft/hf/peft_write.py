@@ -3,7 +3,6 @@ not its default."""
 
 from __future__ import annotations
 
-from fairseq_peft import low_rank, surgery, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf.peft_match import (
     as_patterns,
@@ -14,7 +13,9 @@ from fairseq_peft.hf.peft_match import (
     shortened,
     their_end,
 )
+from fairseq_peft.injection import surgery, targets
 from fairseq_peft.methods import ia3
+from fairseq_peft.methods.shared import low_rank
 from fairseq_peft.models.roberta import FAMILY
 
 #: Method -> why it stays here.

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from fairseq_peft import artifact
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, peft_names, peft_write, weights
@@ -55,7 +55,7 @@ def read(folder: Path) -> Base:
     """
     missing = [
         name
-        for name in ("config.json", "model.safetensors", artifact.DICTIONARY)
+        for name in ("config.json", "model.safetensors", adapter_folder.DICTIONARY)
         if not (folder / name).is_file()
     ]
     if missing:
@@ -72,7 +72,7 @@ def read(folder: Path) -> Base:
             f"{folder} holds a classifier, whose head would be replaced. Give the language model "
             "that fine-tuning starts from, as fairseq-peft to-hf writes it."
         )
-    dictionary = checks.load_dictionary(str(folder / artifact.DICTIONARY))
+    dictionary = checks.load_dictionary(str(folder / adapter_folder.DICTIONARY))
     dictionary.add_symbol("<mask>")
     return Base(folder, config, dictionary)
 

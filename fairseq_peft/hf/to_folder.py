@@ -15,7 +15,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from fairseq_peft import artifact, checkpoints, folders
+from fairseq_peft import folders
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, weights
@@ -84,8 +86,8 @@ def convert(
             for name, value in contents.items():
                 text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
-            shutil.copyfile(dictionary, new / artifact.DICTIONARY)
-            shutil.copyfile(spm, new / artifact.TOKENIZER)
+            shutil.copyfile(dictionary, new / adapter_folder.DICTIONARY)
+            shutil.copyfile(spm, new / adapter_folder.TOKENIZER)
             if checked:
                 found.update(compare(given, head, spm, new, texts))
     except OSError as error:
@@ -103,9 +105,12 @@ def files(checkpoint: Path, dictionary: Path | None, spm: Path | None) -> tuple[
         InputError: one of the three does not exist.
     """
     if not checkpoint.is_dir():
-        checkpoints.check_file(checkpoint)
+        finetuned.check_file(checkpoint)
     beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    found = dictionary or beside / artifact.DICTIONARY, spm or beside / artifact.TOKENIZER
+    found = (
+        dictionary or beside / adapter_folder.DICTIONARY,
+        spm or beside / adapter_folder.TOKENIZER,
+    )
     for flag, path in zip(("--dict", "--spm"), found):
         if not path.is_file():
             raise InputError(f"{path} does not exist. Give the checkpoint's own with {flag}.")
@@ -130,7 +135,7 @@ def read(
                 f"--base {base} would be ignored: {checkpoint} is no adapter folder. Leave it out."
             )
         return base_model.read(checkpoint, dictionary, trust)
-    found, model = checkpoints.from_folder(checkpoint, base, allow_other_base, trust)
+    found, model = finetuned.from_folder(checkpoint, base, allow_other_base, trust)
     words = model.encoder.dictionary
     given = checks.load_dictionary(str(dictionary))
     given.add_symbol(tokenizer.MASK)
@@ -139,11 +144,11 @@ def read(
             f"{dictionary} is not the dictionary that {checkpoint} was trained with. Leave --dict "
             "out: the folder has its own."
         )
-    state = checkpoints.stand_in(found.description)
-    flags = base_model.flags(checkpoint, state, artifact.renamed(model.state_dict()))
+    state = finetuned.stand_in(found.description)
+    flags = base_model.flags(checkpoint, state, adapter_folder.renamed(model.state_dict()))
     hf_config.check(Namespace(**flags))
     merge(checkpoint, model, found.description["head"]["name"])
-    return base_model.Base(state, artifact.renamed(model.state_dict()), flags, words)
+    return base_model.Base(state, adapter_folder.renamed(model.state_dict()), flags, words)
 
 
 def merge(folder: Path, model, head: str) -> None:
@@ -154,19 +159,19 @@ def merge(folder: Path, model, head: str) -> None:
         RuntimeError: the merged model computes otherwise.
     """
     batches = list(
-        checkpoints.random_batches(
+        finetuned.random_batches(
             model.encoder.dictionary, model.max_positions() - model.num_reserved
         )
     )
-    before = checkpoints.logits(model, batches, head)
+    before = finetuned.logits(model, batches, head)
     try:
         model.setting.merge(model)
     except InputError as error:
         raise InputError(
             f"{folder} has no counterpart in Hugging Face's RoBERTa: {error}"
         ) from error
-    difference = (checkpoints.logits(model, batches, head) - before).abs().max()
-    checkpoints.check_merged(difference, before)
+    difference = (finetuned.logits(model, batches, head) - before).abs().max()
+    finetuned.check_merged(difference, before)
 
 
 def choose_head(checkpoint: Path, base: base_model.Base, wanted: str | None) -> str | None:
@@ -242,6 +247,6 @@ def class_names(checkpoint: Path, base: base_model.Base, head: str | None, given
 def compare(base: base_model.Base, head, spm: Path, folder: Path, texts: Sequence[str]) -> dict:
     """What ``check.py`` finds of the folder: differences, and how many texts were read alike."""
     model = base_model.load(base, head)
-    batches = checkpoints.random_batches(base.dictionary, base.flags["max_positions"])
+    batches = finetuned.random_batches(base.dictionary, base.flags["max_positions"])
     found = check.models(model, head, folder, batches)
     return {**found, **check.reading(spm, base.dictionary, folder, texts)}

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from fairseq_peft import run_log
 from fairseq_peft.data import checks
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import start
 from fairseq_peft.hf.batches import Batches, loader
 from fairseq_peft.hf.train_record import Record
+from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import record
 
 

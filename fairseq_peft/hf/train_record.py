@@ -10,16 +10,23 @@ import time
 import numpy as np
 import torch
 
-from fairseq_peft import artifact, folders, run_log, scores
+from fairseq_peft import folders, scores
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf.batches import loader
+from fairseq_peft.runs import log as run_log
 
 logger = logging.getLogger(__name__)
 
 #: Where the model of the best epoch is kept, in the run's folder.
 BEST = "checkpoint_best"
 #: What ``to_folder`` wrote beside the weights.
-READERS = ("tokenizer.json", "tokenizer_config.json", artifact.DICTIONARY, artifact.TOKENIZER)
+READERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    adapter_folder.DICTIONARY,
+    adapter_folder.TOKENIZER,
+)
 
 
 class Counter:

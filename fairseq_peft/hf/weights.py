@@ -112,7 +112,7 @@ def convert_to_hf(
     ``RobertaForMaskedLM``, as their own files hold them: of tied tensors, one.
 
     Args:
-        state: fairseq's weights by today's names (``artifact.renamed``).
+        state: fairseq's weights by today's names (``adapters.folder.renamed``).
 
     Raises:
         InputError: a tensor has no counterpart.

@@ -14,7 +14,11 @@ from fairseq_peft.errors import InputError
 
 def available() -> list[str]:
     """Names of all methods, without importing them."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
+    return sorted(
+        info.name
+        for info in pkgutil.iter_modules(__path__)
+        if info.name != "base" and not info.ispkg
+    )
 
 
 def get(name: str):

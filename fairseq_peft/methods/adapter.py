@@ -41,9 +41,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fairseq_peft import bottleneck
-from fairseq_peft.bottleneck import STYLES, BottleneckConfig, Style
 from fairseq_peft.methods.base import Method
+from fairseq_peft.methods.shared import bottleneck
+from fairseq_peft.methods.shared.bottleneck import STYLES, BottleneckConfig, Style
 
 
 @dataclass

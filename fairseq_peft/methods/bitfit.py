@@ -17,9 +17,9 @@ Shape letters: C model dim, F feed-forward dim, L layers.
 
 from dataclasses import dataclass, field
 
-from fairseq_peft import surgery
 from fairseq_peft.architectures import Count, Undefined
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
 
 #: Scope -> the ends of the names of its tensors.

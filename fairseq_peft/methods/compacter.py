@@ -37,11 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import bottleneck
 from fairseq_peft.architectures import Count
-from fairseq_peft.bottleneck import NORMED_SUM, OUTPUT, BottleneckConfig, Style
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
+from fairseq_peft.methods.shared import bottleneck
+from fairseq_peft.methods.shared.bottleneck import NORMED_SUM, OUTPUT, BottleneckConfig, Style
 
 STYLES = {
     "houlsby": Style(OUTPUT, "both", "gelu"),

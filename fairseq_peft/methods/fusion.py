@@ -33,10 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import bottleneck
-from fairseq_peft.bottleneck import STYLES, Bottleneck, BottleneckConfig, Style
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import Method
+from fairseq_peft.methods.shared import bottleneck
+from fairseq_peft.methods.shared.bottleneck import STYLES, Bottleneck, BottleneckConfig, Style
 
 #: Knobs that an adapter's own run must have had in the same way; the width is that of its tensors.
 SHARED = ("style", "placement", "activation", "layer_norm", "scaling", "skip_layers")

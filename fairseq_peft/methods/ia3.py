@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from fairseq_peft import surgery, targets
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery, targets
 from fairseq_peft.methods.base import Method
 
 NONE = "none"

@@ -12,9 +12,9 @@ Shape letters: C model dim, F feed-forward dim, V vocabulary.
 
 from dataclasses import dataclass, field
 
-from fairseq_peft import surgery, targets
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery, targets
 from fairseq_peft.methods.base import Method
 
 

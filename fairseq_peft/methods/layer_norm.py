@@ -11,8 +11,8 @@ Paper: Qi et al. 2022, arXiv:2211.08682 (LN-tuning, on language encoders). Huggi
 Shape letters: C model dim, L layers.
 """
 
-from fairseq_peft import surgery
 from fairseq_peft.architectures import Count
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
 
 

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_peft import low_rank, surgery
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
+from fairseq_peft.methods.shared import low_rank
 
 INITS = ("zero", *low_rank.STARTS)
 

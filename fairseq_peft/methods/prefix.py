@@ -22,10 +22,11 @@ Shape letters: C model dim, H heads, L layers, P prefix tokens.
 
 from dataclasses import dataclass, field, replace
 
-from fairseq_peft import reparametrise, surgery
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
+from fairseq_peft.methods.shared import reparametrise
 
 POSITIONS = ("reserved", "shared")
 

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fairseq_peft import reparametrise, surgery
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
+from fairseq_peft.methods.shared import reparametrise
 
 INITS = ("vocab", "text", "random")
 PLACEMENTS = ("after_bos", "before_bos")

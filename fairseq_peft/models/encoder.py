@@ -15,10 +15,11 @@ from fairseq.models.transformer.transformer_config import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
-# The module, not the class: whoever imports it first has it half-way through when the plugin comes.
-from fairseq_peft import attention
-from fairseq_peft.dropout import Dropout
 from fairseq_peft.errors import InputError
+
+# The module, not the class: whoever imports it first has it half-way through when the plugin comes.
+from fairseq_peft.layers import attention
+from fairseq_peft.layers.dropout import Dropout
 
 
 class EncoderLayer(TransformerEncoderLayerBase):

@@ -1,4 +1,4 @@
-"""A fine-tuned model as the content of an adapter folder (``artifact.py``), and back."""
+"""A fine-tuned model as the content of an adapter folder (``adapters/folder.py``), and back."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from fairseq import models
 from omegaconf import OmegaConf
 
-from fairseq_peft import artifact, surgery
-from fairseq_peft.artifact import Artifact
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method, flag_name
 from fairseq_peft.models import heads
 from fairseq_peft.models.options import RobertaPeftConfig
@@ -39,8 +40,8 @@ def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
         model = copy.deepcopy(model)
         model.fold()
     state = model.state_dict()
-    own, seconds = model.own_names(), artifact.aliases(state)
-    complete = base is None or artifact.body(state).keys() <= own | seconds.keys()
+    own, seconds = model.own_names(), adapter_folder.aliases(state)
+    complete = base is None or adapter_folder.body(state).keys() <= own | seconds.keys()
     if complete:
         own = set(state) - seconds.keys()
     counts = surgery.count(model, HEADS)
@@ -82,7 +83,7 @@ def targets(names) -> list[str]:
     return sorted({n[len(root) :].rpartition(".")[0] for n in names if n.startswith(root)})
 
 
-def build(found: Artifact):
+def build(found: AdapterFolder):
     """The model that the folder describes, with its head and random weights.
 
     Raises:
@@ -107,7 +108,7 @@ def build(found: Artifact):
     return model
 
 
-def check_knobs(model, found: Artifact) -> None:
+def check_knobs(model, found: AdapterFolder) -> None:
     """Raise InputError where this version makes other knobs of the folder's flags."""
     if model.setting.knobs() != found.description["method"]["knobs"]:
         raise InputError(
@@ -117,7 +118,7 @@ def check_knobs(model, found: Artifact) -> None:
         )
 
 
-def load(found: Artifact, base: Mapping[str, torch.Tensor] | None, allow_other: bool = False):
+def load(found: AdapterFolder, base: Mapping[str, torch.Tensor] | None, allow_other: bool = False):
     """The fine-tuned model, in eval mode, with every key accounted for.
 
     Args:
@@ -135,11 +136,11 @@ def load(found: Artifact, base: Mapping[str, torch.Tensor] | None, allow_other: 
                 f"{found.folder} holds what was trained beside a base, and the base is missing. "
                 f"Give it (--base); it was {found.description['base']['path']}."
             )
-        artifact.check_base(found.description, base, allow_other)
+        adapter_folder.check_base(found.description, base, allow_other)
         rest = {name: tensor for name, tensor in base.items() if not name.startswith(HEADS)}
-        weights = {**artifact.renamed(rest), **weights}
+        weights = {**adapter_folder.renamed(rest), **weights}
     model = build(found)
-    for second, first in artifact.aliases(model.state_dict()).items():
+    for second, first in adapter_folder.aliases(model.state_dict()).items():
         if first in weights:  # both names of a tied tensor would be written, the last one to stay
             weights[second] = weights[first]
     try:
@@ -151,4 +152,4 @@ def load(found: Artifact, base: Mapping[str, torch.Tensor] | None, allow_other: 
 
 def reference(path: str, state: Mapping[str, torch.Tensor]) -> dict:
     """What a description says of the base checkpoint that was read from ``path``."""
-    return {"path": os.path.abspath(path), "sha256": artifact.fingerprint(state)}
+    return {"path": os.path.abspath(path), "sha256": adapter_folder.fingerprint(state)}

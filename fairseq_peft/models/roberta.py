@@ -14,9 +14,11 @@ from fairseq.models.roberta import RobertaModel
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
-from fairseq_peft import artifact, frozen, methods, surgery
+from fairseq_peft import methods
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import frozen, surgery
 from fairseq_peft.keys import DUPLICATES, account
 from fairseq_peft.methods.base import Family
 from fairseq_peft.models import heads
@@ -170,9 +172,11 @@ class RobertaPeftModel(RobertaModel):
         Raises:
             InputError: it is none, or was not trained on ``base`` (name -> tensor), if given.
         """
-        found = artifact.read(folder)
+        found = adapter_folder.read(folder)
         told = found.description["base"]
-        if base is not None and (told is None or told["sha256"] != artifact.fingerprint(base)):
+        if base is not None and (
+            told is None or told["sha256"] != adapter_folder.fingerprint(base)
+        ):
             trained = f"on {told['path']}, another base" if told else "from scratch"
             raise InputError(
                 f"{folder} was trained {trained}, so it does not fit the one that this run starts "

@@ -1,6 +1,6 @@
 """fairseq tasks of the plugin."""
 
-from fairseq_peft.compat import require_fairseq
+from fairseq_peft.fairseq_fixes.compat import require_fairseq
 
 require_fairseq()
 

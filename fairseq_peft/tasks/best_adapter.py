@@ -7,7 +7,8 @@ import math
 import os
 from pathlib import Path
 
-from fairseq_peft import artifact, slim
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
@@ -42,10 +43,10 @@ class BestAdapter:
         self.subset = "valid" if "valid" in subsets else subsets[0]
         self.best = -math.inf
         self.told = False
-        artifact.check_place(self.folder)
-        if resumes and (self.folder / artifact.DESCRIPTION).exists():
+        adapter_folder.check_place(self.folder)
+        if resumes and (self.folder / adapter_folder.DESCRIPTION).exists():
             try:
-                self.best = artifact.read(self.folder).description["metrics"]["accuracy"]
+                self.best = adapter_folder.read(self.folder).description["metrics"]["accuracy"]
             except InputError as error:
                 logger.warning(f"{error} The next validation writes it anew, whatever it finds.")
 
@@ -68,7 +69,9 @@ class BestAdapter:
             "num_updates": line["num_updates"],
             "subsets": finite(line["subsets"]),
         }
-        artifact.write(self.folder, tensors, {**described, **rest, "metrics": metrics}, self.copies)
+        adapter_folder.write(
+            self.folder, tensors, {**described, **rest, "metrics": metrics}, self.copies
+        )
         self.best = accuracy
         logger.info(f"{self.folder}: {self._sizes(tensors, described)}, new best of {self.subset}")
 
@@ -105,13 +108,13 @@ def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
         **{key: run[key] for key in ("seed", "arch", "hyperparameters", "versions", "command")},
     }
     data = Path(cfg.data)
-    copies = {artifact.DICTIONARY: data / "input0" / "dict.txt"}
-    if (data / artifact.TOKENIZER).is_file():
-        copies[artifact.TOKENIZER] = data / artifact.TOKENIZER
+    copies = {adapter_folder.DICTIONARY: data / "input0" / "dict.txt"}
+    if (data / adapter_folder.TOKENIZER).is_file():
+        copies[adapter_folder.TOKENIZER] = data / adapter_folder.TOKENIZER
     else:
         logger.warning(
-            f"{data / artifact.TOKENIZER} does not exist, so the adapter folder will read no raw "
-            "text: copy the sentencepiece model there (scripts/prepare_data.sh does)"
+            f"{data / adapter_folder.TOKENIZER} does not exist, so the adapter folder will read no "
+            "raw text: copy the sentencepiece model there (scripts/prepare_data.sh does)"
         )
     return described, copies
 
@@ -132,7 +135,7 @@ def base_of_run(start, state: dict | None, save_dir: str) -> dict | None:
     if "base" in state:
         return {key: state["base"][key] for key in ("path", "sha256")}
     try:
-        return artifact.read(Path(save_dir) / "adapter").description["base"]
+        return adapter_folder.read(Path(save_dir) / "adapter").description["base"]
     except InputError:
         if start.base is None or not os.path.isfile(start.base):
             return None

@@ -10,8 +10,10 @@ import fairseq
 import torch
 from fairseq.logging import metrics
 
-from fairseq_peft import __version__, run_log, scores, surgery
+from fairseq_peft import __version__, scores
+from fairseq_peft.injection import surgery
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.runs import log as run_log
 
 
 def describe_run(cfg, model, start, labels, datasets) -> dict:

@@ -13,15 +13,18 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 
-from fairseq_peft import frozen, run_log, scores, slim, surgery
+from fairseq_peft import scores
+from fairseq_peft.checkpoints import slim
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import remove_leftovers
+from fairseq_peft.injection import frozen, surgery
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
+from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text import raw_text

@@ -153,7 +153,8 @@ def test_fairseqs_own_loader_refuses_it_too(tmp_path, monkeypatch, safe):
     """Without the loader's refusal, torch before 2.6 would run it."""
     from fairseq import checkpoint_utils
 
-    from fairseq_peft import checkpoint_file, plugin  # noqa: F401
+    from fairseq_peft import plugin  # noqa: F401
+    from fairseq_peft.checkpoints import file as checkpoint_file  # noqa: F401
 
     path = adapter_folders.save_base(tmp_path / "bad.pt", {}, cfg=Payload())
     monkeypatch.chdir(tmp_path)

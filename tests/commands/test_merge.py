@@ -11,7 +11,8 @@ import sys
 import pytest
 from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
 
-from fairseq_peft import cli, methods, slim
+from fairseq_peft import cli, methods
+from fairseq_peft.checkpoints import slim
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")

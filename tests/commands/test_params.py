@@ -160,7 +160,7 @@ def test_shares_of_the_reports(capsys, system, share):
     ],
 )
 def test_linear_maps_have_the_names_of_hugging_face(arch, number, modules, layers):
-    from fairseq_peft import targets
+    from fairseq_peft.injection import targets
 
     names = list(architectures.COUNTED[arch].linears())
     assert {name.rpartition(".")[2] for name in names} == modules

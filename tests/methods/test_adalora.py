@@ -8,7 +8,7 @@ from helpers import PACKAGE, TINY_FLAGS, train_flags
 from torch import nn
 
 from fairseq_peft.methods.adalora import AdaLoRALinear
-from fairseq_peft.rank_budget import Importance, Schedule, choose
+from fairseq_peft.methods.shared.rank_budget import Importance, Schedule, choose
 
 LINEARS = ("k_proj", "out_proj", "fc1", "fc2")
 SMALL = {"adalora_init_rank": 3, "adalora_rank": 2}

@@ -15,7 +15,9 @@ from helpers import ROOT, TOLERANCE
 from settings import collect, identifier
 from torch import nn
 
-from fairseq_peft import artifact, methods, surgery
+from fairseq_peft import methods
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.injection import surgery
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 
@@ -196,7 +198,7 @@ def test_save_and_load_are_exact_in_a_fresh_process(family, batch, tmp_path):
 
 FRESH_PROCESS = """
 import json, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/support"]
 import fairseq, torch
 from families import FAMILIES
 
@@ -227,13 +229,13 @@ def test_an_adapter_folder_gives_the_same_model_on_its_base(family, batch, peft,
     model.load_state_dict(dict(base))
     perturb(model)
     expected = logits(family, model, batch)
-    found = artifact.read(adapter_folders.write(tmp_path / "adapter", model, base))
+    found = adapter_folder.read(adapter_folders.write(tmp_path / "adapter", model, base))
     assert found.description["complete"] == (peft == "full")
     again = folder.load(found, None if peft == "full" else base)
     moved = (logits(family, again, batch) - expected).abs().max()
     assert moved < 1e-6 if any("mlp" in flag for flag in given) else moved == 0
     if peft != "full":
-        body = artifact.body(base)
+        body = adapter_folder.body(base)
         same = [n for n, t in found.tensors.items() if n in body and torch.equal(t, body[n])]
         assert not same and set(found.tensors) == again.own_names()
 

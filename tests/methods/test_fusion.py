@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from helpers import TOLERANCE, train_flags
 
-from fairseq_peft import artifact, methods
+from fairseq_peft import methods
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.methods.fusion import fusions
 from fairseq_peft.models import folder
@@ -154,7 +155,7 @@ def test_it_starts_with_the_adapters_of_the_folders(fuse, two):
     model = fuse(two)
     for name, slot in fusions(model).items():
         for path, adapter in zip(two.split(","), slot.adapters):
-            tensors = artifact.read(path).tensors
+            tensors = adapter_folder.read(path).tensors
             for key, value in adapter.named_buffers():
                 assert torch.equal(value, tensors[f"{name}.{key}"])
 
@@ -162,7 +163,7 @@ def test_it_starts_with_the_adapters_of_the_folders(fuse, two):
 def test_one_adapter_twice_is_that_adapter(fuse, write, base, batch, logits):
     """Whatever the shares: a mean of two that are alike."""
     path = write("one")
-    alone = folder.load(artifact.read(path), base)
+    alone = folder.load(adapter_folder.read(path), base)
     model = fuse(f"{path},{path}")
     model.classification_heads = alone.classification_heads
     difference = (logits(model, batch) - logits(alone, batch)).abs().max()
@@ -178,7 +179,7 @@ def test_its_folder_needs_the_others_no_more(fuse, write, base, batch, logits, t
     adapter_folders.write(tmp_path / "fused", model, base)
     for path in paths:
         shutil.rmtree(path)
-    again = folder.load(artifact.read(tmp_path / "fused"), base)
+    again = folder.load(adapter_folder.read(tmp_path / "fused"), base)
     assert torch.equal(logits(again, batch), logits(model, batch))
 
 

@@ -9,8 +9,10 @@ import torch
 from helpers import TOLERANCE, train_flags
 from torch import nn
 
-from fairseq_peft import low_rank, slim, surgery
+from fairseq_peft.checkpoints import slim
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.lora import LoRALinear
+from fairseq_peft.methods.shared import low_rank
 from fairseq_peft.models.roberta import FAMILY
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_peft import surgery
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.models.roberta import FAMILY
 
 

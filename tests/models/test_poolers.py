@@ -20,10 +20,12 @@ from helpers import TINY, TOLERANCE, train_flags  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from settings import collect, identifier  # noqa: E402
 
-from fairseq_peft import artifact, cli, served  # noqa: E402
+from fairseq_peft import cli  # noqa: E402
+from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
 from fairseq_peft.models import folder, heads  # noqa: E402
 from fairseq_peft.models.roberta import FAMILY  # noqa: E402
-from fairseq_peft.shared_base import SharedBase  # noqa: E402
+from fairseq_peft.serving import served  # noqa: E402
+from fairseq_peft.serving.shared_base import SharedBase  # noqa: E402
 
 BEFORE = {"prompt_placement": "before_bos"}
 #: The contract's, but for prompts that stand where the head reads.
@@ -157,7 +159,7 @@ def write(path, dictionary, base, peft="lora", base_path="base.pt", told=True, *
 @pytest.mark.parametrize("peft", ["lora", "adapter", "prompt", "prefix", "full"])
 def test_a_folder_keeps_the_pooler(dictionary, base, batch, logits, tmp_path, peft, pooler):
     path, model = write(tmp_path, dictionary, base, peft, pooler=pooler)
-    found = artifact.read(path)
+    found = adapter_folder.read(path)
     assert found.description["model"]["pooler"] == pooler
     again = folder.load(found, None if peft == "full" else base)
     assert torch.equal(logits(again, batch), logits(model, batch))
@@ -177,7 +179,7 @@ def test_rows_of_adapters_with_other_poolers(dictionary, base, batch, tmp_path):
     models, shared = {}, None
     for seed, (name, flags) in enumerate(given.items(), start=3):
         path, models[name] = write(tmp_path / name, dictionary, base, seed=seed, **flags)
-        found = artifact.read(path)
+        found = adapter_folder.read(path)
         if shared is None:
             plain = served.plain_model(found.description["model"], dictionary)
             plain.load_state_dict(dict(base))
@@ -217,7 +219,7 @@ def test_folders_of_other_poolers_do_not_add_up(dictionary, base, tmp_path, caps
     for one, other in (("first", "old"), ("mean", "more")):
         words = ["combine", paths[one], paths[other], "--out", tmp_path / f"{one}-{other}"]
         assert cli.main([str(word) for word in words]) == 0
-    told = artifact.read(tmp_path / "mean-more").description["model"]
+    told = adapter_folder.read(tmp_path / "mean-more").description["model"]
     assert told["pooler"] == "mean"
 
 
@@ -269,7 +271,7 @@ def test_a_run_is_resumed(fairseq, data_folder, base_checkpoint, tmp_path, capsy
         for name in ("whole", "parts")
     ]
     assert len(losses[0]) == 2 and losses[0] == losses[1]
-    told = artifact.read(tmp_path / "parts" / "adapter").description["model"]
+    told = adapter_folder.read(tmp_path / "parts" / "adapter").description["model"]
     assert told["pooler"] == "mean"
 
     done = train("parts", pooler="max", max_epoch=3)

@@ -13,7 +13,7 @@ from helpers import TOLERANCE
 from safetensors.torch import load_file
 from torch import nn
 
-#: Weights after three steps of AdamW; an addition to the table in tests/helpers.py.
+#: Weights after three steps of AdamW; an addition to the table in tests/support/helpers.py.
 STEPS_TOLERANCE = 1e-4
 
 ENCODER = "encoder.sentence_encoder."

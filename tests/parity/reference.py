@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-#: The sizes of tests/helpers.py (TINY); 42 position rows are fairseq's 40 and the padding offset 2.
+#: The sizes of tests/support/helpers.py (TINY); 42 position rows are fairseq's 40 and its padding
+#: offset of 2.
 SIZES = {
     "num_hidden_layers": 2,
     "hidden_size": 16,

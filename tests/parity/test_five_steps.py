@@ -20,7 +20,8 @@ from comparison import STEPS_TOLERANCE
 from helpers import ROOT, TINY_FLAGS
 from safetensors.torch import load_file
 
-from fairseq_peft import cli, slim
+from fairseq_peft import cli
+from fairseq_peft.checkpoints import slim
 from fairseq_peft.hf import weights
 from fairseq_peft.hf.base_model import HEAD
 

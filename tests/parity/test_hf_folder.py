@@ -20,7 +20,9 @@ from helpers import TINY, TOLERANCE
 from hf_cases import CASES
 from safetensors.torch import load_file, save_file
 
-from fairseq_peft import artifact, checkpoints, cli
+from fairseq_peft import cli
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf import weights
 
@@ -40,7 +42,7 @@ LABELS = ["bad", "good"]
 def save_base(folder, dictionary, state):
     folder.mkdir(parents=True)
     dictionary.save(str(folder / "dict.txt"))
-    (folder / artifact.TOKENIZER).write_bytes(b"pieces")
+    (folder / adapter_folder.TOKENIZER).write_bytes(b"pieces")
     return adapter_folders.save_base(folder / "model.pt", state, cfg={"model": TINY_FLAGS})
 
 
@@ -61,7 +63,7 @@ def run(*words):
 
 
 def scores(folder, base, tokens):
-    found, model = checkpoints.from_folder(folder, base)
+    found, model = finetuned.from_folder(folder, base)
     head = found.description["head"]["name"]
     with torch.no_grad():
         return model(tokens, classification_head_name=head)[0]
@@ -130,7 +132,7 @@ def test_what_is_exported_computes_the_same_there(exchange, case, batch):
 
 def without(exchange, name, tokens):
     """The class scores of an adapter's head on the bare base."""
-    found, model = checkpoints.from_folder(exchange / "ours" / name, exchange / "base" / "model.pt")
+    found, model = finetuned.from_folder(exchange / "ours" / name, exchange / "base" / "model.pt")
     plain = Roberta(model.encoder.dictionary).build("full")
     state = dict(torch.load(exchange / "base" / "model.pt", weights_only=True)["model"])
     state.update({n: t for n, t in found.tensors.items() if n.startswith("classification_heads.")})

@@ -19,7 +19,7 @@ from helpers import ROOT, TOLERANCE
 from safetensors.torch import load_file
 
 from fairseq_peft import cli
-from fairseq_peft.checkpoints import random_batches
+from fairseq_peft.checkpoints.finetuned import random_batches
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.hf import base_model
 from fairseq_peft.text.raw_text import MODEL_NAME, read_lines

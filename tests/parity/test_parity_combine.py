@@ -7,8 +7,8 @@ import torch
 from comparison import write_records
 from helpers import TOLERANCE
 
-from fairseq_peft import arithmetic
-from fairseq_peft.arithmetic import Update
+from fairseq_peft.combining import arithmetic
+from fairseq_peft.combining.arithmetic import Update
 
 pytestmark = pytest.mark.parity
 

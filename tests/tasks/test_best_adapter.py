@@ -15,7 +15,8 @@ pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
 
-from fairseq_peft import artifact, cli  # noqa: E402
+from fairseq_peft import cli  # noqa: E402
+from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.tasks.best_adapter import BestAdapter, base_of_run  # noqa: E402
 
@@ -38,7 +39,7 @@ def keep(dictionary, base, tmp_path):
         "input": {"max_tokens": 9, "begin": True, "num_texts": 1},
         "dictionary": {"sha256": "", "num_rows": 35},
     }
-    reference = {"path": "base.pt", "sha256": artifact.fingerprint(base)}
+    reference = {"path": "base.pt", "sha256": adapter_folder.fingerprint(base)}
 
     def make(resumes=False, subsets=("valid", "test")):
         copies = {"dict.txt": words}
@@ -60,9 +61,9 @@ def test_it_is_the_best_epoch_the_latest_on_ties(dictionary, base, keep, tmp_pat
         if epoch == restart + 1 and restart:
             kept = keep(resumes=True)
         kept.offer(adapter_folders.perturbed(dictionary, base, seed=epoch), line(epoch, accuracy))
-        chosen.append(artifact.read(tmp_path / "adapter").description["metrics"]["epoch"])
+        chosen.append(adapter_folder.read(tmp_path / "adapter").description["metrics"]["epoch"])
     assert chosen == [1, 2, 2, 4, 4]
-    found = artifact.read(tmp_path / "adapter")
+    found = adapter_folder.read(tmp_path / "adapter")
     expected = adapter_folders.perturbed(dictionary, base, seed=4).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.tensors.items())
     assert found.description["metrics"]["subsets"]["valid"] == {"accuracy": 0.75, "loss": None}
@@ -72,7 +73,7 @@ def test_a_new_run_does_not_look_at_the_folder_of_an_old_one(dictionary, base, k
     model = adapter_folders.perturbed(dictionary, base)
     keep().offer(model, line(1, 0.9))
     keep().offer(model, line(1, 0.5))
-    assert artifact.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.5
+    assert adapter_folder.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.5
 
 
 def test_valid_chooses_whatever_comes_first(dictionary, base, keep, tmp_path):
@@ -80,7 +81,7 @@ def test_valid_chooses_whatever_comes_first(dictionary, base, keep, tmp_path):
     subsets = {"test": {"accuracy": 0.9}, "valid": {"accuracy": 0.4}}
     model = adapter_folders.perturbed(dictionary, base)
     kept.offer(model, {"epoch": 1, "num_updates": 1, "subsets": subsets})
-    assert artifact.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.4
+    assert adapter_folder.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.4
 
 
 def test_a_damaged_folder_of_its_own_is_told_and_written_anew(dictionary, base, keep, tmp_path,
@@ -91,7 +92,7 @@ def test_a_damaged_folder_of_its_own_is_told_and_written_anew(dictionary, base, 
     kept = keep(resumes=True)
     assert any("The next validation writes it anew" in r.getMessage() for r in caplog.records)
     kept.offer(model, line(2, 0.1))
-    assert artifact.read(tmp_path / "adapter").description["metrics"]["epoch"] == 2
+    assert adapter_folder.read(tmp_path / "adapter").description["metrics"]["epoch"] == 2
 
 
 def test_what_would_be_lost_is_refused_before_training(keep, tmp_path):
@@ -103,7 +104,7 @@ def test_what_would_be_lost_is_refused_before_training(keep, tmp_path):
 
 def test_where_a_run_learns_of_its_base(base, tmp_path):
     own = adapter_folders.save_base(tmp_path / "base.pt", base)
-    sha256, state = artifact.fingerprint(base), {"model": base}
+    sha256, state = adapter_folder.fingerprint(base), {"model": base}
     reference = {"path": str(own), "sha256": sha256}
 
     def start(base, resumes):
@@ -141,7 +142,7 @@ def test_training_leaves_the_folder_of_the_best_epoch(train, base_checkpoint, tm
     assert re.search(r"without the head .*; 4,096 bytes", printed)
     train(tmp_path / "two", max_epoch=2)
     train(tmp_path / "two", max_epoch=4)
-    first, second = (artifact.read(tmp_path / name / "adapter") for name in ("one", "two"))
+    first, second = (adapter_folder.read(tmp_path / name / "adapter") for name in ("one", "two"))
     assert first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(second.tensors[n], t) for n, t in first.tensors.items())
     best = torch.load(tmp_path / "one/checkpoint_best.pt", weights_only=True)
@@ -165,10 +166,10 @@ def test_what_the_folder_says_of_the_base_survives_a_run_with_whole_checkpoints(
     """A resumed run whose base is gone, and whose checkpoints hold it, knows it from the folder."""
     moved = shutil.copy(base_checkpoint, tmp_path / "base.pt")
     train(tmp_path / "run", finetune_from_model=moved, full_checkpoints=True)
-    before = artifact.read(tmp_path / "run/adapter").description
+    before = adapter_folder.read(tmp_path / "run/adapter").description
     (tmp_path / "base.pt").unlink()
     train(tmp_path / "run", finetune_from_model=None, full_checkpoints=True, max_epoch=3)
-    after = artifact.read(tmp_path / "run/adapter").description
+    after = adapter_folder.read(tmp_path / "run/adapter").description
     assert before["base"] == after["base"] and not after["complete"]
 
 
@@ -176,7 +177,7 @@ def test_what_the_folder_says_of_the_base_survives_a_run_with_whole_checkpoints(
 def test_full_fine_tuning_and_no_save(train, tmp_path):
     printed = train(tmp_path / "full", peft="full")
     assert printed.count("holds the whole model, because all of its body trains") == 1
-    assert artifact.read(tmp_path / "full/adapter").description["complete"]
+    assert adapter_folder.read(tmp_path / "full/adapter").description["complete"]
     train(tmp_path / "none", no_save=True)
     assert not (tmp_path / "none/adapter").exists()
 

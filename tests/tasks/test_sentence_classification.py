@@ -15,12 +15,12 @@ fairseq = pytest.importorskip("fairseq")
 from fairseq.logging import metrics  # noqa: E402
 
 import fairseq_peft.plugin  # noqa: E402, F401
-from fairseq_peft import run_log  # noqa: E402
 from fairseq_peft.criterions.sentence_classification import (  # noqa: E402
     SentenceClassificationCriterion,
 )
 from fairseq_peft.data import checks  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.runs import log as run_log  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
 
 HEAD = "sentence_classification_head"

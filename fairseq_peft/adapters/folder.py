@@ -1,0 +1,230 @@
+"""The adapter folder: what a task has trained, small and checkable, beside the base it belongs to.
+
+    adapter.safetensors       the tensors that the base does not give: the method's, base tensors
+                              that it trained or corrected, the head; or a complete model
+    adapter.json              the description (seal.py), sealed by its own SHA-256
+    dict.txt, sentencepiece.bpe.model   copies: folder and base are enough to classify
+
+Only safetensors and JSON are read, and every byte of the four files is covered by a SHA-256.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from fairseq_peft import folders
+from fairseq_peft.adapters.base import body, check_base, fingerprint, renamed
+from fairseq_peft.adapters.seal import (
+    AGAIN,
+    DESCRIPTION,
+    DICTIONARY,
+    FILES,
+    TENSORS,
+    TOKENIZER,
+    measure,
+    seal,
+    unseal,
+)
+from fairseq_peft.errors import InputError
+from fairseq_peft.keys import account
+
+__all__ = [
+    "DESCRIPTION",
+    "DICTIONARY",
+    "FILES",
+    "TENSORS",
+    "TOKENIZER",
+    "AdapterFolder",
+    "apply",
+    "body",
+    "check_base",
+    "check_place",
+    "fingerprint",
+    "read",
+    "renamed",
+    "seal",
+    "write",
+]
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter folder that was read and verified.
+
+    Attributes:
+        folder: where it was read.
+        description: the content of adapter.json.
+        tensors: name in the model -> tensor.
+    """
+
+    folder: Path
+    description: dict
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def dictionary(self) -> Path:
+        """The dict.txt of the folder."""
+        return self.folder / DICTIONARY
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The sentencepiece model of the folder; None where the data had none."""
+        return self.folder / TOKENIZER if TOKENIZER in self.description["files"] else None
+
+
+def write(
+    folder: Path | str,
+    tensors: Mapping[str, torch.Tensor],
+    description: dict,
+    copies: Mapping[str, Path],
+) -> None:
+    """Make ``folder`` hold exactly this adapter. A reader sees the one before or this one.
+
+    Args:
+        tensors: name in the model -> tensor.
+        description: ``FIELDS`` without tensors and files, and what else is worth telling.
+        copies: ``DICTIONARY`` and, where there is one, ``TOKENIZER`` -> the file to copy.
+
+    Raises:
+        InputError: it cannot be written; what the folder held before is there still.
+    """
+    folder = Path(folder)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        check_place(folder)
+        with folders.replaced(folder) as new:
+            (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
+            for name, source in copies.items():
+                shutil.copyfile(source, new / name)
+            files = {path.name: measure(path.read_bytes()) for path in sorted(new.iterdir())}
+            described = {**description, "tensors": _table(plain), "files": files}
+            (new / DESCRIPTION).write_bytes(seal(described))
+    except OSError as error:
+        raise InputError(
+            f"The adapter folder {folder} cannot be written ({error.strerror or error}); what it "
+            "held before is as it was. Make room or rights there, or give another place."
+        ) from error
+
+
+def check_place(folder: Path | str) -> None:
+    """Raise InputError where ``folder`` holds what is no part of an adapter and would be lost."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file, where an adapter folder is to be. Move it.")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    if others:
+        raise InputError(
+            f"{folder} holds {others[0]}, which is no part of an adapter and would be lost when "
+            "the next one is written. Move it."
+        )
+
+
+def read(folder: Path | str) -> AdapterFolder:
+    """The adapter in ``folder``, with everything verified that can be without its base.
+
+    Raises:
+        InputError: what is there, and what was expected.
+    """
+    folder, contents = _contents(folder)
+    description = unseal(contents[DESCRIPTION], folder / DESCRIPTION)
+    _check_files(folder, contents, description)
+    tensors = safetensors.torch.load(contents[TENSORS])
+    if _table(tensors) != description["tensors"]:
+        detail = _difference(contents[TENSORS], description["tensors"])
+        raise InputError(
+            f"{folder / TENSORS} holds other tensors than {DESCRIPTION} names.{detail} {AGAIN}"
+        )
+    return AdapterFolder(folder, description, tensors)
+
+
+def apply(model, adapter: AdapterFolder) -> None:
+    """Copy the folder's tensors into ``model``, which has its base, its methods and its head.
+
+    Raises:
+        InputError: one is missing, left over or of another shape.
+    """
+    own, state = model.own_names(), model.state_dict()
+    if adapter.description["complete"]:
+        own = set(state) - aliases(state).keys()
+    account(adapter.tensors, {name: state[name] for name in own}, model.setting.flags())
+    with torch.no_grad():
+        for name, tensor in adapter.tensors.items():
+            state[name].copy_(tensor)
+
+
+def aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Second name -> first name, for the tensors that ``state`` holds twice (tied weights)."""
+    first, found = {}, {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in first:
+            found[name] = first[place]
+        first.setdefault(place, name)
+    return found
+
+
+def _contents(given):
+    """Where the folder is, and name -> bytes of its files, all of one version: a run may be writing
+    the next one."""
+    for _ in range(100):
+        folder = folders.current(given)
+        try:
+            description = (folder / DESCRIPTION).read_bytes()
+            found = {n: (folder / n).read_bytes() for n in FILES if (folder / n).exists()}
+            if found.get(DESCRIPTION) == description == (folder / DESCRIPTION).read_bytes():
+                return folder, found
+        except (FileNotFoundError, NotADirectoryError):
+            if not (folders.current(given) / DESCRIPTION).is_file():
+                time.sleep(0.001)  # or is it being moved?
+        except OSError as error:
+            raise InputError(f"{given} cannot be read ({error.strerror}).") from error
+    raise InputError(
+        f"{given} is no adapter folder: it has no {DESCRIPTION}. Give the folder adapter/ in the "
+        "save directory of a run."
+    )
+
+
+def _check_files(folder, contents, description):
+    """Raise InputError unless the files are exactly those that the description speaks of."""
+    expected = description["files"]
+    for name in (n for n in FILES if n != DESCRIPTION):
+        if name in expected and name not in contents:
+            raise InputError(f"{folder / name} is missing; {DESCRIPTION} names it. {AGAIN}")
+        if name not in expected and (name in contents or name != TOKENIZER):
+            what = "is there" if name in contents else "is missing"
+            raise InputError(f"{folder / name} {what}; {DESCRIPTION} does not name it. {AGAIN}")
+        if name not in expected or measure(contents[name]) == expected[name]:
+            continue
+        found, wanted = measure(contents[name]), expected[name]
+        detail = _difference(contents[name], description["tensors"]) if name == TENSORS else ""
+        raise InputError(
+            f"{folder / name} is not the file that {DESCRIPTION} speaks of: {found['bytes']:,} "
+            f"bytes, sha256 {found['sha256'][:12]}; expected {wanted['bytes']:,}, "
+            f"{wanted['sha256'][:12]}.{detail} {AGAIN}"
+        )
+
+
+def _difference(data, table) -> str:
+    """Which tensors ``data`` lacks or has beyond the table, where it can be told."""
+    try:
+        found = set(safetensors.torch.load(data))
+    except Exception:  # damaged data: what is raised depends on where
+        return ""
+    texts = {"missing": sorted(set(table) - found), "left over": sorted(found - set(table))}
+    return "".join(f" Tensors {what}: {', '.join(n[:3])}." for what, n in texts.items() if n)
+
+
+def _table(tensors):
+    return {
+        name: {"dtype": str(tensor.dtype).replace("torch.", ""), "shape": list(tensor.shape)}
+        for name, tensor in tensors.items()
+    }

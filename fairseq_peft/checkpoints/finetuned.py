@@ -1,0 +1,290 @@
+"""Fine-tuned checkpoints and adapter folders outside of training: rebuilt without a data folder,
+and written anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
+
+#: How far a merge in fp32 may move a logit, relative to the largest: rounding is far below.
+MERGE_LIMIT = 1e-3
+
+
+def check_paths(checkpoint: Path, out: Path, force: bool) -> None:
+    """Raise InputError where there is nothing to read, or something not to be written over."""
+    if not checkpoint.exists():
+        raise InputError(
+            f"{checkpoint} does not exist. Give a checkpoint that fairseq-train wrote."
+        )
+    if out.is_file() and out.samefile(checkpoint):
+        raise InputError(f"{out} is the checkpoint itself. Give the merged file another name.")
+    check_out_file(out, force)
+
+
+def check_out_file(out: Path, force: bool) -> None:
+    """Raise InputError where the file ``out`` is not to be written."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder. Give the name of the file to write.")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists. Give another name, or --force to write over it.")
+
+
+class Loaded(NamedTuple):
+    """A fine-tuned checkpoint, its model, and what the model says of random batches.
+
+    Attributes:
+        state: the checkpoint.
+        model: rebuilt from it, in eval mode.
+        batches, head: what ``logits`` were computed with.
+        logits: of the model as it was loaded.
+    """
+
+    state: dict
+    model: object
+    batches: list
+    head: str | None
+    logits: object
+
+
+def add_base_arguments(parser) -> None:
+    """The flags with which a command takes an adapter folder."""
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="base of an adapter folder, or of a checkpoint whose base has moved",
+    )
+    parser.add_argument(
+        "--allow-other-base",
+        action="store_true",
+        help="take another base than the one that the adapter was trained on",
+    )
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser) -> None:
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="open a .pt file even if that runs code that its author put there",
+    )
+
+
+def load(args) -> Loaded:
+    """The checkpoint or adapter folder ``args.checkpoint``, about to become the file ``args.out``.
+
+    Args:
+        args: with ``force`` and the flags of ``add_base_arguments``, as far as the command has
+            them.
+
+    Raises:
+        InputError: it cannot be read or rebuilt, or ``out`` is not to be written.
+    """
+    from fairseq_peft.checkpoints import slim
+
+    path, base = args.checkpoint, getattr(args, "base", None)
+    check_paths(path, args.out, args.force)
+    if path.is_dir():
+        found, model = from_folder(path, base, args.allow_other_base, args.trust_checkpoint)
+        state = stand_in(found.description)
+    else:
+        if base is not None:
+            check_file(base)
+        state = slim.read(str(path), base and str(base), args.trust_checkpoint)
+        if base is not None and slim.ENTRY not in state:
+            raise InputError(
+                f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+            )
+        model = rebuild(path, state)
+    longest = model.max_positions() - model.num_reserved
+    batches = list(random_batches(model.encoder.dictionary, longest))
+    head = choose_head(path, state["cfg"]["task"], model)
+    return Loaded(state, model, batches, head, logits(model, batches, head))
+
+
+def from_folder(path: Path, base: Path | None, allow_other: bool = False, trust: bool = False):
+    """An adapter folder, and the model that it makes of its base, in eval mode.
+
+    Raises:
+        InputError: the folder is damaged, or the base is missing, another, or has another
+            dictionary.
+    """
+    import fairseq  # noqa: F401  # brings the plugin
+
+    from fairseq_peft.adapters import folder as adapter_folder
+    from fairseq_peft.checkpoints import slim
+    from fairseq_peft.data import checks
+    from fairseq_peft.models import folder
+
+    found = adapter_folder.read(path)
+    weights = None
+    if found.description["complete"] and base is not None:
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
+    if base is not None:
+        check_file(base)
+        weights = slim.read(str(base), trust=trust)["model"]
+    model = folder.load(found, weights, allow_other)
+    if base is not None:
+        checks.check_beside(str(base), model.encoder.dictionary, str(found.dictionary))
+    return found, model
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError where there is no file."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Give the checkpoint of the base (model.pt).")
+
+
+def stand_in(description: dict) -> dict:
+    """What a checkpoint of the run that wrote an adapter folder would say beside its weights; of
+    what the folder does not tell, fairseq's defaults."""
+    from fairseq.dataclass.configs import FairseqConfig
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+    task = {
+        "_name": "sentence_classification",
+        "data": description.get("data", ""),
+        "classification_head_name": description["head"]["name"],
+        "no_init_token": not description["input"]["begin"],
+        "seed": description.get("seed", 1),
+    }
+    labels = {
+        "labels": description["labels"],
+        "dictionary": description["dictionary"]["sha256"],
+    }
+    cfg = {**defaults, "task": task, "model": description["model"]}
+    return {"cfg": cfg, "task_state": labels}
+
+
+def rebuild(path: Path, state: dict):
+    """The fine-tuned model of a checkpoint, in eval mode, with every key accounted for.
+
+    No data folder is needed: the weights say how many words and classes there are.
+    """
+    from types import SimpleNamespace
+
+    import fairseq  # noqa: F401  # brings the plugin
+    from fairseq import models
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.models.roberta import HEADS
+
+    cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
+    given, weights = cfg.get("model") or {}, state["model"]
+    name = given.get("_name") if isinstance(given, dict) else None
+    model_class = models.ARCH_MODEL_REGISTRY.get(name, models.MODEL_REGISTRY.get(name))
+    embedding = weights.get("encoder.sentence_encoder.embed_tokens.weight")
+    if not hasattr(model_class, "inject") or embedding is None:
+        raise InputError(
+            f"{path} is no model of this plugin (its architecture is {name!r}), so there is "
+            "nothing to merge. Give a checkpoint of fairseq-train with --peft."
+        )
+    # Neither the autocast nor the files of training are needed to compute what it computes.
+    given = OmegaConf.create({**given, "precision": "fp32", "init_embeddings": ""})
+    task = SimpleNamespace(
+        source_dictionary=placeholder(len(embedding)), cfg=SimpleNamespace(seed=1)
+    )
+    model = models.build_model(given, task, from_checkpoint=True)
+    for key, value in weights.items():
+        if key.startswith(HEADS) and key.endswith(".out_proj.weight"):
+            head = key[len(HEADS) : -len(".out_proj.weight")]
+            model.register_classification_head(
+                head, num_classes=len(value), inner_dim=value.shape[1]
+            )
+    model.accepts_base = False
+    try:
+        model.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return model.eval()
+
+
+def choose_head(path: Path, task: dict, model):
+    """The name of the head that classifies, None for a language model."""
+    heads = list(model.classification_heads)
+    if task.get("_name") != "sentence_classification":
+        return heads[0] if heads else None
+    head = task["classification_head_name"]
+    if head not in heads:
+        raise InputError(
+            f"{path} has no classification head {head!r} (heads: {', '.join(heads) or 'none'}), so "
+            "it cannot classify. Give a checkpoint that fairseq-train wrote."
+        )
+    return head
+
+
+def placeholder(num_rows: int):
+    """A dictionary of that many rows, with fairseq's specials first and ``<mask>`` last."""
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    for row in range(len(dictionary), num_rows - 1):
+        dictionary.add_symbol(f"word{row}")
+    dictionary.add_symbol("<mask>")
+    return dictionary
+
+
+def random_batches(dictionary, longest: int, number: int = 3, rows: int = 8):
+    """Batches (rows, T) of words between ``<s>`` and ``</s>``, of all lengths up to T."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    longest = min(longest, 64)
+    for _ in range(number):
+        tokens = torch.randint(4, len(dictionary), (rows, longest), generator=generator)
+        tokens[:, 0] = dictionary.bos()
+        for row, length in zip(tokens, torch.linspace(3, longest, rows).long()):
+            row[length - 1] = dictionary.eos()
+            row[length:] = dictionary.pad()
+        yield tokens
+
+
+def logits(model, batches, head):
+    """Class scores of all batches, or, without a head, scores of words where there are words."""
+    import torch
+
+    found = []
+    with torch.no_grad():
+        for tokens in batches:
+            scores = model(tokens, features_only=head is not None, classification_head_name=head)[0]
+            found.append(scores if head else scores[tokens != model.encoder.dictionary.pad()])
+    return torch.cat(found)
+
+
+def check_merged(difference, expected) -> None:
+    """Raise RuntimeError where merging in fp32 has moved a logit by ``difference``, more than
+    rounding does to logits like ``expected``."""
+    if not difference <= MERGE_LIMIT * expected.abs().max().clamp(min=1):
+        raise RuntimeError(f"the merged model's logits are {difference:.1e} off; nothing written")
+
+
+def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
+    """Write what fairseq's loader looks for, and no history to go on from."""
+    import torch
+
+    history = {
+        "criterion_name": "",
+        "optimizer_name": "",
+        "lr_scheduler_state": {},
+        "num_updates": 0,
+    }
+    plain = {
+        "args": None,
+        "cfg": cfg,
+        "model": weights,
+        "task_state": state.get("task_state") or {},
+        "optimizer_history": [history],
+        "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
+        "last_optimizer_state": None,
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as temporary:
+            torch.save(plain, temporary)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error}). Give another place.") from error

@@ -1,0 +1,107 @@
+"""How fairseq writes and reads checkpoints, with the plugin: whole files, slim content.
+
+fairseq has no hook for either, so four of its functions are wrapped. A task with a method
+``leave_out`` decides what a checkpoint holds (``slim.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+
+from fairseq_peft.checkpoints import file as checkpoint_file
+from fairseq_peft.checkpoints import slim
+from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
+
+
+def install() -> None:
+    """Wrap fairseq's functions, once."""
+    if getattr(Trainer.state_dict, "__wrapped__", None):
+        return
+    Trainer.state_dict = _state_dict(Trainer.state_dict)
+    checkpoint_utils.load_checkpoint_to_cpu = _load(checkpoint_utils.load_checkpoint_to_cpu)
+    checkpoint_utils.torch_persistent_save = _save(checkpoint_utils.torch_persistent_save)
+    PathManager.copy = staticmethod(_copy(PathManager.copy))
+
+
+def _state_dict(original):
+    @functools.wraps(original)
+    def state_dict(trainer):
+        state = original(trainer)
+        leave_out = getattr(trainer.task, "leave_out", None)
+        return leave_out(state) if leave_out else state
+
+    return state_dict
+
+
+def _load(original):
+    """fairseq leaves the choice of the loader to torch, and shows a traceback."""
+
+    @functools.wraps(original)
+    def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):
+        there = os.path.isfile(path)
+        if there and not checkpoint_file.SAFE_BY_DEFAULT:
+            checkpoint_file.load(path)
+        try:
+            state = original(path, arg_overrides, load_on_all_ranks)
+        except Exception:
+            if there:
+                checkpoint_file.load(path)  # says what is wrong with the file, if anything is
+            raise
+        slim.fill(state, path, (arg_overrides or {}).get("finetune_from_model"))
+        return state
+
+    return load_checkpoint_to_cpu
+
+
+def _save(original):
+    """fairseq writes to ``.tmp`` and renames, but does not flush, and shows a traceback."""
+
+    @functools.wraps(original)
+    def torch_persistent_save(obj, filename, async_write=False):
+        if async_write or not PathManager.supports_rename(filename):
+            return original(obj, filename, async_write)
+        with _one_sentence(filename), whole(filename) as temporary, open(temporary, "wb") as file:
+            torch.save(obj, file)
+
+    return torch_persistent_save
+
+
+def _copy(original):
+    """fairseq copies in place: killed in the middle, it leaves half of checkpoint_last.pt."""
+
+    @functools.wraps(original)
+    def copy(src_path, dst_path, overwrite=False):
+        if PathManager.path_requires_pathmanager(src_path + dst_path):
+            return original(src_path, dst_path, overwrite)
+        with _one_sentence(dst_path), whole(dst_path) as temporary:
+            shutil.copyfile(src_path, temporary)
+        return True
+
+    return copy
+
+
+@contextlib.contextmanager
+def _one_sentence(path):
+    """Raise InputError where the disk, or the folder, does not take the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = error
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__context__  # torch.save's own comes on top of it
+        if reason is None:
+            raise
+        raise InputError(
+            f"{path} cannot be written ({reason.strerror or reason}). Checkpoints that were "
+            "written before are whole: make room or rights there, and the same command goes on "
+            "from the last one."
+        ) from error

@@ -1,0 +1,1 @@
+"""What fairseq itself leaves out or gets wrong, mended while the plugin is loaded."""

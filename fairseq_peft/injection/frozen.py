@@ -1,0 +1,118 @@
+"""The frozen part of a model: its dropout, and the proof that it stays as it was.
+
+A stage is a layer, or the embeddings before the layers; it is frozen if no base tensor in it
+trains, whatever methods have added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from fairseq_peft.digests import combine, digest
+from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery, targets
+
+CHOICES = ("on", "off")
+
+
+def stages(model: nn.Module, family, added) -> list[int | None]:
+    """The frozen stages: None for the embeddings, and the numbers of layers.
+
+    Args:
+        added: names of the tensors that methods added.
+    """
+    root = family.root + "."
+    training = {
+        targets.layer_of(name[len(root) :])
+        for name, parameter in model.named_parameters()
+        if name.startswith(root) and parameter.requires_grad and name not in added
+    }
+    every = [None, *range(len(surgery.layers(model, family)))]
+    return [stage for stage in every if stage not in training]
+
+
+def set_dropout(model: nn.Module, family, added, choice: str) -> str:
+    """Carry out ``--frozen-dropout``: with ``off`` the frozen stages train without dropout.
+
+    What methods add keeps its own dropout, and so does the head.
+
+    Returns:
+        one line for the log; empty if no stage is frozen.
+
+    Raises:
+        InputError: ``choice`` is neither on nor off, or off would be ignored.
+    """
+    if choice not in CHOICES:
+        raise InputError(f"--frozen-dropout {choice!r} is unknown: give on or off.")
+    found = stages(model, family, added)
+    if not found:
+        if choice == "off":
+            raise InputError(
+                "--frozen-dropout off would be ignored: every layer has base tensors that train. "
+                "Leave it out, or turn dropout off with --dropout 0 --attention-dropout 0."
+            )
+        return ""
+    if choice == "off":
+        for stage in found:
+            for module in _dropouts(model, family, stage):
+                module.p = 0.0
+    numbers = ", ".join(str(stage) for stage in found if stage is not None)
+    names = ["embeddings"] * (None in found) + [f"layers {numbers}"] * bool(numbers)
+    kept = "keep their dropout" if choice == "on" else "train without dropout"
+    return f"--frozen-dropout {choice}: the frozen {' and '.join(names)} {kept}"
+
+
+def _dropouts(model, family, stage):
+    """The base's dropout modules of a stage; fairseq ends all their names with dropout_module."""
+    if stage is None:
+        return [model.get_submodule(f"{family.root}.dropout_module")]
+    layer = surgery.layers(model, family)[stage]
+    return [module for name, module in layer.named_modules() if name.endswith("dropout_module")]
+
+
+class Guard:
+    """SHA-256 of every frozen tensor, taken when it is made, and compared by ``check``.
+
+    Attributes:
+        sha256: of all of them together.
+        num_tensors: how many they are.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._digests = {name: digest(name, tensor) for name, tensor in _frozen(model)}
+        self.sha256 = combine(self._digests)
+        self.num_tensors = len(self._digests)
+
+    def __str__(self) -> str:
+        return f"frozen: {self.num_tensors} tensors, sha256 {self.sha256[:12]}"
+
+    def check(self, model: nn.Module) -> None:
+        """Raise RuntimeError if a tensor that was frozen is not as it was."""
+        now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        changed = [
+            name
+            for name, before in self._digests.items()
+            if name not in now or digest(name, now[name]) != before
+        ]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise RuntimeError(
+                f"{len(changed)} of {self.num_tensors} frozen tensors have changed in training: "
+                f"{', '.join(changed[:3])}{more}. Only what trains may: look for code that writes "
+                "to weights (an optimizer of your own, a hook, an average of weights), take it "
+                "out, and start again from the base in another --save-dir."
+            )
+
+
+def _frozen(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of all that neither trains nor belongs to a method; tied ones once."""
+    kept = model.state_dict()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            yield name, parameter
+    for name, buffer in model.named_buffers():
+        if name in kept and name not in model.added:
+            yield name, buffer

@@ -1,0 +1,1 @@
+"""What the plugin's models compute with: attention that calls its projections, and dropout."""

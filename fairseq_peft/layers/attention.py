@@ -1,0 +1,132 @@
+"""Self-attention that calls its projections.
+
+fairseq's own forward hands ``q_proj.weight`` to a fused function and never calls ``q_proj``:
+whatever wraps the projection is skipped, without an error. Here ``q_proj``, ``k_proj``, ``v_proj``
+and ``out_proj`` are called, in train and eval mode. Parameter names are fairseq's.
+
+Shape letters: B batch, T tokens, C model dim, H heads, D = C / H, P prefix length.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fairseq.modules import MultiheadAttention
+
+from fairseq_peft.layers.dropout import Dropout, keep_mask
+
+
+class _Attend(torch.autograd.Function):
+    """Attention in the type of its inputs, with as few passes over the weights as there can be.
+
+    The weights are B H Q K numbers, more than anything else in a layer, so nothing else is done to
+    them: query is scaled before, what dropout scales is scaled after, and the mask of dropout has
+    their own type. softmax and its gradient compute in fp32.
+
+    Shapes: query, key, value (B H, Q or K, D), contiguous: of other tensors torch would copy even
+    the transposed. bias (B, 1, 1, K) or None.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, bias, p):
+        ctx.scale, ctx.gain = query.shape[-1] ** -0.5, 1 / (1 - p)
+        query = query * ctx.scale
+        scores = torch.bmm(query, key.transpose(1, 2))
+        if bias is not None:
+            scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+        # In bf16 torch's softmax takes twice the time, where K is no multiple of 32.
+        weights = torch.softmax(scores.float(), -1).to(scores.dtype)
+        mask, kept = None, weights
+        if p > 0:
+            mask = keep_mask(weights.shape, p, weights.dtype)
+            kept = weights * mask
+        ctx.save_for_backward(query, key, value, weights, mask, kept)
+        out = torch.bmm(kept, value)
+        return out.mul_(ctx.gain) if p > 0 else out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, weights, mask, kept = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        gradient = gradient * ctx.gain if mask is not None else gradient.contiguous()
+        of_query = of_key = of_value = None
+        if wanted[2]:
+            of_value = torch.bmm(kept.transpose(1, 2), gradient)
+        if wanted[0] or wanted[1]:
+            of_weights = torch.bmm(gradient, value.transpose(1, 2))
+            if mask is not None:
+                of_weights *= mask
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            if wanted[0]:
+                of_query = torch.bmm(of_scores, key).mul_(ctx.scale)
+            if wanted[1]:
+                of_key = torch.bmm(of_scores.transpose(1, 2), query)
+        return of_query, of_key, of_value, None, None
+
+
+def attend(query, key, value, keep=None, dropout_p=0.0):
+    """``dropout(softmax(query key^T / sqrt(D))) value``, in the way that is quickest here.
+
+    torch's fused kernel is, except on a CPU with dropout, where it is not fused, and on a CPU in
+    bf16, where it is slower than two products with the softmax between them.
+
+    Args:
+        query: (B, H, Q, D).
+        key, value: (B, H, K, D), of the type of query.
+        keep: (B, 1, 1, K), True where a key may be attended to; None if all may.
+        dropout_p: share of the attention weights to drop.
+
+    Returns:
+        (B, H, Q, D).
+    """
+    plain = query.dtype == torch.float32 and dropout_p == 0
+    if query.device.type != "cpu" or plain:
+        return F.scaled_dot_product_attention(query, key, value, keep, dropout_p)
+    bias = None
+    if keep is not None:
+        bias = torch.zeros(keep.shape, dtype=query.dtype).masked_fill_(~keep, float("-inf"))
+    parts = [part.reshape(-1, *part.shape[2:]).contiguous() for part in (query, key, value)]
+    return _Attend.apply(*parts, bias, dropout_p).view(query.shape)
+
+
+class SelfAttention(MultiheadAttention):
+    """fairseq's attention with the same parameters and another, batch-first forward.
+
+    ``dropout_module.p`` is the dropout of the attention weights.
+    """
+
+    def __init__(self, *args, dropout=0.0, **kwargs):
+        super().__init__(*args, dropout=dropout, **kwargs)
+        self.dropout_module = Dropout(dropout)
+
+    def forward(self, x, keep=None, first_only=False, prefix=None):
+        """Attend within x, and to a prefix.
+
+        Args:
+            x: (B, T, C).
+            keep: (B, 1, 1, P + T), True where a token may be attended to; None if all may.
+            first_only: whether only the first position asks.
+            prefix: keys and values (H, P, C / H) that every position may attend to; None for none.
+
+        Returns:
+            (B, T, C), or (B, 1, C) for the first position only, before dropout and residual.
+        """
+        batch = x.shape[0]
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not once a projection
+
+        def heads(projected):  # (B, T, C) -> (B, H, T, C / H); what rescales may have made it fp32
+            projected = projected.to(x.dtype)
+            return projected.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
+
+        # Contiguous: for a slice with a frozen weight torch copies the weight once a row.
+        query = heads(self.q_proj(x[:, :1].contiguous() if first_only else x))
+        key, value = heads(self.k_proj(x)), heads(self.v_proj(x))
+        if prefix is not None:
+            more_keys, more_values = (
+                part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix
+            )
+            key, value = torch.cat([more_keys, key], 2), torch.cat([more_values, value], 2)
+        p = self.dropout_module.p if self.training else 0.0
+        attended = attend(query, key, value, keep, p)
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, -1, self.embed_dim))

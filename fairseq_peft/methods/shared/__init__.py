@@ -1,0 +1,1 @@
+"""What several methods compute with: low-rank updates, budgets of ranks, bottlenecks, MLPs."""

@@ -1,0 +1,339 @@
+"""Classes of raw texts: a base, one adapter or many, and what turns text into the tokens they were
+trained on.
+
+    classifier = fairseq_peft.Classifier.load("model.pt", "runs/.../adapter")
+    classifier.predict(["un texte", "un autre"]).labels
+
+What is predicted is what validation predicts of the same rows: text is read as data preparation and
+``SentenceDataset`` read it, and the model is in eval mode. Rows are sorted by length for the model,
+never for the caller.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Optional, Union
+
+import numpy as np
+import torch
+
+from fairseq_peft.data.buckets import bucket_batches
+from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import memory
+from fairseq_peft.serving import served
+from fairseq_peft.serving.shared_base import SharedBase
+
+#: Largest batch, in rows, and in tokens with padding: beyond it memory grows and speed does not.
+BATCH_SIZE, MAX_TOKENS = 64, 2048
+#: Rows that are read, and sorted by length, before the next are: few first, so that the first
+#: answers come soon, then more, so that there is little padding.
+FIRST_WINDOW, WINDOW = 64, 2048
+#: What the adapter is called that ``Classifier.load`` is given.
+DEFAULT = "default"
+
+#: A text, or a pair of texts.
+Text = Union[str, Sequence[str]]
+
+
+class Prediction(NamedTuple):
+    """What is predicted of one row.
+
+    Attributes:
+        label: the most probable class.
+        probability: its probability.
+        probabilities: class -> probability.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Predictions(list):
+    """A list of ``Prediction``, one a row, in the order of the rows."""
+
+    @property
+    def labels(self) -> list[str]:
+        return [row.label for row in self]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(N, classes), in the order of ``Classifier.labels``.
+
+        Raises:
+            InputError: rows have different classes, because their adapters have.
+        """
+        if len({tuple(row.probabilities) for row in self}) > 1:
+            raise InputError(
+                "The rows have different classes, so their probabilities are no table. Take those "
+                "of each row."
+            )
+        return np.array([list(row.probabilities.values()) for row in self], dtype=np.float32)
+
+
+class Classifier:
+    """A base and its adapters, ready to classify; made by ``Classifier.load``.
+
+    Not for two threads at once.
+    """
+
+    def __init__(self, model, precision: str, device: str):
+        self._shared = SharedBase(model.to(device), served.ROOT)
+        self._readers = {}
+        self._base = None
+        self.device = torch.device(device)
+        self._allow_other_base = False
+        self.precision = precision
+
+    @classmethod
+    def load(
+        cls,
+        base: Union[str, Path, None],
+        adapter: Union[str, Path, None] = None,
+        *,
+        data: Union[str, Path, None] = None,
+        precision: Optional[str] = None,
+        device: str = "cpu",
+        allow_other_base: bool = False,
+    ) -> Classifier:
+        """Load a base and an adapter, or a checkpoint that is fine-tuned as a whole.
+
+        Args:
+            base: a fairseq checkpoint; None for an adapter folder that holds a whole model.
+            adapter: an adapter folder; without it, ``base`` must have a classification head.
+            data: for a checkpoint without folder: where its dict.txt and sentencepiece model are
+                (its data folder by default).
+            precision: fp32, or bf16 (as in training by default).
+            device: cpu, cuda, ...
+            allow_other_base: take a base that the adapter was not trained on.
+
+        Raises:
+            InputError: a file cannot be used, or they do not belong together.
+        """
+        if adapter is None:
+            if base is None:
+                raise InputError("There is neither a base nor an adapter. Give at least one.")
+            model, head, reader, trained = served.from_checkpoint(base, data)
+            return cls(model, precision or trained, device)._whole(head, reader)._ready()
+        if data is not None:
+            raise InputError(
+                f"The data folder {data} would be ignored: the adapter folder has its own "
+                "dictionary. Leave one of the two out."
+            )
+        folder = served.open_folder(adapter)
+        precision = precision or served.precision_of(folder)
+        if folder.description["complete"]:
+            if base is not None:
+                raise InputError(
+                    f"{base} would be ignored: {adapter} holds a whole model. Leave the base out."
+                )
+            model, head, reader = served.from_complete(folder)
+            return cls(model, precision, device)._whole(head, reader)._ready()
+        found = served.Base(base, folder)
+        own = cls(found.model, precision, device)
+        own._base, own._allow_other_base = found, allow_other_base
+        own.add(DEFAULT, folder)
+        return own._ready()
+
+    def _whole(self, head, reader):
+        """With the model's own head as the only adapter."""
+        self._shared.add(DEFAULT, lambda model: model.classification_heads[head])
+        self._readers[DEFAULT] = reader
+        return self
+
+    def _ready(self):
+        memory.give_back()
+        return self
+
+    # Adapters
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters."""
+        return list(self._readers)
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, where there is one adapter; else see ``labels_of``."""
+        return self.labels_of(self._only())
+
+    def labels_of(self, adapter: str) -> list[str]:
+        """The classes of an adapter, in the order of the model's outputs."""
+        return list(self._reader(adapter).labels)
+
+    @property
+    def num_texts(self) -> int:
+        """Texts of a row, 1 or 2, where there is one adapter."""
+        return self._readers[self._only()].num_texts
+
+    def add(self, name: str, folder) -> None:
+        """Add the adapter in a folder; the base stays as it is.
+
+        Raises:
+            InputError: the name is taken, or the folder does not fit the base.
+        """
+        if name in self._readers:
+            raise InputError(f"There is an adapter {name!r} already. Remove it, or take another.")
+        if self._base is None:
+            raise InputError(
+                "This classifier is a checkpoint fine-tuned as a whole, which is no base for "
+                "adapters. Load the base that they were trained on."
+            )
+        folder = served.open_folder(folder)
+        if folder.description["complete"]:
+            raise InputError(
+                f"{folder.folder} holds a whole model, which is no adapter for another. Load it on "
+                "its own."
+            )
+        reader = self._base.reader(folder, self._allow_other_base)
+        self._shared.add(name, lambda model: served.build(model, folder).to(self.device))
+        self._readers[name] = reader
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter; the base stays as it is."""
+        self._reader(name)
+        self._shared.remove(name)
+        del self._readers[name]
+
+    @property
+    def precision(self) -> str:
+        """fp32, or bf16: layers under autocast, weights in fp32."""
+        return "bf16" if self._encoder.bf16 else "fp32"
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        if value not in ("fp32", "bf16"):
+            raise InputError(f"Precision {value!r} is unknown: give fp32 or bf16.")
+        self._encoder.bf16 = value == "bf16"
+
+    @property
+    def _encoder(self):
+        return self._shared.model.encoder.sentence_encoder
+
+    def _reader(self, name):
+        if name not in self._readers:
+            known = ", ".join(self._readers) or "none"
+            raise InputError(f"There is no adapter {name!r}. Loaded: {known}. Add it first.")
+        return self._readers[name]
+
+    def _only(self):
+        if len(self._readers) != 1:
+            known = ", ".join(self._readers) or "none"
+            raise InputError(f"Which adapter? There are {len(self._readers)}: {known}. Name one.")
+        return next(iter(self._readers))
+
+    # Prediction
+
+    def predict(
+        self,
+        texts: Iterable[Text],
+        adapter: Union[str, Sequence[str], None] = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Predictions:
+        """The class of each text, or pair of texts.
+
+        Args:
+            texts: rows; any string is one, the empty one, too.
+            adapter: name of the adapter, or one a row; None for the only one there is.
+            batch_size: rows that go through the model at once, at most.
+
+        Raises:
+            InputError: an adapter is unknown, or a row has not as many texts as it was trained on.
+        """
+        return Predictions(self._rows(self.logits(texts, adapter, batch_size)))
+
+    def stream(
+        self,
+        texts: Iterable[Text],
+        adapter: Union[str, Sequence[str], None] = None,
+        batch_size: int = BATCH_SIZE,
+        window: int = WINDOW,
+    ) -> Iterator[Prediction]:
+        """As ``predict``, one row after the other; reads no more than ``window`` texts ahead, and
+        fewer at first."""
+        first = min(FIRST_WINDOW, window)
+        return self._rows(self.logits(texts, adapter, batch_size, window, first))
+
+    def _rows(self, found) -> Iterator[Prediction]:
+        for name, logits in found:
+            labels = self._readers[name].labels
+            probabilities = logits.softmax(-1).tolist()
+            best = int(logits.argmax())
+            yield Prediction(labels[best], probabilities[best], dict(zip(labels, probabilities)))
+
+    def logits(
+        self,
+        texts: Iterable[Text],
+        adapter: Union[str, Sequence[str], None] = None,
+        batch_size: int = BATCH_SIZE,
+        window: int = WINDOW,
+        first_window: Optional[int] = None,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(adapter, logits (classes,)) of each row, in order.
+
+        Args:
+            window: rows that are sorted by length together.
+            first_window: those of the first window; each has twice as many as the one before.
+        """
+        if isinstance(texts, str):
+            raise InputError(f"{texts[:40]!r} is one text. Give a list of texts.")
+        if batch_size < 1 or window < 1:
+            raise InputError(f"Batch size {batch_size}, window {window}: give 1 or more.")
+        for rows in _windows(self._named(texts, adapter), first_window or window, window):
+            names = [name for _, name in rows]
+            items = self._items(rows)
+            found = [None] * len(rows)
+            sizes = [len(item) for item in items]
+            for batch in bucket_batches(sizes, batch_size, MAX_TOKENS):
+                scores = self._forward([items[i] for i in batch], [names[i] for i in batch])
+                for i, logits in zip(batch, scores):
+                    found[i] = logits
+            yield from ((name, logits.cpu()) for name, logits in zip(names, found))
+
+    def _named(self, texts, adapter):
+        """(texts of a row, name of its adapter), with both checked."""
+        if adapter is None or isinstance(adapter, str):
+            names = itertools.repeat(self._only() if adapter is None else adapter)
+        else:
+            names = iter(adapter)
+        nothing = object()
+        for number, row in enumerate(texts, start=1):
+            name = next(names, nothing)
+            if name is nothing:
+                raise InputError(f"There are {number - 1} adapters and more texts. Name one a row.")
+            yield self._reader(name).check(row, number), name
+        if not isinstance(names, itertools.repeat) and next(names, nothing) is not nothing:
+            raise InputError("There are more adapters than texts. Name one a row.")
+
+    def _items(self, rows):
+        """The tokens of each row; adapters that read alike are read together."""
+        found = [None] * len(rows)
+        readers = {}
+        for i, (_, name) in enumerate(rows):
+            readers.setdefault(id(self._readers[name].encoder), []).append(i)
+        for indices in readers.values():
+            encoder = self._readers[rows[indices[0]][1]].encoder
+            limits = [self._readers[rows[i][1]].max_tokens for i in indices]
+            texts = [rows[i][0] for i in indices]
+            for i, item in zip(indices, encoder.items(texts, limits, torch.get_num_threads())):
+                found[i] = item
+        return found
+
+    @torch.inference_mode()
+    def _forward(self, items, names):
+        """Logits of a batch of tokens (lists), padded at the right."""
+        longest = max(map(len, items))
+        tokens = np.full((len(items), longest), self._shared.padding, dtype=np.int64)
+        for line, item in zip(tokens, items):
+            line[: len(item)] = item
+        return self._shared.logits(torch.from_numpy(tokens).to(self.device), names)
+
+
+def _windows(rows, size, largest):
+    """Consecutive lists of rows: of ``size`` rows, then of twice as many, up to ``largest``."""
+    rows = iter(rows)
+    while window := list(itertools.islice(rows, size)):
+        yield window
+        size = min(2 * size, largest)

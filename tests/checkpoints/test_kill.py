@@ -1,0 +1,77 @@
+"""kill -9: the last checkpoint is whole, and going on ends with the bits of a run in one go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import train_flags
+
+pytest.importorskip("fairseq")
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and reads /proc"),
+]
+
+EPOCHS = 4
+
+SCRIPT = """
+import json, os, sys
+sys.path[:0] = [{tests!r}]
+import killing
+os.chdir({folder!r})
+with open("found.json", "w") as file:
+    json.dump(killing.{call}, file)
+"""
+
+
+@pytest.fixture
+def kill(fairseq, data_folder, base_checkpoint, tmp_path):
+    """``kill("random_moments", ...)``: what that function of killing.py finds out about a run."""
+
+    def call(function, *args, **more):
+        flags = {"from_scratch": None, "finetune_from_model": base_checkpoint, "max_epoch": None}
+        words = train_flags(data_folder, None, lora_dropout=0.1, **flags, **more)
+        call = f"{function}({words!r}, *{args!r})"
+        tests = str(Path(__file__).parents[1] / "support")
+        script = SCRIPT.format(tests=tests, folder=str(tmp_path), call=call)
+        done = fairseq("python", script)
+        assert done.returncode == 0, done.stderr[-5000:]
+        return json.loads((tmp_path / "found.json").read_text())
+
+    return call
+
+
+def test_fifty_random_moments(kill):
+    """Runs of four epochs, each killed and gone on with until it is done."""
+    found = kill("random_moments", EPOCHS, 50, 5)
+    assert found["kills"] == 50 and found["ends"] >= 3
+    for before, epoch, logged in found["steps"]:
+        # Nothing is lost; an epoch's line is written before its checkpoint.
+        assert before <= epoch <= logged <= epoch + 1
+    assert {epoch for _, epoch, _ in found["steps"]} >= {0, 1, 2, 3, 4}
+
+
+PLACES = [
+    ("save", 1),
+    ("copy", 1),
+    ("copy", 2),
+    *((p, n) for p in ("flush", "move", "moved") for n in (1, 3)),
+]
+
+
+#: A file for each epoch, and each the best so far.
+EVERY_EPOCH = {"no_epoch_checkpoints": None, "best_checkpoint_metric": "num_updates"}
+
+
+def test_within_the_writes(kill):
+    """A file for the epoch, copied to the best and to the last: three writes an epoch."""
+    found = kill("within_writes", EPOCHS, PLACES, **EVERY_EPOCH)
+    assert found[-1] == 2 and set(found[:-1]) == {1}, dict(zip(PLACES, found))
+
+
+def test_negative_control_fairseqs_own_copy_is_no_checkpoint_when_killed(kill):
+    (found,) = kill("within_writes", 2, [("copy", 2, True)], **EVERY_EPOCH)
+    assert "checkpoint_last.pt cannot be read as a checkpoint" in found

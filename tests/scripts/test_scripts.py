@@ -1,0 +1,339 @@
+"""Every script: its --help, its --dry-run, its first lines, and shellcheck."""
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path.name != "lib.sh")
+SHELL_FILES = [*SCRIPTS, ROOT / "scripts" / "lib.sh", ROOT / ".ci" / "run"]
+
+# Scripts whose --dry-run needs arguments or knobs: name -> (arguments, environment).
+# {inputs} is a folder with raw data, {train,valid,test}.{review,label}, and label/train.idx.
+# labels.
+DRY_RUNS = {
+    "prepare_data.sh": (["{inputs}", "example"], {}),
+    "pretrain.sh": ([], {"RAW": "{inputs}/text.txt", "SAVE_DIR": "{project}/checkpoints/example"}),
+    "finetune.sh": ([], {"DATA": "{inputs}", "INIT": "scratch"}),
+    "finetune_hf.sh": ([], {"DATA": "{inputs}", "HF_BASE": "{inputs}"}),
+    "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+
+def run_script(path, *arguments, cwd, **environment):
+    # The Python of these tests stands for the environment that setup.sh would have made.
+    env = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(
+        ["bash", str(path), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
+def snapshot(folder):
+    """Every file and folder under ``folder`` with its time, without Python's caches."""
+    found = {}
+    for directory, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        found.update({os.path.join(directory, name): None for name in folders})
+        for name in files:
+            path = Path(directory, name)
+            found[str(path)] = path.stat().st_mtime_ns
+    return found
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of what scripts need, so that a test sees whatever a script changes."""
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for name in ("scripts", "fairseq_peft"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("constraints.txt", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "data-bin").mkdir()
+    return copy
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Raw data (labelled reviews and a text), and label/train.idx, where scripts read the rows."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for subset in ("train", "valid", "test"):
+        rows = [f"{subset} review number {row}, good or bad\n" for row in range(8)]
+        (folder / f"{subset}.review").write_text("".join(rows), encoding="utf-8")
+        (folder / f"{subset}.label").write_text("0\n1\n" * 4, encoding="utf-8")
+    (folder / "label").mkdir()
+    (folder / "label" / "train.idx").write_bytes(b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, 4, 8))
+    (folder / "text.txt").write_text("one line of text\n" * 50, encoding="utf-8")
+    return folder
+
+
+def by_name(path):
+    return path.name
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=by_name)
+def test_help_prints_the_usage(path, tmp_path):
+    done = run_script(path, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    usage = re.search(rf"^Usage: .*\b{re.escape(path.name)}", done.stdout, re.MULTILINE)
+    assert usage, "no line 'Usage: ... NAME ...'"
+    assert "--dry-run" in done.stdout
+    assert len(done.stdout.splitlines()) > 1, "a usage line alone explains nothing"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=by_name)
+def test_dry_run_changes_nothing(path, tmp_path, project, inputs):
+    if path.name == "setup.sh" and sys.prefix == sys.base_prefix:
+        pytest.skip("needs a virtual environment")
+    arguments, environment = DRY_RUNS.get(path.name, ([], {}))
+    places = {"inputs": inputs, "project": project}
+    arguments = [argument.format(**places) for argument in arguments]
+    environment = {name: value.format(**places) for name, value in environment.items()}
+    before = snapshot(tmp_path)
+    done = run_script(
+        project / "scripts" / path.name, *arguments, "--dry-run", cwd=inputs, **environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip(), "a dry run shows the commands"
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=by_name)
+def test_an_unknown_option_is_one_line_and_an_error(path, tmp_path):
+    done = run_script(path, "--no-such-option", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "--no-such-option" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / ".ci" / "run"], ids=by_name)
+def test_the_shell_is_strict(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    code = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert code[0] == "set -euo pipefail"
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=by_name)
+def test_shellcheck(path):
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    program = str(shellcheck) if shellcheck.exists() else shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("no shellcheck")
+    done = subprocess.run([program, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+# ---- lib.sh --------------------------------------------------------------------------------------
+
+SCRIPT = r"""#!/usr/bin/env bash
+# Usage: example.sh [--dry-run] [NAME]
+# What it does.
+set -euo pipefail
+# shellcheck source=lib.sh
+. "{lib}"
+parse_args "$@"
+printf 'ARGS'; printf ' <%s>' ${{ARGS[@]+"${{ARGS[@]}}"}}; printf '\n'
+printf 'EXTRA'; printf ' <%s>' ${{EXTRA[@]+"${{EXTRA[@]}}"}}; printf '\n'
+{body}
+"""
+
+
+@pytest.fixture
+def example(tmp_path):
+    def run_it(body, *arguments, **environment):
+        path = tmp_path / "example.sh"
+        path.write_text(SCRIPT.format(lib=ROOT / "scripts" / "lib.sh", body=body), encoding="utf-8")
+        return run_script(path, *arguments, cwd=tmp_path, **environment)
+
+    return run_it
+
+
+def test_lib_arguments(example):
+    done = example("", "a b", "c", "--", "--lr", "1 2", "--help")
+    assert done.stdout == "ARGS <a b> <c>\nEXTRA <--lr> <1 2> <--help>\n"
+
+
+def test_lib_help(example):
+    assert example("", "--help").stdout == "Usage: example.sh [--dry-run] [NAME]\nWhat it does.\n"
+
+
+def test_lib_dry_run_prints_commands_that_can_be_pasted(example):
+    done = example('run touch "a b"; step "a step" touch c; fairseq_cli train x', "--dry-run")
+    lines = done.stdout.splitlines()[2:]
+    assert lines[:3] == ["touch a\\ b", "# a step", "touch c"]
+    assert lines[3] == f"{sys.executable} -m fairseq_cli.train x"
+
+
+def test_lib_step_reports_seconds(example):
+    done = example('step "two words" true')
+    assert re.fullmatch(r"two words +\d+ s", done.stdout.splitlines()[-1])
+
+
+def test_lib_step_fails_inside_a_function_and_shows_the_log(example, tmp_path):
+    body = 'bad() { echo seen; false; echo unseen; }; step "a step" bad; echo unseen'
+    done = example(body, LOG=str(tmp_path / "log"))
+    assert done.returncode == 1
+    assert "unseen" not in done.stdout + done.stderr
+    assert "seen" in done.stderr
+    assert "example.sh: error: 'a step' failed with status 1" in done.stderr
+
+
+def test_lib_die_is_one_line(example):
+    done = example("die 'no such file'; echo unseen")
+    assert done.returncode == 1
+    assert done.stderr == "example.sh: error: no such file\n"
+    assert "unseen" not in done.stdout
+
+
+def test_lib_peft_cli_runs_from_anywhere(example):
+    done = example("peft_cli --version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("fairseq_peft ")
+
+
+# ---- test.sh -------------------------------------------------------------------------------------
+
+
+def test_parity_has_an_environment_for_each_library(project, tmp_path):
+    """Made when missing, kept when its pins are the same, made again when they changed."""
+
+    def dry_run():
+        before = snapshot(tmp_path)
+        path = project / "scripts" / "test.sh"
+        done = run_script(path, "parity", "--dry-run", "--", "-k", "lora", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert snapshot(tmp_path) == before
+        return done.stdout
+
+    pins = project / "tests" / "parity"
+    shutil.copytree(ROOT / "tests" / "parity", pins)
+    output = dry_run()
+    for name in ("peft", "adapters"):
+        folder = project / f".venv-{name}"
+        assert f"{sys.executable} -m venv {folder}\n" in output
+        assert f"-r {pins}/requirements-{name}.txt\n" in output
+        assert f"FAIRSEQ_PEFT_{name.upper()}_PYTHON={folder}/bin/python" in output
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)
+        shutil.copy(pins / f"requirements-{name}.txt", folder / "requirements.txt")
+    assert output.endswith("-m pytest -m parity -k lora\n")
+
+    with open(pins / "requirements-peft.txt", "a") as file:
+        file.write("# another pin\n")
+    output = dry_run()
+    assert ".venv-adapters: already there" in output
+    assert f"-m venv {project}/.venv-peft\n" in output
+
+
+# ---- setup.sh ------------------------------------------------------------------------------------
+
+
+HERE = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def fake_python(folder, name="python3", version=None, headers=True, venv=True):
+    """A stand-in for an interpreter that lacks something; everything else is the real one."""
+    folder.mkdir(exist_ok=True)
+    include = folder / "include"
+    include.mkdir(exist_ok=True)
+    if headers:
+        (include / "Python.h").write_text("")
+    prelude = "import sys, sysconfig; real = sysconfig.get_paths; "
+    if version:
+        prelude += f"sys.version_info = {version}; "
+    paths = f"{{**real(*a, **k), 'include': {str(include)!r}}}"
+    prelude += f"sysconfig.get_paths = lambda *a, **k: {paths}; "
+    if not venv:
+        prelude += "sys.modules['ensurepip'] = None; "
+    path = folder / name
+    path.write_text(
+        f'#!/bin/bash\nif [ "$1" = -c ]; then exec {sys.executable} -c "{prelude}$2"; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def setup(project, tmp_path):
+    """setup.sh in a copy of the project that has no .venv yet."""
+
+    def run_it(*arguments, **environment):
+        environment = {"PYTHON": "", "VIRTUAL_ENV": "", **environment}
+        return run_script(project / "scripts" / "setup.sh", *arguments, cwd=tmp_path, **environment)
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("lacks", "package"),
+    [({"headers": False}, f"{HERE}-dev"), ({"venv": False}, f"{HERE}-venv")],
+)
+def test_setup_names_what_to_install(setup, project, tmp_path, lacks, package):
+    done = setup(BASE_PYTHON=str(fake_python(tmp_path / "bin", **lacks)))
+    assert done.returncode == 1
+    assert f"apt-get install {package}\n" in done.stderr
+    assert "Nothing was changed" in done.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_setup_names_everything_at_once(setup, tmp_path):
+    base = fake_python(tmp_path / "bin", headers=False, venv=False)
+    done = setup(BASE_PYTHON=str(base), CXX="no-such-compiler")
+    assert f"apt-get install {HERE}-venv build-essential {HERE}-dev" in done.stderr
+
+
+def test_setup_refuses_a_python_that_does_not_fit(setup, tmp_path):
+    done = setup(BASE_PYTHON=str(fake_python(tmp_path / "bin", version="(3, 14)")))
+    assert done.returncode == 1
+    assert "is not a Python 3.9 to 3.12" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_setup_refuses_an_unknown_extra(setup):
+    done = setup("--dry-run", EXTRAS="dev,all")
+    assert done.returncode == 1
+    assert "'all' is unknown" in done.stderr
+
+
+def test_setup_takes_torch_from_the_pins_or_from_the_user(setup, project, tmp_path):
+    base = str(fake_python(tmp_path / "bin"))
+    pin = "torch==2.8.0" if sys.version_info < (3, 10) else "torch==2.13.0"
+    assert f"{pin}\n" in setup("--dry-run", BASE_PYTHON=base).stdout
+    done = setup("--dry-run", BASE_PYTHON=base, TORCH="torch==2.7.1 --no-cache-dir")
+    assert "torch==2.7.1 --no-cache-dir\n" in done.stdout
+    assert not (project / ".venv").exists()
+
+
+def test_every_requirement_is_pinned():
+    """What setup.py asks for has a version in constraints.txt."""
+    pinned = {
+        re.split("==", line)[0]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    setup_py = (ROOT / "setup.py").read_text()
+    wanted = re.findall(
+        r'"([a-z][a-z0-9-]+)(?:[<>=][^"]*)?"[,\]]', setup_py.split("install_requires")[1]
+    )
+    wanted = {name for name in wanted if name not in ("fairseq-fixed", "hf", "dev", "fairseq")}
+    assert {"torch", "numpy", "pytest", "transformers"} <= wanted
+    assert wanted <= pinned

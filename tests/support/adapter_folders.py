@@ -1,0 +1,71 @@
+"""Adapter folders of tiny models, without training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import Roberta
+
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.data.checks import fingerprint
+from fairseq_peft.errors import InputError
+from fairseq_peft.models import folder
+
+HEAD = "head"
+
+
+def base_state(dictionary, seed=11):
+    """The weights of a plain model without a head."""
+    model = Roberta(dictionary).build("full", seed=seed, head=False)
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def save_base(path, state, **more):
+    """A base checkpoint as fairseq's loader takes it."""
+    torch.save({"model": state, "optimizer_history": [{}], "extra_state": {}, **more}, path)
+    return path
+
+
+def perturbed(dictionary, base, peft="lora", seed=3, **given):
+    """A model on ``base`` whose trained tensors have moved from where they start."""
+    model = Roberta(dictionary).build(peft, **given)
+    model.load_state_dict(dict(base))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def write(path, model, base, base_path="base.pt", **more):
+    """The folder ``path`` of ``model``, trained on ``base`` (None: from scratch)."""
+    dictionary = model.encoder.dictionary
+    reference = base and {"path": str(base_path), "sha256": adapter_folder.fingerprint(base)}
+    tensors, described = folder.content(model, HEAD, reference)
+    rest = {
+        "labels": ["bad", "good"],
+        "input": {"max_tokens": model.max_positions(), "begin": True, "num_texts": 1},
+        "dictionary": {"sha256": fingerprint(dictionary), "num_rows": len(dictionary)},
+        "metrics": {"subset": "valid", "accuracy": 0.75, "epoch": 2},
+        "seed": 1,
+        **more,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copies = {
+        "dict.txt": path.parent / "words.txt",
+        adapter_folder.TOKENIZER: path.parent / "pieces",
+    }
+    dictionary.save(str(copies["dict.txt"]))
+    copies[adapter_folder.TOKENIZER].write_bytes(b"a sentencepiece model " * 20)
+    adapter_folder.write(path, tensors, {**described, **rest}, copies)
+    return path
+
+
+def refused(action, *words):
+    """The sentence with which ``action`` refuses."""
+    with pytest.raises(InputError) as error:
+        action(*words)
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".")
+    return text

@@ -1,0 +1,72 @@
+"""fairseq's command lines in processes forked from one that has imported fairseq already.
+
+It is the package's own worker (fairseq_peft/sweeps/worker.py), but without the plugin: the tests
+look at how fairseq imports it, so each child imports it by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+WORKER = Path(__file__).resolve().parents[2] / "fairseq_peft" / "sweeps" / "worker.py"
+
+
+class ForkServer:
+    """The client: ``run("train", DATA, "--arch", ...)`` is ``fairseq-train`` in a fresh process."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.sockets = tempfile.TemporaryDirectory(prefix="fairseq-peft.")  # of a short name
+        self.address = os.path.join(self.sockets.name, "worker")
+        with open(folder / "server.log", "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, self.address, str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environ,
+            )
+
+    def run(self, program, *argv, cwd=None):
+        """Run a program of the worker, or ``python`` with a script as its one argument.
+
+        Returns:
+            ``returncode``, ``stdout``, ``stderr``.
+        """
+        from fairseq_peft.sweeps import worker
+
+        while not os.path.exists(self.address):
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.05)
+        paths = [self.folder / name for name in ("stdout", "stderr")]
+        with open(os.devnull) as nothing, open(paths[0], "w") as out, open(paths[1], "w") as err:
+            streams = [file.fileno() for file in (nothing, out, err)]
+            code = worker.run(
+                self.address, program, argv, cwd or self.folder, self.environ, streams
+            )
+        stdout, stderr = (path.read_text() for path in paths)
+        return SimpleNamespace(returncode=code, stdout=stdout, stderr=stderr)
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(timeout=60)
+        self.sockets.cleanup()
+
+
+def cli_main():
+    """The program ``python``."""
+    exec(compile(sys.argv[1], "<script>", "exec"), {})
+
+
+if __name__ == "__main__":
+    worker = runpy.run_path(str(WORKER))
+    programs = {**worker["PROGRAMS"], "python": "fork_server"}
+    worker["serve"](sys.argv[1], programs, parent=int(sys.argv[2]))

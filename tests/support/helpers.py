@@ -1,0 +1,123 @@
+"""What the tests share besides fixtures: sizes, tolerances, data folders, the real command
+lines."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "fairseq_peft"
+
+#: The one tolerance table. A looser entry has its reason beside it.
+TOLERANCE = {
+    "fp32": 1e-5,
+    "bf16": 0.05,  # 8 bits of mantissa through two layers, on logits of size 1
+}
+
+TINY = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 4,
+    "max_positions": 40,
+}
+TINY_FLAGS = [
+    text for name, value in TINY.items() for text in ("--" + name.replace("_", "-"), str(value))
+]
+
+
+def write_data(folder: Path, rows, labels, words=30, pairs=False) -> Path:
+    """A binarised folder. ``rows``: split -> list of (list of word numbers, label) or (first,
+    second, label)."""
+    import torch
+    from fairseq.data import Dictionary
+    from fairseq.data.indexed_dataset import make_builder
+
+    text_words, label_words = Dictionary(), Dictionary()
+    for i in range(words):
+        text_words.add_symbol(f"w{i}", n=words - i)
+    for label in labels:
+        label_words.add_symbol(label)
+    parts = ("input0", "input1", "label") if pairs else ("input0", "label")
+    for part in parts:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        (label_words if part == "label" else text_words).save(str(folder / part / "dict.txt"))
+    for split, items in rows.items():
+        for column, part in enumerate(parts):
+            out = str(folder / part / split)
+            builder = make_builder(out + ".bin", impl="mmap", vocab_size=1000)
+            for item in items:
+                value = item[column]
+                if part == "label":
+                    ids = [label_words.index(value)] if value is not None else []
+                else:
+                    ids = [text_words.index(f"w{i}") for i in value]
+                builder.add_item(torch.IntTensor(ids + [2]))
+            builder.finalize(out + ".idx")
+    return folder
+
+
+def random_rows(seed=0, sizes=(("train", 67), ("valid", 21), ("test", 21)), longest=30):
+    """Rows for ``write_data``: the words w0-w4 speak for "bad", w5-w9 for "good"."""
+    rng = random.Random(seed)
+    rows = {}
+    for split, count in sizes:
+        rows[split] = []
+        for i in range(count):
+            label = ("bad", "good")[i % 2]
+            words = [rng.randrange(10, 30) for _ in range(rng.randint(2, longest))]
+            words += [rng.randrange(5) + 5 * (label == "good") for _ in range(3)]
+            rng.shuffle(words)
+            rows[split].append((words, label))
+    return rows
+
+
+def fairseq_command(name, *args, cwd=None, env=None, timeout=300):
+    """Run ``fairseq-<name>`` in a fresh process; returns the completed process with text output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        [sys.executable, "-m", f"fairseq_cli.{name}", *map(str, args)],
+        cwd=cwd or ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def train_flags(data, save_dir, arch="roberta_small_lora", **more):
+    """The flags of one short fine-tuning run with the tiny sizes; ``more`` adds or replaces
+    (None drops)."""
+    flags = {
+        "user_dir": PACKAGE,
+        "arch": arch,
+        "task": "sentence_classification",
+        "criterion": "sentence_classification",
+        "optimizer": "peft_adamw",
+        "lr": 1e-2,
+        "lr_scheduler": "fixed",
+        "max_epoch": 1,
+        "batch_size": 8,
+        "seed": 1,
+        "valid_subset": "valid,test",
+        "best_checkpoint_metric": "accuracy",
+        "maximize_best_checkpoint_metric": True,
+        "no_epoch_checkpoints": True,
+        "save_dir": save_dir,
+        "num_workers": 0,
+        "log_format": "simple",
+        "cpu": True,
+        "from_scratch": True,
+        **{**TINY, **more},
+    }
+    words = [str(data)]
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            words.append("--" + name.replace("_", "-"))
+            if value is not True:
+                words.append(str(value))
+    return words
