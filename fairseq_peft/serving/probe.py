@@ -23,7 +23,8 @@ from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
-from fairseq_peft.hf import base_model, heads
+from fairseq_peft.hf import base_model
+from fairseq_peft.models import heads
 from fairseq_peft.models.roberta import HEADS
 
 logger = logging.getLogger(__name__)
