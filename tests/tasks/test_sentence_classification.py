@@ -21,6 +21,7 @@ from fairseq_peft.criterions.sentence_classification import (  # noqa: E402
 from fairseq_peft.data import checks  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import log as run_log  # noqa: E402
+from fairseq_peft.tasks.running import Run  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
 
 HEAD = "sentence_classification_head"
@@ -197,12 +198,11 @@ def right_but_first(target):
 
 def test_counts_are_exact_and_losses_in_nats(make_task, tmp_path):
     task = make_task()
-    task._run = {"schema": 1}
-    task.cfg.save_dir = str(tmp_path)
+    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1})
     task.begin_epoch(1, None)
     task.begin_valid_epoch(1, None)
     evaluate(task, "valid", right_but_first)
-    scores = task._recorder.results["valid"]
+    scores = task.run.recorder.results["valid"]
     assert (scores["num_examples"], scores["num_correct"]) == (21, 18)
     right, wrong = (torch.log1p(torch.exp(torch.tensor(x))).item() for x in (-2.0, 2.0))
     assert scores["loss"] == pytest.approx((18 * right + 3 * wrong) / 21, rel=1e-5)
@@ -226,8 +226,7 @@ def test_collapse_to_one_class_is_said(make_task, caplog):
 
 def test_an_epoch_is_one_line_after_the_last_subset(make_task, tmp_path):
     task = make_task()
-    task._run = {"schema": 1}
-    task.cfg.save_dir = str(tmp_path)
+    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1})
     task.begin_epoch(1, None)
     with metrics.aggregate("train"):
         criterion = SentenceClassificationCriterion(task, HEAD)
