@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import TINY_FLAGS
-from test_sweep import script
+from helpers import TINY_FLAGS, script
 
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
