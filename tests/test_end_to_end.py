@@ -16,6 +16,7 @@ from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, tra
 
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.methods.lora import LoRAConfig
+from fairseq_peft.runs import predictions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -297,6 +298,10 @@ def test_two_processes_evaluate_every_row_once(fairseq, data_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = metrics(tmp_path)  # one process writes
     assert line["train"]["num_examples"] == 67 and line["num_updates"] == 5
+    rows = predictions.read(predictions.path_of(tmp_path, 1))
+    for subset, numbers in line["subsets"].items():
+        assert len(rows.target[subset]) == 21
+        assert rows.num_correct(subset) == numbers["num_correct"]
     done = fairseq("validate", *validate_flags(data_folder, tmp_path / "checkpoint_last.pt"))
     for subset, numbers in line["subsets"].items():
         assert numbers["num_examples"] == 21
