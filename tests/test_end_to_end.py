@@ -60,6 +60,13 @@ def same(a, b, whole=False):
     return flat_a[1] == flat_b[1] and all(equal)
 
 
+def all_predictions(folder):
+    """The files of predictions by epoch: name -> bytes."""
+    found = {path.name: path.read_bytes() for path in (folder / predictions.FOLDER).iterdir()}
+    assert sorted(found) == [f"epoch{line['epoch']}.npz" for line in metrics(folder)]
+    return found
+
+
 def validate_flags(data, checkpoint, subsets="valid,test"):
     words = [data, "--user-dir", PACKAGE, "--task", "sentence_classification", "--cpu"]
     words += ["--path", checkpoint, "--valid-subset", subsets, "--batch-size", 8]
@@ -113,6 +120,14 @@ def test_validate_in_a_fresh_process_gives_what_training_logged(run, data_folder
             assert scores[subset][name] == pytest.approx(numbers[name], abs=1e-6), (subset, name)
     # A model that has collapsed to one class would agree with anything.
     assert any(numbers["mcc"] != 0 for numbers in logged.values())
+
+
+def test_predictions_are_the_rows_that_metrics_count(run, data_folder):
+    for line in metrics(run):
+        rows = predictions.read(predictions.path_of(run, line["epoch"]))
+        assert rows.epoch == line["epoch"] and list(rows.target) == list(line["subsets"])
+        for subset, numbers in line["subsets"].items():
+            assert rows.num_correct(subset) == numbers["num_correct"]
 
 
 def test_best_checkpoint_is_that_of_the_best_valid_epoch(run, data_folder, fairseq):
@@ -209,6 +224,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     assert same(run / LAST, parts / LAST, whole=True)
     assert same(run / LAST, parts / LAST) != whole
     assert without_clocks(metrics(parts)) == without_clocks(metrics(run))
+    assert all_predictions(parts) == all_predictions(run)
     again = json.loads((parts / "run.json").read_text())
     assert (again["init"], again["base"]) == ("pretrained", str(base))
     # Not even told where it started from, a resumed run does not call itself a scratch run.

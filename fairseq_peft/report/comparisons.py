@@ -5,7 +5,7 @@ It needs what the runs predicted (``runs/predictions.py``). Runs of an earlier v
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report.runs import Run
@@ -17,6 +17,9 @@ from fairseq_peft.report.significance import (
     wins_and_losses,
 )
 from fairseq_peft.runs import predictions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FULL = "full"  # what the other methods are compared with
 BASELINE = "baseline"
@@ -78,6 +81,8 @@ def read_answers(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
     Raises:
         InputError: the file is broken, or speaks of another run than result.json.
     """
+    import numpy as np
+
     path, result = run.path / predictions.NAME, run.result
     if result["test_accuracy"] is None:
         return None
@@ -115,6 +120,8 @@ def reference_of(key: tuple, answers: dict) -> tuple | None:
 
 def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:
     """Fill in all but what Holm's correction gives; False, with a note, if nothing is common."""
+    import numpy as np
+
     if row["init"] == BASELINE:  # it draws nothing: the same against every seed
         mine = dict.fromkeys(others, next(iter(mine.values())))
     seeds = sorted(set(mine) & set(others))

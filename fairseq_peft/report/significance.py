@@ -10,7 +10,10 @@ where only the other one is, and 0 where both or none are.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NUM_DRAWS = 10_000
 LEVEL = 0.05
@@ -44,6 +47,8 @@ def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, f
 
     The order of the rows does not matter: those that are alike in all seeds are drawn together.
     """
+    import numpy as np
+
     num_seeds, num_rows = differences.shape
     kinds, counts = np.unique(differences.T, axis=0, return_counts=True)  # (kinds, seeds)
     rng = np.random.default_rng(seed)

@@ -94,7 +94,7 @@ def _tables(rows: list[dict]):
 def _conclusions(rows: list[dict]) -> list[str]:
     """What may be concluded, a sentence a row; and the two lines that explain the table."""
     return [
-        *(f"{row['init']}: {row['conclusion']}." for row in rows),
+        *(f"{_init_of(row)}{row['conclusion']}." for row in rows),
         "Interval: 95 % of 10,000 paired bootstrap draws, of n rows out of n and k - 1 seeds out "
         "of k, with replacement (of rows alone with one seed). Only it right: rows that more of "
         "its seeds get right than of the other's.",
@@ -102,6 +102,12 @@ def _conclusions(rows: list[dict]) -> list[str]:
         "are compared with the same one. A difference is told only where p after Holm is below "
         "0.05 and the interval leaves 0 out.",
     ]
+
+
+def _init_of(row: dict) -> str:
+    """What a conclusion is about, where it does not say so itself."""
+    init = row["init"]
+    return f"{init}: " if row["paired_with"].startswith(f"{init}/") else ""
 
 
 def csv_text(rows: list[dict]) -> str:

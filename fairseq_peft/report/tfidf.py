@@ -18,8 +18,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fairseq_peft import __version__
 from fairseq_peft.errors import InputError
 from fairseq_peft.report.result import write_result
@@ -137,6 +135,8 @@ def run_tfidf(
 def write_predictions(path: Path, data: dict, predicted: dict, labels: list[str]) -> None:
     """Write what was predicted for each row, as a run does; one for a class that train does not
     have counts as the class behind the last."""
+    import numpy as np
+
     ids = {label: number for number, label in enumerate(labels)}
     found = predictions.Predictions()
     for split, guesses in predicted.items():
