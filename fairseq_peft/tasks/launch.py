@@ -50,7 +50,7 @@ def launch(task, cfg):
     check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
     if state:
         checks.check_start(start.path, state, model, task.dictionary, task.cfg)
-    model.check_start(state["model"] if state else None)
+    model.check_base(state["model"] if state else None)
     if not state:  # else the model does so when fairseq has loaded the base
         model.adopt_base()
 

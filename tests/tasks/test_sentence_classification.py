@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import random_rows, write_data
+from helpers import HEAD, random_rows, task_config, write_data
 
 torch = pytest.importorskip("torch")
 fairseq = pytest.importorskip("fairseq")
@@ -27,30 +27,11 @@ from fairseq_peft.tasks.predictions import Collector  # noqa: E402
 from fairseq_peft.tasks.running import Run  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
 
-HEAD = "sentence_classification_head"
-
-
-def config(data, **more):
-    values = {
-        "data": str(data),
-        "num_classes": -1,
-        "no_init_token": False,
-        "seed": 1,
-        "train_subset": "train",
-        "valid_subset": "valid,test",
-        "classification_head_name": HEAD,
-        "verify_frozen": False,
-        "max_epoch": 2,
-        "max_update": 0,
-        "update_freq": [1],
-    }
-    return SimpleNamespace(**{**values, **more})
-
 
 @pytest.fixture
 def make_task(data_folder):
     def make(data=data_folder, max_tokens=40, **more):
-        task = SentenceClassificationTask.setup_task(config(data, **more))
+        task = SentenceClassificationTask.setup_task(task_config(data, **more))
         task.max_tokens = max_tokens
         return task
 
@@ -162,7 +143,7 @@ def test_shards_hold_every_row_once(make_task, num_shards):
 )
 def test_planned_updates_follow_the_flags(data_folder, flags, planned):
     """67 rows in batches of 8 are 9 updates an epoch."""
-    task = SentenceClassificationTask.setup_task(config(data_folder, **flags))
+    task = SentenceClassificationTask.setup_task(task_config(data_folder, **flags))
     task.max_tokens = 40
     task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
     assert task.planned_updates == planned
