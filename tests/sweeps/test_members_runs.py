@@ -11,6 +11,8 @@ import pytest
 import torch
 from helpers import ROOT, TINY_FLAGS, TOLERANCE, script, train_flags
 
+from fairseq_peft.runs import predictions
+
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
@@ -104,6 +106,8 @@ def test_members_leave_what_runs_by_themselves_leave(
         assert len(list(folder.glob("*tfevents*"))) == 1
         if together == "auto":
             assert curve(folder) == curve(own)
+            for path in (own / predictions.FOLDER).iterdir():
+                assert path.read_bytes() == (folder / predictions.FOLDER / path.name).read_bytes()
         run, own_run = (json.loads((f / "run.json").read_text()) for f in (folder, own))
         assert run.pop("members") == 3
         assert run.pop("command").split()[1:] == shlex.join(map(str, commands[number])).split()
