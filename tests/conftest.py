@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections import Counter
 
 import pytest
 from fork_server import ForkServer
@@ -12,6 +13,20 @@ from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 # Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
 # of the tests that interrupt one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark what trains in processes; among several workers of pytest, long files come first."""
+    for item in items:
+        if "fork_server" in item.fixturenames:
+            item.add_marker("end_to_end")
+    if hasattr(config, "workerinput"):
+        num_tests, num_slow = Counter(), Counter()
+        for item in items:
+            num_tests[item.path] += 1
+            num_slow[item.path] += item.get_closest_marker("end_to_end") is not None
+        items.sort(key=lambda item: (-num_slow[item.path], -num_tests[item.path], item.path))
 
 
 @pytest.fixture(scope="session")
@@ -88,13 +103,25 @@ def data_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def fairseq(tmp_path_factory):
-    """``fairseq("train", DATA, ...)``: a command of fairseq in a fresh process, without the wait
-    for imports."""
+def fork_server(tmp_path_factory):
     pytest.importorskip("fairseq")
     server = ForkServer(tmp_path_factory.mktemp("server"))
-    yield server.run
+    yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def fairseq(fork_server):
+    """``fairseq("train", DATA, ...)``: a command of fairseq in a fresh process, without the wait
+    for imports."""
+    return fork_server.run
+
+
+@pytest.fixture(scope="session")
+def python(fork_server):
+    """What stands in for Python, in tests and as a script's PYTHON, without the wait for
+    imports."""
+    return fork_server.python()
 
 
 @pytest.fixture(scope="session")

@@ -4,74 +4,43 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, train_flags, write_data
+from helpers import (
+    PACKAGE,
+    TINY_FLAGS,
+    fairseq_command,
+    random_rows,
+    script,
+    train_flags,
+    write_data,
+)
 
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.methods.lora import LoRAConfig
+from fairseq_peft.runs import predictions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
-LAST = "checkpoint_last.pt"
+from runs import (  # noqa: E402
+    LAST,
+    all_predictions,
+    load,
+    metrics,
+    same,
+    validate_flags,
+    validated,
+    without_clocks,
+)
+
 EPOCHS = 2
 LR = 1e-1  # at lower ones two epochs of the tiny model may end in one class
-#: Fields of metrics.jsonl that differ between two equal runs.
-CLOCKS = {"seconds", "tokens_per_second", "peak_memory_bytes"}
-
-
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clocks(value):
-    if isinstance(value, dict):
-        return {key: without_clocks(v) for key, v in value.items() if key not in CLOCKS}
-    return [without_clocks(v) for v in value] if isinstance(value, list) else value
-
-
-def load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def same(a, b, whole=False):
-    """Whether two checkpoints' weights and optimizer states are equal, bit for bit; ``whole``: with
-    what they leave to their base."""
-    states = [slim.read(path) if whole else load(path) for path in (a, b)]
-    flat_a, flat_b = (
-        torch.utils._pytree.tree_flatten(
-            [dict(sorted(state["model"].items())), state["last_optimizer_state"]]
-        )
-        for state in states
-    )
-    equal = [
-        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-        for x, y in zip(flat_a[0], flat_b[0])
-    ]
-    return flat_a[1] == flat_b[1] and all(equal)
-
-
-def validate_flags(data, checkpoint, subsets="valid,test"):
-    words = [data, "--user-dir", PACKAGE, "--task", "sentence_classification", "--cpu"]
-    words += ["--path", checkpoint, "--valid-subset", subsets, "--batch-size", 8]
-    return [*words, "--num-workers", 0, "--log-format", "simple"]
-
-
-def validated(stdout):
-    """What fairseq-validate printed: subset -> metric -> number."""
-    found = {}
-    for subset, rest in re.findall(r"\| (\w+) \| valid on '\w+' subset \| (.*)", stdout):
-        words = (pair.split() for pair in rest.split(" | "))
-        found[subset] = {name: float(value) for name, value in words}
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +81,14 @@ def test_validate_in_a_fresh_process_gives_what_training_logged(run, data_folder
             assert scores[subset][name] == pytest.approx(numbers[name], abs=1e-6), (subset, name)
     # A model that has collapsed to one class would agree with anything.
     assert any(numbers["mcc"] != 0 for numbers in logged.values())
+
+
+def test_predictions_are_the_rows_that_metrics_count(run, data_folder):
+    for line in metrics(run):
+        rows = predictions.read(predictions.path_of(run, line["epoch"]))
+        assert rows.epoch == line["epoch"] and list(rows.target) == list(line["subsets"])
+        for subset, numbers in line["subsets"].items():
+            assert rows.num_correct(subset) == numbers["num_correct"]
 
 
 def test_best_checkpoint_is_that_of_the_best_valid_epoch(run, data_folder, fairseq):
@@ -208,6 +185,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     assert same(run / LAST, parts / LAST, whole=True)
     assert same(run / LAST, parts / LAST) != whole
     assert without_clocks(metrics(parts)) == without_clocks(metrics(run))
+    assert all_predictions(parts) == all_predictions(run)
     again = json.loads((parts / "run.json").read_text())
     assert (again["init"], again["base"]) == ("pretrained", str(base))
     # Not even told where it started from, a resumed run does not call itself a scratch run.
@@ -297,6 +275,10 @@ def test_two_processes_evaluate_every_row_once(fairseq, data_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = metrics(tmp_path)  # one process writes
     assert line["train"]["num_examples"] == 67 and line["num_updates"] == 5
+    rows = predictions.read(predictions.path_of(tmp_path, 1))
+    for subset, numbers in line["subsets"].items():
+        assert len(rows.target[subset]) == 21
+        assert rows.num_correct(subset) == numbers["num_correct"]
     done = fairseq("validate", *validate_flags(data_folder, tmp_path / "checkpoint_last.pt"))
     for subset, numbers in line["subsets"].items():
         assert numbers["num_examples"] == 21
@@ -325,40 +307,40 @@ SHARED = os.environ.get("FAIRSEQ_PEFT_SHARED", "")
 
 
 @pytest.mark.skipif(not SHARED, reason="FAIRSEQ_PEFT_SHARED is not set")
-def test_book_reviews(tmp_path):
+def test_book_reviews(fairseq, python, tmp_path):
     """The real data and checkpoint, for a few updates: every row of valid is evaluated, twice."""
-    shared = Path(SHARED)
-    model = shared / "models/roberta_small_fr"
-    environment = {
-        **os.environ,
-        "SPM": str(model / "sentencepiece.bpe.model"),
-        "DICT": str(model / "dict.txt"),
-        "DATA_BIN": str(tmp_path),
-    }
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts/prepare_data.sh"), str(shared / "data/cls-books"), "books"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    model, raw = Path(SHARED) / "models/roberta_small_fr", tmp_path / "raw"
+    raw.mkdir()
+    sizes = {"train": 48, "valid": 32, "test": 8}  # of thousands
+    for split, size in sizes.items():
+        for part in ("review", "label"):
+            lines = (Path(SHARED) / f"data/cls-books/{split}.{part}").read_bytes().split(b"\n")[:-1]
+            few = lines[:: len(lines) // size][:size]  # of both classes
+            (raw / f"{split}.{part}").write_bytes(b"\n".join(few) + b"\n")
+    done = script(
+        *("prepare_data.sh", raw, "books"),
+        SPM=model / "sentencepiece.bpe.model",
+        DICT=model / "dict.txt",
+        DATA_BIN=tmp_path,
+        PYTHON=python,
     )
     assert done.returncode == 0, done.stderr
     words = [tmp_path / "books", "--user-dir", PACKAGE, "--arch", "roberta_small_lora"]
     words += ["--task", "sentence_classification", "--criterion", "sentence_classification"]
     words += ["--finetune-from-model", model / "model.pt", "--optimizer", "peft_adamw"]
-    words += ["--lr", "1e-3", "--batch-size", 16, "--max-epoch", 1, "--max-update", 12]
-    words += ["--valid-subset", "valid", "--save-dir", tmp_path / "run", "--precision", "bf16"]
+    words += ["--lr", "1e-3", "--batch-size", 8, "--max-epoch", 1, "--max-update", 4]
+    words += ["--valid-subset", "valid", "--save-dir", tmp_path / "run"]
     words += ["--no-epoch-checkpoints", "--num-workers", 0, "--cpu", "--log-format", "simple"]
-    done = fairseq_command("train", *words)
+    done = fairseq("train", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     described = json.loads((tmp_path / "run/run.json").read_text())
-    assert described["rows"] == {"train": 1600, "valid": 400}
+    assert described["rows"] == {"train": sizes["train"], "valid": sizes["valid"]}
     assert (described["method_parameters"], described["head_parameters"]) == (65_536, 263_682)
     logged = metrics(tmp_path / "run")[-1]["subsets"]["valid"]
-    assert logged["num_examples"] == 400
+    assert logged["num_examples"] == sizes["valid"]
     checkpoint = tmp_path / "run/checkpoint_last.pt"
-    done = fairseq_command("validate", *validate_flags(tmp_path / "books", checkpoint, "valid"))
+    done = fairseq("validate", *validate_flags(tmp_path / "books", checkpoint, "valid"))
     assert done.returncode == 0, done.stderr[-3000:]
     scores = validated(done.stdout)["valid"]
-    assert round(scores["accuracy"] * 400) == logged["num_correct"]
+    assert round(scores["accuracy"] * sizes["valid"]) == logged["num_correct"]
     assert scores["macro_f1"] == pytest.approx(logged["macro_f1"], abs=1e-6)
