@@ -32,7 +32,7 @@ CONTRACT = "methods/test_contract.py"
 
 def files_of(page):
     """path -> content, for every code block that follows a line that begins with a path."""
-    return dict(re.findall(r"^`([\w/.]+\.py)`.*:\n\n```python\n(.*?)^```$", page, re.M | re.S))
+    return dict(re.findall(r"^`([\w/.]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", page, re.M | re.S))
 
 
 def commands_of(page):
