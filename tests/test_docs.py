@@ -19,13 +19,11 @@ from fairseq_peft.commands.methods import describe, rate
 
 ADD = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 LIST = ROOT / "docs" / "methods.md"
+SUPPORT = ("adapter_folders", "composed", "families", "fork_server", "fresh_process", "helpers")
 TESTS = (
     "conftest.py",
-    *(
-        f"support/{name}.py"
-        for name in ("adapter_folders", "families", "fresh_process", "helpers", "fork_server")
-    ),
     "support/settings/__init__.py",
+    *(f"support/{name}.py" for name in SUPPORT),
 )
 CONTRACT = "methods/test_contract.py"
 

@@ -136,11 +136,9 @@ def test_base_checkpoint_loads_with_every_key_accounted_for(family, base_of, pef
         key for key in loaded if key.startswith(family.heads)
     }
     changed = {key for key, value in base.items() if not torch.equal(loaded[key], value)}
-    if model.setting.starts_as_base == "nearly":  # the weights beside the update are corrected
-        reads = [
-            method.reads(model, family.family, config) for method, config in model.setting.parts
-        ]
-        assert changed <= set().union(*reads)
+    if model.setting.logits_at_start == "nearly":  # the weights beside the update are corrected
+        frozen = [method.frozen_base_names(model, family.family) for method in model.setting]
+        assert changed <= set().union(*frozen)
     else:
         assert not changed
 
@@ -153,9 +151,9 @@ def test_starts_as_the_base_where_it_says_so(family, base_of, batch, peft, given
     plain.load_state_dict(dict(base))
     model.load_state_dict(dict(base))
     expected, found = logits(family, plain, batch), logits(family, model, batch)
-    if model.setting.starts_as_base == "yes":
+    if model.setting.logits_at_start == "equal":
         assert torch.equal(expected, found)
-    elif model.setting.starts_as_base == "nearly":
+    elif model.setting.logits_at_start == "nearly":
         assert (expected - found).abs().max() < TOLERANCE["fp32"]
     else:
         assert not torch.equal(expected, found)
@@ -190,7 +188,7 @@ def test_trainable_set_is_the_declared_set_and_the_head(family, made, peft, give
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     names = {key for key, _ in model.named_parameters()}
     head = {key for key in names if key.startswith(family.heads)}
-    declared = model.setting.trained(model, family.family)
+    declared = model.setting.trainable_base_names(model, family.family)
     assert declared <= names - model.added
     if peft == "full":
         declared = {key for key in names if key.startswith(family.body)}
@@ -265,7 +263,7 @@ def test_an_adapter_folder_gives_the_same_model_on_its_base(
 def test_merged_weights_load_into_the_stock_model(family, made, batch, peft, given):
     model = copied(made(peft, given))
     expected = logits(family, model, batch)
-    model.setting.merge(model)
+    model.merge()
     stock = family.stock(model)
     stock.load_state_dict(model.state_dict(), strict=True)
     assert (logits(family, stock, batch) - expected).abs().max() < TOLERANCE["fp32"]
@@ -275,7 +273,7 @@ def test_merged_weights_load_into_the_stock_model(family, made, batch, peft, giv
 def test_what_cannot_be_merged_is_refused_and_left_as_it_is(made, peft, given):
     model = copied(made(peft, given))
     with pytest.raises(ValueError, match="cannot be merged"):
-        model.setting.merge(model)
+        model.merge()
     assert same(model.state_dict(), made(peft, given).state_dict())
 
 
@@ -284,8 +282,8 @@ def test_half_precision_merges_in_fp32_and_casts_once(made, peft, given):
     """bf16 tensors: the merged weight is the fp32 merge of the same values, rounded once."""
     model = copied(made(peft, given)).bfloat16()
     exact = copied(model).float()
-    model.setting.merge(model)
-    exact.setting.merge(exact)
+    model.merge()
+    exact.merge()
     for key, value in exact.state_dict().items():
         assert torch.equal(model.state_dict()[key], value.bfloat16()), key
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE
+from helpers import TOLERANCE, first_input
 from settings.prefix import SETTINGS
-from test_prompt import first_input
 from torch import nn
 
 from fairseq_peft import methods
