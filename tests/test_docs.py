@@ -19,13 +19,8 @@ from fairseq_peft.commands.methods import describe, rate
 
 ADD = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 LIST = ROOT / "docs" / "methods.md"
-TESTS = (
-    "conftest.py",
-    *(
-        f"support/{name}.py"
-        for name in ("adapter_folders", "families", "helpers", "fork_server", "settings")
-    ),
-)
+SUPPORT = ("adapter_folders", "composed", "families", "fork_server", "helpers", "settings")
+TESTS = ("conftest.py", *(f"support/{name}.py" for name in SUPPORT))
 CONTRACT = "methods/test_contract.py"
 
 

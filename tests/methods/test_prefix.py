@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE
-from test_prompt import first_input
+from helpers import TOLERANCE, first_input
 from torch import nn
 
 from fairseq_peft import methods

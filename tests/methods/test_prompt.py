@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE
+from helpers import TOLERANCE, first_input
 
 SETTINGS = [
     ("prompt", {"prompt_placement": "before_bos", "prompt_num_tokens": 3}),
@@ -86,21 +86,10 @@ def test_a_text_without_a_reader_or_a_known_word_is_refused(build, base):
         build("prompt", **TEXT).load_state_dict(dict(base))
     model = reads_words(build("prompt", prompt_init="text", prompt_init_text="hello world"))
     with pytest.raises(ValueError, match="'hello world' has no word that the dictionary knows"):
-        model.check_start(base)
+        model.check_base(base)
 
 
 # Places and positions
-
-
-def first_input(model, tokens):
-    """What the first layer reads, (B, P + T, C), and the number of prefix tokens beside it."""
-    captured = {}
-    first = model.encoder.sentence_encoder.layers[0]
-    hook = first.register_forward_pre_hook(lambda m, args: captured.update(x=args[0]))
-    with torch.no_grad():
-        model(tokens, features_only=True)
-    hook.remove()
-    return captured["x"]
 
 
 @pytest.mark.parametrize("placement", ["after_bos", "before_bos"])

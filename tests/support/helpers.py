@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fairseq_peft"
@@ -25,6 +26,8 @@ TINY = {
     "encoder_attention_heads": 4,
     "max_positions": 40,
 }
+#: The name of the head that the task gives a model.
+HEAD = "sentence_classification_head"
 TINY_FLAGS = [
     text for name, value in TINY.items() for text in ("--" + name.replace("_", "-"), str(value))
 ]
@@ -89,6 +92,18 @@ def fairseq_command(name, *args, cwd=None, env=None, timeout=300):
     )
 
 
+def script(name, *args, **knobs):
+    """Run ``scripts/<name>`` with knobs in the environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in knobs.items()}}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / name), *map(str, args)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 def train_flags(data, save_dir, arch="roberta_small_lora", **more):
     """The flags of one short fine-tuning run with the tiny sizes; ``more`` adds or replaces
     (None drops)."""
@@ -121,3 +136,34 @@ def train_flags(data, save_dir, arch="roberta_small_lora", **more):
             if value is not True:
                 words.append(str(value))
     return words
+
+
+def task_config(data, **more):
+    """What the task sentence_classification is set up with; ``more`` adds or replaces."""
+    values = {
+        "data": str(data),
+        "num_classes": -1,
+        "no_init_token": False,
+        "seed": 1,
+        "train_subset": "train",
+        "valid_subset": "valid,test",
+        "classification_head_name": HEAD,
+        "verify_frozen": False,
+        "max_epoch": 2,
+        "max_update": 0,
+        "update_freq": [1],
+    }
+    return SimpleNamespace(**{**values, **more})
+
+
+def first_input(model, tokens):
+    """What the first layer reads, (B, P + T, C), and the number of prefix tokens beside it."""
+    import torch
+
+    captured = {}
+    first = model.encoder.sentence_encoder.layers[0]
+    hook = first.register_forward_pre_hook(lambda m, args: captured.update(x=args[0]))
+    with torch.no_grad():
+        model(tokens, features_only=True)
+    hook.remove()
+    return captured["x"]
