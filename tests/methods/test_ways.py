@@ -41,6 +41,8 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned, slim
 from fairseq_peft.models.options import METHOD_FIELDS
 
+pytestmark = pytest.mark.end_to_end
+
 ROWS = random_rows(sizes=(("train", 16), ("valid", 7)), longest=9)
 TEXTS = [" ".join(f"w{word}" for word in words) for words, _ in ROWS["valid"]]
 LABELS = ["bad", "good"]
@@ -117,25 +119,39 @@ def run_of(dictionary, tmp_path_factory):
             finetuned.write(path, {}, {"model": {"_name": "roberta_small", **TINY, **sizes}}, state)
         return path
 
-    def run(peft, given):
+    def run(peft, given, seed=1):
         base = base_of({f: value for f, value in given.items() if f not in METHOD_FIELDS})
+        flags = {"peft": peft, **given}
+        if "fusion" in peft:
+            flags["fusion_adapters"] = ",".join(
+                str(run(*adapter).adapter) for adapter in mixed(given)
+            )
 
         def train_in(folder):
             cfg = copy.deepcopy(template)
-            for flag, value in {"peft": peft, **given}.items():
+            for flag, value in flags.items():
                 cfg.model[flag] = value
             for part in (cfg.checkpoint, cfg.task):
                 part.finetune_from_model, part.save_dir = str(base), str(folder)
+            cfg.common.seed = cfg.task.seed = seed
             vars(checkpoint_utils.save_checkpoint).pop("best", None)  # of the run before
             train.main(cfg)
 
-        key = identifier(peft, given)
+        key = identifier(peft, given), seed
         if key not in runs:
             runs[key] = Run(base, place / str(len(runs)), train_in)
             train_in(runs[key].folder)
         return runs[key]
 
     return run
+
+
+def mixed(given):
+    """The settings and seeds of two adapters that a fusion of these flags can choose from."""
+    others = ("fusion_dropout", "fusion_regularization")
+    knobs = {f.replace("fusion", "adapter"): v for f, v in given.items() if f not in others}
+    own = [flag for flag in knobs if flag.startswith("adapter_") or flag not in METHOD_FIELDS]
+    return [("adapter", {flag: knobs[flag] for flag in own}, seed) for seed in (1, 2)]
 
 
 # ---- The ways ------------------------------------------------------------------------------------
@@ -164,10 +180,6 @@ def predict(run, tmp_path, capsys):
     loss = F.cross_entropy(logits, TARGETS).item()
     assert loss == pytest.approx(run.told["loss"], abs=TOLERANCE["fp32"])
     close(predicted(run.checkpoint, None), logits)
-
-
-def verify(run, tmp_path, capsys):
-    verbs.run("verify", run.adapter, *run.base_flag)
 
 
 def merge(run, tmp_path, capsys):
@@ -291,7 +303,6 @@ def no(chosen):
 WAYS = {
     validate: every,
     predict: every,
-    verify: every,
     merge: merges,
     no_merge: no(merges),
     export: goes_to_peft,
