@@ -307,7 +307,7 @@ SHARED = os.environ.get("FAIRSEQ_PEFT_SHARED", "")
 
 
 @pytest.mark.skipif(not SHARED, reason="FAIRSEQ_PEFT_SHARED is not set")
-def test_book_reviews(fairseq, tmp_path):
+def test_book_reviews(fairseq, python, tmp_path):
     """The real data and checkpoint, for a few updates: every row of valid is evaluated, twice."""
     model, raw = Path(SHARED) / "models/roberta_small_fr", tmp_path / "raw"
     raw.mkdir()
@@ -322,6 +322,7 @@ def test_book_reviews(fairseq, tmp_path):
         SPM=model / "sentencepiece.bpe.model",
         DICT=model / "dict.txt",
         DATA_BIN=tmp_path,
+        PYTHON=python,
     )
     assert done.returncode == 0, done.stderr
     words = [tmp_path / "books", "--user-dir", PACKAGE, "--arch", "roberta_small_lora"]

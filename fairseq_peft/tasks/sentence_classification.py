@@ -38,7 +38,7 @@ class SentenceClassificationTask(FairseqTask):
         build_criterion
         load_dataset                  each split of --valid-subset
         [the checkpoint or the base goes into the model; optimizer and schedule are built]
-        get_batch_iterator            of --train-subset
+        load_dataset, get_batch_iterator          of --train-subset
         each epoch:
             begin_epoch               run.json is written, when the first one begins
             each update:
