@@ -160,12 +160,15 @@ def conclude(row: dict, num_comparisons: int) -> str:
     """What may be said of a row: a difference only where p after Holm's correction is below 0.05
     and the interval leaves 0 out."""
     init, _, other = row["paired_with"].partition("/")
-    same = init == row["init"]
-    mine, other = (row["method"], other) if same else (_name(row), row["paired_with"])
+    mine = row["method"]
+    if init != row["init"]:
+        mine, other = f"{row['init']}/{mine}", row["paired_with"]
     low, high = row["paired_difference_low"], row["paired_difference_high"]
     seeds = f"{row['paired_seeds']} seed{'s' if row['paired_seeds'] > 1 else ''}"
     where = f"{seeds} and {row['paired_rows']:,} rows"
-    apart, significant = low > 0 or high < 0, row["mcnemar_p_holm"] < LEVEL
+    apart = low > 0 or high < 0
+    same_side = (row["paired_wins"] > row["paired_losses"]) == (row["paired_difference_mean"] > 0)
+    significant = row["mcnemar_p_holm"] < LEVEL and same_side
     if apart and significant:
         word = "better" if low > 0 else "worse"
         least, most = sorted((abs(low), abs(high)))
@@ -191,7 +194,3 @@ def _points(fraction: float) -> str:
 
 def _key(result: dict) -> tuple:
     return tuple(result[name] for name in ("data", "init", "method"))
-
-
-def _name(row: dict) -> str:
-    return f"{row['init']}/{row['method']}"
