@@ -41,34 +41,43 @@ every_setting_that_draws = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request, dictionary):
-    return FAMILIES[request.param](dictionary)
+@pytest.fixture(scope="module", params=FAMILIES)
+def drawn(request, dictionary):
+    """``drawn("lora", {}, seed=1)``: name -> tensor, for what comes from random numbers of all
+    that the methods have added to one and the same base. Computed once; ``again`` draws anew."""
+    family = FAMILIES[request.param](dictionary)
+    bases, known = {}, {}
 
+    def compute(peft, given, seed):
+        plain = {flag: value for flag, value in given.items() if flag not in METHOD_FIELDS}
+        key = str(plain)
+        if key not in bases:
+            bases[key] = family.build("full", seed=11, head=False, **plain).state_dict()
+        model = family.build(peft, seed=seed, **given)
+        model.load_state_dict({name: tensor.clone() for name, tensor in bases[key].items()})
+        return {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name in model.added
+            and tensor.numel() > 1
+            and tensor.float().std() > 0
+            and not any(part in name for part in COMPUTED)
+        }
 
-def added(family, peft, given, seed):
-    """Name -> what the methods have added to one and the same base, at ``seed``."""
-    plain = {flag: value for flag, value in given.items() if flag not in METHOD_FIELDS}
-    base = family.build("full", seed=11, head=False, **plain).state_dict()
-    model = family.build(peft, seed=seed, **given)
-    model.load_state_dict({name: tensor.clone() for name, tensor in base.items()})
-    return {name: tensor for name, tensor in model.state_dict().items() if name in model.added}
+    def look(peft, given, seed=1):
+        key = (identifier(peft, given), seed)
+        if key not in known:
+            known[key] = compute(peft, given, seed)
+        return known[key]
 
-
-def drawn(family, peft, given, seed=1):
-    """Those of ``added`` that come from random numbers."""
-    return {
-        name: tensor
-        for name, tensor in added(family, peft, given, seed).items()
-        if tensor.numel() > 1
-        and tensor.float().std() > 0
-        and not any(part in name for part in COMPUTED)
-    }
+    look.again = compute
+    return look
 
 
 @every_setting_that_draws
-def test_another_seed_draws_other_numbers(family, peft, given):
-    one, same, other = (drawn(family, peft, given, seed) for seed in (1, 1, 2))
+def test_another_seed_draws_other_numbers(drawn, peft, given):
+    one, other = (drawn(peft, given, seed) for seed in (1, 2))
+    same = drawn.again(peft, given, 1)
     assert one and one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, same[name]), f"{name} is another at the same seed"
@@ -76,8 +85,8 @@ def test_another_seed_draws_other_numbers(family, peft, given):
 
 
 @every_setting_that_draws
-def test_every_layer_and_every_map_has_numbers_of_its_own(family, peft, given):
-    found = drawn(family, peft, given)
+def test_every_layer_and_every_map_has_numbers_of_its_own(drawn, peft, given):
+    found = drawn(peft, given)
     assert found
     for (one, a), (other, b) in itertools.combinations(found.items(), 2):
         assert a.shape != b.shape or not torch.equal(a, b), f"{one} and {other} are the same"
@@ -94,5 +103,5 @@ def test_the_prefix_of_every_layer_is_its_own(build, mlp):
 
 
 @pytest.mark.parametrize("name", methods.available())
-def test_a_method_draws_or_is_listed(family, name):
-    assert (drawn(family, name, {}) == {}) == (name in NOTHING_DRAWN)
+def test_a_method_draws_or_is_listed(drawn, name):
+    assert (drawn(name, {}) == {}) == (name in NOTHING_DRAWN)

@@ -12,7 +12,6 @@ from fairseq_peft.injection import surgery
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 every_precision = pytest.mark.parametrize("precision", TYPES)
-every_mode = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 every_setting = pytest.mark.parametrize(
     "peft, given", collect(), ids=[identifier(*setting) for setting in collect()]
 )
@@ -25,12 +24,9 @@ def family(request, dictionary):
 
 @every_setting
 @every_precision
-@every_mode
-def test_projections_return_the_type_that_was_asked_for(
-    family, batch, peft, given, precision, train
-):
+def test_projections_return_the_type_that_was_asked_for(family, batch, peft, given, precision):
     """Every linear map of every layer, with whatever a method has put around it."""
-    model = family.build(peft, **{**given, "precision": precision}).train(train)
+    model = family.build(peft, **{**given, "precision": precision})
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     found = {}
 
@@ -40,13 +36,16 @@ def test_projections_return_the_type_that_was_asked_for(
     maps = surgery.linears(model, family.family)
     for name, linear in maps.items():
         linear.register_forward_hook(note(name))
-    scores = family.scores(model, batch)
-    assert found == dict.fromkeys(maps, TYPES[precision])
-    assert scores.dtype == torch.float32  # heads, losses and metrics
+    for mode in (model.eval, model.train):
+        mode()
+        found.clear()
+        scores = family.scores(model, batch)
+        assert found == dict.fromkeys(maps, TYPES[precision]), mode.__name__
+        assert scores.dtype == torch.float32  # heads, losses and metrics
 
 
 @every_precision
-@every_mode
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("peft", ["head_only", "lora", "adapter"])
 def test_products_are_computed_in_that_type(family, batch, peft, precision, train):
     """Not only returned in it: in bf16, no product over all tokens is in fp32."""
@@ -58,5 +57,5 @@ def test_products_are_computed_in_that_type(family, batch, peft, precision, trai
     if precision == "fp32":
         assert set(products.count) == {torch.float32}
     else:  # the head's, of a row each
-        assert products.largest[torch.bfloat16] == batch.numel()
+        assert products.largest[torch.bfloat16] >= batch.numel()
         assert products.largest[torch.float32] <= len(batch)
