@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_peft.methods.shared.adapted_linear import BesideLinear
 from fairseq_peft.sharing.rows import Piece, join, pad
 
 
@@ -66,7 +67,7 @@ def _one_product(parts) -> bool:
     """Whether the parts are one plain linear map, or updates beside it, around the same tensors."""
     first = parts[0]
     return isinstance(first, nn.Linear) and all(
-        (type(part) is nn.Linear or hasattr(part, "beside"))
+        (type(part) is nn.Linear or isinstance(part, BesideLinear))
         and part.weight is first.weight
         and part.bias is first.bias
         and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
@@ -75,8 +76,9 @@ def _one_product(parts) -> bool:
 
 
 def _stack(parts) -> bool:
-    """Whether ``beside_each`` takes them."""
-    return hasattr(parts[0], "stacks_with") and all(parts[0].stacks_with(part) for part in parts)
+    """Whether ``beside_each`` takes them together."""
+    first = parts[0]
+    return isinstance(first, BesideLinear) and all(map(first.stacks_with, parts))
 
 
 def _own(value, piece):

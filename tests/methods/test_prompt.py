@@ -6,14 +6,6 @@ import pytest
 import torch
 from helpers import TOLERANCE, first_input
 
-SETTINGS = [
-    ("prompt", {"prompt_placement": "before_bos", "prompt_num_tokens": 3}),
-    ("prompt", {"prompt_init": "random", "prompt_num_tokens": 5}),
-    ("prompt", {"prompt_mlp": 6}),
-    ("prompt", {"prompt_mlp": 6, "prompt_init": "random", "prompt_placement": "before_bos"}),
-    ("lora,prompt", {}),
-    ("adapter,prompt", {"prompt_mlp": 6}),
-]
 TEXT = {"prompt_init": "text", "prompt_init_text": "w3 w1 unheard w3"}
 
 

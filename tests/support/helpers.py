@@ -3,6 +3,7 @@ lines."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
@@ -33,16 +34,20 @@ TINY_FLAGS = [
 ]
 
 
-def write_data(folder: Path, rows, labels, words=30, pairs=False) -> Path:
+#: What sentencepiece puts before a piece that begins a word.
+WORD_START = "\u2581"
+
+
+def write_data(folder: Path, rows, labels, words=30, pairs=False, mark="") -> Path:
     """A binarised folder. ``rows``: split -> list of (list of word numbers, label) or (first,
-    second, label)."""
+    second, label). Word 7 is called ``mark`` and w7."""
     import torch
     from fairseq.data import Dictionary
     from fairseq.data.indexed_dataset import make_builder
 
     text_words, label_words = Dictionary(), Dictionary()
     for i in range(words):
-        text_words.add_symbol(f"w{i}", n=words - i)
+        text_words.add_symbol(f"{mark}w{i}", n=words - i)
     for label in labels:
         label_words.add_symbol(label)
     parts = ("input0", "input1", "label") if pairs else ("input0", "label")
@@ -58,10 +63,27 @@ def write_data(folder: Path, rows, labels, words=30, pairs=False) -> Path:
                 if part == "label":
                     ids = [label_words.index(value)] if value is not None else []
                 else:
-                    ids = [text_words.index(f"w{i}") for i in value]
+                    ids = [text_words.index(f"{mark}w{i}") for i in value]
                 builder.add_item(torch.IntTensor(ids + [2]))
             builder.finalize(out + ".idx")
     return folder
+
+
+def word_tokenizer(words=30) -> bytes:
+    """A sentencepiece model that reads "w7 w3" as the words 7 and 3 of ``write_data``, with
+    ``WORD_START`` as their mark."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(f"w{i}" for i in range(words))]),
+        model_writer=model,
+        model_type="word",
+        vocab_size=words + 3,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def random_rows(seed=0, sizes=(("train", 67), ("valid", 21), ("test", 21)), longest=30):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from families import Roberta
 from helpers import TOLERANCE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from settings import collect, identifier
+from settings import collect, parametrize
 
 from fairseq_peft.sharing import switches
 from fairseq_peft.sharing.rows import Piece, Stream
@@ -127,14 +122,7 @@ def gradients_kept(model, scores):
     return dict(zip(trained, found))
 
 
-every_setting_that_shares = pytest.mark.parametrize(
-    ("peft", "given"),
-    [setting for setting in collect() if setting[0] != "full"],
-    ids=[identifier(*setting) for setting in collect() if setting[0] != "full"],
-)
-
-
-@every_setting_that_shares
+@parametrize([setting for setting in collect() if setting[0] != "full"])
 def test_joint_pass_is_that_of_each_member(dictionary, peft, given):
     """Scores, gradients and random numbers, with every kind of dropout on."""
     check_equal(members(dictionary, peft, {**given, **DROPOUT}), batches(dictionary))

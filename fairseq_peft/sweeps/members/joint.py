@@ -78,9 +78,8 @@ class Joint:
         for number, model in enumerate(models):
             self.switched.add(number, {path: module_at(model, path) for path in places})
         self.switched.reserve(reserved.pop())
-        for layer in (
-            self.switched.encoder.layers[self.num_common :] if self.num_common >= 0 else ()
-        ):
+        layers = self.switched.encoder.layers
+        for layer in layers[self.num_common if self.num_common >= 0 else len(layers) :]:
             layer.register_forward_pre_hook(self._apart)
 
     def __call__(self, batches: list[torch.Tensor], streams: list[Stream], head: str):

@@ -1,4 +1,4 @@
-"""The task of a member: the plugin's own, whose steps ask the group for what they need of the model.
+"""The task of a member: the plugin's own, whose steps ask the group for the model's scores.
 
 fairseq calls ``train_step`` and ``valid_step`` for each batch, and ``begin_epoch`` when the base is
 loaded. There a criterion is handed a model that, when it is called, asks and waits; everything else
