@@ -24,6 +24,7 @@ from fairseq_peft.methods.base import Family
 from fairseq_peft.models import heads
 from fairseq_peft.models.encoder import PeftRobertaEncoder
 from fairseq_peft.models.options import METHOD_FIELDS, RobertaPeftConfig, architecture
+from fairseq_peft.optim import layer_decay
 from fairseq_peft.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class RobertaPeftModel(RobertaModel):
         model.inject(args.peft, given, getattr(task.cfg, "seed", 1))
         # A checkpoint from before this flag has no say.
         decay = getattr(args, "layer_lr_decay", None)
-        surgery.decay_learning_rates(model, FAMILY, 1.0 if decay is None else decay)
+        layer_decay.decay_learning_rates(model, FAMILY, 1.0 if decay is None else decay)
         tells = hasattr(task, "planned_updates") or not isinstance(task, FairseqTask)
         if model.setting.follows_updates and not tells:
             raise InputError(

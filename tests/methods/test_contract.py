@@ -18,7 +18,7 @@ from torch import nn
 
 from fairseq_peft import methods
 from fairseq_peft.adapters import folder as adapter_folder
-from fairseq_peft.injection import surgery
+from fairseq_peft.injection import counting, surgery
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 
@@ -311,7 +311,7 @@ def test_count_equals_the_formula(family, made, peft, given):
     chosen = sum(p.numel() for key, p in own_tensors(model).items() if key not in model.added)
     assert model.setting.count(family.dims).total == added
     assert model.setting.count_base(family.dims).total == chosen
-    assert surgery.count(model, family.heads).method == added + chosen
+    assert counting.count(model, family.heads).method == added + chosen
 
 
 @every_setting
