@@ -6,8 +6,6 @@ Models here are tiny and never trained; ``test_predict_adapters.py`` has real ru
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import adapter_folders
@@ -17,8 +15,6 @@ from families import Roberta
 from helpers import TOLERANCE
 from settings import collect, identifier
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
