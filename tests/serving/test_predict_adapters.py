@@ -17,7 +17,7 @@ import fairseq_peft  # noqa: E402
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.methods.lora import LoRALinear  # noqa: E402
-from fairseq_peft.serving.switches import Switch  # noqa: E402
+from fairseq_peft.sharing.switches import Switch  # noqa: E402
 
 #: Beside those of FORMS: the same kind once more, other lengths, other places.
 MORE = {
