@@ -60,11 +60,11 @@ def run(args) -> int:
 def merge(path: Path, model) -> None:
     """Fold the methods in place; what cannot be merged is told what can be done instead."""
     try:
-        model.setting.merge(model)
+        model.merge()
     except InputError as error:
         before = model.setting
         model.fold()
-        hint = " fairseq-peft fold drops its MLP." if model.setting != before else ""
+        hint = " fairseq-peft fold drops its MLP." if model.setting.changed_flags(before) else ""
         raise InputError(f"{path}: {error}{hint}") from error
 
 

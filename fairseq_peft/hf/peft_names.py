@@ -41,7 +41,7 @@ def table(model, head: str) -> dict[str, Theirs]:
         KeyError: a tensor has no place in PEFT's format.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    own = model.own_names() - model.setting.rewrites(model, FAMILY)
+    own = model.own_names() - model.setting.corrected_base_names(model, FAMILY)
     adapted = {name.rpartition(".")[0] for name in own if name.endswith(".lora_A")}
     # Methods that only change the input leave the model itself as it is.
     prefix = "base_model." if own & set(VECTORS) else "base_model.model."

@@ -105,7 +105,7 @@ def _as_lora(config, ours):
         "lora_alpha_pattern": _pattern_text(alphas, alpha),
     }
     start = config.get("init_lora_weights", True)
-    if start in low_rank.STARTS and not config.get("use_dora"):
+    if start in low_rank.DECOMPOSITIONS and not config.get("use_dora"):
         flags["lora_init"] = start
     elif start not in (True, False, None, "gaussian", "orthogonal", "eva"):
         raise InputError(

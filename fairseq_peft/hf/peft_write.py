@@ -34,16 +34,16 @@ def of_model(model) -> dict:
     Raises:
         InputError: PEFT has no counterpart.
     """
-    if len(model.setting.parts) > 1:
+    if len(model.setting) > 1:
         raise InputError(
             f"--peft {model.setting.name} cannot be exported: a folder of PEFT holds one method. "
             f"{_MERGE}."
         )
-    ((method, config),) = model.setting.parts
+    (method,) = model.setting
     if method.name not in WRITERS:
         reason = REASONS.get(method.name, _UNKNOWN)
         raise InputError(f"--peft {method.name} cannot be exported: {reason}. {_MERGE}.")
-    return {**WRITERS[method.name](model, config), "task_type": "SEQ_CLS"}
+    return {**WRITERS[method.name](model, method.config), "task_type": "SEQ_CLS"}
 
 
 def _of_lora(model, config):

@@ -165,7 +165,7 @@ def merge(folder: Path, model, head: str) -> None:
     )
     before = finetuned.logits(model, batches, head)
     try:
-        model.setting.merge(model)
+        model.merge()
     except InputError as error:
         raise InputError(
             f"{folder} has no counterpart in Hugging Face's RoBERTa: {error}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
 
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
@@ -22,7 +22,7 @@ def available() -> list[str]:
 
 
 def get(name: str):
-    """The method called ``name``.
+    """The class of the method called ``name``.
 
     Raises:
         InputError: there is none.
@@ -34,7 +34,7 @@ def get(name: str):
 
 
 def split(peft: str) -> list:
-    """The methods of ``"lora,prefix"`` or ``"lora+prefix"``, in the order of their stages.
+    """The classes of ``"lora,prefix"`` or ``"lora+prefix"``, in the order of their stages.
 
     Raises:
         InputError: one is unknown or named twice, or they do not go together.
@@ -43,8 +43,8 @@ def split(peft: str) -> list:
     found = [get(name) for name in names]
     if len(set(names)) < len(names):
         raise InputError(f"--peft {peft!r} names a method twice. Name each once.")
-    for method in found if len(found) > 1 else []:
-        if method.alone:
+    for method in found:
+        if method.alone and len(found) > 1:
             raise InputError(
                 f"--peft {peft!r}: {method.name} cannot be combined, because {method.alone}. "
                 "Leave it or the others out."
@@ -58,30 +58,36 @@ def split(peft: str) -> list:
     return sorted(found, key=lambda method: (method.stage, method.name))
 
 
-@dataclass(frozen=True)
 class Setting:
-    """Methods with their configs, in the order in which they are injected.
+    """The methods of one ``--peft``, each with its config: what the model holds and asks.
 
     Attributes:
-        parts: (method, config) pairs.
+        methods: ``methods.base.Method`` objects, in the order in which they are injected.
     """
 
-    parts: tuple
+    def __init__(self, chosen: Iterable):
+        self.methods = tuple(chosen)
+
+    def __iter__(self):
+        return iter(self.methods)
+
+    def __len__(self) -> int:
+        return len(self.methods)
 
     @property
     def name(self) -> str:
         """``lora``, or ``lora+prefix`` for several."""
-        return "+".join(method.name for method, _ in self.parts)
+        return "+".join(method.name for method in self)
 
     @property
     def mergeable(self) -> bool:
-        return all(method.mergeable for method, _ in self.parts)
+        return all(method.mergeable for method in self)
 
     @property
-    def starts_as_base(self) -> str:
-        """The weakest of its parts: "yes", "nearly" or "no" (``methods.base.Method``)."""
-        starts = [method.start(config) for method, config in self.parts]
-        return next((word for word in ("no", "nearly") if word in starts), "yes")
+    def logits_at_start(self) -> str:
+        """The weakest word of its methods (``methods.base.Method``)."""
+        words = [method.logits_at_start for method in self]
+        return next(word for word in ("changed", "nearly", "equal") if word in words)
 
     @property
     def follows_updates(self) -> bool:
@@ -91,46 +97,45 @@ class Setting:
         return any(
             type(method).after_update is not Method.after_update
             or type(method).penalty is not Method.penalty
-            for method, _ in self.parts
+            for method in self
         )
 
     def knobs(self) -> dict:
         """What is set: the config's fields, or, for several methods, those of each by its name."""
-        if len(self.parts) == 1:
-            return asdict(self.parts[0][1])
-        return {method.name: asdict(config) for method, config in self.parts}
+        knobs = {method.name: asdict(method.config) for method in self}
+        return knobs if len(self) > 1 else knobs[self.name]
 
     def flags(self) -> list[str]:
         """The flags of all knobs, as attribute names."""
         from fairseq_peft.methods.base import flag_name
 
-        names = [flag_name(m.name, field) for m, _ in self.parts for field in fields(m.Config)]
+        names = [flag_name(m.name, field) for m in self for field in fields(m.Config)]
         return list(dict.fromkeys(names))
 
     def inject(self, model, family, generator: Callable) -> None:
         """Inject all; ``generator(name)`` gives each method its own stream."""
-        for method, config in self.parts:
-            method.inject(model, family, config, generator(method.name))
+        for method in self:
+            method.inject(model, family, generator(method.name))
 
     def adopt_base(self, model, family) -> None:
-        for method, config in self.parts:
-            method.adopt_base(model, family, config)
+        for method in self:
+            method.adopt_base(model, family)
 
-    def check_start(self, model, base) -> None:
-        for method, config in self.parts:
-            method.check_start(model, config, base)
+    def check_base(self, model, base) -> None:
+        for method in self:
+            method.check_base(model, base)
 
-    def trained(self, model, family) -> set[str]:
+    def trainable_base_names(self, model, family) -> set[str]:
         """The names of the base tensors that train.
 
         Raises:
             InputError: one method trains what another takes to be frozen.
         """
-        trained = {m.name: m.trained(model, family, config) for m, config in self.parts}
-        for method, config in self.parts:
-            reads = method.reads(model, family, config)
+        trained = {method.name: method.trainable_base_names(model, family) for method in self}
+        for method in self:
+            frozen = method.frozen_base_names(model, family)
             for other, names in trained.items():
-                both = sorted(reads & names)
+                both = sorted(frozen & names)
                 if both:
                     raise InputError(
                         f"--peft {self.name}: {other} trains {both[0]}, beside which {method.name} "
@@ -139,46 +144,46 @@ class Setting:
                     )
         return set().union(*trained.values())
 
-    def rewrites(self, model, family) -> set[str]:
+    def corrected_base_names(self, model, family) -> set[str]:
         """The names of the frozen base tensors that the start of a run changes."""
-        return set().union(*(m.rewrites(model, family, config) for m, config in self.parts))
+        return set().union(*(method.corrected_base_names(model, family) for method in self))
 
     def count(self, dims) -> Count:
         """The parameters that the methods add, as terms."""
-        return Count([term for m, config in self.parts for term in m.count(dims, config).terms])
+        return Count([term for method in self for term in method.count(dims).terms])
 
     def count_base(self, dims) -> Count:
         """The parameters of the base that train, as terms; those that two methods name count
         once."""
-        terms = [term for m, config in self.parts for term in m.count_base(dims, config).terms]
+        terms = [term for method in self for term in method.count_base(dims).terms]
         return Count(list(dict.fromkeys(terms))).by_kind()
 
     def penalty(self, model):
         """The sum of the methods' penalties, None if no one has any."""
-        terms = [method.penalty(model, config) for method, config in self.parts]
+        terms = [method.penalty(model) for method in self]
         terms = [term for term in terms if term is not None]
         return sum(terms[1:], terms[0]) if terms else None
 
     def after_update(self, model, num_updates: int, planned: int) -> None:
-        for method, config in self.parts:
-            method.after_update(model, config, num_updates, planned)
+        for method in self:
+            method.after_update(model, num_updates, planned)
 
     def fold(self, model) -> Setting:
         """Replace what only training needs by what it computes; the setting that is left."""
-        return Setting(tuple((method, method.fold(model, config)) for method, config in self.parts))
+        return Setting(method.fold(model) for method in self)
 
     def changed_flags(self, before: Setting) -> dict:
         """Flag -> value, for the knobs that differ from ``before``, which has the same methods."""
         from fairseq_peft.methods.base import flag_name
 
         return {
-            flag_name(method.name, field): getattr(config, field.name)
-            for (method, config), (_, old) in zip(self.parts, before.parts)
-            for field in fields(config)
-            if getattr(config, field.name) != getattr(old, field.name)
+            flag_name(method.name, field): getattr(method.config, field.name)
+            for method, old in zip(self, before)
+            for field in fields(method.config)
+            if getattr(method.config, field.name) != getattr(old.config, field.name)
         }
 
-    def merge(self, model) -> None:
+    def merge(self, model, family) -> None:
         """Fold all into the base weights.
 
         Raises:
@@ -188,8 +193,8 @@ class Setting:
         try:
             for parameter in model.parameters():  # several may change one weight: round it once
                 parameter.data = parameter.data.float()
-            for method, _ in sorted(self.parts, key=lambda part: part[0].mergeable):
-                method.merge(model)  # the first to raise has changed nothing
+            for method in sorted(self, key=lambda method: method.mergeable):
+                method.merge(model, family)  # the first to raise has changed nothing
         finally:
             for name, parameter in model.named_parameters():
                 parameter.data = parameter.data.to(dtypes[name])
@@ -219,12 +224,12 @@ def setting(peft: str, given: dict) -> Setting:
             f"{_flags(sorted(own)) or 'none'}. Leave the flag out, or choose the method it belongs "
             "to."
         )
-    parts = []
+    chosen = []
     for method in found:
         names = {flag_name(method.name, field): field.name for field in fields(method.Config)}
         config = {names[flag]: value for flag, value in given.items() if flag in names}
-        parts.append((method, method.Config(**config)))
-    return Setting(tuple(parts))
+        chosen.append(method(method.Config(**config)))
+    return Setting(chosen)
 
 
 def _flags(names) -> str:

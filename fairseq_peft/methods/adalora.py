@@ -132,40 +132,40 @@ class AdaLoRA(Method):
     )
     Config = AdaLoRAConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         linears = surgery.linears(model, family)
-        for name, linear in surgery.match(linears, config.targets, config.layers).items():
-            swapped = AdaLoRALinear(linear, config, generator)
+        for name, linear in surgery.match(linears, self.config.targets, self.config.layers).items():
+            swapped = AdaLoRALinear(linear, self.config, generator)
             surgery.swap(model, f"{family.root}.{name}", swapped)
 
-    def reads(self, model, family, config):
+    def frozen_base_names(self, model, family):
         modules = model.named_modules()
         return {f"{name}.weight" for name, m in modules if isinstance(m, AdaLoRALinear)}
 
-    def count(self, dims, config):
+    def count(self, dims):
         shapes = dims.linears()
         formulas = {
-            name: f"{config.init_rank} x ({shapes[name][0]} + {shapes[name][1]} + 1)"
-            for name in targets.select(shapes, config.targets, config.layers)
+            name: f"{self.config.init_rank} x ({shapes[name][0]} + {shapes[name][1]} + 1)"
+            for name in targets.select(shapes, self.config.targets, self.config.layers)
         }
         count = Count()
         count.add_groups("adalora", formulas)
         return count
 
-    def penalty(self, model, config):
-        if config.orthogonality == 0:
+    def penalty(self, model):
+        if self.config.orthogonality == 0:
             return None
         squares = []
         for linear in _linears(model):
             a, b = linear.lora_A.float(), linear.lora_B.float()
             squares += [a @ a.T, b.T @ b]
         distances = [torch.linalg.norm(s - torch.eye(len(s), device=s.device)) for s in squares]
-        return config.orthogonality * torch.stack(distances).mean()
+        return self.config.orthogonality * torch.stack(distances).mean()
 
-    def after_update(self, model, config, num_updates, planned):
-        rank_budget.follow(_linears(model), config, num_updates, planned)
+    def after_update(self, model, num_updates, planned):
+        rank_budget.follow(_linears(model), self.config, num_updates, planned)
 
-    def merge(self, model):
+    def merge(self, model, family):
         for name, module in list(model.named_modules()):
             if isinstance(module, AdaLoRALinear):
                 surgery.swap(model, name, module.merged())
@@ -175,4 +175,4 @@ def _linears(model) -> list[AdaLoRALinear]:
     return [module for module in model.modules() if isinstance(module, AdaLoRALinear)]
 
 
-METHOD = AdaLoRA()
+METHOD = AdaLoRA

@@ -90,15 +90,15 @@ class BottleneckAdapter(Method):
     excludes = {"compacter": "both fill the slots behind the blocks, and a slot holds one adapter"}
     Config = AdapterConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         def build(embed_dim, width):
-            return linear_maps(embed_dim, width, config, generator)
+            return linear_maps(embed_dim, width, self.config, generator)
 
-        bottleneck.fill_slots(model, family, config, build)
+        bottleneck.fill_slots(model, family, self.config, build)
 
-    def count(self, dims, config):
-        c, b = dims.embed_dim, config.width(dims.embed_dim)
-        return bottleneck.count(dims, config, f"2 x {c} x {b} + {b} + {c}")
+    def count(self, dims):
+        c, b = dims.embed_dim, self.config.width(dims.embed_dim)
+        return bottleneck.count(dims, self.config, f"2 x {c} x {b} + {b} + {c}")
 
 
-METHOD = BottleneckAdapter()
+METHOD = BottleneckAdapter

@@ -37,15 +37,17 @@ class Family:
 
 
 class Method:
-    """Base class of all methods; one sub-class in each file of this folder.
+    """Base class of all methods; one sub-class in each file of this folder. An object is a method
+    with its knobs: ``LoRA(LoRAConfig(rank=4))``; ``LoRA()`` has the defaults.
 
     Attributes:
+        config: the knobs, an instance of ``Config``.
         name: what ``--peft`` takes; the name of the file.
         summary: one line for tables.
         paper: source, or "-".
         mergeable: whether the trained tensors can be folded into a plain checkpoint.
-        starts_as_base: whether the logits before the first step are the base model's: "yes" (bit
-            for bit), "nearly" (within rounding) or "no"; with default knobs (``start`` has others).
+        logits_at_start: the logits before the first step, against the base model's: "equal" (bit
+            for bit), "nearly" (within rounding) or "changed". A property where a knob decides.
         learning_rates: where to start looking, lowest first.
         stage: what comes first where several methods are combined: 0 replaces linear maps, 1 works
             on their inputs and outputs, 2 adds modules to a layer or to the input, 3 only chooses
@@ -60,7 +62,7 @@ class Method:
     summary = ""
     paper = "-"
     mergeable = False
-    starts_as_base = "yes"
+    logits_at_start = "equal"
     learning_rates = (5e-4, 1e-3, 2e-3)
     stage = 2
     alone = ""
@@ -70,63 +72,65 @@ class Method:
     class Config:
         pass
 
-    def inject(
-        self, model: nn.Module, family: Family, config: Config, generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: Config | None = None):
+        self.config = self.Config() if config is None else config
+
+    def inject(self, model: nn.Module, family: Family, generator: torch.Generator) -> None:
         """Change ``model`` in place. New parameters and buffers are the method's own."""
 
-    def start(self, config: Config) -> str:
-        """``starts_as_base`` for these knobs."""
-        return self.starts_as_base
-
-    def adopt_base(self, model: nn.Module, family: Family, config: Config) -> None:
+    def adopt_base(self, model: nn.Module, family: Family) -> None:
         """Finish an initialisation that depends on the base weights: called once, when a run
         starts, after the base is loaded; not for a model that is rebuilt from its own
         checkpoint."""
 
-    def check_start(self, model: nn.Module, config: Config, base: dict | None) -> None:
-        """Raise InputError unless ``adopt_base`` will find what it needs besides the base: in time,
-        before training. ``base`` is what it will be called with, name -> tensor; None from
-        scratch."""
+    def check_base(self, model: nn.Module, base: dict | None) -> None:
+        """Raise InputError, before training, where ``adopt_base`` would fail: for what it needs is
+        missing (fusion: a folder that is not there), or does not fit the base.
 
-    def trained(self, model: nn.Module, family: Family, config: Config) -> set[str]:
-        """The names of the base tensors that train (new parameters always do)."""
+        Args:
+            base: the tensors that training starts from, by name; None from scratch.
+        """
+
+    def trainable_base_names(self, model: nn.Module, family: Family) -> set[str]:
+        """The base tensors that train (what the method adds always does). BitFit:
+        ``{"encoder.sentence_encoder.layers.0.fc1.bias", ...}``."""
         return set()
 
-    def reads(self, model: nn.Module, family: Family, config: Config) -> set[str]:
-        """The names of the base tensors that the method takes to be frozen."""
+    def frozen_base_names(self, model: nn.Module, family: Family) -> set[str]:
+        """The base tensors that must not train, because the method works beside them. LoRA: the
+        weights of the adapted maps; ``--peft lora,last_layers`` on one of them is refused."""
         return set()
 
-    def rewrites(self, model: nn.Module, family: Family, config: Config) -> set[str]:
-        """The names of the frozen base tensors that ``adopt_base`` changes: a file that leaves the
-        base out must hold them."""
+    def corrected_base_names(self, model: nn.Module, family: Family) -> set[str]:
+        """The frozen base tensors that ``adopt_base`` changes, so that an adapter folder has to
+        hold them. LoRA with ``--lora-init pissa``: W - s B A of the adapted maps."""
         return set()
 
-    def count(self, dims: Dims, config: Config) -> Count:
+    def count(self, dims: Dims) -> Count:
         """The parameters that the method adds, as terms."""
         return Count()
 
-    def count_base(self, dims: Dims, config: Config) -> Count:
+    def count_base(self, dims: Dims) -> Count:
         """The parameters of the base that train, as terms."""
         return Count()
 
-    def penalty(self, model: nn.Module, config: Config) -> torch.Tensor | None:
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """What the method adds to the mean loss of a training batch: a scalar, or None."""
         return None
 
-    def after_update(self, model: nn.Module, config: Config, num_updates: int, planned: int):
+    def after_update(self, model: nn.Module, num_updates: int, planned: int) -> None:
         """Called after each optimizer step, gradients still in place; ``num_updates`` counts it,
         ``planned`` is what the whole run will make."""
 
-    def fold(self, model: nn.Module, config: Config) -> Config:
+    def fold(self, model: nn.Module) -> Method:
         """Replace what only training needs by what it computes, in place; the logits stay.
 
         Returns:
-            the config of what is left.
+            the method that is left: prefix tuning with ``mlp`` 64 becomes one with ``mlp`` 0.
         """
-        return config
+        return self
 
-    def merge(self, model: nn.Module) -> None:
+    def merge(self, model: nn.Module, family: Family) -> None:
         """Fold the trained tensors into the base weights, in place, leaving a plain model.
 
         Raises:

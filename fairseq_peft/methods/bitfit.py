@@ -56,16 +56,17 @@ class BitFit(Method):
     stage = 3
     Config = BitFitConfig
 
-    def trained(self, model, family, config):
-        return {f"{family.root}.{name}" for name in chosen(surgery.tensors(model, family), config)}
+    def trainable_base_names(self, model, family):
+        names = chosen(surgery.tensors(model, family), self.config)
+        return {f"{family.root}.{name}" for name in names}
 
-    def count_base(self, dims, config):
+    def count_base(self, dims):
         shapes = dims.tensors()
         count = Count()
-        count.add_tensors({name: shapes[name] for name in chosen(shapes, config)})
+        count.add_tensors({name: shapes[name] for name in chosen(shapes, self.config)})
         return count
 
-    def merge(self, model):
+    def merge(self, model, family):
         """Nothing to do: the trained biases are where a plain checkpoint has them."""
 
 
@@ -84,4 +85,4 @@ def chosen(names, config) -> list[str]:
     return found
 
 
-METHOD = BitFit()
+METHOD = BitFit

@@ -144,24 +144,25 @@ class Compacter(Method):
     excludes = {"adapter": "both fill the slots behind the blocks, and a slot holds one adapter"}
     Config = CompacterConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         root = model.get_submodule(family.root)
-        rule = Rule(config.phm_dim, generator)
+        rule = Rule(self.config.phm_dim, generator)
 
         def build(embed_dim, width):
-            down = PHMLinear(embed_dim, width, rule, config.rank, generator)
-            up = PHMLinear(width, embed_dim, rule, config.rank, generator, zero=True)
+            down = PHMLinear(embed_dim, width, rule, self.config.rank, generator)
+            up = PHMLinear(width, embed_dim, rule, self.config.rank, generator, zero=True)
             return down, up
 
-        bottleneck.fill_slots(model, family, config, build)
+        bottleneck.fill_slots(model, family, self.config, build)
         root.compacter = rule.to(next(root.parameters()))
 
-    def count(self, dims, config):
-        c, b, n, r = dims.embed_dim, config.width(dims.embed_dim), config.phm_dim, config.rank
+    def count(self, dims):
+        c, b = dims.embed_dim, self.config.width(dims.embed_dim)
+        n, r = self.config.phm_dim, self.config.rank
         rule = Count()
         rule.add("compacter rule", f"{n} x {n} x {n}")
-        slots = bottleneck.count(dims, config, f"2 x {r} x ({c} + {b}) + {b} + {c}")
+        slots = bottleneck.count(dims, self.config, f"2 x {r} x ({c} + {b}) + {b} + {c}")
         return Count(rule.terms + slots.terms)
 
 
-METHOD = Compacter()
+METHOD = Compacter

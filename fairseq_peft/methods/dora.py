@@ -31,7 +31,7 @@ class DoRALinear(low_rank.AdaptedLinear):
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
         super().__init__(base, scale, dropout)
-        self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
+        self.lora_A, self.lora_B = low_rank.init_zero(base, rank, generator)
         self.lora_magnitude = nn.Parameter(torch.empty(base.out_features).to(base.weight))
         self.measure()
 
@@ -71,44 +71,44 @@ class DoRA(Method):
     summary = "low-rank updates of directions, trained magnitudes"
     paper = "Liu et al. 2024, arXiv:2402.09353"
     mergeable = True
-    starts_as_base = "nearly"
+    logits_at_start = "nearly"
     stage = 0
     excludes = dict.fromkeys(("lora", "adalora"), "both put a low-rank update beside linear maps")
     Config = low_rank.LowRankConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         linears = surgery.linears(model, family)
-        for name, (rank, scale) in places(config, linears, surgery.embeddings(model, family)):
-            swapped = DoRALinear(linears[name], rank, scale, config.dropout, generator)
+        for name, (rank, scale) in places(self.config, linears, surgery.embeddings(model, family)):
+            swapped = DoRALinear(linears[name], rank, scale, self.config.dropout, generator)
             # LoRA+: read by the optimizer (optim/peft_adamw.py).
-            swapped.lora_B.lr_scale = config.lr_ratio
+            swapped.lora_B.lr_scale = self.config.lr_ratio
             surgery.swap(model, f"{family.root}.{name}", swapped)
 
-    def adopt_base(self, model, family, config):
+    def adopt_base(self, model, family):
         for module in model.modules():
             if isinstance(module, DoRALinear):
                 module.measure()
 
-    def trained(self, model, family, config):
-        return low_rank.trained_biases(model, family, config)
+    def trainable_base_names(self, model, family):
+        return low_rank.trained_biases(model, family, self.config)
 
-    def reads(self, model, family, config):
+    def frozen_base_names(self, model, family):
         return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, DoRALinear)}
 
-    def count(self, dims, config):
+    def count(self, dims):
         shapes = dims.linears()
         formulas = {
             name: f"({rank} x ({shapes[name][0]} + {shapes[name][1]}) + {shapes[name][1]})"
-            for name, (rank, _) in places(config, shapes, dims.embeddings())
+            for name, (rank, _) in places(self.config, shapes, dims.embeddings())
         }
         count = Count()
         count.add_groups("dora", formulas)
         return count
 
-    def count_base(self, dims, config):
-        return low_rank.count_biases(dims, config)
+    def count_base(self, dims):
+        return low_rank.count_biases(dims, self.config)
 
-    def merge(self, model):
+    def merge(self, model, family):
         for name, module in list(model.named_modules()):
             if isinstance(module, DoRALinear):
                 surgery.swap(model, name, module.merged())
@@ -131,4 +131,4 @@ def places(config, linears, embeddings):
     return chosen.items()
 
 
-METHOD = DoRA()
+METHOD = DoRA

@@ -13,11 +13,11 @@ class Full(Method):
     stage = 3
     alone = "it trains every tensor already"
 
-    def trained(self, model, family, config):
+    def trainable_base_names(self, model, family):
         return {name for name, _ in model.named_parameters()}
 
-    def count_base(self, dims, config):
+    def count_base(self, dims):
         return dims.body()
 
 
-METHOD = Full()
+METHOD = Full

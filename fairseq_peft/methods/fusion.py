@@ -137,29 +137,29 @@ class AdapterFusion(Method):
     name = "fusion"
     summary = "attention over what several frozen adapters would add"
     paper = "Pfeiffer et al. 2021, arXiv:2005.00247"
-    starts_as_base = "no"
+    logits_at_start = "changed"
     learning_rates = (5e-5, 1e-4, 5e-4)
     excludes = dict.fromkeys(
         ("adapter", "compacter"), "both fill the slots behind the blocks, and a slot holds one"
     )
     Config = FusionConfig
 
-    def inject(self, model, family, config, generator):
-        plain = replace(config, dropout=0.0)
-        for layer, slot, block in bottleneck.slots(model, family, config):
+    def inject(self, model, family, generator):
+        plain = replace(self.config, dropout=0.0)
+        for layer, slot, block in bottleneck.slots(model, family, self.config):
             c = block.out_features
-            b = config.width(c)
+            b = self.config.width(c)
             adapters = []
-            for _ in config.folders or range(2):
+            for _ in self.config.folders or range(2):
                 # Random, not the identity: alike, they would leave nothing to choose from.
                 down = linear(c, b, generator, c**-0.5, bias_std=1.0)
                 up = linear(b, c, generator, 0.2 * b**-0.5, bias_std=0.2)
                 adapters.append(Bottleneck(down, up, c, plain))
-            fusion = Fusion(adapters, c, config.dropout, generator)
+            fusion = Fusion(adapters, c, self.config.dropout, generator)
             setattr(layer, slot, fusion.to(block.weight).train(layer.training))
 
-    def check_start(self, model, config, base):
-        if not config.folders:
+    def check_base(self, model, base):
+        if not self.config.folders:
             raise InputError(
                 "--peft fusion needs the adapters that it chooses from: give two folders or more "
                 "with --fusion-adapters, and the knobs they were trained with."
@@ -169,25 +169,25 @@ class AdapterFusion(Method):
                 "--peft fusion and --from-scratch: adapters belong to the base they were trained "
                 "on. Give it with --finetune-from-model."
             )
-        for folder in config.folders:
-            read(model, folder, config, base)
+        for folder in self.config.folders:
+            read(model, folder, self.config, base)
 
-    def adopt_base(self, model, family, config):
-        for n, folder in enumerate(config.folders):
-            tensors = read(model, folder, config)
+    def adopt_base(self, model, family):
+        for n, folder in enumerate(self.config.folders):
+            tensors = read(model, folder, self.config)
             for name, fusion in fusions(model).items():
                 for key, buffer in fusion.adapters[n].named_buffers():
                     buffer.copy_(tensors[f"{name}.{key}"])
 
-    def count(self, dims, config):
+    def count(self, dims):
         c = dims.embed_dim
-        return bottleneck.count_slots(dims, config, f"3 x {c} x {c} + {c}")
+        return bottleneck.count_slots(dims, self.config, f"3 x {c} x {c} + {c}")
 
-    def penalty(self, model, config):
-        if config.regularization == 0:
+    def penalty(self, model):
+        if self.config.regularization == 0:
             return None
         distances = [fusion.distance() for fusion in fusions(model).values()]
-        return config.regularization * torch.stack(distances).sum()
+        return self.config.regularization * torch.stack(distances).sum()
 
 
 def fusions(model) -> dict[str, Fusion]:
@@ -227,4 +227,4 @@ def read(model, folder: str, config: FusionConfig, base=None) -> dict[str, torch
     return tensors
 
 
-METHOD = AdapterFusion()
+METHOD = AdapterFusion

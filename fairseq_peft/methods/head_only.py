@@ -15,4 +15,4 @@ class HeadOnly(Method):
     alone = "it trains nothing but the head, which every method trains"
 
 
-METHOD = HeadOnly()
+METHOD = HeadOnly

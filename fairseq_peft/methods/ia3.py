@@ -84,26 +84,26 @@ class RescaledActivations(Method):
     stage = 1
     Config = IA3Config
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         linears = surgery.linears(model, family)
-        for name, on_input in places(linears, config).items():
+        for name, on_input in places(linears, self.config).items():
             surgery.attach(linears[name], "ia3", IA3(linears[name], on_input))
 
-    def reads(self, model, family, config):
-        names = places(surgery.linears(model, family), config)
+    def frozen_base_names(self, model, family):
+        names = places(surgery.linears(model, family), self.config)
         return {f"{family.root}.{name}.weight" for name in names}
 
-    def count(self, dims, config):
+    def count(self, dims):
         shapes = dims.linears()
         formulas = {
             name: str(shapes[name][0 if on_input else 1])
-            for name, on_input in places(shapes, config).items()
+            for name, on_input in places(shapes, self.config).items()
         }
         count = Count()
         count.add_groups("ia3", formulas)
         return count
 
-    def merge(self, model):
+    def merge(self, model, family):
         for name, module in list(model.named_modules()):
             if isinstance(module, IA3):
                 linear = model.get_submodule(name.rpartition(".")[0])
@@ -132,4 +132,4 @@ def places(names, config) -> dict[str, bool]:
     return {name: name in inputs for name in chosen}
 
 
-METHOD = RescaledActivations()
+METHOD = RescaledActivations

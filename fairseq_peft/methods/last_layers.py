@@ -46,20 +46,20 @@ class LastLayers(Method):
     stage = 3
     Config = LastLayersConfig
 
-    def trained(self, model, family, config):
+    def trainable_base_names(self, model, family):
         names = surgery.tensors(model, family)
         total = len(surgery.layers(model, family))
-        found = chosen(names, [family.embedding], total, config)
+        found = chosen(names, [family.embedding], total, self.config)
         return {f"{family.root}.{name}" for name in found}
 
-    def count_base(self, dims, config):
+    def count_base(self, dims):
         shapes = dims.tensors()
-        found = chosen(shapes, dims.embeddings(), dims.num_layers, config)
+        found = chosen(shapes, dims.embeddings(), dims.num_layers, self.config)
         count = Count()
         count.add_tensors({name: shapes[name] for name in found})
         return count
 
-    def merge(self, model):
+    def merge(self, model, family):
         """Nothing to do: the trained layers are where a plain checkpoint has them."""
 
 
@@ -84,4 +84,4 @@ def chosen(names, embeddings, total, config) -> list[str]:
     return [name for name in names if trains(name)]
 
 
-METHOD = LastLayers()
+METHOD = LastLayers

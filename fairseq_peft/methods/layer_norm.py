@@ -26,17 +26,17 @@ class LayerNormTuning(Method):
     learning_rates = (1e-3, 3e-3, 1e-2)
     stage = 3
 
-    def trained(self, model, family, config):
+    def trainable_base_names(self, model, family):
         shapes = {name: p.shape for name, p in surgery.tensors(model, family).items()}
         return {f"{family.root}.{name}" for name in chosen(shapes)}
 
-    def count_base(self, dims, config):
+    def count_base(self, dims):
         shapes = dims.tensors()
         count = Count()
         count.add_tensors({name: shapes[name] for name in chosen(shapes)})
         return count
 
-    def merge(self, model):
+    def merge(self, model, family):
         """Nothing to do: the trained norms are where a plain checkpoint has them."""
 
 
@@ -49,4 +49,4 @@ def chosen(shapes) -> list[str]:
     return [name for name in shapes if is_norm(name.rpartition(".")[0])]
 
 
-METHOD = LayerNormTuning()
+METHOD = LayerNormTuning

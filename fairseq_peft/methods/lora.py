@@ -26,7 +26,7 @@ from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
 from fairseq_peft.methods.shared import low_rank
 
-INITS = ("zero", *low_rank.STARTS)
+INITS = ("zero", *low_rank.DECOMPOSITIONS)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class LoRALinear(low_rank.AdaptedLinear):
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
         super().__init__(base, scale, dropout)
-        self.lora_A, self.lora_B = low_rank.zero_start(base, rank, generator)
+        self.lora_A, self.lora_B = low_rank.init_zero(base, rank, generator)
 
     def forward(self, x):
         return self.beside(F.linear(x, self.weight, self.bias), x)
@@ -81,7 +81,7 @@ class LoRALinear(low_rank.AdaptedLinear):
         return self.scale * (self.lora_B.float() @ self.lora_A.float())
 
     @torch.no_grad()
-    def start_from_weight(self, factors) -> None:
+    def init_from_weight(self, factors) -> None:
         """Set A and B to ``factors(W, r, s)`` and take their product off W."""
         weight = self.weight.float()
         a, b = factors(weight, len(self.lora_A), self.scale)
@@ -105,55 +105,60 @@ class LoRA(Method):
     excludes = dict.fromkeys(("dora", "adalora"), "both put a low-rank update beside linear maps")
     Config = LoRAConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         linears, embeddings = surgery.linears(model, family), surgery.embeddings(model, family)
-        for name, (rank, scale) in low_rank.choose(config, linears, embeddings).items():
+        for name, (rank, scale) in low_rank.choose(self.config, linears, embeddings).items():
             if name in linears:
-                low_rank.check_start(config.init, name, linears[name].weight, rank)
-                swapped = LoRALinear(linears[name], rank, scale, config.dropout, generator)
+                low_rank.check_decomposition(self.config.init, name, linears[name].weight, rank)
+                swapped = LoRALinear(linears[name], rank, scale, self.config.dropout, generator)
             else:
                 swapped = low_rank.LoRAEmbedding(embeddings[name], rank, scale, generator)
                 low_rank.set_output_update(model, swapped, swapped.project)
             # LoRA+: read by the optimizer (optim/peft_adamw.py).
-            swapped.lora_B.lr_scale = config.lr_ratio
+            swapped.lora_B.lr_scale = self.config.lr_ratio
             surgery.swap(model, f"{family.root}.{name}", swapped)
 
-    def start(self, config):
-        return "nearly" if config.init in low_rank.STARTS else "yes"
+    @property
+    def logits_at_start(self):
+        return "nearly" if self.config.init in low_rank.DECOMPOSITIONS else "equal"
 
-    def adopt_base(self, model, family, config):
-        for module in model.modules() if config.init in low_rank.STARTS else ():
+    def adopt_base(self, model, family):
+        if self.config.init == "zero":
+            return
+        for module in model.modules():
             if isinstance(module, LoRALinear):
-                module.start_from_weight(low_rank.STARTS[config.init])
+                module.init_from_weight(low_rank.DECOMPOSITIONS[self.config.init])
 
-    def trained(self, model, family, config):
-        return low_rank.trained_biases(model, family, config)
+    def trainable_base_names(self, model, family):
+        return low_rank.trained_biases(model, family, self.config)
 
-    def reads(self, model, family, config):
+    def frozen_base_names(self, model, family):
         kinds = (LoRALinear, low_rank.LoRAEmbedding)
         return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, kinds)}
 
-    def rewrites(self, model, family, config):
-        found = model.named_modules() if config.init in low_rank.STARTS else ()
-        return {f"{name}.weight" for name, m in found if isinstance(m, LoRALinear)}
+    def corrected_base_names(self, model, family):
+        if self.config.init == "zero":
+            return set()
+        return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, LoRALinear)}
 
-    def count(self, dims, config):
+    def count(self, dims):
         shapes = {**dims.linears(), **dims.embeddings()}
-        ranks = low_rank.choose(config, dims.linears(), dims.embeddings())
+        ranks = low_rank.choose(self.config, dims.linears(), dims.embeddings())
         count = Count()
         formulas = {n: f"{r} x ({shapes[n][0]} + {shapes[n][1]})" for n, (r, _) in ranks.items()}
         count.add_groups("lora", formulas)
         return count
 
-    def count_base(self, dims, config):
-        return low_rank.count_biases(dims, config)
+    def count_base(self, dims):
+        return low_rank.count_biases(dims, self.config)
 
-    def merge(self, model):
+    def merge(self, model, family):
         for name, module in list(model.named_modules()):
-            if isinstance(module, low_rank.LoRAEmbedding):
-                low_rank.set_output_update(model, module, None)
-            if isinstance(module, (LoRALinear, low_rank.LoRAEmbedding)):
+            if isinstance(module, LoRALinear):
                 surgery.swap(model, name, module.merged())
+            elif isinstance(module, low_rank.LoRAEmbedding):
+                low_rank.set_output_update(model, module, None)
+                surgery.swap(model, name, module.merge_())
 
 
-METHOD = LoRA()
+METHOD = LoRA

@@ -80,39 +80,39 @@ class PrefixTuning(Method):
     name = "prefix"
     summary = "trained keys and values in every layer"
     paper = "Li and Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602"
-    starts_as_base = "no"
+    logits_at_start = "changed"
     learning_rates = (1e-3, 3e-3, 1e-2)
     Config = PrefixConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         (table,) = surgery.embeddings(model, family).values()
         num_layers = len(surgery.layers(model, family))
         dim, out = table.embedding_dim, 2 * num_layers * table.embedding_dim
         mlp = None
-        if config.mlp:
+        if self.config.mlp:
             # An MLP wants inputs of size 1, as in Hugging Face PEFT.
-            embeddings = reparametrise.normal(config.num_tokens, dim, 1.0, generator)
-            mlp = reparametrise.mlp(dim, config.mlp, out, generator)
+            embeddings = reparametrise.normal(self.config.num_tokens, dim, 1.0, generator)
+            mlp = reparametrise.mlp(dim, self.config.mlp, out, generator)
         else:
-            embeddings = reparametrise.normal(config.num_tokens, out, 0.02, generator)
-        prefix = Prefix(embeddings, mlp, num_layers, config.positions)
+            embeddings = reparametrise.normal(self.config.num_tokens, out, 0.02, generator)
+        prefix = Prefix(embeddings, mlp, num_layers, self.config.positions)
         model.get_submodule(family.root).prefix = prefix.to(table.weight)
 
-    def count(self, dims, config):
+    def count(self, dims):
         out = f"2 x {dims.num_layers} x {dims.embed_dim}"
         count = Count()
-        if config.mlp:
-            count.add("prefix", f"{config.num_tokens} x {dims.embed_dim}")
-            count.add("prefix mlp", reparametrise.mlp_formula(dims.embed_dim, config.mlp, out))
+        if self.config.mlp:
+            count.add("prefix", f"{self.config.num_tokens} x {dims.embed_dim}")
+            count.add("prefix mlp", reparametrise.mlp_formula(dims.embed_dim, self.config.mlp, out))
         else:
-            count.add("prefix", f"{config.num_tokens} x {out}")
+            count.add("prefix", f"{self.config.num_tokens} x {out}")
         return count
 
-    def fold(self, model, config):
+    def fold(self, model):
         for module in model.modules():
             if isinstance(module, Prefix):
                 module.fold()
-        return replace(config, mlp=0)
+        return PrefixTuning(replace(self.config, mlp=0))
 
 
-METHOD = PrefixTuning()
+METHOD = PrefixTuning

@@ -103,53 +103,53 @@ class PromptTuning(Method):
     name = "prompt"
     summary = "trained vectors among the token embeddings"
     paper = "Lester et al. 2021, arXiv:2104.08691"
-    starts_as_base = "no"
+    logits_at_start = "changed"
     learning_rates = (1e-3, 3e-3, 1e-2)
     Config = PromptConfig
 
-    def inject(self, model, family, config, generator):
+    def inject(self, model, family, generator):
         (table,) = surgery.embeddings(model, family).values()
         num_rows, dim = table.weight.shape
         rows = None
-        if config.init == "vocab":
+        if self.config.init == "vocab":
             # From 4 on: <s>, <pad>, </s> and <unk> are no words.
-            rows = torch.randint(4, num_rows, (config.num_tokens,), generator=generator)
+            rows = torch.randint(4, num_rows, (self.config.num_tokens,), generator=generator)
             embeddings = table.weight.detach()[rows].clone()
         else:
             # Of a text, too: it is read in `adopt_base`, which a finished model does not call.
             # An MLP wants inputs of size 1.
-            std = 1.0 if config.mlp else 0.02
-            embeddings = reparametrise.normal(config.num_tokens, dim, std, generator)
-        mlp = reparametrise.mlp(dim, config.mlp, dim, generator) if config.mlp else None
-        prompt = SoftPrompt(embeddings, mlp, config.placement, rows)
+            std = 1.0 if self.config.mlp else 0.02
+            embeddings = reparametrise.normal(self.config.num_tokens, dim, std, generator)
+        mlp = reparametrise.mlp(dim, self.config.mlp, dim, generator) if self.config.mlp else None
+        prompt = SoftPrompt(embeddings, mlp, self.config.placement, rows)
         model.get_submodule(family.root).soft_prompt = prompt.to(table.weight)
 
-    def check_start(self, model, config, base):
-        if config.init == "text":
-            text_rows(model, config)
+    def check_base(self, model, base):
+        if self.config.init == "text":
+            text_rows(model, self.config)
 
-    def adopt_base(self, model, family, config):
+    def adopt_base(self, model, family):
         prompt = model.get_submodule(family.root).soft_prompt
-        if config.init == "text":
-            prompt.vocab_rows = text_rows(model, config)
+        if self.config.init == "text":
+            prompt.vocab_rows = text_rows(model, self.config)
         if prompt.vocab_rows is not None:
             (table,) = surgery.embeddings(model, family).values()
             with torch.no_grad():
                 prompt.embeddings.copy_(table.weight[prompt.vocab_rows])
 
-    def count(self, dims, config):
+    def count(self, dims):
         c = dims.embed_dim
         count = Count()
-        count.add("prompt", f"{config.num_tokens} x {c}")
-        if config.mlp:
-            count.add("prompt mlp", reparametrise.mlp_formula(c, config.mlp, c))
+        count.add("prompt", f"{self.config.num_tokens} x {c}")
+        if self.config.mlp:
+            count.add("prompt mlp", reparametrise.mlp_formula(c, self.config.mlp, c))
         return count
 
-    def fold(self, model, config):
+    def fold(self, model):
         for module in model.modules():
             if isinstance(module, SoftPrompt):
                 module.fold()
-        return replace(config, mlp=0)
+        return PromptTuning(replace(self.config, mlp=0))
 
 
 def text_rows(model, config) -> torch.Tensor:
@@ -173,4 +173,4 @@ def text_rows(model, config) -> torch.Tensor:
     return torch.tensor((rows * config.num_tokens)[: config.num_tokens])
 
 
-METHOD = PromptTuning()
+METHOD = PromptTuning

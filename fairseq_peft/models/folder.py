@@ -36,7 +36,7 @@ def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
         head: name of the classification head.
         base: path and sha256 of what training started from; None if from scratch.
     """
-    if any(type(method).fold is not Method.fold for method, _ in model.setting.parts):
+    if any(type(method).fold is not Method.fold for method in model.setting):
         model = copy.deepcopy(model)
         model.fold()
     state = model.state_dict()
@@ -69,9 +69,10 @@ def flags(model) -> dict:
     names = ["_name", *(field.name for field in fields(RobertaPeftConfig))]
     found = {name: getattr(model.args, name, None) for name in names if name not in FORGOTTEN}
     knobs = {}
-    for method, config in model.setting.parts:
-        for field in fields(config):
-            knobs.setdefault(flag_name(method.name, field), []).append(getattr(config, field.name))
+    for method in model.setting:
+        for field in fields(method.config):
+            value = getattr(method.config, field.name)
+            knobs.setdefault(flag_name(method.name, field), []).append(value)
     # Two methods that share a flag may have defaults of their own.
     found.update({flag: values[0] for flag, values in knobs.items() if len(set(values)) == 1})
     return {name: value for name, value in found.items() if value is not None}

@@ -118,7 +118,7 @@ class RobertaPeftModel(RobertaModel):
         """Exactly the method's tensors and the head train; an LM head that nobody reads does
         not."""
 
-        trained = self.setting.trained(self, FAMILY)
+        trained = self.setting.trainable_base_names(self, FAMILY)
 
         def trains(name):
             if name.startswith("encoder.lm_head.") and not self.reads_lm_head:
@@ -157,10 +157,10 @@ class RobertaPeftModel(RobertaModel):
         """Finish what depends on the base weights, when a run starts from scratch."""
         self.setting.adopt_base(self, FAMILY)
 
-    def check_start(self, state_dict=None) -> None:
+    def check_base(self, state_dict=None) -> None:
         """Raise InputError unless the methods can start from ``state_dict``; None: from scratch."""
         if self.accepts_base and not any(key in (state_dict or ()) for key in self.added):
-            self.setting.check_start(self, state_dict)
+            self.setting.check_base(self, state_dict)
 
     def check_pooler(self, state) -> None:
         """Raise InputError where a head of the checkpoint ``state`` reads something else."""
@@ -189,7 +189,8 @@ class RobertaPeftModel(RobertaModel):
         trains, what the start of the run changed, and the heads."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         head = {name for name in super().state_dict() if name.startswith(HEADS)}
-        return trained | self.added | head | self.setting.rewrites(self, FAMILY)
+        corrected = self.setting.corrected_base_names(self, FAMILY)
+        return trained | self.added | head | corrected
 
     def fold(self) -> None:
         """Replace what only training needs by what it computes; the logits stay.
@@ -203,6 +204,14 @@ class RobertaPeftModel(RobertaModel):
         for flag, value in self.setting.changed_flags(before).items():
             setattr(self.args, flag, value)
         self.freeze()
+
+    def merge(self) -> None:
+        """Fold what the methods trained into the base weights, which leaves a plain model.
+
+        Raises:
+            InputError: a method cannot be merged; nothing has changed then.
+        """
+        self.setting.merge(self, FAMILY)
 
     def register_classification_head(
         self, name, num_classes=None, inner_dim=None, seed=None, **kwargs

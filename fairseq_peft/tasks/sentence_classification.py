@@ -95,7 +95,7 @@ class SentenceClassificationTask(FairseqTask):
         check_learning_rates(model, getattr(self.cfg.optimizer_settings, "_name", None))
         if state:
             checks.check_start(start.path, state, model, self.dictionary, self.cfg)
-        model.check_start(state["model"] if state else None)
+        model.check_base(state["model"] if state else None)
         if not state:
             model.adopt_base()
         for split in [self.cfg.train_subset, *self.cfg.valid_subset.split(",")]:

@@ -59,7 +59,7 @@ def wide(write):
 def deltas(path, base):
     """Name of a weight -> what the folder's model, merged, has beyond the base."""
     model = folder.load(adapter_folder.read(path), base)
-    model.setting.merge(model)
+    model.merge()
     merged = model.state_dict()
     return {
         name: merged[name] - base[name]
@@ -112,7 +112,7 @@ def test_a_negated_adapter_undoes_it(one, base, tmp_path, how):
     close(deltas(tmp_path / "minus", base), weighted(base, (one, -1.0)))
     combine([(one, 1.0), (tmp_path / "minus", 1.0)], tmp_path / "nothing")
     model = folder.load(adapter_folder.read(tmp_path / "nothing"), base)
-    model.setting.merge(model)
+    model.merge()
     merged = model.state_dict()
     assert all(torch.allclose(merged[n], base[n], atol=1e-5) for n in base if n in merged)
 

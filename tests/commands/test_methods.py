@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT
 
 from fairseq_peft import cli, methods
-from fairseq_peft.commands.methods import BEGIN, END, rate
+from fairseq_peft.commands.methods import BEGIN, END, STARTS_AS_BASE, rate
 
 
 def run(capsys, *words):
@@ -25,7 +25,7 @@ def test_json_is_what_the_methods_say(capsys):
         method = methods.get(name)
         assert row["summary"] == method.summary and row["paper"] == method.paper
         assert row["mergeable"] == method.mergeable
-        assert row["starts_as_base"] == method.starts_as_base
+        assert row["starts_as_base"] == STARTS_AS_BASE[method().logits_at_start]
         assert row["learning_rates"] == list(method.learning_rates)
         assert [knob["default"] for knob in row["knobs"]] == [
             knob.default for knob in fields(method.Config)

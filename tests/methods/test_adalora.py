@@ -149,7 +149,7 @@ def test_masks_follow_the_reference_update_by_update(build, batch, interval, fin
     # At the end the merged model is the model.
     with torch.no_grad():
         before = model(batch, features_only=True, classification_head_name="head")[0]
-        model.setting.merge(model)
+        model.merge()
         after = model(batch, features_only=True, classification_head_name="head")[0]
     assert not maps(model) and (before - after).abs().max() < 1e-5
 

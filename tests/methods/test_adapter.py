@@ -106,7 +106,7 @@ def test_counts():
     """Plain numbers, and one adapter a block as E (B + 1) + B (E + 1)."""
 
     def count(**knobs):
-        return methods.get("adapter").count(SIZES["roberta_small"], config(**knobs)).total
+        return methods.get("adapter")(config(**knobs)).count(SIZES["roberta_small"]).total
 
     assert count() == 264_448
     assert count(style="houlsby", bottleneck=32) == 266_496
@@ -181,4 +181,4 @@ def test_bad_knobs_are_refused(build, given, message):
 
 def test_the_count_refuses_what_the_model_refuses():
     with pytest.raises(ValueError, match="--adapter-skip-layers 4 leaves no adapter"):
-        methods.get("adapter").count(SIZES["roberta_small"], config(skip_layers=4))
+        methods.get("adapter")(config(skip_layers=4)).count(SIZES["roberta_small"])

@@ -34,7 +34,7 @@ def test_every_bias_trains_and_nothing_else(build):
     }
     named = {name for name, _ in model.encoder.sentence_encoder.named_parameters()}
     biases = {name for name in named if name.endswith(".bias")}
-    assert len(model.setting.trained(model, model_family())) == len(biases)
+    assert len(model.setting.trainable_base_names(model, model_family())) == len(biases)
 
 
 def model_family():

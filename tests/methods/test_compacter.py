@@ -157,7 +157,7 @@ def test_two_compacters_of_adapterhub():
 
 def test_widths_and_counts():
     def count(**knobs):
-        return methods.get("compacter").count(SIZES["roberta_small"], config(**knobs)).total
+        return methods.get("compacter")(config(**knobs)).count(SIZES["roberta_small"]).total
 
     assert (config().width(512), config().width(768), config().width(16)) == (16, 24, 4)
     assert config(reduction=8).width(512) == 64

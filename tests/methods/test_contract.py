@@ -92,11 +92,9 @@ def test_base_checkpoint_loads_with_every_key_accounted_for(family, peft, given)
         key for key in loaded if key.startswith(family.heads)
     }
     changed = {key for key, value in base.items() if not torch.equal(loaded[key], value)}
-    if model.setting.starts_as_base == "nearly":  # the weights beside the update are corrected
-        reads = [
-            method.reads(model, family.family, config) for method, config in model.setting.parts
-        ]
-        assert changed <= set().union(*reads)
+    if model.setting.logits_at_start == "nearly":  # the weights beside the update are corrected
+        frozen = [method.frozen_base_names(model, family.family) for method in model.setting]
+        assert changed <= set().union(*frozen)
     else:
         assert not changed
 
@@ -108,9 +106,9 @@ def test_starts_as_the_base_where_it_says_so(family, batch, peft, given):
     plain.load_state_dict(dict(base))
     model.load_state_dict(dict(base))
     expected, found = logits(family, plain, batch), logits(family, model, batch)
-    if model.setting.starts_as_base == "yes":
+    if model.setting.logits_at_start == "equal":
         assert torch.equal(expected, found)
-    elif model.setting.starts_as_base == "nearly":
+    elif model.setting.logits_at_start == "nearly":
         assert (expected - found).abs().max() < TOLERANCE["fp32"]
     else:
         assert not torch.equal(expected, found)
@@ -147,7 +145,7 @@ def test_trainable_set_is_the_declared_set_and_the_head(family, peft, given):
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     names = {key for key, _ in model.named_parameters()}
     head = {key for key in names if key.startswith(family.heads)}
-    declared = model.setting.trained(model, family.family)
+    declared = model.setting.trainable_base_names(model, family.family)
     assert declared <= names - model.added
     if peft == "full":
         declared = {key for key in names if key.startswith(family.body)}
@@ -248,12 +246,12 @@ def test_merged_weights_load_into_the_stock_model(family, batch, peft, given):
     if not model.setting.mergeable:
         before = {key: value.clone() for key, value in model.state_dict().items()}
         with pytest.raises(ValueError, match="cannot be merged"):
-            model.setting.merge(model)
+            model.merge()
         after = model.state_dict()
         assert list(after) == list(before)
         assert all(torch.equal(after[key], value) for key, value in before.items())
         return
-    model.setting.merge(model)
+    model.merge()
     stock = family.stock(model)
     stock.load_state_dict(model.state_dict(), strict=True)
     assert (logits(family, stock, batch) - expected).abs().max() < TOLERANCE["fp32"]
@@ -269,8 +267,8 @@ def test_half_precision_merges_in_fp32_and_casts_once(family, peft, given):
     model.bfloat16()
     exact = family.build(peft, **given)
     exact.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
-    model.setting.merge(model)
-    exact.setting.merge(exact)
+    model.merge()
+    exact.merge()
     for key, value in exact.state_dict().items():
         assert torch.equal(model.state_dict()[key], value.bfloat16()), key
 

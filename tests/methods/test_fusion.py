@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from helpers import TOLERANCE, train_flags
 
-from fairseq_peft import methods
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
-from fairseq_peft.methods.fusion import fusions
+from fairseq_peft.methods.fusion import AdapterFusion, FusionConfig, fusions
 from fairseq_peft.models import folder
 
 WIDE = {"fusion_bottleneck": 12}
@@ -65,7 +64,7 @@ def fuse(build, base):
 
     def make(adapters, **knobs):
         model = build("fusion", **flags("fusion", adapters=adapters, **{**PFEIFFER, **knobs}))
-        model.check_start(base)
+        model.check_base(base)
         model.load_state_dict(dict(base))
         return model
 
@@ -140,8 +139,7 @@ def test_the_penalty_is_the_distance_of_v_from_the_identity(build):
 
 def test_counts():
     def count(**knobs):
-        config = methods.get("fusion").Config(**knobs)
-        return methods.get("fusion").count(SIZES["roberta_small"], config).total
+        return AdapterFusion(FusionConfig(**knobs)).count(SIZES["roberta_small"]).total
 
     assert count() == 4 * (3 * 512 * 512 + 512) == 3_147_776
     assert count(placement="both") == 2 * count()
@@ -255,10 +253,10 @@ def test_other_folders_are_refused(fuse, write, dictionary, tmp_path):
 
 def test_it_takes_adapters_and_a_base(build, base, two):
     with pytest.raises(ValueError, match="give two folders or more"):
-        build("fusion").check_start(base)
+        build("fusion").check_base(base)
     model = build("fusion", **flags("fusion", adapters=two, **PFEIFFER))
     with pytest.raises(ValueError, match="--finetune-from-model"):
-        model.check_start()
+        model.check_base()
 
 
 def test_a_slot_holds_one(build):

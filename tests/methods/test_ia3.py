@@ -84,12 +84,14 @@ def test_a_copy_calls_its_own_vectors(build, batch, logits):
                 module.scale.mul_(3)
     assert torch.equal(logits(model, batch), before)
     assert (logits(other, batch) - before).abs().max() > 1e-3
-    other.setting.merge(other)
+    other.merge()
     assert torch.equal(logits(model, batch), before) and vectors(model) and not vectors(other)
 
 
 def test_merging_with_lora_folds_the_product(build, batch, logits):
     """LoRA's merged map takes the vectors over; negative control: without them it differs."""
+    from fairseq_peft.models.roberta import FAMILY
+
     settings = {"peft_targets": "k_proj,v_proj,fc2"}
     model = build("lora,ia3", **settings)
     generator = torch.Generator().manual_seed(0)
@@ -99,12 +101,12 @@ def test_merging_with_lora_folds_the_product(build, batch, logits):
             tensor.add_(0.5 * torch.randn(tensor.shape, generator=generator))
     expected = logits(model, batch)
     lora_only = copy.deepcopy(model)
-    for method, _ in model.setting.parts:
+    for method in model.setting:
         if method.name == "lora":
-            method.merge(lora_only)
+            method.merge(lora_only, FAMILY)
     assert vectors(lora_only) == vectors(model)
     assert (logits(lora_only, batch) - expected).abs().max() < TOLERANCE["fp32"]
-    model.setting.merge(model)
+    model.merge()
     assert not vectors(model)
     assert (logits(model, batch) - expected).abs().max() < TOLERANCE["fp32"]
     for module in lora_only.modules():

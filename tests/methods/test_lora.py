@@ -193,7 +193,7 @@ def test_lm_head_and_embedding_stay_one_matrix(build, batch, logits):
     perturb(model, scale=0.1)  # LM logits of size 1, as the tolerance has it
     scores, words = logits(model, batch), lm_logits(model, batch)
     assert (words - plain).abs().max() > 0.1
-    model.setting.merge(model)
+    model.merge()
     embedding = model.get_submodule(EMBEDDING)
     assert type(embedding) is nn.Embedding and embedding.padding_idx == 1
     assert head.weight is embedding.weight and head.output_update is None
@@ -216,7 +216,7 @@ def test_an_untied_lm_head_keeps_its_own_matrix(build, batch):
     perturb(model)
     words = lm_logits(model, batch)
     assert model.encoder.lm_head.output_update is None
-    model.setting.merge(model)
+    model.merge()
     assert torch.equal(model.encoder.lm_head.weight, own)
     assert (lm_logits(model, batch) - words).abs().max() < TOLERANCE["fp32"]
 
@@ -261,7 +261,7 @@ def test_a_copy_of_the_model_updates_with_its_own_embedding(build, batch):
 def test_which_biases_train(build, peft):
     def trained(which):
         model = build(peft, peft_targets="q_proj,fc1", lora_layers="1", lora_bias=which)
-        found = model.setting.trained(model, FAMILY)
+        found = model.setting.trainable_base_names(model, FAMILY)
         return {name[len("encoder.sentence_encoder.") :] for name in found}
 
     assert trained("none") == set()

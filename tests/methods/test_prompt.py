@@ -86,7 +86,7 @@ def test_a_text_without_a_reader_or_a_known_word_is_refused(build, base):
         build("prompt", **TEXT).load_state_dict(dict(base))
     model = reads_words(build("prompt", prompt_init="text", prompt_init_text="hello world"))
     with pytest.raises(ValueError, match="'hello world' has no word that the dictionary knows"):
-        model.check_start(base)
+        model.check_base(base)
 
 
 # Places and positions

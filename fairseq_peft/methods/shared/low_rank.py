@@ -114,7 +114,7 @@ def choose(
     return {name: (ranks[name], alphas[name] / root(ranks[name])) for name in names}
 
 
-def zero_start(
+def init_zero(
     base: nn.Linear, rank: int, generator: torch.Generator
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """A (r, in) uniform in +-1/sqrt(in), and B (out, r) zero, so that B A is zero."""
@@ -140,12 +140,12 @@ def olora(weight: torch.Tensor, rank: int, scale: float):
 
 
 #: What ``--lora-init`` takes beside zero: (weight, rank, scale) -> A, B.
-STARTS = {"pissa": pissa, "olora": olora}
+DECOMPOSITIONS = {"pissa": pissa, "olora": olora}
 
 
-def check_start(init: str, name: str, weight: torch.Tensor, rank: int) -> None:
+def check_decomposition(init: str, name: str, weight: torch.Tensor, rank: int) -> None:
     """Raise InputError where ``weight`` has no ``rank`` singular values or columns of Q."""
-    if init in STARTS and rank > min(weight.shape):
+    if init in DECOMPOSITIONS and rank > min(weight.shape):
         raise InputError(
             f"--lora-init {init} with rank {rank}: {name} is {tuple(weight.shape)}, so it has no "
             f"more than {min(weight.shape)} directions to start from. Give a lower --lora-rank, or "
@@ -201,8 +201,9 @@ class LoRAEmbedding(nn.Embedding):
         return self.scale * F.linear(F.linear(features, self.lora_B.t()), self.lora_A.t())
 
     @torch.no_grad()
-    def merged(self) -> nn.Embedding:
-        """A plain embedding. E is written in place: the LM head shares the tensor."""
+    def merge_(self) -> nn.Embedding:
+        """Write the update into E, in place, because the LM head shares the tensor; a plain
+        embedding around E."""
         update = self.scale * (self.lora_B.float() @ self.lora_A.float()).t()
         self.weight.copy_(self.weight.float() + update)
         plain = nn.Embedding(

@@ -72,7 +72,7 @@ class Importance(nn.Module):
         self.register_buffer("kept", torch.ones(rank, 1, dtype=torch.bool))
         self.register_buffer("total", torch.zeros((), dtype=torch.long))
 
-    def start(self, total: int) -> None:
+    def reset(self, total: int) -> None:
         """Forget everything: a run of ``total`` updates begins."""
         for buffer in self.buffers():
             buffer.zero_()
@@ -162,4 +162,4 @@ def _start(importances, total):
             "says how long that is. Give one of them, or --adalora-total-updates."
         )
     for importance in importances:
-        importance.start(total)
+        importance.reset(total)
