@@ -61,6 +61,12 @@ class Block:
     maps: tuple[str | Map, ...]
     norm: str
 
+    @property
+    def output(self) -> str:
+        """Path of the map that ends the block."""
+        last = self.maps[-1]
+        return last.path if isinstance(last, Map) else last
+
 
 @dataclass(frozen=True)
 class Stack:

@@ -13,10 +13,10 @@ class Slots:
     (None where norms come first), and returns what replaces h; all (B, T, C).
     """
 
-    attention_adapter = ffn_adapter = None
-
-    def use_own_dropout(self) -> None:
-        """Put ``layers/dropout.py`` where fairseq has its own."""
+    def add_slots(self) -> None:
+        """Add the slots, and put ``layers/dropout.py`` where fairseq has its own."""
+        # Attributes of the object: one of the class would hide the module that is put there.
+        self.attention_adapter = self.ffn_adapter = None
         self.dropout_module = Dropout(self.dropout_module.p)
         self.activation_dropout_module = Dropout(self.activation_dropout_module.p)
 

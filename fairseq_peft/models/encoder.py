@@ -20,11 +20,20 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection.family import Stack
 
 # The module, not the class: whoever imports it first has it half-way through when the plugin comes.
 from fairseq_peft.layers import attention
 from fairseq_peft.layers.dropout import Dropout
 from fairseq_peft.layers.slots import Slots
+from fairseq_peft.models.blocks import FEED_FORWARD, SELF_ATTENTION
+
+STACK = Stack(
+    blocks=(SELF_ATTENTION, FEED_FORWARD),
+    embedding="embed_tokens",
+    others=("embed_positions", "layernorm_embedding", "layer_norm"),
+    entrances=("soft_prompt", "prefix"),
+)
 
 
 class EncoderLayer(Slots, TransformerEncoderLayerBase):
@@ -32,7 +41,7 @@ class EncoderLayer(Slots, TransformerEncoderLayerBase):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.use_own_dropout()
+        self.add_slots()
 
     def build_self_attention(self, embed_dim, cfg):
         return attention.SelfAttention(
@@ -45,10 +54,9 @@ class EncoderLayer(Slots, TransformerEncoderLayerBase):
     def forward(self, x, keep=None, first_only=False, prefix=None):
         """x (B, T, C), keep and prefix as ``SelfAttention`` takes them -> (B, T, C); (B, 1, C) for
         the first position only."""
-        norm = self.self_attn_layer_norm
+        residual, norm = x[:, :1] if first_only else x, self.self_attn_layer_norm
         h = self.self_attn(self.before(x, norm), keep, first_only, prefix)
-        x = self.join(x[:, :1] if first_only else x, h, self.attention_adapter, norm)
-        return self.feed_forward(x)
+        return self.feed_forward(self.join(residual, h, self.attention_adapter, norm))
 
 
 class Encoder(TransformerEncoder):

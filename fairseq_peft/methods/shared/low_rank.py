@@ -224,7 +224,7 @@ def trained_biases(model: nn.Module, family, config: LowRankConfig) -> set[str]:
     """The names of the base's biases that train."""
     parts = surgery.linears(model, family), surgery.embeddings(model, family)
     names = _biases(surgery.tensors(model, family), config, choose(config, *parts))
-    return {f"{family.root}.{name}" for name in names}
+    return {family.path(name) for name in names}
 
 
 def count_biases(dims, config: LowRankConfig) -> Count:
