@@ -10,17 +10,12 @@ said. Memory counts from before the model is built. Files in --out: growth.json,
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import steps  # noqa: E402
-
-from fairseq_peft.files import whole  # noqa: E402
+import steps
+from harness import run_main, take_turns, tell_failures, whole, write_json
 
 #: What grows -> its values. ``rank`` is LoRA's alone.
 AXES = {
@@ -110,7 +105,7 @@ def draw(lines, path: Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def main(argv=None):
+def main(argv=None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     flags.add_argument("--out", type=Path, required=True, help="folder for the results")
     flags.add_argument("--axes", default=",".join(AXES), help="what grows, with commas between")
@@ -122,20 +117,23 @@ def main(argv=None):
     if unknown:
         sys.exit(f"--axes {unknown[0]!r} is unknown: give some of {', '.join(AXES)}.")
     chosen = points(flags.axes.split(","))
-    found = [[] for _ in chosen]
-    for _ in range(flags.repeats):
-        for place, (_, _, setup) in enumerate(chosen):
-            found[place].append(steps.run(setup, num_steps(setup, flags.tokens), flags.threads))
+
+    def measure(setup, repeat):
+        return steps.run(setup, num_steps(setup, flags.tokens), flags.threads)
+
+    contestants = {(axis, value, setup.method): setup for axis, value, setup in chosen}
+    runs, failures = take_turns(contestants, flags.repeats, measure)
     lines = []
-    for (axis, value, setup), runs in zip(chosen, found):
-        middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        lines.append({"axis": axis, "value": value, "method": setup.method, **middle, "runs": runs})
+    for (axis, value, method), found in runs.items():
+        found = list(found.values())
+        middle = {key: statistics.median(run[key] for run in found) for key in found[0]}
+        lines.append({"axis": axis, "value": value, "method": method, **middle, "runs": found})
     print(table(lines))
-    flags.out.mkdir(parents=True, exist_ok=True)
-    with whole(flags.out / "growth.json") as temporary:
-        Path(temporary).write_text(json.dumps({"flags": vars(flags), "points": lines}, default=str))
-    draw(lines, flags.out / "growth.png")
+    write_json(flags.out / "growth.json", {"flags": vars(flags), "points": lines})
+    if lines:
+        draw(lines, flags.out / "growth.png")
+    return tell_failures(list(failures.values()))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

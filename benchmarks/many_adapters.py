@@ -21,35 +21,19 @@ predict_speed.py. Files in the folder ``--out``: many_adapters.json and logs/.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import random
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import harness
 import many_adapters_make as make
-import predict_speed
-import train_speed
-from predict_speed import measure, other_rows, ratios, speed
-from train_speed import (
-    ROOT,
-    Failed,
-    InputError,
-    choose,
-    find_hf_python,
-    processor,
-    range_of,
-    spread,
-    table,
-    whole,
-)
+import predict_shared as shared
+from harness import HERE, Failed, InputError, range_of, ratios, spread, table
+from predict_shared import speed, speeds
 
-HERE = Path(__file__).resolve().parent
 HF_BATCHES = (8, 32)
 #: What issue 5 asks for: throughput with 100 adapters to that with one, and memory to the bytes
 #: of base and adapters.
@@ -82,11 +66,8 @@ def contestants(counts: list[int]) -> list[Contestant]:
 
 def command(one: Contestant, args, sizes: dict, work: Path, hf: str | None) -> list[str]:
     """The words of a contestant's process."""
-    common = [
-        *("--precision", args.precision, "--batch-size", str(one.batch_size)),
-        *("--max-tokens", str(sizes["max_positions"]), "--warmup", str(args.warmup)),
-        *("--count", str(one.count)),
-    ]
+    common = [*shared.flags_of_process(one, args.precision, args, sizes)]
+    common += ["--count", str(one.count)]
     if one.software == "hf":
         return [
             *(hf, str(HERE / "many_adapters_hf.py"), *common, "--base", str(work / "hf-base")),
@@ -105,17 +86,17 @@ def base_of(work: Path) -> Path:
 
 def prepare(args, chosen, work: Path, hf: str | None) -> tuple[dict, dict]:
     """Make what is loaded; returns the model's sizes, and bytes of base and adapter."""
-    one = predict_speed.Contestant("full", "ours", args.precision, 64)
-    sizes = predict_speed.prepare_models(args, [one], work, None)
-    log = args.out / "logs" / "make-lora.log"
+    sizes = shared.prepare_models(args, {"full"}, work, None)
     base = base_of(work)
-    trained = make.train_lora(sizes, work / "data", base, work / "lora", log, args.threads)
+    log = args.out / "logs" / "make-lora.log"
+    start_from = ["--finetune-from-model", str(base)]
+    shared.train("lora", start_from, sizes, work, log, args.threads)
     count = max([one.count for one in chosen if one.software != "whole"], default=1)
-    measured = make.write(trained, base, count, work, hf is not None)
+    own = make.write(work / "lora" / "adapter", base, count, work, hf is not None)
     if hf:
-        model = work / "tokenizer" / predict_speed.MODEL
-        predict_speed.describe_tokenizer(model, work / "tokenizer.json")
-    return sizes, measured
+        model = work / "tokenizer" / shared.MODEL
+        shared.describe_tokenizer(model, work / "tokenizer.json")
+    return sizes, own
 
 
 def requests(texts: list[str], count: int) -> dict:
@@ -141,8 +122,8 @@ def fastest(runs: dict, chosen, software: str, count: int) -> dict:
     found = {}
     for one in chosen:
         if (one.software, one.count) == (software, count):
-            for repeat, run in runs.get(one.name, {}).items():
-                found[repeat] = max(speed(run), found.get(repeat, 0))
+            for repeat, value in speeds(runs.get(one.name, {})).items():
+                found[repeat] = max(value, found.get(repeat, 0))
     return found
 
 
@@ -154,6 +135,7 @@ def summarise(chosen, runs: dict, sizes: dict) -> list[dict]:
         if not mine:
             continue
         each = [mine[repeat] for repeat in sorted(mine)]
+        own_speeds = speeds(mine)
         own = sizes["base"] + one.count * sizes["adapter"]
         memory = [held(one, run) for run in each]
         found.append(
@@ -165,21 +147,17 @@ def summarise(chosen, runs: dict, sizes: dict) -> list[dict]:
                 "versions": each[0]["versions"],
                 "texts_per_s": spread([speed(run) for run in each]),
                 "texts_per_cpu_s": spread([run["texts"] / run["cpu_s"] for run in each]),
-                "ratio_to_one_adapter": ratios(mine, fastest(runs, chosen, one.software, 1)),
-                "ratio_to_hf": ratios(mine, fastest(runs, chosen, "hf", one.count)),
-                "ratio_to_whole": ratios(mine, fastest(runs, chosen, "whole", one.count)),
+                "ratio_to_one_adapter": ratios(
+                    speeds(mine), fastest(runs, chosen, one.software, 1)
+                ),
+                "ratio_to_hf": ratios(own_speeds, fastest(runs, chosen, "hf", one.count)),
+                "ratio_to_whole": ratios(own_speeds, fastest(runs, chosen, "whole", one.count)),
                 "memory_bytes": spread(memory),
                 "memory_told": one.software == "whole" and len(each[0]["after_bytes"]) < one.count,
                 "memory_to_own_bytes": spread([value / own for value in memory]),
                 "load_s": spread([run["load_s"] for run in each]),
                 "peak_rss_bytes": spread([run["peak_rss_bytes"] for run in each]),
-                "runs": [
-                    {
-                        "repeat": repeat,
-                        **{k: v for k, v in mine[repeat].items() if k not in ("rows", "scores")},
-                    }
-                    for repeat in sorted(mine)
-                ],
+                "runs": harness.listed(mine, without=("rows", "scores")),
             }
         )
     return found
@@ -214,7 +192,7 @@ def other_scores(chosen, runs: dict) -> dict[str, float]:
 
 def text_of(result: dict) -> str:
     """What is printed."""
-    settings, machine, data = result["settings"], result["machine"], result["data"]
+    settings, data = result["settings"], result["data"]
     header = [
         "contestant",
         "adapters",
@@ -246,8 +224,7 @@ def text_of(result: dict) -> str:
     blocks = [
         f"Repeats: {settings['repeats']}, threads: {settings['threads']}, {settings['precision']}. "
         f"{data['texts']} texts of {data['source']}, {data['mean_length']:.0f} tokens in the mean, "
-        f"each with an adapter at random. {machine['processor']}; load before the start "
-        f"{machine['load_before']:.1f}.\n"
+        f"each with an adapter at random. {harness.machine_sentence(result)}\n"
         f"The base's tensors are {own['base'] / 1e6:.1f} MB, an adapter's "
         f"{own['adapter'] / 1e6:.2f} MB. Median (lowest-highest) over the repeats; x one: texts/s "
         "to the same software with one adapter; x HF: to Hugging Face's faster batch size; x own "
@@ -256,9 +233,7 @@ def text_of(result: dict) -> str:
     ]
     for name, goal in result["goals"].items():
         blocks.append(f"Goal {name}: asked {goal['asked']}, found {goal['found']:.2f}.")
-    for name, share in result["other_tokens"].items():
-        if share:
-            blocks.append(f"{name}: {share:.1%} of the texts have other tokens than ours.")
+    blocks += shared.token_lines(result)
     for name, difference in result["other_scores"].items():
         blocks.append(f"{name}: probabilities differ from ours by {difference:.1e} at most.")
     blocks += [f"Left out: {line}" for line in result["left_out"]]
@@ -269,34 +244,14 @@ def text_of(result: dict) -> str:
 
 
 def read_args(argv=None):
-    text = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(
-        description=text[0],
-        epilog="\n\n".join(text[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for the results")
+    flags = shared.parser(__doc__, "ours-*,hf-100-*", texts=300, warmup=32)
+    add = flags.add_argument
     add("--adapters", default="1,10,100,1000", help="how many, with commas between")
     add("--loaded", type=int, default=4, help="whole models that are loaded at most (4)")
-    add("--repeats", type=int, default=3, help="times that every contestant runs (3)")
-    add("--texts", type=int, default=300, help="texts on the clock (300)")
-    add("--warmup", type=int, default=32, help="of them, predicted once before the clock (32)")
-    add("--threads", type=int, default=os.cpu_count(), help="threads of each process (all)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="(fp32)")
     add("--device", choices=("cpu",), default="cpu", help="(cpu, the only one)")
-    add("--only", default="", help="names or patterns with commas between, e.g. 'ours-*,hf-100-*'")
-    add("--layers", type=int, default=4)
-    add("--embed-dim", type=int, default=512)
-    add("--ffn-dim", type=int, default=512)
-    add("--heads", type=int, default=8)
-    add("--max-positions", type=int, default=256)
-    add("--list", action="store_true", help="name the contestants and end")
-    args = parser.parse_args(argv)
-    for name in ("repeats", "texts", "warmup", "threads", "loaded"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: give 1 or more.")
+    args = flags.parse_args(argv)
+    harness.check_positive(args, "repeats", "texts", "warmup", "threads", "loaded")
     counts = args.adapters.split(",")
     if not all(count.isdigit() and int(count) for count in counts):
         raise InputError(f"--adapters {args.adapters!r}: give numbers such as 1,10,100.")
@@ -306,81 +261,45 @@ def read_args(argv=None):
 
 def main(argv=None) -> int:
     args = read_args(argv)
-    chosen = choose(contestants(args.adapters), args.only)
+    chosen = harness.choose(contestants(args.adapters), args.only)
     if args.list:
         print("\n".join(one.name for one in chosen))
         return 0
-    left_out = []
-    hf = None
-    if any(one.software == "hf" for one in chosen):
-        hf, reason = find_hf_python()
-        if hf is None:
-            left_out.append(f"hf-*: {reason}. bash scripts/test.sh parity makes it.")
-            chosen = [one for one in chosen if one.software != "hf"]
-    if not chosen:
-        raise InputError(f"Nothing is left to measure. {left_out[0]}")
+    chosen, hf, left_out = harness.leave_out_hf(chosen)
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    load, failures, runs = os.getloadavg()[0], {}, {}
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="many-adapters-") as folder:
         work = Path(folder)
-        texts, source = predict_speed.prepare_text(args, work)
+        texts, source = shared.prepare_text(args, work)
         try:
             sizes, own = prepare(args, chosen, work, hf)
         except Failed as error:
             raise InputError(f"What is to be loaded could not be made: {error}") from None
-        for repeat in range(1, args.repeats + 1):
-            for one in chosen:
-                if one.name in failures:
-                    continue
-                words = command(one, args, sizes, work, hf)
-                log = args.out / "logs" / f"adapters-{one.name}-{repeat}.log"
-                try:
-                    run = measure(words, requests(texts, one.count), log, args.threads)
-                except (Failed, ValueError) as error:
-                    failures[one.name] = f"{one.name} {error}"
-                    print(f"many_adapters.py: {failures[one.name]}", file=sys.stderr, flush=True)
-                    continue
-                runs.setdefault(one.name, {})[repeat] = run
-                line = f"repeat {repeat}: {one.name:<18} {speed(run):7,.1f} texts/s"
-                print(line, file=sys.stderr, flush=True)
-    first = next(iter(runs.values()), {1: {"tokens": 0}})
+
+        def measure(one, repeat):
+            words = command(one, args, sizes, work, hf)
+            log = args.out / "logs" / f"adapters-{one.name}-{repeat}.log"
+            return harness.measured(words, log, args.threads, requests(texts, one.count))
+
+        runs, failures = harness.take_turns(chosen, args.repeats, measure, told=shared.told)
     entries = summarise(chosen, runs, own)
+    names = ("repeats", "texts", "warmup", "threads", "precision", "loaded", "device")
     result = {
-        "schema": 1,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "settings": {
-            **{key: getattr(args, key) for key in ("repeats", "texts", "warmup", "threads")},
-            **{key: getattr(args, key) for key in ("precision", "loaded", "device")},
-            "model": sizes,
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "processor": processor(),
-            "python": platform.python_version(),
-            "load_before": load,
-        },
-        "data": {
-            "source": source,
-            "texts": len(texts),
-            "mean_length": first[min(first)]["tokens"] / len(texts),
-        },
+        **harness.about(args, names, sizes, load),
+        "data": shared.data_of(texts, source, runs),
         "own_bytes": own,
         "contestants": entries,
         "goals": goals(entries),
-        "other_tokens": other_rows(runs),
+        "other_tokens": shared.other_rows(runs),
         "other_scores": other_scores(chosen, runs),
         "left_out": left_out,
         "failures": list(failures.values()),
     }
-    with whole(args.out / "many_adapters.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    harness.write_json(args.out / "many_adapters.json", result)
     print(text_of(result))
-    for failure in failures.values():
-        print(f"many_adapters.py: error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return harness.tell_failures(result["failures"])
 
 
 if __name__ == "__main__":
-    train_speed.install_excepthook("many_adapters.py")
-    sys.exit(main())
+    harness.run_main(main)

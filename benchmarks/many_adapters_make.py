@@ -7,33 +7,14 @@ in everything that speed and memory depend on. Hugging Face's side gets the same
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from train_speed import ROOT, size_flags, start
 
 #: PEFT mixes adapters of plain layers only, and RoBERTa's head is none: its two layers are named.
 HEAD_LAYERS = ["classifier.dense", "classifier.out_proj"]
-
-
-def train_lora(sizes: dict, data: Path, base: Path, folder: Path, log: Path, threads: int) -> Path:
-    """Train an epoch of LoRA on ``base``; returns the adapter's folder."""
-    words = [
-        *(sys.executable, "-m", "fairseq_cli.train", str(data)),
-        *("--user-dir", str(ROOT / "fairseq_peft"), "--arch", "roberta_small_lora"),
-        *("--task", "sentence_classification", "--finetune-from-model", str(base)),
-        *(*size_flags(sizes), "--criterion", "sentence_classification"),
-        *("--optimizer", "peft_adamw", "--lr", "1e-5", "--lr-scheduler", "fixed"),
-        *("--batch-size", "2", "--max-epoch", "1", "--num-workers", "0", "--seed", "1"),
-        *("--no-epoch-checkpoints", "--best-checkpoint-metric", "accuracy"),
-        *("--maximize-best-checkpoint-metric", "--save-dir", str(folder), "--cpu"),
-        *("--log-format", "simple"),
-    ]
-    start(words, log, threads)
-    return folder / "adapter"
 
 
 def moved(tensors: dict, seed: int) -> dict:

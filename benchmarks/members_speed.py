@@ -11,17 +11,16 @@ the first command to the last file.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness import ROOT, call, range_of, spread, write_json
+
 CLI = [sys.executable, "-m", "fairseq_peft.cli"]
 
 
@@ -67,12 +66,6 @@ def as_members(commands, together: str, worker: str, environ) -> None:
     call([*CLI, "worker", worker, "sweep-members", "--together", together, "-"], environ, text)
 
 
-def call(words, environ, text=""):
-    done = subprocess.run(words, env=environ, input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"failed: {shlex.join(words)}\n{done.stderr[-2000:]}")
-
-
 def main() -> None:
     args = parse_args()
     environ = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": str(ROOT)}
@@ -93,7 +86,7 @@ def main() -> None:
             worker.terminate()
             worker.wait()
     if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(args.json), found)
 
 
 def measure(args, method, number, scratch, address, environ) -> dict:
@@ -124,15 +117,10 @@ def measure(args, method, number, scratch, address, environ) -> dict:
 
 def row(found: dict) -> str:
     """One line of the table."""
-
-    def spread(values, form):
-        low, high = (format(value, form) for value in (min(values), max(values)))
-        return f"{statistics.median(values):{form}} ({low}-{high})"
-
+    separate, members = (range_of(spread(found[way]), 1) for way in ("separate", "members"))
     return (
-        f"{found['method']:<10} {found['num_members']:>3} members  separate "
-        f"{spread(found['separate'], '.1f'):>20} s  members {spread(found['members'], '.1f'):>20} s"
-        f"  {spread(found['ratios'], '.2f')} times"
+        f"{found['method']:<10} {found['num_members']:>3} members  separate {separate:>20} s  "
+        f"members {members:>20} s  {range_of(spread(found['ratios']), 2)} times"
     )
 
 

@@ -6,12 +6,8 @@ python benchmarks/profile_step.py --method lora --precision bf16
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import steps  # noqa: E402
+import steps
 
 #: Kind -> torch's operators; what is in none is "everything else".
 KINDS = {

@@ -15,8 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+from harness import Failed, reason_of
 
 VOCAB = 32000
 
@@ -45,7 +44,7 @@ def run(setup: Setup, steps: int, threads: int) -> dict:
     """``timed`` in a new process.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        Failed: with the line that says why.
     """
     words = json.dumps({**asdict(setup), "steps": steps, "threads": threads})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -56,7 +55,7 @@ def run(setup: Setup, steps: int, threads: int) -> dict:
         [sys.executable, __file__, words], capture_output=True, text=True, env=environment
     )
     if done.returncode:
-        raise RuntimeError(f"{setup} failed: {done.stderr[-2000:]}")
+        raise Failed(f"failed with status {done.returncode}: {reason_of(done.stderr)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -12,33 +12,19 @@ tells one from the next; the rest is their mean, and the output says so.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
-
-from fairseq_peft.files import whole  # noqa: E402
+from harness import HERE, ROOT, call, write_json
 
 
-def script(name: str, *words: str, **variables) -> subprocess.CompletedProcess:
-    """Run scripts/NAME; its knobs are ``variables``.
-
-    Raises:
-        SystemExit: it failed; with the end of its output.
-    """
-    environment = {**os.environ, **{key: str(value) for key, value in variables.items()}}
-    command = ["bash", str(ROOT / "scripts" / name), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name} failed: {(done.stdout + done.stderr)[-2000:]}")
-    return done
+def script(name: str, *words: str, **variables) -> str:
+    """Run scripts/NAME; its knobs are ``variables``. Returns what it printed."""
+    environ = {**os.environ, **{key: str(value) for key, value in variables.items()}}
+    return call(["bash", ROOT / "scripts" / name, *words], environ)
 
 
 def our_sweep(flags, methods, seeds) -> float:
@@ -75,15 +61,13 @@ def stock_run(flags, method: str, seed: int) -> float:
         EPOCHS=flags.epochs,
         PRECISION="fp32",
         THREADS=flags.threads,
-    ).stdout.splitlines()[0]
+    ).splitlines()[0]
     words = shlex.split(printed)
     place = words.index("fairseq_cli.train")
     command = [words[0], str(HERE / "stock_style.py"), *words[place + 1 :], "--full-checkpoints"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(flags.threads)}
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"stock_style.py failed: {done.stderr[-2000:]}")
+    call(command, environment)
     return time.perf_counter() - start
 
 
@@ -115,9 +99,7 @@ def main(argv=None):
         f"{ours:.0f} s: {whole_stock / ours:.1f} times as fast"
     )
     result = {"flags": vars(flags), "stock_s": stock, "stock_whole_s": whole_stock, "ours_s": ours}
-    flags.out.mkdir(parents=True, exist_ok=True)
-    with whole(flags.out / "sweep_speed.json") as temporary:
-        Path(temporary).write_text(json.dumps(result, default=str))
+    write_json(flags.out / "sweep_speed.json", result)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,10 @@ no result beyond rounding is for tests/benchmarks/test_tricks.py to show.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import steps  # noqa: E402
-
-from fairseq_peft.files import whole  # noqa: E402
+import steps
+from harness import range_of, ratios, run_main, spread, take_turns, tell_failures, write_json
 
 ON = "everything on"
 
@@ -39,25 +32,27 @@ def setups(methods, precision: str, batch: int) -> dict:
 
 
 def table(runs: dict) -> str:
-    """A row for each line: tokens/s, and how many times as fast its trick makes the step."""
+    """A row for each (method, what is taken out): tokens/s, and how much faster the trick is."""
     rows = [
         "| method | taken out | real tokens/s | the trick makes it | lowest - highest | peak MB |",
         "|---|---|---:|---:|---:|---:|",
     ]
+    speeds = {
+        line: {repeat: run["tokens_per_s"] for repeat, run in found.items()}
+        for line, found in runs.items()
+    }
     for (method, name), found in runs.items():
-        speeds = [run["tokens_per_s"] for run in found]
-        full = [run["tokens_per_s"] for run in runs[method, ON]]
-        ratios = [on / off for on, off in zip(full, speeds)]
-        gain = "-", "-"
-        if name != ON:
-            gain = f"{statistics.median(ratios):.2f} x", f"{min(ratios):.2f} - {max(ratios):.2f}"
-        peak = max(run["peak_bytes"] for run in found) / 1e6
-        speed = statistics.median(speeds)
-        rows.append(f"| {method} | {name} | {speed:,.0f} | {gain[0]} | {gain[1]} | {peak:,.0f} |")
+        mine = speeds[method, name]
+        gain = ratios(speeds.get((method, ON), {}), mine) if name != ON else None
+        peak = max(run["peak_bytes"] for run in found.values()) / 1e6
+        times = f"{gain['median']:.2f} x" if gain else "-"
+        low_high = f"{gain['min']:.2f} - {gain['max']:.2f}" if gain else "-"
+        speed = range_of(spread(list(mine.values())), bare=True)
+        rows.append(f"| {method} | {name} | {speed} | {times} | {low_high} | {peak:,.0f} |")
     return "\n".join(rows)
 
 
-def main(argv=None):
+def main(argv=None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     flags.add_argument("--out", type=Path, required=True, help="folder for tricks.json")
     flags.add_argument("--methods", default="lora,full", help="with commas between")
@@ -68,16 +63,19 @@ def main(argv=None):
     flags.add_argument("--threads", type=int, default=2)
     flags = flags.parse_args(argv)
     lines = setups(flags.methods.split(","), flags.precision, flags.batch_size)
-    runs = {line: [] for line in lines}
-    for _ in range(flags.repeats):
-        for line, setup in lines.items():
-            runs[line].append(steps.run(setup, flags.steps, flags.threads))
+
+    def measure(setup, repeat):
+        return steps.run(setup, flags.steps, flags.threads)
+
+    runs, failures = take_turns(lines, flags.repeats, measure)
     print(table(runs))
-    flags.out.mkdir(parents=True, exist_ok=True)
-    listed = [{"method": m, "taken_out": name, "runs": found} for (m, name), found in runs.items()]
-    with whole(flags.out / "tricks.json") as temporary:
-        Path(temporary).write_text(json.dumps({"flags": vars(flags), "lines": listed}, default=str))
+    listed = [
+        {"method": method, "taken_out": name, "runs": list(found.values())}
+        for (method, name), found in runs.items()
+    ]
+    write_json(flags.out / "tricks.json", {"flags": vars(flags), "lines": listed})
+    return tell_failures(list(failures.values()))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -15,24 +15,15 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_args "$@"
+# shellcheck source=finetune_lib.sh
+. "$ROOT/scripts/finetune_lib.sh"
 
-DATA=${DATA:-$ROOT/data-bin/cls-books}  # folder that prepare_data.sh made
-RUNS=${RUNS:-$ROOT/runs}                # where runs land
 METHOD=${METHOD:-full}                  # a method (fairseq-peft methods lists them), or several with + between
 LABEL=${LABEL:-$METHOD}                 # what the run is called in reports
 INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
 BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
 SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
-SEED=${SEED:-1}                         # seed of head, method, batches and dropout
-LR=${LR:-1e-4}                          # peak learning rate
-EPOCHS=${EPOCHS:-5}                     # passes over train
-BATCH_SIZE=${BATCH_SIZE:-16}            # rows an update
-WARMUP=${WARMUP:-6}                     # per cent of the updates
-PRECISION=${PRECISION:-fp32}            # fp32 or bf16
-SUBSETS=${SUBSETS:-valid,test}          # evaluated every epoch; the first chooses the checkpoint
-THREADS=${THREADS:-$(nproc)}            # CPU threads
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
-KEEP=${KEEP:-best}                      # checkpoints to keep when done: best or none
 STEP=${STEP:-all}                       # all, or finish: the result of a run that fairseq-peft sweep-members has trained
 WORKER=${WORKER:-none}                  # none, or where a worker listens that spares the imports: fairseq-peft worker
 
@@ -43,13 +34,7 @@ case $INIT in
   *)          die "INIT=$INIT is unknown: set INIT=pretrained or INIT=scratch." ;;
 esac
 case $STEP in all | finish) ;; *) die "STEP=$STEP is unknown: set STEP=all or STEP=finish." ;; esac
-[ -f "$DATA/label/train.idx" ] || die "$DATA/label/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
-
-RUN=$RUNS/$(basename "$DATA")/$INIT/$LABEL/seed$SEED
-if [ -f "$RUN/result.json" ]; then
-  echo "$RUN is done."
-  exit 0
-fi
+begin_run "$INIT" "$LABEL"
 
 # The index of the labels holds the number of rows behind its 18-byte header.
 ROWS=$(od -An -t d8 -j 18 -N 8 "$DATA/label/train.idx" | tr -d ' ')
@@ -81,18 +66,7 @@ train() {
     ${ARCH_FLAGS[@]+"${ARCH_FLAGS[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
 }
 
-export OMP_NUM_THREADS=$THREADS
-if [ "$DRY_RUN" = 1 ]; then
-  train
-  peft_cli result "$RUN" --require-epochs "$EPOCHS"
-  exit 0
-fi
-mkdir -p "$RUN"
-if [ "$STEP" = all ] && ! train >>"$RUN/train.log" 2>&1; then
-  # Cut: fairseq logs its whole configuration as one line of thousands of characters.
-  tail -n 20 "$RUN/train.log" | grep -v Warning | cut -c 1-400 >&2 || true
-  die "fairseq-train failed; its log is $RUN/train.log"
-fi
-peft_cli result "$RUN" --require-epochs "$EPOCHS"
+if [ "$STEP" = finish ] && [ "$DRY_RUN" = 0 ]; then train_run true; else train_run train; fi
+[ "$DRY_RUN" = 0 ] || exit 0
 rm -f "$RUN/checkpoint_last.pt"
 [ "$KEEP" = best ] || rm -f "$RUN/checkpoint_best.pt"

@@ -18,35 +18,19 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_args "$@"
+# shellcheck source=finetune_lib.sh
+. "$ROOT/scripts/finetune_lib.sh"
 
-DATA=${DATA:-$ROOT/data-bin/cls-books}  # folder that prepare_data.sh made
-RUNS=${RUNS:-$ROOT/runs}                # where runs land
 METHOD=${METHOD:-full}                  # full, or lora: PEFT's
 LABEL=${LABEL:-hf-$METHOD}              # what the run is called in reports
 BASE=${BASE:-}                          # checkpoint of fairseq's to start from: converted for this run
 HF_BASE=${HF_BASE:-}                    # or a folder that fairseq-peft to-hf made of it
-SEED=${SEED:-1}                         # seed of head, LoRA, batches and dropout
-LR=${LR:-1e-4}                          # peak learning rate
-EPOCHS=${EPOCHS:-5}                     # passes over train
-BATCH_SIZE=${BATCH_SIZE:-16}            # rows an update
-WARMUP=${WARMUP:-6}                     # per cent of the updates
-PRECISION=${PRECISION:-fp32}            # fp32 or bf16
-SUBSETS=${SUBSETS:-valid,test}          # evaluated every epoch; the first chooses the checkpoint
-THREADS=${THREADS:-$(nproc)}            # CPU threads
-KEEP=${KEEP:-best}                      # checkpoints to keep when done: best or none
 HF_PACKAGES=${HF_PACKAGES:-}            # a site-packages folder with what PYTHON lacks of the extra hf
 
 case $METHOD in full | lora) ;; *) die "METHOD=$METHOD is unknown here: set METHOD=full or METHOD=lora." ;; esac
-case $KEEP in best | none) ;; *) die "KEEP=$KEEP is unknown: set KEEP=best or KEEP=none." ;; esac
 if [ -n "$BASE" ] && [ -n "$HF_BASE" ]; then die "BASE and HF_BASE are both set. Leave one out."; fi
 [ -n "$BASE$HF_BASE" ] || die "nothing to start from. Set BASE=model.pt, or HF_BASE to a folder of fairseq-peft to-hf."
-[ -f "$DATA/label/train.idx" ] || die "$DATA/label/train.idx does not exist. Make the folder with scripts/prepare_data.sh."
-
-RUN=$RUNS/$(basename "$DATA")/pretrained/$LABEL/seed$SEED
-if [ -f "$RUN/result.json" ]; then
-  echo "$RUN is done."
-  exit 0
-fi
+begin_run pretrained "$LABEL"
 
 if [ -z "$HF_PACKAGES" ] && [ -x "$ROOT/.venv-peft/bin/python" ] &&
   ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("transformers") is None)'; then
@@ -73,17 +57,7 @@ train() {
     --warmup "$WARMUP" --precision "$PRECISION" --subsets "$SUBSETS" ${EXTRA[@]+"${EXTRA[@]}"}
 }
 
-export OMP_NUM_THREADS=$THREADS
-if [ "$DRY_RUN" = 1 ]; then
-  train
-  peft_cli result "$RUN" --require-epochs "$EPOCHS"
-  exit 0
-fi
-mkdir -p "$RUN"
-if ! train >>"$RUN/train.log" 2>&1; then
-  tail -n 20 "$RUN/train.log" | cut -c 1-400 >&2 || true
-  die "fine-tuning failed; its log is $RUN/train.log"
-fi
-peft_cli result "$RUN" --require-epochs "$EPOCHS"
+train_run train
+[ "$DRY_RUN" = 0 ] || exit 0
 rm -rf "$RUN/base"
 [ "$KEEP" = best ] || rm -rf "$RUN/checkpoint_best"

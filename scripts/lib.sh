@@ -47,12 +47,20 @@ die() {
   exit 1
 }
 
-# show_help: the comment at the head of the calling script.
+# show_help: the comment at the head of the calling script; where that ends in "All knobs are variables:", the knobs
+# as they stand in the script, behind those of a file that it sources besides this one.
 show_help() {
-  awk 'NR == 1 && /^#!/ { next }
-       /^# shellcheck / { next }
-       /^#/             { sub(/^# ?/, ""); print; next }
-                        { exit }' "$SCRIPT"
+  awk -v folder="$(dirname "$SCRIPT")" '
+       function knob(text)   { if (text ~ /^[A-Z_]+=\$\{[A-Z_]+:-.*#/) print "  " text }
+       NR == 1 && /^#!/      { next }
+       /^# shellcheck /      { if (/source=/ && !/source=lib.sh/) {
+                                 sub(/.*source=/, "")
+                                 while ((getline line < (folder "/" $0)) > 0) knob(line)
+                               }
+                               next }
+       !body && /^#/         { sub(/^# ?/, ""); print; last = $0; next }
+       last !~ /All knobs are variables.*:$/ { exit }
+                             { body = 1; knob($0) }' "$SCRIPT"
 }
 
 # parse_args "$@": --help, --dry-run, ARGS, and EXTRA after `--`. Any other option is an error.

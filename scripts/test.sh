@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Usage: scripts/test.sh [--dry-run] [fast | parity] [-- FLAGS OF pytest]
 #
-# The linters (ruff, its formatter, shellcheck), then the tests. `fast` leaves out those that run real
-# command lines for minutes. Works offline and on the CPU; `scripts/setup.sh` installs what it needs.
+# The linters (ruff, its formatter, shellcheck), then the tests, on as many cores as there are, at most 4.
+# `fast` leaves out every test that starts a process: command lines, scripts, training runs.
+# Works offline and on the CPU; `scripts/setup.sh` installs what it needs.
 #   scripts/test.sh fast -- -k lora
+#   scripts/test.sh -- -n 0 --pdb     in one process, for a debugger
 #
 # `parity` compares every method with the library it comes from, and nothing else; otherwise these tests are
 # skipped. Hugging Face PEFT and AdapterHub want different versions of transformers, so each gets its own
@@ -80,8 +82,13 @@ if [ -n "$SHELLCHECK" ]; then
 else
   echo "shellcheck: not installed, left out"
 fi
+# A file stays with one process, so that what its tests share is made once; the slowest files come first.
+CORES=()
+if "$PYTHON" -c 'import xdist' 2>/dev/null; then
+  CORES=(-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+fi
 STATUS=0
-run "$PYTHON" -m pytest ${SELECT[@]+"${SELECT[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} || STATUS=$?
+run env OMP_NUM_THREADS=1 "$PYTHON" -m pytest ${CORES[@]+"${CORES[@]}"} ${SELECT[@]+"${SELECT[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} || STATUS=$?
 if [ "${#FAILED[@]}" -gt 0 ]; then
   printf 'test.sh: failed: %s\n' "${FAILED[@]}" >&2
   [ $STATUS -ne 0 ] || STATUS=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections import Counter
 
 import pytest
 from fork_server import ForkServer
@@ -12,6 +13,20 @@ from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 # Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
 # of the tests that interrupt one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark what trains in processes; among several workers of pytest, long files come first."""
+    for item in items:
+        if "fairseq" in item.fixturenames:
+            item.add_marker("end_to_end")
+    if hasattr(config, "workerinput"):
+        num_tests, num_slow = Counter(), Counter()
+        for item in items:
+            num_tests[item.path] += 1
+            num_slow[item.path] += item.get_closest_marker("end_to_end") is not None
+        items.sort(key=lambda item: (-num_slow[item.path], -num_tests[item.path], item.path))
 
 
 @pytest.fixture(scope="session")

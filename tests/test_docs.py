@@ -19,19 +19,18 @@ from fairseq_peft.commands.methods import describe, rate
 
 ADD = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 LIST = ROOT / "docs" / "methods.md"
+SUPPORT = ("adapter_folders", "composed", "families", "fork_server", "fresh_process", "helpers")
 TESTS = (
     "conftest.py",
-    *(
-        f"support/{name}.py"
-        for name in ("adapter_folders", "families", "helpers", "fork_server", "settings")
-    ),
+    "support/settings/__init__.py",
+    *(f"support/{name}.py" for name in SUPPORT),
 )
 CONTRACT = "methods/test_contract.py"
 
 
 def files_of(page):
-    """path -> content, for every code block that follows a line with nothing but a path."""
-    return dict(re.findall(r"^`([\w/.]+\.py)`:\n\n```python\n(.*?)^```$", page, re.M | re.S))
+    """path -> content, for every code block that follows a line that begins with a path."""
+    return dict(re.findall(r"^`([\w/.]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", page, re.M | re.S))
 
 
 def commands_of(page):
@@ -47,6 +46,7 @@ def commands_of(page):
 
 FILES = files_of(ADD)
 METHOD, TEST = "fairseq_peft/methods/ssf.py", "tests/methods/test_ssf.py"
+SETTINGS = "tests/support/settings/ssf.py"
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def number_of(outcome, done):
 
 
 def test_the_page_is_read():
-    assert list(FILES) == [METHOD, TEST]
+    assert list(FILES) == [METHOD, SETTINGS, TEST]
     assert [len(block) for block, _ in commands_of(ADD)] == [1, 1, 1, 2]
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from helpers import PACKAGE, ROOT, TINY_FLAGS, fairseq_command, random_rows, train_flags, write_data
+from helpers import (
+    PACKAGE,
+    TINY_FLAGS,
+    fairseq_command,
+    random_rows,
+    script,
+    train_flags,
+    write_data,
+)
 
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.methods.lora import LoRAConfig
@@ -21,57 +27,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
-LAST = "checkpoint_last.pt"
+from runs import LAST, load, metrics, same, validate_flags, validated, without_clocks  # noqa: E402
+
 EPOCHS = 2
 LR = 1e-1  # at lower ones two epochs of the tiny model may end in one class
-#: Fields of metrics.jsonl that differ between two equal runs.
-CLOCKS = {"seconds", "tokens_per_second", "peak_memory_bytes"}
-
-
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clocks(value):
-    if isinstance(value, dict):
-        return {key: without_clocks(v) for key, v in value.items() if key not in CLOCKS}
-    return [without_clocks(v) for v in value] if isinstance(value, list) else value
-
-
-def load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def same(a, b, whole=False):
-    """Whether two checkpoints' weights and optimizer states are equal, bit for bit; ``whole``: with
-    what they leave to their base."""
-    states = [slim.read(path) if whole else load(path) for path in (a, b)]
-    flat_a, flat_b = (
-        torch.utils._pytree.tree_flatten(
-            [dict(sorted(state["model"].items())), state["last_optimizer_state"]]
-        )
-        for state in states
-    )
-    equal = [
-        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-        for x, y in zip(flat_a[0], flat_b[0])
-    ]
-    return flat_a[1] == flat_b[1] and all(equal)
-
-
-def validate_flags(data, checkpoint, subsets="valid,test"):
-    words = [data, "--user-dir", PACKAGE, "--task", "sentence_classification", "--cpu"]
-    words += ["--path", checkpoint, "--valid-subset", subsets, "--batch-size", 8]
-    return [*words, "--num-workers", 0, "--log-format", "simple"]
-
-
-def validated(stdout):
-    """What fairseq-validate printed: subset -> metric -> number."""
-    found = {}
-    for subset, rest in re.findall(r"\| (\w+) \| valid on '\w+' subset \| (.*)", stdout):
-        words = (pair.split() for pair in rest.split(" | "))
-        found[subset] = {name: float(value) for name, value in words}
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -325,40 +284,39 @@ SHARED = os.environ.get("FAIRSEQ_PEFT_SHARED", "")
 
 
 @pytest.mark.skipif(not SHARED, reason="FAIRSEQ_PEFT_SHARED is not set")
-def test_book_reviews(tmp_path):
+def test_book_reviews(fairseq, tmp_path):
     """The real data and checkpoint, for a few updates: every row of valid is evaluated, twice."""
-    shared = Path(SHARED)
-    model = shared / "models/roberta_small_fr"
-    environment = {
-        **os.environ,
-        "SPM": str(model / "sentencepiece.bpe.model"),
-        "DICT": str(model / "dict.txt"),
-        "DATA_BIN": str(tmp_path),
-    }
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts/prepare_data.sh"), str(shared / "data/cls-books"), "books"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    model, raw = Path(SHARED) / "models/roberta_small_fr", tmp_path / "raw"
+    raw.mkdir()
+    sizes = {"train": 48, "valid": 32, "test": 8}  # of thousands
+    for split, size in sizes.items():
+        for part in ("review", "label"):
+            lines = (Path(SHARED) / f"data/cls-books/{split}.{part}").read_bytes().split(b"\n")[:-1]
+            few = lines[:: len(lines) // size][:size]  # of both classes
+            (raw / f"{split}.{part}").write_bytes(b"\n".join(few) + b"\n")
+    done = script(
+        *("prepare_data.sh", raw, "books"),
+        SPM=model / "sentencepiece.bpe.model",
+        DICT=model / "dict.txt",
+        DATA_BIN=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     words = [tmp_path / "books", "--user-dir", PACKAGE, "--arch", "roberta_small_lora"]
     words += ["--task", "sentence_classification", "--criterion", "sentence_classification"]
     words += ["--finetune-from-model", model / "model.pt", "--optimizer", "peft_adamw"]
-    words += ["--lr", "1e-3", "--batch-size", 16, "--max-epoch", 1, "--max-update", 12]
-    words += ["--valid-subset", "valid", "--save-dir", tmp_path / "run", "--precision", "bf16"]
+    words += ["--lr", "1e-3", "--batch-size", 8, "--max-epoch", 1, "--max-update", 4]
+    words += ["--valid-subset", "valid", "--save-dir", tmp_path / "run"]
     words += ["--no-epoch-checkpoints", "--num-workers", 0, "--cpu", "--log-format", "simple"]
-    done = fairseq_command("train", *words)
+    done = fairseq("train", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     described = json.loads((tmp_path / "run/run.json").read_text())
-    assert described["rows"] == {"train": 1600, "valid": 400}
+    assert described["rows"] == {"train": sizes["train"], "valid": sizes["valid"]}
     assert (described["method_parameters"], described["head_parameters"]) == (65_536, 263_682)
     logged = metrics(tmp_path / "run")[-1]["subsets"]["valid"]
-    assert logged["num_examples"] == 400
+    assert logged["num_examples"] == sizes["valid"]
     checkpoint = tmp_path / "run/checkpoint_last.pt"
-    done = fairseq_command("validate", *validate_flags(tmp_path / "books", checkpoint, "valid"))
+    done = fairseq("validate", *validate_flags(tmp_path / "books", checkpoint, "valid"))
     assert done.returncode == 0, done.stderr[-3000:]
     scores = validated(done.stdout)["valid"]
-    assert round(scores["accuracy"] * 400) == logged["num_correct"]
+    assert round(scores["accuracy"] * sizes["valid"]) == logged["num_correct"]
     assert scores["macro_f1"] == pytest.approx(logged["macro_f1"], abs=1e-6)

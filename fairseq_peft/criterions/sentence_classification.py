@@ -24,6 +24,10 @@ class SentenceClassificationCriterion(FairseqCriterion):
     Logged per batch: ``loss``, ``ntokens``, ``nsentences``, and for each class k the integers
     ``_hit_k`` (rows of k predicted as k), ``_target_k``, ``_predicted_k``. A leading underscore
     keeps them out of fairseq's log lines.
+
+    fairseq calls ``forward`` for each batch of training and of validation, divides the gradients of
+    an update by the sum of its rows, and hands the logging outputs of an update, or of a batch of
+    validation, to ``reduce_metrics``.
     """
 
     def __init__(self, task, classification_head_name):
@@ -33,8 +37,8 @@ class SentenceClassificationCriterion(FairseqCriterion):
     def forward(self, model, sample, reduce=True):
         """Returns (summed loss, number of rows, logging output).
 
-        In training, a method's penalty joins the loss that is minimised, not the one that is
-        logged.
+        In training, the methods' penalty joins the loss that is minimised, not the one that is
+        logged: times the number of rows, because fairseq divides by it.
         """
         logits, _ = model(
             **sample["net_input"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,11 @@ class TextEncoder:
 
     def _cut(self, texts, kind, num_threads):
         return self.tokenizer.encode(texts, out_type=kind, num_threads=num_threads)
+
+    def tokens(self, text: str) -> list[int]:
+        """All tokens of one text, without ``<s>`` and ``</s>``."""
+        (found,) = self([text], [sys.maxsize])
+        return found
 
     def items(
         self, rows: Sequence[tuple[str, ...]], max_tokens: Sequence[int], num_threads: int = 1

@@ -12,9 +12,10 @@ import torch
 from fairseq_peft import __version__
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
-from fairseq_peft.hf import base_model, folder, peft_folder, peft_match, peft_names, peft_read
+from fairseq_peft.hf import base_model, peft_folder, peft_match, peft_names, peft_read
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
+from fairseq_peft.models import folder
 from fairseq_peft.models.roberta import HEADS
 
 

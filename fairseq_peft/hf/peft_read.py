@@ -124,7 +124,7 @@ def _as_ia3(config, ours):
         inputs = [name for name in chosen if re.fullmatch(words, name)]
     else:
         inputs = [name for name in chosen if any(fits_loosely(name, end) for end in words)]
-    feedforward = _our_targets(inputs, {name: ours[name] for name in chosen})
+    feedforward = _our_targets(inputs, ours)
     return "ia3", {
         "ia3_targets": _our_targets(chosen, ours),
         "ia3_feedforward": feedforward or ia3.NONE,

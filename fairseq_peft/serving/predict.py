@@ -182,11 +182,7 @@ class Classifier:
                 "adapters. Load the base that they were trained on."
             )
         folder = served.open_folder(folder)
-        if folder.description["complete"]:
-            raise InputError(
-                f"{folder.folder} holds a whole model, which is no adapter for another. Load it on "
-                "its own."
-            )
+        served.check_shares(folder)
         reader = self._base.reader(folder, self._allow_other_base)
         self._shared.add(name, lambda model: served.build(model, folder).to(self.device))
         self._readers[name] = reader

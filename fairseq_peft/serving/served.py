@@ -155,6 +155,15 @@ def open_folder(folder: Union[str, Path, AdapterFolder]) -> AdapterFolder:
     return found
 
 
+def check_shares(found: AdapterFolder) -> None:
+    """Raise InputError where a folder holds a whole model: it has no base to share with others."""
+    if found.description["complete"]:
+        raise InputError(
+            f"{found.folder} holds a whole model, which is no adapter for another. Load it on its "
+            "own."
+        )
+
+
 def precision_of(found: AdapterFolder) -> str:
     """That of the training run."""
     return found.description["model"].get("precision") or "fp32"
@@ -245,11 +254,11 @@ def plain_model(flags: dict, dictionary):
 def build(model, found: AdapterFolder) -> nn.Module:
     """Make ``model``, which shares the base's tensors, the one of the folder; returns its head.
 
-    The folder's versions of base tensors (biases that trained, corrected weights) go into tensors
-    of their own.
+    The folder's versions of base tensors (biases that trained, corrected weights, buffers) go into
+    tensors of their own.
     """
     flags, head = found.description["model"], found.description["head"]
-    base = dict(model.named_parameters())
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     model.args = argparse.Namespace(**{**vars(model.args), **flags})
     given = {flag: flags.get(flag) for flag in METHOD_FIELDS}
     model.inject(found.description["method"]["peft"], given, seed=1)
@@ -257,9 +266,14 @@ def build(model, found: AdapterFolder) -> nn.Module:
     model.register_classification_head(
         head["name"], head["num_classes"], head.get("inner_dim"), seed=1
     )
-    for name in found.tensors.keys() & base.keys():
+    for name in found.tensors:
         owner, _, kind = name.rpartition(".")
-        value = nn.Parameter(torch.empty_like(base[name]))
+        if name in parameters:
+            value = nn.Parameter(torch.empty_like(parameters[name]))
+        elif name in buffers:
+            value = torch.empty_like(buffers[name])
+        else:
+            continue
         setattr(model.get_submodule(owner), kind, value)
     model.freeze()
     adapter_folder.apply(model, found)

@@ -3,8 +3,10 @@
 An adapter is injected as for training, into a copy of the model's modules that shares the base's
 tensors; the modules in which copy and base differ are kept. Where one belongs, a ``Switch`` stands
 in the base (``switches.py``): it cuts a batch, whose rows are sorted by adapter, and hands each
-piece to the module of its adapter, or to the base's own. So it works for any method, those to come
-among them, and each row meets the modules that it would meet if its adapter were alone.
+piece to the module of its adapter, or to the base's own. What cannot be cut like this (a new
+attention, a table that is read and not called) does no harm: the rows of such an adapter go through
+its own copy, in a pass of their own. So it works for any method, those to come among them, and each
+row meets the modules that it would meet if its adapter were alone.
 
 Shape letters: B batch, T tokens, C model dim.
 """
@@ -18,12 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fairseq_peft.errors import InputError
 from fairseq_peft.models import heads
 from fairseq_peft.serving.switches import PrefixSwitch, PromptSwitch, Switch, pieces
 
-#: What the encoder reads without calling the module that holds it.
-UNSHARED = "embed_positions"
+#: Modules that call their children one after the other, a new one, too.
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 @dataclass
@@ -31,12 +32,14 @@ class Adapter:
     """What one adapter brings.
 
     Attributes:
-        parts: path in the model -> module.
+        parts: path in the model -> module; none if it has a model.
         head: features (B, 1, C) -> logits (B, classes).
+        model: its own copy of the model, where a part cannot be cut by rows; else None.
     """
 
     parts: dict[str, nn.Module]
     head: nn.Module
+    model: nn.Module | None = None
 
     @property
     def num_reserved(self) -> int:
@@ -61,6 +64,7 @@ class SharedBase:
         self._batch = []
         self._shared = [model.encoder.dictionary, *model.parameters(), *model.buffers()]
         self._plain = self._copy(model)  # never gets a switch, and so no other adapter's tensors
+        self._by_rows = by_rows(self._plain, root)
 
     def add(self, name: str, build: Callable) -> None:
         """Add an adapter.
@@ -69,23 +73,26 @@ class SharedBase:
             name: what rows call it.
             build: is given a copy of the model whose tensors are the base's, changes it as its
                 method does, and returns its head. Of what it changes in place it makes copies.
-
-        Raises:
-            InputError: the adapter changes what cannot differ within a batch.
         """
         own = self._copy(self._plain)
         head = build(own).eval().requires_grad_(False)
         own.eval().requires_grad_(False)
-        parts = changed(self._plain, own)
-        for path in parts:
-            if path.endswith(UNSHARED):
-                raise InputError(
-                    f"The adapter {name!r} trains {path}, which rows of a batch cannot have of "
-                    "their own. Load it alone: Classifier.load(base, folder)."
-                )
+        base = self._plain.get_submodule(self.root)
+        parts = changed(base, own.get_submodule(self.root), self.root)
+        if not all(self._has_room(path) for path in parts):
+            self.adapters[name] = Adapter({}, head, own)
+            return
         self.adapters[name] = Adapter(parts, head)
         for path, part in parts.items():
             self._switch(path).parts[name] = part
+
+    def _has_room(self, path) -> bool:
+        """Whether a switch can stand there: the base calls it by rows, and none is around or within
+        it."""
+        taken = {place for adapter in self.adapters.values() for place in adapter.parts}
+        return path in self._by_rows and not any(
+            place.startswith(f"{path}.") or path.startswith(f"{place}.") for place in taken
+        )
 
     def _copy(self, model):
         """The modules once more, around the same tensors."""
@@ -104,24 +111,31 @@ class SharedBase:
     def logits(self, tokens: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         """tokens (B, T), names of B adapters -> for each row its logits (classes,)."""
         found = [None] * len(names)
-        reserved = [self.adapters[name].num_reserved for name in names]
-        for number in sorted(set(reserved)):
-            order = [i for i, own in enumerate(reserved) if own == number]
+        passes = {}
+        for i, name in enumerate(names):
+            adapter = self.adapters[name]
+            alone = "" if adapter.model is None else name
+            passes.setdefault((alone, adapter.num_reserved), []).append(i)
+        for (_, num_reserved), order in sorted(passes.items()):
             order.sort(key=names.__getitem__)
             rows = tokens[order]
             if len(order) < len(names):  # the longest row may be among the others
                 rows = rows[:, : int(rows.ne(self.padding).sum(1).max())]
-            for i, logits in zip(order, self._forward(rows, [names[i] for i in order], number)):
+            scores = self._forward(rows, [names[i] for i in order], num_reserved)
+            for i, logits in zip(order, scores):
                 found[i] = logits
         return found
 
     def _forward(self, tokens, names, num_reserved):
         self._batch[:] = pieces(names)
-        prefix = self.model.get_submodule(self.root).prefix
-        if isinstance(prefix, PrefixSwitch):
-            prefix.num_reserved = num_reserved
+        model = self.adapters[names[0]].model
+        if model is None:
+            model = self.model
+            prefix = model.get_submodule(self.root).prefix
+            if isinstance(prefix, PrefixSwitch):
+                prefix.num_reserved = num_reserved
         first = all(self.adapters[name].head.pooler == "first" for name in names)
-        x, _ = self.model.encoder(tokens, features_only=True, first_only=first)
+        x, _ = model.encoder(tokens, features_only=True, first_only=first)
         text = tokens.ne(self.padding)
         return [
             row
@@ -148,25 +162,61 @@ class SharedBase:
         return switch
 
 
-def changed(base: nn.Module, own: nn.Module, path: str = "") -> dict[str, nn.Module]:
+def changed(base: nn.Module, own: nn.Module, path: str) -> dict[str, nn.Module]:
     """Path -> module of ``own``, for the outermost modules that differ from those of ``base`` in
     more than what is inside of them: of another class, with hooks, or with other tensors.
+
+    A module where ``base`` has neither module nor slot is no difference by itself: only what the
+    method put elsewhere knows of it (Compacter's rule, which all layers share).
     """
-    if own is None or base is None:
-        return {} if own is base else {path: own}
-    mine = own._parameters.items() | own._buffers.items()
-    if (
-        type(own) is not type(base)
-        or own._forward_hooks.keys() != base._forward_hooks.keys()
-        or any(getattr(base, name, None) is not tensor for name, tensor in mine)
-    ):
+    if own is base:  # an empty slot
+        return {}
+    if own is None or base is None or _differ(base, own):
         return {path: own}
     found = {}
     for name, child in own._modules.items():
-        if name == "classification_heads":
-            continue
-        inner = f"{path}.{name}" if path else name
-        found.update(changed(getattr(base, name, None), child, inner))
+        if hasattr(base, name):
+            found.update(changed(getattr(base, name), child, f"{path}.{name}"))
+    return found
+
+
+def _differ(base, own) -> bool:
+    """Whether two modules differ in themselves."""
+    tensors, theirs = ({**m._parameters, **m._buffers} for m in (own, base))
+    lost, new = base._modules.keys() - own._modules.keys(), own._modules.keys() - base._modules
+    return (
+        type(own) is not type(base)
+        or "forward" in vars(own)
+        or own._forward_hooks.keys() != base._forward_hooks.keys()
+        or own._forward_pre_hooks.keys() != base._forward_pre_hooks.keys()
+        or tensors.keys() != theirs.keys()
+        or any(tensors[name] is not theirs[name] for name in theirs)
+        or bool(lost or (new and isinstance(base, CONTAINERS)))
+    )
+
+
+@torch.no_grad()
+def by_rows(model: nn.Module, root: str) -> set[str]:
+    """The paths below ``root`` where a switch can stand: slots, and modules that the model calls
+    with tensors alone, and that answer with one, a row for a row. Found in a pass of three rows."""
+    num_rows, found, hooks = 3, set(), []
+
+    def is_rows(value):
+        return isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == num_rows
+
+    for path, module in model.get_submodule(root).named_modules(prefix=root):
+        found.update(f"{path}.{name}" for name, value in vars(module).items() if value is None)
+
+        def look(module, inputs, named, output, path=path):
+            if not named and all(map(is_rows, (*inputs, output))):
+                found.add(path)
+
+        hooks.append(module.register_forward_hook(look, with_kwargs=True))
+    device = next(model.parameters()).device
+    tokens = torch.full((num_rows, 2), model.encoder.dictionary.bos(), device=device)
+    model.encoder(tokens, features_only=True)
+    for hook in hooks:
+        hook.remove()
     return found
 
 

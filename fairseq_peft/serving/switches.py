@@ -73,7 +73,12 @@ def _beside(part, base) -> bool:
     """Whether ``part`` is the map ``base``, or an update beside it, around the same tensors."""
     if part is base:
         return isinstance(base, nn.Linear)
-    return hasattr(part, "beside") and part.weight is base.weight and part.bias is base.bias
+    return (
+        hasattr(part, "beside")
+        and part.weight is base.weight
+        and part.bias is base.bias
+        and not (part._forward_hooks or part._forward_pre_hooks)  # IA3 on the same map
+    )
 
 
 def _alike(parts) -> bool:

@@ -119,21 +119,23 @@ def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
     return described, copies
 
 
-def base_of_run(start, state: dict | None, save_dir: str) -> dict | None:
-    """Path and sha256 of the base of a run, None for one from scratch.
+def describe_base(start, state: dict | None, save_dir: str) -> dict | None:
+    """What the folder says of the base of a run: ``{"path": "/data/model.pt", "sha256": "3f..."}``;
+    None for a run from scratch.
 
     A run that goes on from its own checkpoint has it from there, or, where that is a whole model,
     from the base that is named or from the folder that it wrote before.
 
     Args:
-        start: where training starts (``data.checks.Start``); ``state`` is that checkpoint.
+        start: where training starts (``data.checks.Start``).
+        state: the checkpoint that it starts from.
     """
     if state is None:
         return None
     if not start.resumes:
         return folder.reference(start.base, state["model"])
-    if "base" in state:
-        return {key: state["base"][key] for key in ("path", "sha256")}
+    if slim.ENTRY in state:
+        return {key: state[slim.ENTRY][key] for key in ("path", "sha256")}
     try:
         return adapter_folder.read(Path(save_dir) / "adapter").description["base"]
     except InputError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from collections.abc import Callable
 
 import fairseq
 import torch
@@ -79,28 +79,39 @@ class EpochRecorder:
     Args:
         log: the run's log.
         subsets: names of the evaluated splits, in the order of evaluation.
+        clock: the seconds that the run has had, counted from any moment.
     """
 
-    def __init__(self, log: run_log.RunLog, subsets: list[str]):
+    def __init__(self, log: run_log.RunLog, subsets: list[str], clock: Callable[[], float]):
         self.log = log
         self.subsets = subsets
+        self.clock = clock
+        # Of the epoch that runs.
+        self.epoch = None
+        self.start = None
+        self.validation_seconds = 0.0
+        self.num_earlier_tokens = 0
+        # Of the validation that runs.
+        self.validation_start = None
+        self.subset_start = None
+        self.results = {}
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self.start = time.perf_counter()
+        self.start = self.clock()
         self.validation_seconds = 0.0
         # A run that goes on in mid-epoch has the counts of its first part, but not its seconds.
         meters = metrics.get_meters("train") or {}
         self.num_earlier_tokens = round(meters["_tokens"].sum) if "_tokens" in meters else 0
 
     def begin_validation(self) -> None:
-        self.subset_start = self.validation_start = time.perf_counter()
+        self.subset_start = self.validation_start = self.clock()
         self.results = {}
 
     def end_subset(self, split: str, result: dict, num_updates) -> dict | None:
         """Take note of a subset's scores; after the last one, write the epoch's line and return
         it."""
-        now = time.perf_counter()
+        now = self.clock()
         self.results[split] = {**result, "seconds": now - self.subset_start}
         self.subset_start = now
         if list(self.results) != self.subsets:

@@ -9,23 +9,18 @@ from pathlib import Path
 import numpy as np
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import iterators
-from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 
 from fairseq_peft import scores
-from fairseq_peft.checkpoints import slim
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.sentence_dataset import SentenceDataset
+from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import remove_leftovers
-from fairseq_peft.injection import frozen, surgery
-from fairseq_peft.models.roberta import FAMILY, HEADS
-from fairseq_peft.optim.peft_adamw import check_learning_rates
-from fairseq_peft.runs import log as run_log
-from fairseq_peft.tasks import best_adapter, record
+from fairseq_peft.injection import surgery
+from fairseq_peft.tasks.launch import launch
 from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text import raw_text
 
@@ -36,28 +31,66 @@ class SentenceClassificationTask(FairseqTask):
     """Classification of sentences or sentence pairs from a folder in the layout of fairseq's
     sentence_prediction.
 
+    What fairseq-train calls, from top to bottom; in brackets, what it does itself in between::
+
+        setup_task                    the data's dictionary and classes
+        build_model                   the launch: see launch.py
+        build_criterion
+        load_dataset                  each split of --valid-subset
+        [the checkpoint or the base goes into the model; optimizer and schedule are built]
+        get_batch_iterator            of --train-subset
+        each epoch:
+            begin_epoch               run.json is written, when the first one begins
+            each update:
+                train_step            once for each batch (--update-freq): the criterion's forward,
+                                      which adds the methods' penalty to the loss, and backward
+                [gradients are divided by the number of rows, and clipped]
+                optimizer_step        the optimizer steps, then the methods' after_update
+                [the schedule sets the next learning rate]
+                reduce_metrics        the counts of the update
+            begin_valid_epoch         the frozen tensors are compared
+            each split of --valid-subset:
+                get_batch_iterator
+                valid_step, reduce_metrics        each batch
+                post_validate         rows are counted; after the last split, the epoch's line of
+                                      metrics.jsonl and the best adapter
+            state_dict, leave_out     of the checkpoints that are written
+            [the schedule hears how valid went]
+            get_batch_iterator        of --train-subset, for the next epoch
+
+    fairseq-validate, and whoever else loads a checkpoint, calls ``setup_task``,
+    ``load_state_dict`` and ``build_model(cfg, from_checkpoint=True)``: there is no run then.
+
     Attributes:
         labels: class names in the order of the model's outputs. They come from label/dict.txt, or
             from the checkpoint if one is loaded, and rows are matched to classes by name.
+        num_reserved: positions that the methods of the model take from the text.
+        max_tokens: positions that are left for the text; None until the model is built.
+        planned_updates: updates that the whole run will make; 0 until the batches of the first
+            epoch are made, and where the flags do not tell.
+        run: the run that the launch made (``running.Run``); None if there is none.
     """
 
     def __init__(self, cfg, dictionary, labels):
         super().__init__(cfg)
         self.dictionary = dictionary
         self.labels = labels
-        self.max_tokens = None
         self.num_reserved = 0
+        self.max_tokens = None
         self.planned_updates = 0
-        self._run = None
-        self._recorder = None
-        self._guard = None
-        self._base = None
-        self._best = None
+        self.run = None
+        # Of the batches that were asked for last: post_validate is not told which split it was.
+        self._split = None
 
     # Set-up
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
+        """Called first, by every program: the task of a data folder.
+
+        Raises:
+            InputError: the folder has no dictionaries, or not --num-classes classes.
+        """
         dictionary = checks.load_dictionary(os.path.join(cfg.data, "input0", "dict.txt"))
         dictionary.add_symbol("<mask>")
         labels = checks.class_names(
@@ -72,7 +105,12 @@ class SentenceClassificationTask(FairseqTask):
         return cls(cfg, dictionary, labels)
 
     def build_model(self, cfg, from_checkpoint=False):
-        """Build the model; for training, check everything else that training will need, too."""
+        """Called once, after ``setup_task``: with ``from_checkpoint`` by who loads a checkpoint,
+        without it by fairseq-train, for which it is the launch of a run.
+
+        Raises:
+            InputError: the architecture is not the plugin's, or what ``launch`` says.
+        """
         name = getattr(cfg, "_name", None)
         if not hasattr(ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name)), "inject"):
             raise InputError(
@@ -81,47 +119,18 @@ class SentenceClassificationTask(FairseqTask):
                 "roberta_large_adapter, ... Give one as --arch."
             )
         if from_checkpoint:
-            model = self._build_classifier(cfg)
+            model = self.build_classifier(cfg)
             model.accepts_base = False
-            return model
-        checks.flags(self.cfg)
-        start = checks.start(self.cfg)
-        named = start.base if start.resumes else None
-        state = slim.read(start.path, named) if start.path else None
-        if state:
-            self._adopt_labels(state, start, cfg.reset_head)
-        model = self._build_classifier(cfg)
-        model.accepts_base = not start.resumes
-        check_learning_rates(model, getattr(self.cfg.optimizer_settings, "_name", None))
-        if state:
-            checks.check_start(start.path, state, model, self.dictionary, self.cfg)
-        model.check_base(state["model"] if state else None)
-        if not state:
-            model.adopt_base()
-        for split in [self.cfg.train_subset, *self.cfg.valid_subset.split(",")]:
-            self.load_dataset(split)
-        for line in surgery.describe(model, HEADS, f"--peft {model.setting.name}"):
-            logger.info(line)
-        self._run = record.describe_run(self.cfg, model, start, self.labels, self.datasets)
-        if not self.cfg.no_save:
-            self._best = self._best_adapter(model, start, state)
-        if state and not self.cfg.full_checkpoints:
-            self._base = slim.base_of_run(model, FAMILY, state, start, self.cfg.save_dir)
+        else:
+            model, self.run = launch(self, cfg)
         return model
 
-    def _best_adapter(self, model, start, state):
-        described, copies = best_adapter.describe(self.cfg, model, self._run, self)
-        base = best_adapter.base_of_run(start, state, self.cfg.save_dir)
-        subsets = self.cfg.valid_subset.split(",")
-        return best_adapter.BestAdapter(
-            self.cfg.save_dir, described, copies, base, subsets, start.resumes
-        )
+    def build_classifier(self, cfg):
+        """The model with a fresh head for ``labels``; takes note of the room for the text.
 
-    def leave_out(self, state):
-        """A checkpoint as it is written (``saving.py``): without what is the base's."""
-        return self._base.leave_out(state, self.cfg.save_dir) if self._base else state
-
-    def _build_classifier(self, cfg):
+        Raises:
+            InputError: prompts and prefixes leave less than 8 positions.
+        """
         model = super().build_model(cfg)
         model.register_classification_head(
             self.cfg.classification_head_name, num_classes=len(self.labels), seed=self.cfg.seed
@@ -137,6 +146,7 @@ class SentenceClassificationTask(FairseqTask):
         return model
 
     def build_criterion(self, cfg, from_checkpoint=False):
+        """Called after ``build_model``, by fairseq-train and fairseq-validate."""
         name = getattr(cfg, "_name", cfg)
         if not issubclass(CRITERION_REGISTRY.get(name, object), SentenceClassificationCriterion):
             raise InputError(
@@ -145,11 +155,15 @@ class SentenceClassificationTask(FairseqTask):
             )
         return super().build_criterion(cfg, from_checkpoint)
 
+    # Checkpoints
+
     def state_dict(self):
+        """Called by the trainer for each checkpoint: its entry ``task_state``."""
         return {"labels": list(self.labels), "dictionary": checks.fingerprint(self.dictionary)}
 
     def load_state_dict(self, state_dict):
-        """Take over the checkpoint's order of classes.
+        """Called by who loads a checkpoint, before ``build_model``, and by the launch of a run that
+        starts from one: take over its order of classes.
 
         Raises:
             InputError: the data has a class that the checkpoint lacks, or another dictionary.
@@ -173,25 +187,18 @@ class SentenceClassificationTask(FairseqTask):
         self.labels = list(labels)
         self.datasets.clear()
 
-    def _adopt_labels(self, state, start, reset_head):
-        """Where training starts from a head, its classes keep their outputs, by name."""
-        saved = state.get("task_state") or {}
-        head = f"{HEADS}{self.cfg.classification_head_name}.out_proj.weight"
-        if head not in state["model"] or (reset_head and not start.resumes):
-            saved = {key: value for key, value in saved.items() if key != "labels"}
-        labels = saved.get("labels")
-        if labels is not None and set(labels) != set(self.labels):
-            raise InputError(
-                f"The head of {start.path} knows {len(labels)} classes ({', '.join(labels)}), "
-                f"{self.cfg.data} has {len(self.labels)} ({', '.join(self.labels)}). Pass "
-                "--reset-head to start a fresh head, or give another checkpoint."
-            )
-        self.load_state_dict(saved)
+    def leave_out(self, state):
+        """Called by ``checkpoints/saving.py`` with each checkpoint that is about to be written:
+        the same, without what is the base's."""
+        if self.run is None or self.run.base_ref is None:
+            return state
+        return self.run.base_ref.leave_out(state, self.run.save_dir)
 
     # Data
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of ``text``, without ``<s>`` and ``</s>``, as the data folder's were made.
+        """Called by a model whose prompt starts from a text: its token ids, without ``<s>`` and
+        ``</s>``, as the data folder's were made.
 
         Raises:
             InputError: the folder has no sentencepiece model.
@@ -203,12 +210,15 @@ class SentenceClassificationTask(FairseqTask):
                 "--prompt-init-text has no tokens. Copy it there (scripts/prepare_data.sh does), "
                 "or give --prompt-init vocab."
             )
-        pieces = raw_text.load_tokenizer(path).encode(text, out_type=str)
-        # fairseq cuts at any Unicode space, and so does the data folder.
-        return [self.dictionary.index(piece) for piece in " ".join(pieces).split()]
+        return TextEncoder(path, self.dictionary).tokens(text)
 
     def load_dataset(self, split, combine=False, **kwargs):
-        """Load a split; a second call returns the same one."""
+        """Called by the launch for every split, then by fairseq again: the second call returns what
+        the first one loaded.
+
+        Raises:
+            InputError: what ``checks.load_split`` says of its rows.
+        """
         if split not in self.datasets:
             texts, targets = checks.load_split(self.cfg.data, split, self.dictionary, self.labels)
             dataset = SentenceDataset(
@@ -241,7 +251,8 @@ class SentenceClassificationTask(FairseqTask):
         skip_remainder_batch=False,
         **unused,
     ):
-        """Batches by length: drawn anew each epoch for ``train``, fixed for the other splits.
+        """Called for ``train`` before each epoch, and for each evaluated split at each validation:
+        batches by length, drawn anew each epoch for ``train``, fixed for the other splits.
 
         No row is left out, so fairseq's ``--required-batch-size-multiple`` does not apply.
         """
@@ -279,12 +290,8 @@ class SentenceClassificationTask(FairseqTask):
             planned.append(sum(math.ceil(num_batches / freq) for freq in each))
         return min(planned, default=0)
 
-    def optimizer_step(self, optimizer, model, update_num):
-        """Step, then let the methods look at the gradients and their schedules."""
-        optimizer.step()
-        surgery.unwrap(model).after_update(update_num + 1, self.planned_updates)
-
     def max_positions(self):
+        """Asked for with each batch iterator, which makes nothing of it: rows are cut already."""
         return self.max_tokens
 
     @property
@@ -295,53 +302,41 @@ class SentenceClassificationTask(FairseqTask):
     def target_dictionary(self):
         return self.dictionary
 
-    # Metrics
-
-    def reduce_metrics(self, logging_outputs, criterion):
-        """The criterion's own metrics, without fairseq's words-per-batch columns."""
-        type(criterion).reduce_metrics(logging_outputs)
+    # Training, in the order of the calls
 
     def begin_epoch(self, epoch, model):
-        if self.cfg.verify_frozen and self._guard is None:
-            self._guard_frozen(surgery.unwrap(model))
-        if self._recorder is None and self._run and distributed_utils.get_global_rank() == 0:
-            remove_leftovers(self.cfg.save_dir, "checkpoint*", "run.json")
-            log = run_log.RunLog(self.cfg.save_dir, self._run)
-            self._recorder = record.EpochRecorder(log, self.cfg.valid_subset.split(","))
-        if self._recorder:
-            self._recorder.begin_epoch(epoch)
+        """Called before the first batch of an epoch."""
+        if self.run:
+            self.run.begin_epoch(epoch, surgery.unwrap(model))
 
-    def _guard_frozen(self, model):
-        """Take note of the frozen tensors; on a resumed run, compare them with its beginning.
+    def optimizer_step(self, optimizer, model, update_num):
+        """Called once an update, with ``update_num`` updates made, when the gradients of its
+        batches are summed, divided and clipped. They are still there for the methods."""
+        optimizer.step()
+        surgery.unwrap(model).after_update(update_num + 1, self.planned_updates)
 
-        Raises:
-            RuntimeError: they are others than those that the run began with.
-        """
-        self._guard = frozen.Guard(model)
-        recorded = self._run.get("frozen_sha256")
-        if recorded not in (None, self._guard.sha256):
-            raise RuntimeError(
-                f"{self._guard}, but {self.cfg.save_dir}/run.json says that the run began with "
-                f"{recorded[:12]}: checkpoint_last.pt holds another base, or frozen tensors were "
-                "changed. Start again from the base in another --save-dir."
-            )
-        self._run["frozen_sha256"] = self._guard.sha256
-        if recorded:
-            logger.info(f"{self._guard}, as at the first launch")
-        elif not model.accepts_base:
-            logger.info(f"{self._guard}, compared from here on: the first launch recorded none")
-        else:
-            logger.info(str(self._guard))
+    def reduce_metrics(self, logging_outputs, criterion):
+        """Called after each update, and after each batch of a validation: the criterion's own
+        metrics, without fairseq's words-per-batch columns."""
+        type(criterion).reduce_metrics(logging_outputs)
 
     def begin_valid_epoch(self, epoch, model):
-        if self._guard:
-            self._guard.check(surgery.unwrap(model))
-            logger.info(f"{self._guard}, unchanged after epoch {epoch}")
-        if self._recorder:
-            self._recorder.begin_validation()
+        """Called before a validation, which is at the end of each epoch, and where training
+        ends."""
+        if self.run:
+            self.run.begin_validation(epoch, surgery.unwrap(model))
 
     def post_validate(self, model, stats, agg):
-        """Check that every row was evaluated, warn of a collapse, record the subset."""
+        """Called after each split of a validation: check that every row was evaluated, warn of a
+        collapse, record the split.
+
+        Args:
+            stats: what fairseq is about to print.
+            agg: the meters of the split.
+
+        Raises:
+            InputError: rows were left out.
+        """
         result = scores.from_meters(agg)
         expected = len(self.datasets[self._split])
         if result["num_examples"] != expected:
@@ -356,12 +351,9 @@ class SentenceClassificationTask(FairseqTask):
                 f"{self.labels[predicted.index(expected)]!r}: the model has collapsed to one class "
                 "(try another learning rate, or more epochs)"
             )
-        if self._recorder:
-            loss = float(agg["loss"].avg)
-            result = {"loss": loss, **result}
-            line = self._recorder.end_subset(self._split, result, stats["num_updates"])
-            if line and self._best:
-                self._best.offer(surgery.unwrap(model), line)
+        if self.run:
+            result = {"loss": float(agg["loss"].avg), **result}
+            self.run.end_subset(self._split, result, stats["num_updates"], surgery.unwrap(model))
 
 
 if "sentence_classification" not in TASK_REGISTRY:

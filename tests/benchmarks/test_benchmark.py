@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
+import harness
 import pytest
-from helpers import ROOT
+import train_report
+import train_rows
+import train_speed
+from benchmarking import benchmark
 
-sys.path.append(str(ROOT / "benchmarks"))
-import train_speed  # noqa: E402
-
-SCRIPT = ROOT / "benchmarks" / "train_speed.py"
-TINY = [
-    *("--repeats", "1", "--steps", "2", "--warmup", "1", "--batch-size", "4", "--threads", "1"),
-    *("--layers", "2", "--embed-dim", "16", "--ffn-dim", "24", "--heads", "4"),
-    *("--max-positions", "40", "--vocab", "100"),
-]
+TINY = ["--steps", "2", "--warmup", "1", "--batch-size", "4", "--vocab", "100"]
 SMALL = {"layers": 4, "embed_dim": 512, "ffn_dim": 512}
 METHODS = {"stock-full-fp32": "full", "ours-full-fp32": "full", "ours-lora-bf16": "lora"}
 
 
-def benchmark(out, *flags):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), *TINY, *flags],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=out.parent,
-    )
+def tiny_run(out, *flags, **env):
+    return benchmark("train_speed.py", out, *TINY, *flags, **env)
 
 
 def result_of(out):
@@ -39,7 +27,7 @@ def result_of(out):
 
 def a_run(tokens_per_s, **more):
     """What a process reports, with a speed."""
-    parts = dict.fromkeys(train_speed.PARTS, 0.2)
+    parts = dict.fromkeys(train_report.PARTS, 0.2)
     return {
         "startup_s": 3.0, "steps": 4, "seconds": 1.0, "parts_s": parts, "threads": 1,
         "real_tokens": tokens_per_s, "padded_tokens": 2 * tokens_per_s, "rows_hash": "a",
@@ -54,7 +42,7 @@ def a_run(tokens_per_s, **more):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "out"
-    done = benchmark(out, "--only", ",".join(METHODS))
+    done = tiny_run(out, "--only", ",".join(METHODS))
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done, result_of(out)
 
@@ -93,7 +81,7 @@ def test_the_parts_are_the_step(tiny):
     for entry in result["contestants"]:
         (run,) = entry["runs"]
         parts = run["parts_s"]
-        assert list(parts) == list(train_speed.PARTS)
+        assert list(parts) == list(train_report.PARTS)
         # Nothing is counted twice (then the rest would be negative), and each part was found.
         assert all(seconds > 0 for seconds in parts.values()), (entry["name"], parts)
         assert sum(parts.values()) == pytest.approx(run["seconds"])
@@ -114,7 +102,7 @@ def test_contestants_train_what_their_names_say(tiny):
 @pytest.mark.end_to_end
 def test_a_contestant_that_fails_is_a_sentence(tmp_path):
     broken = "broken=lora fp32 --peft-targets nothing_there"
-    done = benchmark(tmp_path / "out", "--only", "broken", "--variant", broken)
+    done = tiny_run(tmp_path / "out", "--only", "broken", "--variant", broken)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if "error: broken failed" in line]
     assert len(errors) == 1
@@ -126,22 +114,21 @@ def test_a_contestant_that_fails_is_a_sentence(tmp_path):
 
 
 def hf_python():
-    return train_speed.find_hf_python()[0]
+    return harness.find_hf_python()[0]
 
 
 @pytest.mark.end_to_end
 @pytest.mark.skipif(hf_python() is None, reason="no environment with Hugging Face PEFT")
 def test_hugging_face_sees_the_same_rows(tmp_path):
-    done = benchmark(tmp_path / "out", "--only", "hf-lora-bf16")
+    done = tiny_run(tmp_path / "out", "--only", "hf-lora-bf16")
     assert done.returncode == 0, done.stdout + done.stderr
     (entry,) = result_of(tmp_path / "out")["contestants"]
     assert entry["trainable_parameters"] == 16 * 16 + 16 + 2 * 16 + 2 + 2 * 2 * 2 * 8 * 16
     assert all(seconds > 0 for seconds in entry["runs"][0]["parts_s"].values())
 
 
-def test_without_hugging_face_the_output_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAIRSEQ_PEFT_PEFT_PYTHON", os.devnull)
-    done = benchmark(tmp_path / "out", "--only", "hf-*")
+def test_without_hugging_face_the_output_says_so(tmp_path):
+    done = tiny_run(tmp_path / "out", "--only", "hf-*", FAIRSEQ_PEFT_PEFT_PYTHON=os.devnull)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "scripts/test.sh parity" in done.stderr
@@ -177,17 +164,18 @@ def test_contestants_take_turns_and_one_that_fails_is_not_asked_again(
 ):
     asked = []
 
-    def start(words, log, threads, timed=False):
+    def start(words, log, threads, timed=False, given=""):
         if log.stem == "products":
             return '{"fp32": 1.0, "bf16": 2.0}'
         asked.append(log.stem)
         if "head_only" in log.stem:
-            raise train_speed.Failed("failed with status 1: too slow")
+            raise harness.Failed("failed with status 1: too slow")
         return json.dumps(a_run(100))
 
     sizes = {**SMALL, "heads": 8, "max_positions": 256, "vocab": 10, "classes": 2, "dropout": 0.1}
     data = {"source": "x", "rows": 2, "mean_length": 9.0, "longest": 9, "rows_hash": "a"}
     monkeypatch.setattr(train_speed, "start", start)
+    monkeypatch.setattr(harness, "start", start)
     monkeypatch.setattr(train_speed, "prepare", lambda *_: (sizes, data))
     only = "stock-*,ours-head_only-fp32,ours-lora-fp32"
     flags = ["--repeats", "2", "--threads", "1", "--only", only]
@@ -211,7 +199,7 @@ def test_other_rows_and_other_threads_are_failures():
 def test_the_floor_is_that_of_roberta_small():
     found = {
         (entry["method"], entry["scope"]): entry["flop_per_token"]
-        for entry in train_speed.floors(SMALL, 140)
+        for entry in train_report.floors(SMALL, 140)
     }
     weights = 4 * (4 * 512 * 512 + 2 * 512 * 512)
     assert found["full", "every layer"] == 6 * weights
@@ -223,22 +211,22 @@ def test_the_floor_is_that_of_roberta_small():
 
 
 def test_synthetic_rows_are_like_reviews():
-    rows, labels = train_speed.synthetic_rows(1600, 254, 32_000)
+    rows, labels = train_rows.synthetic_rows(1600, 254, 32_000)
     lengths = [len(row) for row in rows]
     assert 115 < sum(lengths) / len(lengths) < 130  # cls-books has 117 when cut at 254
     assert max(lengths) == 254 and min(lengths) >= 8
     assert sum(labels) == 800
     assert max(map(max, rows)) < 31_999  # <mask> is the last
-    assert train_speed.synthetic_rows(1600, 254, 32_000)[0] == rows
+    assert train_rows.synthetic_rows(1600, 254, 32_000)[0] == rows
 
 
 def test_written_rows_are_read_back(tmp_path):
-    rows, labels = train_speed.synthetic_rows(9, 20, 100)
-    train_speed.write_data(tmp_path / "data", rows, labels, None, 100, valid=2)
-    again, targets = train_speed.real_rows(tmp_path / "data", 9, 20)
+    rows, labels = train_rows.synthetic_rows(9, 20, 100)
+    train_rows.write_data(tmp_path / "data", rows, labels, None, 100, valid=2)
+    again, targets = train_rows.real_rows(tmp_path / "data", 9, 20)
     assert sorted(zip(again, targets)) == sorted(zip(rows, labels))
-    with pytest.raises(train_speed.InputError, match="has 9 training rows"):
-        train_speed.real_rows(tmp_path / "data", 10, 20)
+    with pytest.raises(harness.InputError, match="has 9 training rows"):
+        train_rows.real_rows(tmp_path / "data", 10, 20)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +239,7 @@ def test_written_rows_are_read_back(tmp_path):
     ],
 )
 def test_bad_flags_are_sentences(flags, message, tmp_path):
-    done = benchmark(tmp_path / "out", *flags)
+    done = tiny_run(tmp_path / "out", *flags)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
@@ -260,6 +248,6 @@ def test_bad_flags_are_sentences(flags, message, tmp_path):
 
 def test_the_reason_of_a_failure_is_its_error():
     text = "INFO | start\nValueError: too long\nsee the documentation\n"
-    assert train_speed.reason_of(text) == "ValueError: too long"
-    assert train_speed.reason_of("Killed\n\n") == "Killed"
-    assert train_speed.reason_of("") == "no message"
+    assert harness.reason_of(text) == "ValueError: too long"
+    assert harness.reason_of("Killed\n\n") == "Killed"
+    assert harness.reason_of("") == "no message"

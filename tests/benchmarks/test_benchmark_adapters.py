@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
+import harness
+import many_adapters
 import pytest
-from helpers import ROOT
+from benchmarking import benchmark
 
-sys.path.append(str(ROOT / "benchmarks"))
-import many_adapters  # noqa: E402
-
-SCRIPT = ROOT / "benchmarks" / "many_adapters.py"
-TINY = [
-    *("--repeats", "1", "--texts", "12", "--warmup", "2", "--threads", "1", "--loaded", "2"),
-    *("--layers", "2", "--embed-dim", "16", "--ffn-dim", "24", "--heads", "4"),
-    *("--max-positions", "40", "--adapters", "1,3"),
-]
+TINY = ["--texts", "12", "--warmup", "2", "--loaded", "2", "--adapters", "1,3"]
 
 
-def benchmark(out, *flags, **env):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), *TINY, *flags],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "FAIRSEQ_PEFT_SHARED": "", **env},
-    )
+def tiny_run(out, *flags, **env):
+    return benchmark("many_adapters.py", out, *TINY, *flags, **env)
 
 
 @pytest.mark.end_to_end
 def test_ours_and_whole_models_are_measured_on_the_same_tokens(tmp_path):
-    done = benchmark(tmp_path, "--only", "ours-*,whole-3")
+    done = tiny_run(tmp_path, "--only", "ours-*,whole-3")
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "many_adapters.json").read_text())
     assert result["schema"] == 1 and result["failures"] == result["left_out"] == []
@@ -58,7 +44,7 @@ def test_ours_and_whole_models_are_measured_on_the_same_tokens(tmp_path):
 def test_hugging_face_gives_the_same_of_mixed_rows(tmp_path):
     if not os.environ.get("FAIRSEQ_PEFT_PEFT_PYTHON"):
         pytest.skip("FAIRSEQ_PEFT_PEFT_PYTHON is not set: scripts/test.sh parity sets it up")
-    done = benchmark(tmp_path, "--only", "*-3,hf-3-batch8")
+    done = tiny_run(tmp_path, "--only", "*-3,hf-3-batch8")
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "many_adapters.json").read_text())
     assert result["other_tokens"] == dict.fromkeys(("ours-3", "hf-3-batch8", "whole-3"), 0)
@@ -69,16 +55,16 @@ def test_hugging_face_gives_the_same_of_mixed_rows(tmp_path):
 
 @pytest.mark.end_to_end
 def test_a_model_that_cannot_be_made_is_a_sentence(tmp_path):
-    done = benchmark(tmp_path, "--only", "ours-1", "--embed-dim", "15")
+    done = tiny_run(tmp_path, "--only", "ours-1", "--embed-dim", "15")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.startswith("many_adapters.py: error: What is to be loaded could not be made")
 
 
 def test_numbers_of_adapters_are_checked():
-    with pytest.raises(many_adapters.InputError, match="--adapters '1,x': give numbers"):
+    with pytest.raises(harness.InputError, match="--adapters '1,x': give numbers"):
         many_adapters.read_args(["--adapters", "1,x"])
-    with pytest.raises(many_adapters.InputError, match="--adapters '0': give numbers"):
+    with pytest.raises(harness.InputError, match="--adapters '0': give numbers"):
         many_adapters.read_args(["--adapters", "0"])
 
 

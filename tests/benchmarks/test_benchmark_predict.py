@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
+import predict_shared
+import predict_speed
 import pytest
-from helpers import ROOT
+from benchmarking import benchmark
 
-sys.path.append(str(ROOT / "benchmarks"))
-import predict_speed  # noqa: E402
-
-SCRIPT = ROOT / "benchmarks" / "predict_speed.py"
-TINY = [
-    *("--repeats", "1", "--texts", "12", "--warmup", "2", "--threads", "1"),
-    *("--layers", "2", "--embed-dim", "16", "--ffn-dim", "24", "--heads", "4"),
-    *("--max-positions", "40"),
-]
+TINY = ["--texts", "12", "--warmup", "2"]
 OURS = ("ours-fp32", "ours-lora-bf16", "stock-one-by-one", "stock-batch32")
 
 
-def benchmark(out, *flags, **env):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), *TINY, *flags],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "FAIRSEQ_PEFT_SHARED": "", **env},
-    )
+def tiny_run(out, *flags, **env):
+    return benchmark("predict_speed.py", out, *TINY, *flags, **env)
 
 
 @pytest.mark.end_to_end
 def test_every_contestant_is_measured_on_the_same_tokens(tmp_path):
-    done = benchmark(tmp_path, "--only", ",".join(OURS))
+    done = tiny_run(tmp_path, "--only", ",".join(OURS))
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "predict_speed.json").read_text())
     assert result["schema"] == 1 and result["failures"] == result["left_out"] == []
@@ -52,7 +37,7 @@ def test_every_contestant_is_measured_on_the_same_tokens(tmp_path):
 
 @pytest.mark.end_to_end
 def test_a_contestant_that_fails_is_a_sentence(tmp_path):
-    done = benchmark(tmp_path, "--only", "ours-fp32", "--embed-dim", "15")
+    done = tiny_run(tmp_path, "--only", "ours-fp32", "--embed-dim", "15")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.startswith("predict_speed.py: error: A model to predict with could not be made")
@@ -60,7 +45,7 @@ def test_a_contestant_that_fails_is_a_sentence(tmp_path):
 
 @pytest.mark.end_to_end
 def test_hugging_face_is_left_out_aloud(tmp_path):
-    done = benchmark(tmp_path, "--only", "hf-*", FAIRSEQ_PEFT_PEFT_PYTHON="nowhere")
+    done = tiny_run(tmp_path, "--only", "hf-*", FAIRSEQ_PEFT_PEFT_PYTHON="nowhere")
     assert done.returncode == 1
     assert "Nothing is left to measure. hf-*: nowhere does not exist" in done.stderr
 
@@ -86,17 +71,17 @@ def test_ratios_are_to_the_best_batch_size_of_the_same_repeat():
         "hf-bf16-batch8": {1: a_run(20), 2: a_run(5)},
         "hf-bf16-sorted": {1: a_run(1000), 2: a_run(1000)},
     }
-    ours = predict_speed.summarise(chosen, runs, range(1, 3))[0]
+    ours = predict_speed.summarise(chosen, runs)[0]
     assert ours["ratio_to_hf_same_precision"] == pytest.approx({"median": 3.5, "min": 3, "max": 4})
     assert ours["ratio_to_hf_best"] == pytest.approx({"median": 2, "min": 1, "max": 3})
 
 
 def test_other_tokens_are_told():
     other = a_run(1, rows=((3, "a"), (5, "c")))
-    found = predict_speed.other_rows({"ours": {1: a_run(1)}, "hf": {1: other}})
+    found = predict_shared.other_rows({"ours": {1: a_run(1)}, "hf": {1: other}})
     assert found == {"ours": 0, "hf": 0.5}
 
 
 def test_a_message_is_read_field_by_field():
     """Of the sentencepiece model's own file: number 2, a string; number 3, a number above 127."""
-    assert list(predict_speed.fields(b"\x12\x02ab\x18\xac\x02")) == [(2, b"ab"), (3, 300)]
+    assert list(predict_shared.fields(b"\x12\x02ab\x18\xac\x02")) == [(2, b"ab"), (3, 300)]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-from helpers import ROOT, TOLERANCE
+from helpers import TOLERANCE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-sys.path.append(str(ROOT / "benchmarks"))
 import growth  # noqa: E402
 import profile_step  # noqa: E402
 import steps  # noqa: E402

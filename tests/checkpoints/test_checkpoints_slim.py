@@ -150,7 +150,7 @@ def test_a_frozen_weight_that_anything_else_has_changed_is_held(base, build):
     model = build("lora")
     state = {"model": load(base)["model"]}
     model.load_state_dict(dict(state["model"]))
-    reference = slim.Base.of(model, state, str(base))
+    reference = slim.BaseRef.of(model, state, str(base))
     left_out = set(reference.leave_out({"model": model.state_dict()}, "run")["base"]["names"])
     changed = BODY + "layers.1.fc2.weight"
     assert changed in left_out

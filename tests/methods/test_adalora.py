@@ -10,18 +10,6 @@ from torch import nn
 from fairseq_peft.methods.adalora import AdaLoRALinear
 from fairseq_peft.methods.shared.rank_budget import Importance, Schedule, choose
 
-LINEARS = ("k_proj", "out_proj", "fc1", "fc2")
-SMALL = {"adalora_init_rank": 3, "adalora_rank": 2}
-SETTINGS = [("adalora", {"peft_targets": target, **SMALL}) for target in LINEARS]
-SETTINGS += [
-    (
-        "adalora",
-        {"peft_targets": "all-linear", "adalora_layers": "1", "adalora_orthogonality": 0.0},
-    ),
-    ("adalora,prompt", {}),
-    ("adalora,adapter", {}),
-]
-
 
 class Reference:
     """Algorithm 1 of the paper as Hugging Face PEFT 0.21 writes it (``RankAllocator`` and

@@ -11,22 +11,6 @@ import torch
 from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES
 
-SETTINGS = [
-    ("compacter", {"compacter_style": "pfeiffer", "compacter_bottleneck": 8}),
-    ("compacter", {"compacter_style": "pfeiffer", "encoder_normalize_before": True}),
-    ("compacter", {"compacter_phm_dim": 2, "compacter_rank": 3, "compacter_bottleneck": 6}),
-    (
-        "compacter",
-        {
-            "compacter_layer_norm": True,
-            "compacter_scaling": "learned",
-            "compacter_placement": "attention",
-            "compacter_skip_layers": 1,
-        },
-    ),
-    ("compacter,lora", {}),
-    ("compacter,prompt", {}),
-]
 RULE = "encoder.sentence_encoder.compacter.rule"
 
 

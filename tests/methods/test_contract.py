@@ -3,7 +3,8 @@ weights perturbed away from the start."""
 
 from __future__ import annotations
 
-import json
+import copy
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from families import FAMILIES
 from helpers import ROOT, TOLERANCE
-from settings import collect, identifier
+from settings import collect, identifier, parametrize
 from torch import nn
 
 from fairseq_peft import methods
@@ -21,10 +22,15 @@ from fairseq_peft.injection import surgery
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 
+
+def merges(peft, given):
+    return methods.setting(peft, {f: v for f, v in given.items() if f in METHOD_FIELDS}).mergeable
+
+
 SETTINGS = collect()
-IDS = [identifier(peft, given) for peft, given in SETTINGS]
-every_setting = pytest.mark.parametrize("peft, given", SETTINGS, ids=IDS)
-every_method = pytest.mark.parametrize("name", methods.available())
+every_setting = parametrize(SETTINGS)
+every_setting_that_merges = parametrize([s for s in SETTINGS if merges(*s)])
+every_setting_that_does_not_merge = parametrize([s for s in SETTINGS if not merges(*s)])
 
 #: Tensors that train although no logit can depend on them: part of the name -> reason.
 UNSEEN = {
@@ -32,9 +38,58 @@ UNSEEN = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=FAMILIES, scope="module")
 def family(request, dictionary):
     return FAMILIES[request.param](dictionary)
+
+
+@pytest.fixture(scope="module")
+def made(family):
+    """``made("lora", {...})``: a perturbed model, one for all tests, which leave it as it is."""
+    kept = {}
+
+    def make(peft, given):
+        key = identifier(peft, given)
+        if key not in kept:
+            model = family.build(peft, **given)
+            perturb(model)
+            kept[key] = model, cloned(model.state_dict())
+        return kept[key][0]
+
+    yield make
+    for key, (model, state) in kept.items():
+        assert same(model.state_dict(), state) and not model.training, f"a test has changed {key}"
+
+
+@pytest.fixture(scope="module")
+def base_of(family):
+    """``base_of({...})``: the state of a plain pre-trained model, as a stock checkpoint has it
+    (no head), of the sizes that a setting's flags say."""
+    kept = {}
+
+    def make(given):
+        flags = {flag: value for flag, value in given.items() if flag not in METHOD_FIELDS}
+        key = str(flags)
+        if key not in kept:
+            kept[key] = cloned(family.build("full", seed=11, head=False, **flags).state_dict())
+        return dict(kept[key])
+
+    return make
+
+
+def cloned(state):
+    return {key: value.clone() for key, value in state.items()}
+
+
+def same(state, other):
+    """Whether two states have the same tensors in the same order, bit for bit."""
+    return list(state) == list(other) and all(torch.equal(state[key], other[key]) for key in state)
+
+
+def copied(model):
+    """The model once more; its dictionary is shared."""
+    dictionary = model.encoder.dictionary
+    return copy.deepcopy(model, {id(dictionary): dictionary})
 
 
 def is_unseen(name):
@@ -58,17 +113,6 @@ def perturb(model, seed=0, scale=0.3):
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-def base_flags(given):
-    """The flags of ``given`` that a base is built with: those of no method."""
-    return {flag: value for flag, value in given.items() if flag not in METHOD_FIELDS}
-
-
-def base_state(family, given):
-    """The state of a plain pre-trained model, as a stock checkpoint has it: no head."""
-    model = family.build("full", seed=11, head=False, **base_flags(given))
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
 def step(family, model, batch, optimizer):
     optimizer.zero_grad()
     loss = nn.functional.cross_entropy(family.scores(model, batch), torch.tensor([0, 1, 1, 0]))
@@ -83,8 +127,8 @@ def logits(family, model, batch):
 
 
 @every_setting
-def test_base_checkpoint_loads_with_every_key_accounted_for(family, peft, given):
-    base = base_state(family, given)
+def test_base_checkpoint_loads_with_every_key_accounted_for(family, base_of, peft, given):
+    base = base_of(given)
     model = family.build(peft, **given)
     model.load_state_dict(dict(base), strict=True)
     loaded = model.state_dict()
@@ -100,9 +144,10 @@ def test_base_checkpoint_loads_with_every_key_accounted_for(family, peft, given)
 
 
 @every_setting
-def test_starts_as_the_base_where_it_says_so(family, batch, peft, given):
-    base = base_state(family, given)
-    plain, model = family.build("full", **base_flags(given)), family.build(peft, **given)
+def test_starts_as_the_base_where_it_says_so(family, base_of, batch, peft, given):
+    base = base_of(given)
+    sizes = {flag: value for flag, value in given.items() if flag not in METHOD_FIELDS}
+    plain, model = family.build("full", **sizes), family.build(peft, **given)
     plain.load_state_dict(dict(base))
     model.load_state_dict(dict(base))
     expected, found = logits(family, plain, batch), logits(family, model, batch)
@@ -116,11 +161,9 @@ def test_starts_as_the_base_where_it_says_so(family, batch, peft, given):
 
 @every_setting
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_perturbed_tensors_move_the_logits(family, batch, peft, given, train):
+def test_perturbed_tensors_move_the_logits(family, made, batch, peft, given, train):
     """Each tensor that trains, by itself, in train and in eval mode, at the same dropout seed."""
-    model = family.build(peft, **given)
-    perturb(model)
-    model.train(train)
+    model = copied(made(peft, given)).train(train)
 
     def scores():
         torch.manual_seed(5)
@@ -140,8 +183,8 @@ def test_perturbed_tensors_move_the_logits(family, batch, peft, given, train):
 
 
 @every_setting
-def test_trainable_set_is_the_declared_set_and_the_head(family, peft, given):
-    model = family.build(peft, **given)
+def test_trainable_set_is_the_declared_set_and_the_head(family, made, peft, given):
+    model = made(peft, given)
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     names = {key for key, _ in model.named_parameters()}
     head = {key for key in names if key.startswith(family.heads)}
@@ -153,10 +196,8 @@ def test_trainable_set_is_the_declared_set_and_the_head(family, peft, given):
 
 
 @every_setting
-def test_trainable_tensors_move_and_frozen_ones_stay(family, batch, peft, given):
-    model = family.build(peft, **given)
-    perturb(model)
-    model.train()
+def test_trainable_tensors_move_and_frozen_ones_stay(family, made, batch, peft, given):
+    model = copied(made(peft, given)).train()
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2, weight_decay=0.1)
@@ -171,58 +212,38 @@ def test_trainable_tensors_move_and_frozen_ones_stay(family, batch, peft, given)
             assert torch.equal(parameter, before[key]), f"{key} is frozen but moved"
 
 
-def test_save_and_load_are_exact_in_a_fresh_process(family, batch, tmp_path):
+def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_path):
     """Every setting: perturbed, saved, rebuilt by another process at another seed, the same logits.
 
     One process for all settings, because a process costs seconds of imports.
     """
     saved = {}
-    for key, (peft, given) in zip(IDS, SETTINGS):
-        model = family.build(peft, **given)
-        perturb(model)
-        saved[key] = {"state": model.state_dict(), "logits": logits(family, model, batch)}
-    torch.save({"tokens": batch, "models": saved}, tmp_path / "models.pt")
-    (tmp_path / "fresh.py").write_text(FRESH_PROCESS)
-    settings = json.dumps([[key, *setting] for key, setting in zip(IDS, SETTINGS)])
+    for peft, given in SETTINGS:
+        model = made(peft, given)
+        saved[identifier(peft, given)] = {
+            "setting": (peft, given),
+            "state": model.state_dict(),
+            "logits": logits(family, model, batch),
+        }
+    torch.save({"family": family.name, "tokens": batch, "models": saved}, tmp_path / "models.pt")
+    family.dictionary.save(str(tmp_path / "dict.txt"))
     done = subprocess.run(
-        [sys.executable, "fresh.py", str(ROOT), family.name, settings],
+        [sys.executable, ROOT / "tests" / "support" / "fresh_process.py", tmp_path],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split("\n")[:-1] == IDS
-
-
-FRESH_PROCESS = """
-import json, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/support"]
-import fairseq, torch
-from families import FAMILIES
-
-saved = torch.load("models.pt", weights_only=True)
-words = fairseq.data.Dictionary()
-for i in range(30):
-    words.add_symbol(f"w{i}")
-words.add_symbol("<mask>")
-family = FAMILIES[sys.argv[2]](words)
-for key, peft, flags in json.loads(sys.argv[3]):
-    model = family.build(peft, seed=99, **flags)
-    model.accepts_base = False
-    model.load_state_dict(saved["models"][key]["state"], strict=True)
-    model.eval()
-    with torch.no_grad():
-        found = family.scores(model, saved["tokens"])
-    assert torch.equal(found, saved["models"][key]["logits"]), key
-    print(key)
-"""
+    assert done.stdout.splitlines() == list(saved)
 
 
 @every_setting
-def test_an_adapter_folder_gives_the_same_model_on_its_base(family, batch, peft, given, tmp_path):
+def test_an_adapter_folder_gives_the_same_model_on_its_base(
+    family, base_of, batch, peft, given, tmp_path
+):
     """Written, read, put on the base: the same logits, bit for bit. A whole model needs no base;
     everything else does, and holds nothing that the base has."""
-    base = base_state(family, given)
+    base = base_of(given)
     model = family.build(peft, **given)
     model.load_state_dict(dict(base))
     perturb(model)
@@ -238,35 +259,29 @@ def test_an_adapter_folder_gives_the_same_model_on_its_base(family, batch, peft,
         assert not same and set(found.tensors) == again.own_names()
 
 
-@every_setting
-def test_merged_weights_load_into_the_stock_model(family, batch, peft, given):
-    model = family.build(peft, **given)
-    perturb(model)
+@every_setting_that_merges
+def test_merged_weights_load_into_the_stock_model(family, made, batch, peft, given):
+    model = copied(made(peft, given))
     expected = logits(family, model, batch)
-    if not model.setting.mergeable:
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(ValueError, match="cannot be merged"):
-            model.merge()
-        after = model.state_dict()
-        assert list(after) == list(before)
-        assert all(torch.equal(after[key], value) for key, value in before.items())
-        return
     model.merge()
     stock = family.stock(model)
     stock.load_state_dict(model.state_dict(), strict=True)
     assert (logits(family, stock, batch) - expected).abs().max() < TOLERANCE["fp32"]
 
 
-@every_setting
-def test_half_precision_merges_in_fp32_and_casts_once(family, peft, given):
+@every_setting_that_does_not_merge
+def test_what_cannot_be_merged_is_refused_and_left_as_it_is(made, peft, given):
+    model = copied(made(peft, given))
+    with pytest.raises(ValueError, match="cannot be merged"):
+        model.merge()
+    assert same(model.state_dict(), made(peft, given).state_dict())
+
+
+@every_setting_that_merges
+def test_half_precision_merges_in_fp32_and_casts_once(made, peft, given):
     """bf16 tensors: the merged weight is the fp32 merge of the same values, rounded once."""
-    model = family.build(peft, **given)
-    if not model.setting.mergeable:
-        return
-    perturb(model)
-    model.bfloat16()
-    exact = family.build(peft, **given)
-    exact.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
+    model = copied(made(peft, given)).bfloat16()
+    exact = copied(model).float()
     model.merge()
     exact.merge()
     for key, value in exact.state_dict().items():
@@ -274,10 +289,9 @@ def test_half_precision_merges_in_fp32_and_casts_once(family, peft, given):
 
 
 @every_setting
-def test_a_folded_model_is_rebuilt_from_its_own_args(family, batch, peft, given):
+def test_a_folded_model_is_rebuilt_from_its_own_args(family, made, batch, peft, given):
     """What only training needs goes; the logits stay, and a strict reload works."""
-    model = family.build(peft, **given)
-    perturb(model)
+    model = copied(made(peft, given))
     expected = logits(family, model, batch)
     model.fold()
     folded = logits(family, model, batch)
@@ -291,8 +305,8 @@ def test_a_folded_model_is_rebuilt_from_its_own_args(family, batch, peft, given)
 
 
 @every_setting
-def test_count_equals_the_formula(family, peft, given):
-    model = family.build(peft, **given)
+def test_count_equals_the_formula(family, made, peft, given):
+    model = made(peft, given)
     added = sum(p.numel() for key, p in model.named_parameters() if key in model.added)
     chosen = sum(p.numel() for key, p in own_tensors(model).items() if key not in model.added)
     assert model.setting.count(family.dims).total == added

@@ -9,21 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TOLERANCE, train_flags
+from settings.fusion import WIDE
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.methods.fusion import AdapterFusion, FusionConfig, fusions
 from fairseq_peft.models import folder
 
-WIDE = {"fusion_bottleneck": 12}
-SETTINGS = [
-    ("fusion", {"fusion_style": "pfeiffer", "fusion_placement": "both", **WIDE}),
-    ("fusion", {"fusion_style": "parallel", "fusion_scaling": "learned", **WIDE}),
-    ("fusion", {"fusion_style": "houlsby", "encoder_normalize_before": True, **WIDE}),
-    ("fusion", {"fusion_layer_norm": True, "fusion_reduction": 2.0, "fusion_dropout": 0.2}),
-    ("fusion", {"fusion_skip_layers": 1, "fusion_regularization": 0.0}),
-    ("fusion,lora", {"fusion_style": "pfeiffer"}),
-]
 PFEIFFER = {"style": "pfeiffer", "bottleneck": 5}
 
 

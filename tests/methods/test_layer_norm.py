@@ -5,13 +5,6 @@ from __future__ import annotations
 from fairseq_peft import methods
 from fairseq_peft.architectures import COUNTED, SIZES
 
-# An adapter may have a layer norm of its own: that one is no tensor of the base.
-SETTINGS = [
-    ("layer_norm,lora", {}),
-    ("layer_norm,prompt", {}),
-    ("layer_norm,adapter", {"adapter_bottleneck": 5, "adapter_placement": "both"}),
-]
-
 
 def test_every_norm_trains_and_nothing_else(build):
     model = build("layer_norm")

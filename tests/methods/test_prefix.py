@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE
-from test_prompt import first_input
+from helpers import TOLERANCE, first_input
+from settings.prefix import SETTINGS
 from torch import nn
 
 from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES
-
-SETTINGS = [
-    ("prefix", {"prefix_positions": "reserved", "prefix_num_tokens": 3}),
-    ("prefix", {"prefix_mlp": 6}),
-    ("prefix,prompt", {"prefix_positions": "reserved", "prefix_num_tokens": 4}),
-    ("prefix,prompt", {"prefix_mlp": 6, "prompt_mlp": 5, "prompt_num_tokens": 3}),
-    ("lora,prefix", {"prefix_num_tokens": 4}),
-    # He et al. 2022, arXiv:2110.04366: the parts of a mix-and-match adapter.
-    ("adapter,prefix", {"prefix_num_tokens": 4}),
-]
 
 
 def prefix_of(model):

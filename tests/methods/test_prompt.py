@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE
+from helpers import TOLERANCE, first_input
 
-SETTINGS = [
-    ("prompt", {"prompt_placement": "before_bos", "prompt_num_tokens": 3}),
-    ("prompt", {"prompt_init": "random", "prompt_num_tokens": 5}),
-    ("prompt", {"prompt_mlp": 6}),
-    ("prompt", {"prompt_mlp": 6, "prompt_init": "random", "prompt_placement": "before_bos"}),
-    ("lora,prompt", {}),
-    ("adapter,prompt", {"prompt_mlp": 6}),
-]
 TEXT = {"prompt_init": "text", "prompt_init_text": "w3 w1 unheard w3"}
 
 
@@ -90,17 +82,6 @@ def test_a_text_without_a_reader_or_a_known_word_is_refused(build, base):
 
 
 # Places and positions
-
-
-def first_input(model, tokens):
-    """What the first layer reads, (B, P + T, C), and the number of prefix tokens beside it."""
-    captured = {}
-    first = model.encoder.sentence_encoder.layers[0]
-    hook = first.register_forward_pre_hook(lambda m, args: captured.update(x=args[0]))
-    with torch.no_grad():
-        model(tokens, features_only=True)
-    hook.remove()
-    return captured["x"]
 
 
 @pytest.mark.parametrize("placement", ["after_bos", "before_bos"])

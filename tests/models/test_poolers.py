@@ -4,9 +4,7 @@ adapters."""
 from __future__ import annotations
 
 import json
-import sys
 import types
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,7 @@ pytest.importorskip("fairseq")
 import adapter_folders  # noqa: E402
 import verbs  # noqa: E402
 from helpers import TINY, TOLERANCE, train_flags  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from settings import collect, identifier  # noqa: E402
+from settings import collect, parametrize  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
@@ -29,10 +25,7 @@ from fairseq_peft.serving.shared_base import SharedBase  # noqa: E402
 
 BEFORE = {"prompt_placement": "before_bos"}
 #: The contract's, but for prompts that stand where the head reads.
-SETTINGS = [setting for setting in collect() if not BEFORE.items() <= setting[1].items()]
-every_setting = pytest.mark.parametrize(
-    "peft, given", SETTINGS, ids=[identifier(*setting) for setting in SETTINGS]
-)
+every_setting = parametrize([s for s in collect() if not BEFORE.items() <= s[1].items()])
 POOLERS = {"mean": lambda text: text.mean(0), "max": lambda text: text.amax(0)}
 every_pooler = pytest.mark.parametrize("pooler", POOLERS)
 

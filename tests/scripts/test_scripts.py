@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path.name != "lib.sh")
-SHELL_FILES = [*SCRIPTS, ROOT / "scripts" / "lib.sh", ROOT / ".ci" / "run"]
+LIBRARIES = [ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh")]
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path not in LIBRARIES)
+SHELL_FILES = [*SCRIPTS, *LIBRARIES, ROOT / ".ci" / "run"]
 
 # Scripts whose --dry-run needs arguments or knobs: name -> (arguments, environment).
 # {inputs} is a folder with raw data, {train,valid,test}.{review,label}, and label/train.idx.
@@ -96,6 +97,54 @@ def test_help_prints_the_usage(path, tmp_path):
     assert "--dry-run" in done.stdout
     assert len(done.stdout.splitlines()) > 1, "a usage line alone explains nothing"
     assert os.listdir(tmp_path) == []
+
+
+def knobs_in(text):
+    return re.findall(r"^ *([A-Z_]+)=\$\{\1:-.*#", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SCRIPTS if "All knobs are variables" in path.read_text()], ids=by_name
+)
+def test_help_prints_every_knob(path, tmp_path):
+    text = path.read_text(encoding="utf-8")
+    wanted = knobs_in(text)
+    if path.name.startswith("finetune"):
+        wanted = knobs_in(LIBRARIES[1].read_text(encoding="utf-8")) + wanted
+    assert len(wanted) > 5
+    assert knobs_in(run_script(path, "--help", cwd=tmp_path).stdout) == wanted
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {
+            **{"SEED": "7", "LR": "3e-3", "EPOCHS": "2", "BATCH_SIZE": "4", "PRECISION": "bf16"},
+            **{"SUBSETS": "valid", "RUNS": "elsewhere"},
+        },
+    ],
+    ids=["defaults", "given"],
+)
+def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
+    """What decides whether two runs can be compared stands once, in finetune_lib.sh."""
+    found = []
+    names = {"--max-epoch": "--epochs", "--valid-subset": "--subsets"}
+    for name in ("finetune.sh", "finetune_hf.sh"):
+        _, environment = DRY_RUNS[name]
+        environment = {key: value.format(inputs=inputs) for key, value in environment.items()}
+        environment |= {"INIT": "pretrained", "BASE": "model.pt", "LABEL": "same", **given}
+        environment.pop("HF_BASE", None)
+        path = ROOT / "scripts" / name
+        done = run_script(path, "--dry-run", cwd=inputs, **environment)
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.split()
+        flags = {names.get(word, word): words[i + 1] for i, word in enumerate(words[:-1])}
+        compared = ("--lr", "--seed", "--epochs", "--batch-size", "--precision", "--subsets")
+        found.append({flag: flags[flag] for flag in (*compared, "--save-dir", "--require-epochs")})
+        own = knobs_in(path.read_text(encoding="utf-8"))
+        assert not set(own) & set(knobs_in(LIBRARIES[1].read_text(encoding="utf-8")))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=by_name)

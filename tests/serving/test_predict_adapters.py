@@ -32,6 +32,7 @@ MORE = {
     "prefix-shared": {"arch": "roberta_small_prefix", "prefix_num_tokens": 7},
     "ia3": {"arch": "roberta_small_ia3"},
     "layer-norm": {"arch": "roberta_small_layer_norm"},
+    "compacter": {"arch": "roberta_small_compacter"},
     "pissa": {"arch": "roberta_small_lora", "lora_init": "pissa"},
     "union": {"peft": "lora,prefix", "arch": "roberta_small"},
 }
@@ -160,7 +161,7 @@ def test_adding_takes_milliseconds(classifier, train):
 
 
 def test_which_adapter_is_never_guessed(classifier, texts, train, base):
-    with pytest.raises(InputError, match="Which adapter\\? There are 14.*Name one"):
+    with pytest.raises(InputError, match="Which adapter\\? There are 15.*Name one"):
         classifier.predict(texts)
     with pytest.raises(InputError, match="no adapter 'lorra'. Loaded: lora, linear"):
         classifier.predict(texts, "lorra")

@@ -69,4 +69,5 @@ def cli_main():
 if __name__ == "__main__":
     worker = runpy.run_path(str(WORKER))
     programs = {**worker["PROGRAMS"], "python": "fork_server"}
-    worker["serve"](sys.argv[1], programs, parent=int(sys.argv[2]))
+    modules = (*worker["LATE"], "composed")
+    worker["serve"](sys.argv[1], programs, modules, parent=int(sys.argv[2]))

@@ -3,11 +3,13 @@ lines."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fairseq_peft"
@@ -25,21 +27,27 @@ TINY = {
     "encoder_attention_heads": 4,
     "max_positions": 40,
 }
+#: The name of the head that the task gives a model.
+HEAD = "sentence_classification_head"
 TINY_FLAGS = [
     text for name, value in TINY.items() for text in ("--" + name.replace("_", "-"), str(value))
 ]
 
 
-def write_data(folder: Path, rows, labels, words=30, pairs=False) -> Path:
+#: What sentencepiece puts before a piece that begins a word.
+WORD_START = "\u2581"
+
+
+def write_data(folder: Path, rows, labels, words=30, pairs=False, mark="") -> Path:
     """A binarised folder. ``rows``: split -> list of (list of word numbers, label) or (first,
-    second, label)."""
+    second, label). Word 7 is called ``mark`` and w7."""
     import torch
     from fairseq.data import Dictionary
     from fairseq.data.indexed_dataset import make_builder
 
     text_words, label_words = Dictionary(), Dictionary()
     for i in range(words):
-        text_words.add_symbol(f"w{i}", n=words - i)
+        text_words.add_symbol(f"{mark}w{i}", n=words - i)
     for label in labels:
         label_words.add_symbol(label)
     parts = ("input0", "input1", "label") if pairs else ("input0", "label")
@@ -55,10 +63,27 @@ def write_data(folder: Path, rows, labels, words=30, pairs=False) -> Path:
                 if part == "label":
                     ids = [label_words.index(value)] if value is not None else []
                 else:
-                    ids = [text_words.index(f"w{i}") for i in value]
+                    ids = [text_words.index(f"{mark}w{i}") for i in value]
                 builder.add_item(torch.IntTensor(ids + [2]))
             builder.finalize(out + ".idx")
     return folder
+
+
+def word_tokenizer(words=30) -> bytes:
+    """A sentencepiece model that reads "w7 w3" as the words 7 and 3 of ``write_data``, with
+    ``WORD_START`` as their mark."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(f"w{i}" for i in range(words))]),
+        model_writer=model,
+        model_type="word",
+        vocab_size=words + 3,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def random_rows(seed=0, sizes=(("train", 67), ("valid", 21), ("test", 21)), longest=30):
@@ -86,6 +111,18 @@ def fairseq_command(name, *args, cwd=None, env=None, timeout=300):
         capture_output=True,
         text=True,
         timeout=timeout,
+    )
+
+
+def script(name, *args, **knobs):
+    """Run ``scripts/<name>`` with knobs in the environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in knobs.items()}}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / name), *map(str, args)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
@@ -121,3 +158,34 @@ def train_flags(data, save_dir, arch="roberta_small_lora", **more):
             if value is not True:
                 words.append(str(value))
     return words
+
+
+def task_config(data, **more):
+    """What the task sentence_classification is set up with; ``more`` adds or replaces."""
+    values = {
+        "data": str(data),
+        "num_classes": -1,
+        "no_init_token": False,
+        "seed": 1,
+        "train_subset": "train",
+        "valid_subset": "valid,test",
+        "classification_head_name": HEAD,
+        "verify_frozen": False,
+        "max_epoch": 2,
+        "max_update": 0,
+        "update_freq": [1],
+    }
+    return SimpleNamespace(**{**values, **more})
+
+
+def first_input(model, tokens):
+    """What the first layer reads, (B, P + T, C), and the number of prefix tokens beside it."""
+    import torch
+
+    captured = {}
+    first = model.encoder.sentence_encoder.layers[0]
+    hook = first.register_forward_pre_hook(lambda m, args: captured.update(x=args[0]))
+    with torch.no_grad():
+        model(tokens, features_only=True)
+    hook.remove()
+    return captured["x"]

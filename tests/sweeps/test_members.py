@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from families import Roberta
 from helpers import TOLERANCE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from settings import collect, identifier
+from settings import collect, parametrize
 
 from fairseq_peft.methods.lora import LoRALinear
 from fairseq_peft.sweeps.members import forward
@@ -122,12 +117,7 @@ def gradients_kept(model, scores):
     return dict(zip(trained, found))
 
 
-every_setting = pytest.mark.parametrize(
-    ("peft", "given"), collect(), ids=[identifier(*setting) for setting in collect()]
-)
-
-
-@every_setting
+@parametrize(collect())
 def test_joint_pass_is_that_of_each_member(dictionary, peft, given):
     """Scores, gradients and random numbers, with every kind of dropout on."""
     check_equal(members(dictionary, peft, {**given, **DROPOUT}), batches(dictionary))

@@ -11,8 +11,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, TINY_FLAGS, TOLERANCE, train_flags
-from test_sweep import script
+from helpers import ROOT, TINY_FLAGS, TOLERANCE, script, train_flags
 
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end

@@ -13,21 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY_FLAGS
+from helpers import ROOT, TINY_FLAGS, script
 
 pytestmark = pytest.mark.end_to_end
-
-
-def script(name, *args, **knobs):
-    """Run ``scripts/<name>`` with knobs in the environment."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in knobs.items()}}
-    return subprocess.run(
-        ["bash", str(ROOT / "scripts" / name), *map(str, args)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def serve_probe(probe_folder):
     """``serve_probe(modules)``: a worker for ``probe``, without fairseq."""
 
     def start(modules=(), threads="1", parent=None):
-        path = str(PACKAGE / "worker.py")
+        path = str(PACKAGE / "sweeps" / "worker.py")
 
         def command(address):
             code = SERVE.format(path=path, address=address, modules=modules, parent=parent)
@@ -324,7 +324,7 @@ def test_a_worker_leaves_with_the_process_that_started_it(probe_folder, tmp_path
     """Here a shell that ends at once; the run that goes on is the last."""
     address = tmp_path / "w"
     code = SERVE.format(
-        path=str(PACKAGE / "worker.py"), address=str(address), modules=(), parent=0
+        path=str(PACKAGE / "sweeps" / "worker.py"), address=str(address), modules=(), parent=0
     ).replace("parent=0", "parent=__import__('os').getppid()")
     shell = subprocess.Popen(
         ["bash", "-c", '"$@" & echo $!; read -r _', "-", sys.executable, "-c", code],
@@ -374,7 +374,7 @@ def start(address, flags):
 @pytest.mark.end_to_end
 def test_a_run_is_the_same_bit_for_bit(trainer, data_folder, base_checkpoint, tmp_path):
     """As a process of its own, whatever its hashes; after another run, before it, and beside it."""
-    from test_end_to_end import metrics, same, without_clocks
+    from runs import metrics, same, without_clocks
 
     settings = {
         "lora": {"arch": "roberta_small_lora", "seed": 1},

@@ -18,7 +18,7 @@ import adapter_folders  # noqa: E402
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
-from fairseq_peft.tasks.best_adapter import BestAdapter, base_of_run  # noqa: E402
+from fairseq_peft.tasks.best_adapter import BestAdapter, describe_base  # noqa: E402
 
 ACCURACIES = [0.5, 0.75, 0.625, 0.75, 0.5]
 
@@ -110,13 +110,13 @@ def test_where_a_run_learns_of_its_base(base, tmp_path):
     def start(base, resumes):
         return SimpleNamespace(base=base and str(base), path="", resumes=resumes)
 
-    assert base_of_run(start(None, False), None, str(tmp_path)) is None
-    assert base_of_run(start(own, False), state, str(tmp_path)) == reference
+    assert describe_base(start(None, False), None, str(tmp_path)) is None
+    assert describe_base(start(own, False), state, str(tmp_path)) == reference
     slim = {"model": base, "base": {**reference, "names": []}}
-    assert base_of_run(start(None, True), slim, str(tmp_path)) == reference
+    assert describe_base(start(None, True), slim, str(tmp_path)) == reference
     changed = {"model": {key: value + 1 for key, value in base.items()}}
-    assert base_of_run(start(own, True), changed, str(tmp_path)) == reference
-    assert base_of_run(start(None, True), changed, str(tmp_path)) is None
+    assert describe_base(start(own, True), changed, str(tmp_path)) == reference
+    assert describe_base(start(None, True), changed, str(tmp_path)) is None
 
 
 # ---- By fairseq-train -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from helpers import random_rows, write_data
+from helpers import HEAD, random_rows, task_config, write_data
 
 torch = pytest.importorskip("torch")
 fairseq = pytest.importorskip("fairseq")
@@ -21,32 +21,14 @@ from fairseq_peft.criterions.sentence_classification import (  # noqa: E402
 from fairseq_peft.data import checks  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import log as run_log  # noqa: E402
+from fairseq_peft.tasks.running import Run  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
-
-HEAD = "sentence_classification_head"
-
-
-def config(data, **more):
-    values = {
-        "data": str(data),
-        "num_classes": -1,
-        "no_init_token": False,
-        "seed": 1,
-        "train_subset": "train",
-        "valid_subset": "valid,test",
-        "classification_head_name": HEAD,
-        "verify_frozen": False,
-        "max_epoch": 2,
-        "max_update": 0,
-        "update_freq": [1],
-    }
-    return SimpleNamespace(**{**values, **more})
 
 
 @pytest.fixture
 def make_task(data_folder):
     def make(data=data_folder, max_tokens=40, **more):
-        task = SentenceClassificationTask.setup_task(config(data, **more))
+        task = SentenceClassificationTask.setup_task(task_config(data, **more))
         task.max_tokens = max_tokens
         return task
 
@@ -158,7 +140,7 @@ def test_shards_hold_every_row_once(make_task, num_shards):
 )
 def test_planned_updates_follow_the_flags(data_folder, flags, planned):
     """67 rows in batches of 8 are 9 updates an epoch."""
-    task = SentenceClassificationTask.setup_task(config(data_folder, **flags))
+    task = SentenceClassificationTask.setup_task(task_config(data_folder, **flags))
     task.max_tokens = 40
     task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
     assert task.planned_updates == planned
@@ -197,12 +179,11 @@ def right_but_first(target):
 
 def test_counts_are_exact_and_losses_in_nats(make_task, tmp_path):
     task = make_task()
-    task._run = {"schema": 1}
-    task.cfg.save_dir = str(tmp_path)
+    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1})
     task.begin_epoch(1, None)
     task.begin_valid_epoch(1, None)
     evaluate(task, "valid", right_but_first)
-    scores = task._recorder.results["valid"]
+    scores = task.run.recorder.results["valid"]
     assert (scores["num_examples"], scores["num_correct"]) == (21, 18)
     right, wrong = (torch.log1p(torch.exp(torch.tensor(x))).item() for x in (-2.0, 2.0))
     assert scores["loss"] == pytest.approx((18 * right + 3 * wrong) / 21, rel=1e-5)
@@ -226,8 +207,7 @@ def test_collapse_to_one_class_is_said(make_task, caplog):
 
 def test_an_epoch_is_one_line_after_the_last_subset(make_task, tmp_path):
     task = make_task()
-    task._run = {"schema": 1}
-    task.cfg.save_dir = str(tmp_path)
+    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1})
     task.begin_epoch(1, None)
     with metrics.aggregate("train"):
         criterion = SentenceClassificationCriterion(task, HEAD)

@@ -8,9 +8,8 @@ import os
 import shutil
 
 import pytest
-from helpers import TINY, train_flags
-from test_end_to_end import same, validate_flags
-from test_sentence_classification import config
+from helpers import TINY, task_config, train_flags
+from runs import same, validate_flags
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -40,7 +39,7 @@ def words_folder(data_folder, tmp_path_factory):
 
 def build_for(folder, peft, **given):
     """A task and a model that it built, as for a checkpoint."""
-    task = SentenceClassificationTask.setup_task(config(folder))
+    task = SentenceClassificationTask.setup_task(task_config(folder))
     args = argparse.Namespace(_name="roberta_small", **TINY, peft=peft, **given)
     architecture("roberta_small", "full")(args)
     return task, task.build_model(args, from_checkpoint=True)

@@ -24,7 +24,6 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.sweeps.members.forward import JointForward
 from fairseq_peft.sweeps.members.rows import Stream
 from fairseq_peft.sweeps.members.turns import Turn
-from fairseq_peft.tasks import record
 
 #: Tokens of one joint pass, at most: they are in memory at once.
 MAX_TOKENS = 65536
@@ -79,9 +78,8 @@ class Group:
         Raises:
             InputError: the members have no frozen tensor in common.
         """
-        trainer, clock = train.Trainer, record.time
+        trainer = train.Trainer
         train.Trainer = lambda *args: MemberTrainer(self, *args)
-        record.time = self
         try:
             for turn in self.turns:
                 self._resume(turn)
@@ -89,11 +87,7 @@ class Group:
                 for wave in self._waves([turn for turn in self.turns if turn.request]):
                     self._step(wave)
         finally:
-            train.Trainer, record.time = trainer, clock
-
-    def perf_counter(self) -> float:
-        """The clock of the member whose turn it is."""
-        return self.now.perf_counter()
+            train.Trainer = trainer
 
     def share(self, model) -> None:
         """Let the frozen tensors of ``model`` that equal those of the first member be the same
@@ -214,7 +208,8 @@ class MemberTrainer(Trainer):
         model.forward = forward
         task.train_step = train_step
         # A reader of the seconds must know that they are shares of a common process.
-        task._run["members"] = len(group.turns)
+        task.run.described["members"] = len(group.turns)
+        task.run.clock = turn.perf_counter
 
     def load_checkpoint(self, *args, **kwargs):
         extra_state = super().load_checkpoint(*args, **kwargs)

@@ -1,0 +1,118 @@
+"""What happens once, before the first update: a run's model is built, and all it needs checked.
+
+``launch`` is the whole of it, step by step; what is refused is refused here, in seconds, and not in
+the middle of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fairseq_peft.checkpoints import slim
+from fairseq_peft.data import checks
+from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
+from fairseq_peft.models.roberta import FAMILY, HEADS
+from fairseq_peft.optim.peft_adamw import check_learning_rates
+from fairseq_peft.tasks import best_adapter, record
+from fairseq_peft.tasks.running import Run
+
+logger = logging.getLogger(__name__)
+
+
+def launch(task, cfg):
+    """The model that a run trains, and the run.
+
+    fairseq itself loads the base or the checkpoint into the model, once this has returned. It is
+    read here as well, because later is too late: its classes decide how many outputs the head has,
+    and a file that does not fit is to be refused before the data is read.
+
+    Args:
+        task: a ``SentenceClassificationTask`` whose model has not been built.
+        cfg: the model's config.
+
+    Returns:
+        (model, ``Run``).
+
+    Raises:
+        InputError: whatever the run would fail at, or ignore.
+    """
+    # Where training starts.
+    checks.flags(task.cfg)
+    start = checks.start(task.cfg)
+    state = read_start(start)
+    if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
+        adopt_labels(task, start, state, cfg.reset_head)
+
+    # The model, and whether it can start there.
+    model = task.build_classifier(cfg)
+    model.accepts_base = not start.resumes  # what a run has written itself lacks nothing
+    check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
+    if state:
+        checks.check_start(start.path, state, model, task.dictionary, task.cfg)
+    model.check_base(state["model"] if state else None)
+    if not state:  # else the model does so when fairseq has loaded the base
+        model.adopt_base()
+
+    # Every row of every split; they are cut to the room that the model leaves.
+    for split in [task.cfg.train_subset, *task.cfg.valid_subset.split(",")]:
+        task.load_dataset(split)
+
+    # What is written of it. The counts are right from here on: the head is there, the rest frozen.
+    for line in surgery.describe(model, HEADS, f"--peft {model.setting.name}"):
+        logger.info(line)
+    run = Run(
+        save_dir=task.cfg.save_dir,
+        subsets=task.cfg.valid_subset.split(","),
+        described=record.describe_run(task.cfg, model, start, task.labels, task.datasets),
+        verify_frozen=task.cfg.verify_frozen,
+    )
+    if not task.cfg.no_save:
+        run.best_adapter = keep_best_adapter(task, model, run, start, state)
+    if state and not task.cfg.full_checkpoints:
+        run.base_ref = slim.base_ref_of_run(model, FAMILY, state, start, run.save_dir)
+    return model, run
+
+
+def read_start(start: checks.Start) -> dict | None:
+    """The checkpoint that training starts from; None from scratch.
+
+    Where a run goes on, the base that is named on its command line is where to look for what its
+    slim checkpoint leaves out.
+    """
+    if start.path is None:
+        return None
+    return slim.read(start.path, start.base if start.resumes else None)
+
+
+def adopt_labels(task, start: checks.Start, state: dict, reset_head: bool) -> None:
+    """Where training starts from a head, its classes keep their outputs, by name.
+
+    Raises:
+        InputError: the data has other classes, or another dictionary.
+    """
+    saved = state.get("task_state") or {}
+    head = f"{HEADS}{task.cfg.classification_head_name}.out_proj.weight"
+    if head not in state["model"] or (reset_head and not start.resumes):
+        saved = {key: value for key, value in saved.items() if key != "labels"}
+    labels = saved.get("labels")
+    if labels is not None and set(labels) != set(task.labels):
+        raise InputError(
+            f"The head of {start.path} knows {len(labels)} classes ({', '.join(labels)}), "
+            f"{task.cfg.data} has {len(task.labels)} ({', '.join(task.labels)}). Pass "
+            "--reset-head to start a fresh head, or give another checkpoint."
+        )
+    task.load_state_dict(saved)
+
+
+def keep_best_adapter(task, model, run: Run, start: checks.Start, state: dict | None):
+    """What writes SAVE_DIR/adapter at each new best.
+
+    Raises:
+        InputError: the folder holds what would be lost.
+    """
+    described, copies = best_adapter.describe(task.cfg, model, run.described, task)
+    base = best_adapter.describe_base(start, state, run.save_dir)
+    return best_adapter.BestAdapter(
+        run.save_dir, described, copies, base, run.subsets, start.resumes
+    )

@@ -1,0 +1,102 @@
+"""A run while it trains: what its launch decided, and what watches, records and keeps it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fairseq.distributed import utils as distributed_utils
+
+from fairseq_peft.checkpoints import slim
+from fairseq_peft.files import remove_leftovers
+from fairseq_peft.injection import frozen
+from fairseq_peft.runs import log as run_log
+from fairseq_peft.tasks import record
+from fairseq_peft.tasks.best_adapter import BestAdapter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run between its launch (``launch.py``) and its last epoch; the task hands it its callbacks.
+
+    Attributes:
+        save_dir: the folder of its files.
+        subsets: names of the evaluated splits, in the order of evaluation.
+        described: the content of run.json, which is written when the first epoch begins.
+        verify_frozen: whether every validation compares the frozen tensors with the start.
+        base_ref: what its checkpoints leave out; None: they hold the whole model.
+        best_adapter: keeps SAVE_DIR/adapter; None: nothing is saved.
+        clock: the seconds that the run has had, counted from any moment.
+        guard: the frozen tensors as they were when the first epoch began; None before that, and
+            without ``verify_frozen``.
+        recorder: writes metrics.jsonl; None before the first epoch, and in every process but the
+            first.
+    """
+
+    save_dir: str
+    subsets: list[str]
+    described: dict
+    verify_frozen: bool = False
+    base_ref: slim.BaseRef | None = None
+    best_adapter: BestAdapter | None = None
+    clock: Callable[[], float] = time.perf_counter
+    guard: frozen.Guard | None = None
+    recorder: record.EpochRecorder | None = None
+
+    def begin_epoch(self, epoch: int, model) -> None:
+        """Before the first batch of an epoch; ``epoch`` is not 1 where a run goes on."""
+        if self.verify_frozen and self.guard is None:
+            self._guard_frozen(model)
+        if self.recorder is None and distributed_utils.get_global_rank() == 0:
+            remove_leftovers(self.save_dir, "checkpoint*", "run.json")
+            log = run_log.RunLog(self.save_dir, self.described)
+            self.recorder = record.EpochRecorder(log, self.subsets, self.clock)
+        if self.recorder:
+            self.recorder.begin_epoch(epoch)
+
+    def _guard_frozen(self, model):
+        """Take note of the frozen tensors; on a resumed run, compare them with its beginning.
+
+        Raises:
+            RuntimeError: they are others than those that the run began with.
+        """
+        self.guard = frozen.Guard(model)
+        recorded = self.described.get("frozen_sha256")
+        if recorded not in (None, self.guard.sha256):
+            raise RuntimeError(
+                f"{self.guard}, but {self.save_dir}/run.json says that the run began with "
+                f"{recorded[:12]}: checkpoint_last.pt holds another base, or frozen tensors were "
+                "changed. Start again from the base in another --save-dir."
+            )
+        self.described["frozen_sha256"] = self.guard.sha256
+        if recorded:
+            logger.info(f"{self.guard}, as at the first launch")
+        elif not model.accepts_base:
+            logger.info(f"{self.guard}, compared from here on: the first launch recorded none")
+        else:
+            logger.info(str(self.guard))
+
+    def begin_validation(self, epoch: int, model) -> None:
+        """Before the first split is evaluated.
+
+        Raises:
+            RuntimeError: a frozen tensor has changed.
+        """
+        if self.guard:
+            self.guard.check(model)
+            logger.info(f"{self.guard}, unchanged after epoch {epoch}")
+        if self.recorder:
+            self.recorder.begin_validation()
+
+    def end_subset(self, split: str, result: dict, num_updates: int, model) -> None:
+        """After a split was evaluated; after the last one, the epoch's line is written, and, at a
+        new best, the adapter folder."""
+        if self.recorder is None:
+            return
+        line = self.recorder.end_subset(split, result, num_updates)
+        if line and self.best_adapter:
+            self.best_adapter.offer(model, line)
