@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(config, items):
     """Mark what trains in processes; among several workers of pytest, long files come first."""
     for item in items:
-        if "fairseq" in item.fixturenames:
+        if "fork_server" in item.fixturenames:
             item.add_marker("end_to_end")
     if hasattr(config, "workerinput"):
         num_tests, num_slow = Counter(), Counter()
@@ -103,13 +103,25 @@ def data_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def fairseq(tmp_path_factory):
-    """``fairseq("train", DATA, ...)``: a command of fairseq in a fresh process, without the wait
-    for imports."""
+def fork_server(tmp_path_factory):
     pytest.importorskip("fairseq")
     server = ForkServer(tmp_path_factory.mktemp("server"))
-    yield server.run
+    yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def fairseq(fork_server):
+    """``fairseq("train", DATA, ...)``: a command of fairseq in a fresh process, without the wait
+    for imports."""
+    return fork_server.run
+
+
+@pytest.fixture(scope="session")
+def python(fork_server):
+    """What stands in for Python, in tests and as a script's PYTHON, without the wait for
+    imports."""
+    return fork_server.python()
 
 
 @pytest.fixture(scope="session")

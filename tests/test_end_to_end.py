@@ -22,12 +22,22 @@ from helpers import (
 
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.methods.lora import LoRAConfig
+from fairseq_peft.runs import predictions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
-from runs import LAST, load, metrics, same, validate_flags, validated, without_clocks  # noqa: E402
+from runs import (  # noqa: E402
+    LAST,
+    all_predictions,
+    load,
+    metrics,
+    same,
+    validate_flags,
+    validated,
+    without_clocks,
+)
 
 EPOCHS = 2
 LR = 1e-1  # at lower ones two epochs of the tiny model may end in one class
@@ -71,6 +81,14 @@ def test_validate_in_a_fresh_process_gives_what_training_logged(run, data_folder
             assert scores[subset][name] == pytest.approx(numbers[name], abs=1e-6), (subset, name)
     # A model that has collapsed to one class would agree with anything.
     assert any(numbers["mcc"] != 0 for numbers in logged.values())
+
+
+def test_predictions_are_the_rows_that_metrics_count(run, data_folder):
+    for line in metrics(run):
+        rows = predictions.read(predictions.path_of(run, line["epoch"]))
+        assert rows.epoch == line["epoch"] and list(rows.target) == list(line["subsets"])
+        for subset, numbers in line["subsets"].items():
+            assert rows.num_correct(subset) == numbers["num_correct"]
 
 
 def test_best_checkpoint_is_that_of_the_best_valid_epoch(run, data_folder, fairseq):
@@ -167,6 +185,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     assert same(run / LAST, parts / LAST, whole=True)
     assert same(run / LAST, parts / LAST) != whole
     assert without_clocks(metrics(parts)) == without_clocks(metrics(run))
+    assert all_predictions(parts) == all_predictions(run)
     again = json.loads((parts / "run.json").read_text())
     assert (again["init"], again["base"]) == ("pretrained", str(base))
     # Not even told where it started from, a resumed run does not call itself a scratch run.
@@ -256,6 +275,10 @@ def test_two_processes_evaluate_every_row_once(fairseq, data_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = metrics(tmp_path)  # one process writes
     assert line["train"]["num_examples"] == 67 and line["num_updates"] == 5
+    rows = predictions.read(predictions.path_of(tmp_path, 1))
+    for subset, numbers in line["subsets"].items():
+        assert len(rows.target[subset]) == 21
+        assert rows.num_correct(subset) == numbers["num_correct"]
     done = fairseq("validate", *validate_flags(data_folder, tmp_path / "checkpoint_last.pt"))
     for subset, numbers in line["subsets"].items():
         assert numbers["num_examples"] == 21
@@ -284,7 +307,7 @@ SHARED = os.environ.get("FAIRSEQ_PEFT_SHARED", "")
 
 
 @pytest.mark.skipif(not SHARED, reason="FAIRSEQ_PEFT_SHARED is not set")
-def test_book_reviews(fairseq, tmp_path):
+def test_book_reviews(fairseq, python, tmp_path):
     """The real data and checkpoint, for a few updates: every row of valid is evaluated, twice."""
     model, raw = Path(SHARED) / "models/roberta_small_fr", tmp_path / "raw"
     raw.mkdir()
@@ -299,6 +322,7 @@ def test_book_reviews(fairseq, tmp_path):
         SPM=model / "sentencepiece.bpe.model",
         DICT=model / "dict.txt",
         DATA_BIN=tmp_path,
+        PYTHON=python,
     )
     assert done.returncode == 0, done.stderr
     words = [tmp_path / "books", "--user-dir", PACKAGE, "--arch", "roberta_small_lora"]

@@ -145,7 +145,7 @@ def count_method(peft, arch, dims, knobs, head, base) -> dict:
         "total": total,
         "share": (trainable + head) / total,
         "share_without_head": trainable / total,
-        "task_bytes": 4 * (trainable + head),
+        "task_bytes": 4 * (trainable + head) + setting.buffer_bytes(dims),
     }
 
 

@@ -21,11 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fairseq_peft.report.result import summarise, write_result
+    from fairseq_peft.report.result import keep_predictions, summarise, write_result
     from fairseq_peft.report.tensorboard import write_hparams
 
     result = summarise(args.run_dir, args.require_epochs)
     write_hparams(args.run_dir, result)
+    keep_predictions(args.run_dir, result)
     # last, because it says that everything is there
     path = write_result(args.run_dir, result)
     test = result["test_accuracy"]

@@ -28,6 +28,9 @@ class SentenceClassificationCriterion(FairseqCriterion):
     fairseq calls ``forward`` for each batch of training and of validation, divides the gradients of
     an update by the sum of its rows, and hands the logging outputs of an update, or of a batch of
     validation, to ``reduce_metrics``.
+
+    Attributes:
+        predicted: (B,) class ids of the last batch, for who records them row by row.
     """
 
     def __init__(self, task, classification_head_name):
@@ -48,7 +51,7 @@ class SentenceClassificationCriterion(FairseqCriterion):
         target = sample["target"]
         loss = F.cross_entropy(logits.float(), target, reduction="sum")
         num_classes = logits.shape[-1]
-        predicted = logits.detach().argmax(-1)
+        self.predicted = predicted = logits.detach().argmax(-1)
         counts = torch.stack(
             [
                 torch.bincount(labels, minlength=num_classes)

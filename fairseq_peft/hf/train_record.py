@@ -15,6 +15,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf.batches import loader
 from fairseq_peft.runs import log as run_log
+from fairseq_peft.runs import predictions
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class Record:
     def end_epoch(self, trainer, epoch: int) -> None:
         num_updates = trainer.state.global_step
         seconds = time.perf_counter() - self.started
-        subsets = {name: self._score(trainer, batches) for name, batches in self.subsets.items()}
+        self.predictions = predictions.Predictions(epoch)
+        subsets = {name: self._score(trainer, name) for name in self.subsets}
         train = {**self.train.scores(), "num_tokens": self.train.num_tokens, "seconds": seconds}
         train["tokens_per_second"] = train["num_tokens"] / seconds
         self.log.epoch(
@@ -86,6 +88,7 @@ class Record:
                 "subsets": subsets,
             }
         )
+        predictions.write(predictions.path_of(self.log.directory, epoch), self.predictions)
         accuracy = subsets[self.options.subsets[0]]["accuracy"]
         if accuracy >= self.best:
             self.best = accuracy
@@ -96,7 +99,8 @@ class Record:
                         shutil.copyfile(self.options.base / name, new / name)
 
     @torch.no_grad()
-    def _score(self, trainer, batches) -> dict:
+    def _score(self, trainer, name) -> dict:
+        batches, predicted = self.subsets[name], []
         began = time.perf_counter()
         trainer.model.eval()
         counter = Counter(len(self.train.counts[0]))
@@ -105,6 +109,10 @@ class Record:
             with trainer.compute_loss_context_manager():
                 outputs = trainer.model(**inputs)
             counter.add(inputs, outputs.logits, outputs.loss.item())
+            predicted.append(outputs.logits.argmax(-1).cpu().numpy())
+        in_order = np.empty(len(batches.dataset), dtype=np.int64)
+        in_order[np.concatenate(list(batches.batch_sampler))] = np.concatenate(predicted)
+        self.predictions.add(name, np.asarray(batches.dataset.targets), in_order)
         return {**counter.scores(), "seconds": time.perf_counter() - began}
 
     def callback(self, trainer):

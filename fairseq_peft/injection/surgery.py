@@ -1,9 +1,7 @@
-"""Find targets, swap a module, freeze, count."""
+"""Find what methods change, swap a module, attach to one, freeze."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -141,7 +139,13 @@ def fill(owner: nn.Module, slot: str, part: nn.Module) -> None:
 
 def attach(linear: nn.Module, name: str, part: nn.Module) -> None:
     """Make ``part`` the child ``name`` of ``linear``: ``part.before(x)`` replaces what goes in,
-    ``part.after(y)`` what comes out. It stays where ``swap`` puts another map."""
+    ``part.after(y)`` what comes out.
+
+    Hooks do it, not a module with a ``forward`` of its own around ``linear``, because ``linear``
+    may be another method's: with ``--peft lora,ia3`` it is a ``LoRALinear``, whose tensors must
+    stay ``fc2.lora_A`` and not become ``fc2.inner.lora_A``, and which must be found by its class.
+    ``swap`` takes what is attached over to the map that it puts there.
+    """
     linear.add_module(name, part)
     # By name, not bound to ``part``: the copy of a model must call its own part.
     hooks = (
@@ -182,59 +186,3 @@ def freeze(model: nn.Module, trains) -> None:
     """Let exactly the parameters train for which ``trains(name)`` holds."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains(name))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many parameters train. Tied tensors count once; ``task_bytes`` is what a task must keep
-    (fp32)."""
-
-    method: int
-    head: int
-    total: int
-
-    @property
-    def trainable(self) -> int:
-        return self.method + self.head
-
-    @property
-    def task_bytes(self) -> int:
-        return 4 * self.trainable
-
-
-def count(model: nn.Module, head_prefix: str) -> Counts:
-    """Count the model's parameters; those under ``head_prefix`` are the head's."""
-    method = head = total = 0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        if parameter.requires_grad and name.startswith(head_prefix):
-            head += parameter.numel()
-        elif parameter.requires_grad:
-            method += parameter.numel()
-    return Counts(method, head, total)
-
-
-def describe(model: nn.Module, head_prefix: str, label: str, max_rows: int = 40) -> Iterable[str]:
-    """The table of what trains, line by line: tensors, counts, per cent of the model and fp32
-    bytes, with and without the head."""
-    counts = count(model, head_prefix)
-    rows = [
-        (name, tuple(parameter.shape), parameter.numel())
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
-    width = max([len(name) for name, _, _ in rows[:max_rows]] + [28])
-    yield f"trainable tensors, {label}"
-    for name, shape, numel in rows[:max_rows]:
-        yield f"  {name:<{width}}  {str(shape):>14}  {numel:>12,}"
-    if len(rows) > max_rows:
-        rest = sum(numel for _, _, numel in rows[max_rows:])
-        more = f"and {len(rows) - max_rows} more tensors"
-        yield f"  {more:<{width}}  {'':>14}  {rest:>12,}"
-    for part, numel in [
-        ("without the head", counts.method),
-        ("head", counts.head),
-        ("with the head", counts.trainable),
-    ]:
-        share = f"{100 * numel / counts.total:8.4f} % of {counts.total:,}"
-        yield f"  {part:<{width}}  {'':>14}  {numel:>12,}  {share}; {4 * numel:,} bytes"

@@ -158,6 +158,10 @@ class Setting:
         terms = [term for method in self for term in method.count_base(dims).terms]
         return Count(list(dict.fromkeys(terms))).by_kind()
 
+    def buffer_bytes(self, dims) -> int:
+        """The bytes of the buffers that the methods add and a checkpoint holds."""
+        return sum(method.buffer_bytes(dims) for method in self)
+
     def penalty(self, model):
         """The sum of the methods' penalties, None if no one has any."""
         terms = [method.penalty(model) for method in self]

@@ -8,6 +8,12 @@ the mean of |A A^T - I| and |B^T B - I| (Frobenius). Every map starts with ``ini
 least important of all maps lose their E until ``rank`` remain on average (``rank_budget.py``).
 Trainable: r (in + out + 1) for each adapted map, r the initial rank. Merges: W plus the update.
 
+Where the rest is:
+    shared/rank_budget.py     which ranks stay, and when
+    shared/adapted_linear.py  what ``AdaLoRALinear`` is made of: the base's W and b, its merge
+    injection/surgery.py      finds linear maps by name, and swaps them
+    methods/base.py           what a method is, and which of its functions is called when
+
 Paper: Zhang et al. 2023, arXiv:2303.10512. Shape letters: r initial rank.
 """
 
@@ -21,7 +27,8 @@ from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery, targets
 from fairseq_peft.methods.base import Method
-from fairseq_peft.methods.shared import low_rank, rank_budget
+from fairseq_peft.methods.shared import rank_budget
+from fairseq_peft.methods.shared.adapted_linear import BesideLinear
 
 
 def _knob(default, text, **metadata):
@@ -81,16 +88,18 @@ class AdaLoRAConfig:
         check("orthogonality", self.orthogonality >= 0, "0 or a positive number")
 
 
-class AdaLoRALinear(low_rank.AdaptedLinear):
+class AdaLoRALinear(BesideLinear):
     """``y = x W^T + b + alpha / (r + 1e-5) drop(x) (E * A)^T B^T`` with W and b frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_E (r, 1); lora_B (out, r).
     """
 
     def __init__(self, base: nn.Linear, config: AdaLoRAConfig, generator: torch.Generator):
+        super().__init__(base)
         rank = config.init_rank
         # PEFT's scale, to the digit; it stays when ranks go.
-        super().__init__(base, config.alpha / (rank + 1e-5), config.dropout)
+        self.scale = config.alpha / (rank + 1e-5)
+        self.dropout = config.dropout
         like = {"device": base.weight.device, "dtype": base.weight.dtype}
         a = torch.empty(rank, base.in_features).normal_(0, 0.02, generator=generator)
         b = torch.empty(base.out_features, rank).normal_(0, 0.02, generator=generator)
@@ -103,18 +112,13 @@ class AdaLoRALinear(low_rank.AdaptedLinear):
         """The parameters that a rank has a part of."""
         return {"lora_A": self.lora_A, "lora_E": self.lora_E, "lora_B": self.lora_B}
 
-    def forward(self, x):
+    def beside(self, y, x):
         x_dropped = F.dropout(x, self.dropout, self.training)
         update = F.linear(F.linear(x_dropped, self.lora_A * self.lora_E), self.lora_B)
-        return F.linear(x, self.weight, self.bias) + self.scale * update
+        return y + self.scale * update
 
-    def delta(self) -> torch.Tensor:
-        """The update of W, (out, in), in fp32."""
+    def delta(self):
         return self.scale * (self.lora_B.float() @ (self.lora_A.float() * self.lora_E.float()))
-
-    def merged(self) -> nn.Linear:
-        """A plain linear layer with W + delta: added in fp32, cast once."""
-        return low_rank.plain_linear(self, self.weight.float() + self.delta())
 
 
 class AdaLoRA(Method):
@@ -151,6 +155,12 @@ class AdaLoRA(Method):
         count = Count()
         count.add_groups("adalora", formulas)
         return count
+
+    def buffer_bytes(self, dims):
+        # Two floats for each number that trains; for each map a byte a rank, and the schedule's
+        # length, 8 bytes (``rank_budget.Importance``).
+        maps = targets.select(dims.linears(), self.config.targets, self.config.layers)
+        return 2 * 4 * self.count(dims).total + len(maps) * (self.config.init_rank + 8)
 
     def penalty(self, model):
         if self.config.orthogonality == 0:

@@ -30,6 +30,11 @@ s. One sequential adapter for each block (layer_norm off) is E (B + 1) + B (E + 
 ``attention_adapter`` is ...attention.output.adapters.NAME. AdapterHub's reduction defaults to 16,
 for parallel to 2.
 
+Where the rest is:
+    shared/bottleneck.py  the knobs but ``style``, the module in the slot, its forward
+    models/encoder.py     the slots of a layer, and where it calls them
+    methods/base.py       what a method is, and which of its functions is called when
+
 Papers: Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247; He et al.
 2022, arXiv:2110.04366 (parallel, scaled); Rücklé et al. 2021, arXiv:2010.11918 (skip_layers).
 Shape letters: C model dim, b bottleneck.

@@ -94,6 +94,11 @@ class Method:
         """The parameters of the base that train, as terms."""
         return Count()
 
+    def buffer_bytes(self, dims: Dims) -> int:
+        """The bytes of the buffers that the method adds and a checkpoint holds; they are no
+        parameters, and ``count`` leaves them out. AdaLoRA: the importance of each number."""
+        return 0
+
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """What the method adds to the mean loss of a training batch: a scalar, or None."""
         return None

@@ -10,6 +10,10 @@ L (C + F).
 The bias of k_proj is among them, as in the paper's code, and is of no use: it adds the same number
 to all of a query's scores, and softmax cancels that. Its gradient is rounding noise.
 
+Where the rest is:
+    injection/surgery.py  finds the base's modules and tensors by name
+    methods/base.py       what a method is, and which of its functions is called when
+
 Paper: Ben Zaken et al. 2022, arXiv:2106.10199; ``query_middle_mlp`` is its subset of the "query"
 and the "middle-of-MLP" biases (b_q and b_m2), half of the numbers at almost the same accuracy.
 Shape letters: C model dim, F feed-forward dim, L layers.

@@ -26,6 +26,11 @@ Trainable: n^3 for the rule, and 2 r (C + b) + b + C for each adapter.
                           .up.right     (n, r, C/n)   adapter_up.W_right
                           .up.bias      (C)           adapter_up.b
 
+Where the rest is:
+    shared/bottleneck.py  the knobs of every bottleneck, the module in the slot, its forward
+    models/encoder.py     the slots of a layer, and where it calls them
+    methods/base.py       what a method is, and which of its functions is called when
+
 ``attention_adapter`` is ...attention.output.adapters.NAME. Paper: Mahabadi et al. 2021,
 arXiv:2106.04647. Shape letters: C model dim, b bottleneck, n number of blocks, r rank.
 """

@@ -7,7 +7,11 @@ rounding. As in the paper's section 4.3 and in Hugging Face PEFT, the norm gets 
 Dropout is on the update's input only; PEFT's drops the input of (m / |.| - 1) x W^T, too.
 Trainable: r (in + out) + out for each adapted map. Merges: V.
 
-The knobs are those of LoRA but for --lora-init (``low_rank.py``).
+Where the rest is:
+    shared/low_rank.py        the knobs, which are LoRA's but for --lora-init; ranks by name
+    shared/adapted_linear.py  what ``DoRALinear`` is made of: the base's W and b, its merge
+    injection/surgery.py      finds linear maps by name, and swaps them
+    methods/base.py           what a method is, and which of its functions is called when
 
 Paper: Liu et al. 2024, arXiv:2402.09353, eq. 5. Shape letters: r rank.
 """
@@ -21,16 +25,19 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
 from fairseq_peft.methods.shared import low_rank
+from fairseq_peft.methods.shared.adapted_linear import AdaptedLinear
 
 
-class DoRALinear(low_rank.AdaptedLinear):
+class DoRALinear(AdaptedLinear):
     """``y = m / |W + s B A| * (x W^T + s drop(x) A^T B^T) + b`` with W and b frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_B (out, r); lora_magnitude m (out,).
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
-        super().__init__(base, scale, dropout)
+        super().__init__(base)
+        self.scale = scale
+        self.dropout = dropout
         self.lora_A, self.lora_B = low_rank.init_zero(base, rank, generator)
         self.lora_magnitude = nn.Parameter(torch.empty(base.out_features).to(base.weight))
         self.measure()
@@ -58,10 +65,9 @@ class DoRALinear(low_rank.AdaptedLinear):
         """Start m at the norms."""
         self.lora_magnitude.copy_(self.norms())
 
-    def merged(self) -> nn.Linear:
-        """A plain linear layer with V: computed in fp32, cast once."""
+    def merged_weight(self):
         magnitude = self.lora_magnitude.float() / self.norms()
-        return low_rank.plain_linear(self, magnitude[:, None] * self.direction())
+        return magnitude[:, None] * self.direction()
 
 
 class DoRA(Method):

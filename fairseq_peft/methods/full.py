@@ -1,4 +1,7 @@
-"""Full fine-tuning: every tensor of the encoder trains. The baseline."""
+"""Full fine-tuning: every tensor of the encoder trains. The baseline.
+
+``methods/base.py`` says what a method is, and which of its functions is called when.
+"""
 
 from fairseq_peft.methods.base import Method
 

@@ -22,6 +22,12 @@ Trainable, for each slot: 3 C C + C. The file has the N adapters besides.
                           .value.weight  (C, C)   adapter_fusion_layer.NAMES.value.weight
                           .adapters.{n}.down.weight, ...: frozen, as in ``methods/adapter.py``
 
+Where the rest is:
+    shared/bottleneck.py  the knobs of every bottleneck, the adapters that are fused, the slots
+    adapters/folder.py    the folders that ``--fusion-adapters`` names
+    models/encoder.py     the slots of a layer, and where it calls them
+    methods/base.py       what a method is, and which of its functions is called when
+
 Paper: Pfeiffer et al. 2021, arXiv:2005.00247, section 3. Shape letters: B batch, T tokens, C model
 dim, N adapters.
 """
@@ -183,6 +189,11 @@ class AdapterFusion(Method):
     def count(self, dims):
         c = dims.embed_dim
         return bottleneck.count_slots(dims, self.config, f"3 x {c} x {c} + {c}")
+
+    def buffer_bytes(self, dims):
+        c, b = dims.embed_dim, self.config.width(dims.embed_dim)
+        adapter = bottleneck.count(dims, self.config, f"2 x {c} x {b} + {b} + {c}")
+        return 4 * adapter.total * len(self.config.folders or range(2))
 
     def penalty(self, model):
         if self.config.regularization == 0:

@@ -1,5 +1,8 @@
 """Head only: the encoder is frozen, the classification head trains. The floor that every method
-must beat."""
+must beat.
+
+``methods/base.py`` says what a method is, and which of its functions is called when.
+"""
 
 from fairseq_peft.methods.base import Method
 

@@ -7,6 +7,11 @@ s starts at one, so the start is the base model, bit for bit.
 Trainable: out for a map that is scaled on its output, in for one that is scaled on its input; with
 the default targets L (2 C + F). Merges: rows of W and b times s, or columns of W times s.
 
+Where the rest is:
+    injection/surgery.py  ``attach``: calls ``before`` and ``after`` around a linear map
+    injection/targets.py  which maps the knobs mean
+    methods/base.py       what a method is, and which of its functions is called when
+
 Paper: Liu et al. 2022, arXiv:2205.05638, section 3.3. Hugging Face PEFT's default on RoBERTa is
 ``--ia3-targets k_proj,v_proj,out_proj,fc2 --ia3-feedforward out_proj,fc2``.
 Shape letters: C model dim, F feed-forward dim, L layers.

@@ -6,6 +6,10 @@ No tensor is added, so the start is the base model, bit for bit, and the result 
 checkpoint.
 Trainable: k (4 (C^2 + C) + 2 C F + F + C + 4 C) on RoBERTa; V C more with ``embeddings``.
 
+Where the rest is:
+    injection/surgery.py  finds the base's modules and tensors by name
+    methods/base.py       what a method is, and which of its functions is called when
+
 Paper: Lee et al. 2019, arXiv:1911.03090.
 Shape letters: C model dim, F feed-forward dim, V vocabulary.
 """

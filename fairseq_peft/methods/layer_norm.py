@@ -6,6 +6,10 @@ The norm of the embeddings is among them. No tensor is added, so the start is th
 for bit, and the result is a plain checkpoint.
 Trainable: (2 L + 1) 2 C on RoBERTa.
 
+Where the rest is:
+    injection/surgery.py  finds the base's modules and tensors by name
+    methods/base.py       what a method is, and which of its functions is called when
+
 Paper: Qi et al. 2022, arXiv:2211.08682 (LN-tuning, on language encoders). Hugging Face PEFT's
 ``LNTuning`` trains the same tensors after Zhao et al. 2023, arXiv:2312.11420.
 Shape letters: C model dim, L layers.

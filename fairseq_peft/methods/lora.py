@@ -2,13 +2,26 @@
 
     y = x W^T + b + s drop(x) A^T B^T        s = alpha / r, with ``rslora`` alpha / sqrt(r)
 
+             x (..., in)
+       +----------+---------+
+       |                    |  drop
+    W (out, in)          A (r, in)         W, b: the base's, frozen
+    b (out,)                |  (..., r)
+       |                 B (out, r)        A, B: trained
+       |                    |  times s
+       +--------(+)---------+
+              y (..., out)
+
 A (r, in) starts uniform in +-1/sqrt(in), B (out, r) starts at zero, so the start is the base model,
 bit for bit. With ``init`` pissa or olora, A and B start as the strongest part of W, and W becomes
 W - s B A: the start is the base model within rounding, and what trains is that part of it.
 Trainable: r (in + out) for each adapted map. Merges: W + s B A.
 
-``low_rank.py`` has what is shared with other methods: the knobs, ranks by name, the starts that
-read W, the embedding (``--peft-targets embed_tokens``).
+Where the rest is:
+    shared/low_rank.py        the knobs but ``init``, ranks by name, PiSSA and OLoRA, the embedding
+    shared/adapted_linear.py  what ``LoRALinear`` is made of: the base's W and b, its merge
+    injection/surgery.py      finds linear maps by name, and swaps them
+    methods/base.py           what a method is, and which of its functions is called when
 
 Paper: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: arXiv:2312.03732; LoRA+: arXiv:2402.12354;
 PiSSA: arXiv:2404.02948; OLoRA: arXiv:2406.01775. Shape letters: r rank.
@@ -25,6 +38,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
 from fairseq_peft.methods.shared import low_rank
+from fairseq_peft.methods.shared.adapted_linear import BesideLinear
 
 INITS = ("zero", *low_rank.DECOMPOSITIONS)
 
@@ -49,35 +63,37 @@ class LoRAConfig(low_rank.LowRankConfig):
             )
 
 
-class LoRALinear(low_rank.AdaptedLinear):
+class LoRALinear(BesideLinear):
     """``y = x W^T + b + s drop(x) A^T B^T`` with W and b, the base layer's own, frozen.
 
     Shapes: x (..., in) -> y (..., out); lora_A (r, in); lora_B (out, r).
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator):
-        super().__init__(base, scale, dropout)
+        super().__init__(base)
+        self.scale = scale
+        self.dropout = dropout
         self.lora_A, self.lora_B = low_rank.init_zero(base, rank, generator)
 
-    def forward(self, x):
-        return self.beside(F.linear(x, self.weight, self.bias), x)
-
     def beside(self, y, x):
-        """What the update makes of y (..., out), the base's output for x (..., in)."""
         update = self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
         return y + F.linear(update, self.lora_B)
 
+    def stacks_with(self, other):
+        return (
+            type(other) is LoRALinear
+            and other.scale == self.scale
+            and other.lora_A.shape == self.lora_A.shape
+        )
+
     @staticmethod
-    def beside_each(parts, y, x):
-        """``beside`` of one layer a row, in two products: layers of one rank and one scale, without
-        dropout; y (B, T, out), x (B, T, in)."""
-        a = torch.stack([part.lora_A for part in parts])
-        b = torch.stack([part.lora_B for part in parts])
-        update = parts[0].scale * torch.bmm(x, a.transpose(1, 2))
+    def beside_each(layers, y, x):  # no dropout: for models in eval mode
+        a = torch.stack([layer.lora_A for layer in layers])  # (B, r, in)
+        b = torch.stack([layer.lora_B for layer in layers])  # (B, out, r)
+        update = layers[0].scale * torch.bmm(x, a.transpose(1, 2))  # (B, T, r)
         return torch.baddbmm(y, update, b.transpose(1, 2))
 
-    def delta(self) -> torch.Tensor:
-        """The update of W, (out, in), in fp32."""
+    def delta(self):
         return self.scale * (self.lora_B.float() @ self.lora_A.float())
 
     @torch.no_grad()
@@ -88,10 +104,6 @@ class LoRALinear(low_rank.AdaptedLinear):
         self.lora_A.copy_(a)
         self.lora_B.copy_(b)
         self.weight.copy_(weight - self.delta())
-
-    def merged(self) -> nn.Linear:
-        """A plain linear layer with W + delta: added in fp32, cast once."""
-        return low_rank.plain_linear(self, self.weight.float() + self.delta())
 
 
 class LoRA(Method):

@@ -15,6 +15,11 @@ Trainable: 2 P L C; with an MLP of hidden size h: P C + (C + 1) h + (h + 1) 2 L 
 There is no start as the identity: what attends to a prefix attends less to the text. N(0, 0.02) is
 nearer to it than Hugging Face PEFT's N(0, 1).
 
+Where the rest is:
+    shared/reparametrise.py  the trained vectors, and the MLP that ``fold`` drops
+    models/encoder.py        the slot ``prefix``; layers/attention.py puts it before K and V
+    methods/base.py          what a method is, and which of its functions is called when
+
 Papers: Li and Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602 (P-tuning v2: the
 same keys and values in an encoder, for classification).
 Shape letters: C model dim, H heads, L layers, P prefix tokens.

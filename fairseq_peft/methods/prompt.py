@@ -15,6 +15,11 @@ replaces by its output. The starts are those of its input then.
 Trainable: P C; an MLP of hidden size h adds (C + 1) h + (h + 1) C.
 There is no start as the identity: prompts change the logits from the first step.
 
+Where the rest is:
+    shared/reparametrise.py  the trained vectors, and the MLP that ``fold`` drops
+    models/encoder.py        the slot ``soft_prompt``: calls ``insert`` and ``remove``
+    methods/base.py          what a method is, and which of its functions is called when
+
 Paper: Lester et al. 2021, arXiv:2104.08691. Shape letters: B batch, T tokens, C model dim, P prompt
 tokens.
 """

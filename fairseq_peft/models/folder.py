@@ -16,7 +16,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
-from fairseq_peft.injection import surgery
+from fairseq_peft.injection import counting
 from fairseq_peft.methods.base import Method, flag_name
 from fairseq_peft.models import heads
 from fairseq_peft.models.options import RobertaPeftConfig
@@ -36,20 +36,14 @@ def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
         head: name of the classification head.
         base: path and sha256 of what training started from; None if from scratch.
     """
-    if any(type(method).fold is not Method.fold for method in model.setting):
-        model = copy.deepcopy(model)
-        model.fold()
-    state = model.state_dict()
-    own, seconds = model.own_names(), adapter_folder.aliases(state)
-    complete = base is None or adapter_folder.body(state).keys() <= own | seconds.keys()
-    if complete:
-        own = set(state) - seconds.keys()
-    counts = surgery.count(model, HEADS)
+    model = _folded(model)
+    tensors, complete = _tensors(model, from_scratch=base is None)
+    counts = counting.count(model, HEADS)
     described = {
         "method": {
             "peft": model.setting.name,
             "knobs": model.setting.knobs(),
-            "targets": targets(own),
+            "targets": targets(tensors),
         },
         "model": flags(model),
         "head": {
@@ -61,7 +55,33 @@ def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
         "base": base,
         "parameters": {"method": counts.method, "head": counts.head, "total": counts.total},
     }
-    return {name: state[name] for name in state if name in own}, described
+    return tensors, described
+
+
+def num_bytes(model, from_scratch: bool) -> int:
+    """The bytes of all tensors that a folder of ``model`` holds: what a task takes beside its
+    base."""
+    tensors, _ = _tensors(_folded(model), from_scratch)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _folded(model):
+    """``model``, or a copy without what only training needs, if there is such."""
+    if all(type(method).fold is Method.fold for method in model.setting):
+        return model
+    model = copy.deepcopy(model)
+    model.fold()
+    return model
+
+
+def _tensors(model, from_scratch):
+    """Name -> tensor of what a folder holds, and whether that is the whole model."""
+    state = model.state_dict()
+    own, seconds = model.own_names(), adapter_folder.aliases(state)
+    complete = from_scratch or adapter_folder.body(state).keys() <= own | seconds.keys()
+    if complete:
+        own = set(state) - seconds.keys()
+    return {name: state[name] for name in state if name in own}, complete
 
 
 def flags(model) -> dict:

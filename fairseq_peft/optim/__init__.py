@@ -1,4 +1,4 @@
-"""fairseq optimizers of the plugin."""
+"""fairseq optimizers of the plugin, and learning rates by layer."""
 
 from fairseq_peft.fairseq_fixes.compat import require_fairseq
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_metrics
+from fairseq_peft.runs import predictions
 
 
 def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
@@ -49,6 +50,14 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
         raise InputError(f"'{path}': {error}") from None
     check_result(result, run_dir / "result.json")
     return result
+
+
+def keep_predictions(run_dir: Path | str, result: dict) -> None:
+    """Keep what the run predicted at the epoch of ``result`` as predictions.npz, and no other."""
+    try:
+        predictions.keep(run_dir, result["best_epoch"])
+    except OSError as error:
+        raise InputError(f"cannot write '{run_dir}': {error.strerror}") from None
 
 
 def write_result(run_dir: Path | str, result: dict) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fairseq_peft.report.comparisons import FULL, add_comparisons
 from fairseq_peft.report.runs import Run
-from fairseq_peft.report.stats import mean, paired_difference, sample_sd
+from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 
-FULL = "full"  # what the other methods are compared with
 HF_FULL = "hf-full"  # the same with Hugging Face's Trainer
 INIT_ORDER = ("baseline", "scratch", "pretrained")
 # What must not change between the seeds of one row.
@@ -28,7 +28,9 @@ def build_rows(runs: list[Run]) -> list[dict]:
         row = _row(sorted(results, key=lambda result: result["seed"]), full)
         row["notes"] += _other_rows_note(results, runs)
         rows.append(row)
-    return sorted(rows, key=_sort_key)
+    rows.sort(key=_sort_key)
+    add_comparisons(rows, runs)
+    return rows
 
 
 def _row(results: list[dict], full: list[dict]) -> dict:
@@ -36,12 +38,15 @@ def _row(results: list[dict], full: list[dict]) -> dict:
     test = _by_seed(results)
     difference = paired_difference(test, _by_seed(full))
     values = list(test.values())
+    interval = mean_interval(values)
     row = {key: results[0][key] for key in ("data", "init", "method")}
     row.update(
         seeds=[result["seed"] for result in results],
         num_seeds=len(results),
         test_accuracy_mean=mean(values),
         test_accuracy_sd=sample_sd(values),
+        test_accuracy_low=interval and interval[0],
+        test_accuracy_high=interval and interval[1],
         test_accuracy_best=max(values, default=None),
         test_accuracy_worst=min(values, default=None),
         valid_accuracy_mean=mean([result["valid_accuracy"] for result in results]),

@@ -32,8 +32,8 @@ def sample_sd(values: list[float]) -> float | None:
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
     """Differences ``values[seed] - baseline[seed]`` over the seeds that both have.
 
-    Interval: ``mean +- t(0.975, n - 1) * sd / sqrt(n)``, the paired Student interval. It speaks of
-    the seeds only; the test set's own sampling error is not in it.
+    Interval: ``mean_interval`` of the differences. It speaks of the seeds only; the test set's own
+    sampling error is not in it (``comparisons.py`` has both).
 
     Returns:
         None if no seed is common.
@@ -41,11 +41,18 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     differences = [values[seed] - baseline[seed] for seed in sorted(values) if seed in baseline]
     if not differences:
         return None
-    middle, n = statistics.fmean(differences), len(differences)
+    low, high = mean_interval(differences) or (None, None)
+    return Difference(statistics.fmean(differences), low, high, len(differences))
+
+
+def mean_interval(values: list[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of a mean, ``mean +- t(0.975, n - 1) * sd / sqrt(n)``; None below
+    two values."""
+    n = len(values)
     if n < 2:
-        return Difference(middle, None, None, n)
-    half = t_quantile(n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(middle, middle - half, middle + half, n)
+        return None
+    half = t_quantile(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
 def t_quantile(degrees: int) -> float:

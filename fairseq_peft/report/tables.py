@@ -27,6 +27,18 @@ ACCURACY_COLUMNS = (
     ("valid\n%", lambda row: _percent(row["valid_accuracy_mean"])),
     ("best epoch\non test %", lambda row: _percent(row["best_test_accuracy_mean"])),
 )
+PAIRED_COLUMNS = (
+    ("<init", lambda row: row["init"]),
+    ("<method", lambda row: row["method"]),
+    ("<compared with", lambda row: row["paired_with"]),
+    ("seeds", lambda row: str(row["paired_seeds"])),
+    ("rows", lambda row: _count(row["paired_rows"])),
+    ("difference\n[95 % interval]", lambda row: _difference(row, "paired_difference")),
+    ("only it\nright", lambda row: _count(row["paired_wins"])),
+    ("only the\nother", lambda row: _count(row["paired_losses"])),
+    ("McNemar\np", lambda row: _p_value(row["mcnemar_p"])),
+    ("p after\nHolm", lambda row: _p_value(row["mcnemar_p_holm"])),
+)
 COST_COLUMNS = (
     ("<init", lambda row: row["init"]),
     ("<method", lambda row: row["method"]),
@@ -43,11 +55,13 @@ COST_COLUMNS = (
 
 
 def terminal(rows: list[dict], unfinished: list[Unfinished] = ()) -> str:
-    """Two aligned tables a data set (accuracy, cost) and the footer, at most 120 columns wide."""
+    """Aligned tables of each data set (accuracy, cost, and rows compared where runs have their
+    predictions) and the footer, at most 120 columns wide."""
     blocks = []
-    for data, part in _by_data(rows).items():
-        for title, columns in (("accuracy", ACCURACY_COLUMNS), ("cost", COST_COLUMNS)):
-            blocks.append(f"{_cut(data, 100)}: {title}\n" + _aligned(columns, part))
+    for data, title, columns, part in _tables(rows):
+        blocks.append(f"{_cut(data, 100)}: {title}\n" + _aligned(columns, part))
+        if columns is PAIRED_COLUMNS:
+            blocks.append("\n".join(map(_wrap, _conclusions(part))))
     footer = "\n".join(_wrap(line) for line in footer_lines(rows, unfinished))
     return "\n\n".join([*blocks, footer]) + "\n"
 
@@ -55,15 +69,45 @@ def terminal(rows: list[dict], unfinished: list[Unfinished] = ()) -> str:
 def markdown(rows: list[dict], unfinished: list[Unfinished] = ()) -> str:
     """The same tables in Markdown."""
     blocks = []
-    for data, part in _by_data(rows).items():
-        for title, columns in (("accuracy", ACCURACY_COLUMNS), ("cost", COST_COLUMNS)):
-            lines = [[_plain(header) for header, _ in columns]]
-            lines.append(["---" if header[0] == "<" else "---:" for header, _ in columns])
-            lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in part]
-            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            blocks.append(f"### {data}: {title}\n\n{table}")
+    for data, title, columns, part in _tables(rows):
+        lines = [[_plain(header) for header, _ in columns]]
+        lines.append(["---" if header[0] == "<" else "---:" for header, _ in columns])
+        lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in part]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        blocks.append(f"### {data}: {title}\n\n{table}")
+        if columns is PAIRED_COLUMNS:
+            blocks.append("\n".join(f"- {line}" for line in _conclusions(part)))
     footer = "\n".join(f"- {line}" for line in footer_lines(rows, unfinished))
     return "\n\n".join([*blocks, footer]) + "\n"
+
+
+def _tables(rows: list[dict]):
+    """(data, title, columns, rows) of every table, data set after data set."""
+    for data, part in _by_data(rows).items():
+        yield data, "accuracy", ACCURACY_COLUMNS, part
+        yield data, "cost", COST_COLUMNS, part
+        compared = [row for row in part if row.get("paired_with")]
+        if compared:
+            yield data, "compared row by row", PAIRED_COLUMNS, compared
+
+
+def _conclusions(rows: list[dict]) -> list[str]:
+    """What may be concluded, a sentence a row; and the two lines that explain the table."""
+    return [
+        *(f"{_init_of(row)}{row['conclusion']}." for row in rows),
+        "Interval: 95 % of 10,000 paired bootstrap draws, of n rows out of n and k - 1 seeds out "
+        "of k, with replacement (of rows alone with one seed). Only it right: rows that more of "
+        "its seeds get right than of the other's.",
+        "p: McNemar's exact test of these rows, two-sided; Holm: corrected for all methods that "
+        "are compared with the same one. A difference is told only where p after Holm is below "
+        "0.05 and the interval leaves 0 out.",
+    ]
+
+
+def _init_of(row: dict) -> str:
+    """What a conclusion is about, where it does not say so itself."""
+    init = row["init"]
+    return f"{init}: " if row["paired_with"].startswith(f"{init}/") else ""
 
 
 def csv_text(rows: list[dict]) -> str:
@@ -95,6 +139,11 @@ def footer_lines(rows: list[dict], unfinished: list[Unfinished] = ()) -> list[st
         "TEST and too high; only for comparison with figures made that way.",
     ]
     lines += _test_rows(rows)
+    if "paired_with" not in rows[0]:
+        lines.append(
+            "Not compared row by row, so without p values: no run has predictions.npz, which "
+            "earlier versions did not write."
+        )
     lines += [f"Warning: {_name(row)}: {note}." for row in rows for note in row["notes"]]
     lines += [f"Unfinished, not in the table: {one.path} ({one.reason})." for one in unfinished]
     return lines
@@ -203,13 +252,17 @@ def _mean_sd(row: dict) -> str:
     return _percent(mean) if sd is None else f"{_percent(mean)} ± {100 * sd:.2f}"
 
 
-def _difference(row: dict) -> str:
-    mean, low, high = (row[f"difference_to_full_{part}"] for part in ("mean", "low", "high"))
+def _difference(row: dict, of: str = "difference_to_full") -> str:
+    mean, low, high = (row[f"{of}_{part}"] for part in ("mean", "low", "high"))
     if mean is None:
         return "-"
     if low is None:
         return f"{100 * mean:+.2f}"
     return f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
 
 
 def _count(value: float | None) -> str:

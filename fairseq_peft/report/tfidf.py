@@ -22,6 +22,7 @@ from fairseq_peft import __version__
 from fairseq_peft.errors import InputError
 from fairseq_peft.report.result import write_result
 from fairseq_peft.report.runs import SCHEMA, check_result
+from fairseq_peft.runs import predictions
 from fairseq_peft.text.checks import drop_duplicates
 from fairseq_peft.text.corpus import SPLITS, read_corpus, sort_labels
 
@@ -111,8 +112,12 @@ def run_tfidf(
     if pieces is not None:
         data = {split: (pieces(texts), labels) for split, (texts, labels) in data.items()}
     best = _tune(data, {} if pieces is None else PIECE_OPTIONS)
+    predicted = {
+        split: best["classifier"].predict(best["vectorizer"].transform(data[split][0]))
+        for split in ("valid", "test")
+    }
     result = {
-        **_result(data, best),
+        **_result(data, best, predicted["test"]),
         "method": label,
         "data": name,
         "seconds": time.perf_counter() - started,
@@ -122,8 +127,25 @@ def run_tfidf(
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make '{run_dir}': {error.strerror}") from None
+    write_predictions(run_dir / predictions.NAME, data, predicted, result["labels"])
     write_result(run_dir, result)
     return result
+
+
+def write_predictions(path: Path, data: dict, predicted: dict, labels: list[str]) -> None:
+    """Write what was predicted for each row, as a run does; one for a class that train does not
+    have counts as the class behind the last."""
+    import numpy as np
+
+    ids = {label: number for number, label in enumerate(labels)}
+    found = predictions.Predictions()
+    for split, guesses in predicted.items():
+        target, guess = (
+            np.array([ids.get(label, len(labels)) for label in side])
+            for side in (data[split][1], guesses)
+        )
+        found.add(split, target, guess)
+    predictions.write(path, found)
 
 
 def _tune(data: dict, options: dict) -> dict:
@@ -171,16 +193,19 @@ def _search(data: dict, options: dict) -> dict:
     return best
 
 
-def _result(data: dict, best: dict) -> dict:
-    """``best`` measured on test, in the schema of result.json."""
+def _result(data: dict, best: dict, predicted) -> dict:
+    """``best`` measured on test, in the schema of result.json.
+
+    Args:
+        predicted: the labels that it gives the rows of test.
+    """
     import pickle
 
     import sklearn
     from sklearn.metrics import f1_score, matthews_corrcoef
 
-    texts, labels = data["test"]
+    _, labels = data["test"]
     classifier = best["classifier"]
-    predicted = classifier.predict(best["vectorizer"].transform(texts))
     num_correct = sum(guess == label for guess, label in zip(predicted, labels))
     num_parameters = int(classifier.coef_.size + classifier.intercept_.size)
     return {

@@ -1,1 +1,1 @@
-"""What a run writes down about itself while it trains: run.json, metrics.jsonl, TensorBoard."""
+"""What a run writes down about itself: run.json, metrics.jsonl, predictions, TensorBoard."""

@@ -21,8 +21,9 @@ def write_json(path: str, value) -> None:
 
 
 def read_start(directory: str) -> dict:
-    """``init`` and ``base`` of the run.json in ``directory``; {} if there is none to read."""
-    return _read(directory, ("init", "base"))
+    """``init``, ``base`` and what follows from them, of the run.json in ``directory``; {} if there
+    is none to read."""
+    return _read(directory, ("init", "base", "task_bytes"))
 
 
 def read_frozen(directory: str) -> dict:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_peft.methods.shared.adapted_linear import BesideLinear
+
 
 @dataclass
 class Piece:
@@ -74,7 +76,7 @@ def _beside(part, base) -> bool:
     if part is base:
         return isinstance(base, nn.Linear)
     return (
-        hasattr(part, "beside")
+        isinstance(part, BesideLinear)
         and part.weight is base.weight
         and part.bias is base.bias
         and not (part._forward_hooks or part._forward_pre_hooks)  # IA3 on the same map
@@ -82,13 +84,9 @@ def _beside(part, base) -> bool:
 
 
 def _alike(parts) -> bool:
-    """Whether ``beside_each`` takes them: of one kind that has it, one rank, and one scale."""
-    return hasattr(parts[0], "beside_each") and all(
-        type(part) is type(parts[0])
-        and part.scale == parts[0].scale
-        and part.lora_A.shape == parts[0].lora_A.shape
-        for part in parts
-    )
+    """Whether ``beside_each`` takes them together."""
+    first = parts[0]
+    return isinstance(first, BesideLinear) and all(map(first.stacks_with, parts))
 
 
 def _own(value, piece):

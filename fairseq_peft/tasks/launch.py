@@ -11,7 +11,7 @@ import logging
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
-from fairseq_peft.injection import surgery
+from fairseq_peft.injection import counting
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.tasks import best_adapter, record
@@ -59,7 +59,7 @@ def launch(task, cfg):
         task.load_dataset(split)
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
-    for line in surgery.describe(model, HEADS, f"--peft {model.setting.name}"):
+    for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
         logger.info(line)
     run = Run(
         save_dir=task.cfg.save_dir,

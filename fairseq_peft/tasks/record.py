@@ -11,7 +11,8 @@ import torch
 from fairseq.logging import metrics
 
 from fairseq_peft import __version__, scores
-from fairseq_peft.injection import surgery
+from fairseq_peft.injection import counting
+from fairseq_peft.models import folder
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.runs import log as run_log
 
@@ -26,7 +27,7 @@ def describe_run(cfg, model, start, labels, datasets) -> dict:
         labels: class names in the order of the outputs.
         datasets: split -> data set.
     """
-    counts = surgery.count(model, HEADS)
+    counts = counting.count(model, HEADS)
     run = {
         "schema": 1,
         "data": os.path.basename(os.path.normpath(cfg.data)),
@@ -43,7 +44,7 @@ def describe_run(cfg, model, start, labels, datasets) -> dict:
         "method_parameters": counts.method,
         "head_parameters": counts.head,
         "total_parameters": counts.total,
-        "task_bytes": counts.task_bytes,
+        "task_bytes": folder.num_bytes(model, from_scratch=start.base is None),
         "hyperparameters": {
             "lr": cfg.lr[0],
             "batch_size": cfg.batch_size,

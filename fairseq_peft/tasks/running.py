@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fairseq.distributed import utils as distributed_utils
 
@@ -15,6 +15,7 @@ from fairseq_peft.injection import frozen
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import record
 from fairseq_peft.tasks.best_adapter import BestAdapter
+from fairseq_peft.tasks.predictions import Collector
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Run:
             without ``verify_frozen``.
         recorder: writes metrics.jsonl; None before the first epoch, and in every process but the
             first.
+        predictions: what the validation that goes on has predicted so far.
     """
 
     save_dir: str
@@ -46,6 +48,7 @@ class Run:
     clock: Callable[[], float] = time.perf_counter
     guard: frozen.Guard | None = None
     recorder: record.EpochRecorder | None = None
+    predictions: Collector = field(default_factory=Collector)
 
     def begin_epoch(self, epoch: int, model) -> None:
         """Before the first batch of an epoch; ``epoch`` is not 1 where a run goes on."""
@@ -89,14 +92,17 @@ class Run:
         if self.guard:
             self.guard.check(model)
             logger.info(f"{self.guard}, unchanged after epoch {epoch}")
+        self.predictions.begin()
         if self.recorder:
             self.recorder.begin_validation()
 
     def end_subset(self, split: str, result: dict, num_updates: int, model) -> None:
-        """After a split was evaluated; after the last one, the epoch's line is written, and, at a
-        new best, the adapter folder."""
+        """After a split was evaluated; after the last one, the epoch's line and predictions are
+        written, and, at a new best, the adapter folder."""
         if self.recorder is None:
             return
         line = self.recorder.end_subset(split, result, num_updates)
-        if line and self.best_adapter:
-            self.best_adapter.offer(model, line)
+        if line:
+            self.predictions.write(self.save_dir, line["epoch"])
+            if self.best_adapter:
+                self.best_adapter.offer(model, line)

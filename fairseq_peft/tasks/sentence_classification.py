@@ -38,7 +38,7 @@ class SentenceClassificationTask(FairseqTask):
         build_criterion
         load_dataset                  each split of --valid-subset
         [the checkpoint or the base goes into the model; optimizer and schedule are built]
-        get_batch_iterator            of --train-subset
+        load_dataset, get_batch_iterator          of --train-subset
         each epoch:
             begin_epoch               run.json is written, when the first one begins
             each update:
@@ -326,6 +326,13 @@ class SentenceClassificationTask(FairseqTask):
         if self.run:
             self.run.begin_validation(epoch, surgery.unwrap(model))
 
+    def valid_step(self, sample, model, criterion):
+        """Called with each batch of a validation: fairseq's step, and its predictions are noted."""
+        result = super().valid_step(sample, model, criterion)
+        if self.run:
+            self.run.predictions.add(sample["id"], criterion.predicted)
+        return result
+
     def post_validate(self, model, stats, agg):
         """Called after each split of a validation: check that every row was evaluated, warn of a
         collapse, record the split.
@@ -353,6 +360,7 @@ class SentenceClassificationTask(FairseqTask):
             )
         if self.run:
             result = {"loss": float(agg["loss"].avg), **result}
+            self.run.predictions.end_subset(self._split, self.datasets[self._split].targets)
             self.run.end_subset(self._split, result, stats["num_updates"], surgery.unwrap(model))
 
 

@@ -81,14 +81,12 @@ def test_a_reader_sees_whole_versions_only(tmp_path, exchanges, monkeypatch):
     try:
         while not (adapter / "adapter.json").exists():
             time.sleep(0.001)
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
+        while len(set(seen)) < 12:
             found = adapter_folder.read(adapter)
             seen.append(found.description["version"])
             assert found.tensors["x"].eq(seen[-1]).all() and seen[-1] >= seen[-2]
     finally:
         kill(process)
-    assert len(set(seen)) > 10
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_old(dictionary, base, copy):

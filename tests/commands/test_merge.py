@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 
 import pytest
 from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
@@ -87,18 +85,18 @@ def own_logits(path, tokens):
         return model.eval()(tokens, classification_head_name=head)[0]
 
 
-def stock_logits(folder, data, tokens, paths):
-    """path -> the two logits of ``STOCK``, from a fresh process."""
-    torch.save(tokens, folder / "tokens.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(data), *map(str, paths)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {path: load(f"{path}.logits") for path in paths}
+@pytest.fixture
+def stock_logits(python, tmp_path):
+    """``stock_logits(data, tokens, paths)``: path -> the two logits of ``STOCK``."""
+
+    def run(data, tokens, paths):
+        torch.save(tokens, tmp_path / "tokens.pt")
+        words = [python, "-c", STOCK, data, *paths]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return {path: load(f"{path}.logits") for path in paths}
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,7 @@ def trained(fairseq, data_folder, base_checkpoint, tmp_path_factory):
 
 
 def test_stock_fairseq_computes_the_same(
-    trained, data_folder, base_checkpoint, batch, tmp_path, capsys
+    stock_logits, trained, data_folder, base_checkpoint, batch, tmp_path, capsys
 ):
     """Every method that merges; the printed difference is not what is relied on."""
     merged = {}
@@ -131,7 +129,7 @@ def test_stock_fairseq_computes_the_same(
         assert float(re.search(r"differ .* by (\S+) at most", line)[1]) < TOLERANCE["fp32"], name
         assert line.startswith(f"{out}: {len(load(out)['model'])} tensors, fp32; ")
         merged[name] = out
-    found = stock_logits(tmp_path, data_folder, batch, list(merged.values()))
+    found = stock_logits(data_folder, batch, list(merged.values()))
     for name, out in merged.items():
         expected = own_logits(trained(name), batch)
         assert expected.shape == (4, 2)
@@ -161,12 +159,13 @@ def test_base_and_adapter_folder_merge_to_the_same_file(trained, base_checkpoint
         assert one["task_state"] == other["task_state"]
 
 
-def test_a_merged_folder_is_one_for_stock_fairseq(trained, base_checkpoint, data_folder, batch,
-                                                  tmp_path, capsys):  # fmt: skip
+def test_a_merged_folder_is_one_for_stock_fairseq(
+    stock_logits, trained, base_checkpoint, data_folder, batch, tmp_path, capsys
+):
     out = tmp_path / "merged.pt"
     merge(capsys, trained("lora").parent / "adapter", out, "--base", base_checkpoint)
     expected = own_logits(trained("lora"), batch)
-    for logits in stock_logits(tmp_path, data_folder, batch, [out])[out]:
+    for logits in stock_logits(data_folder, batch, [out])[out]:
         assert (logits - expected).abs().max() < TOLERANCE["fp32"]
 
 
@@ -236,8 +235,9 @@ def test_a_merged_file_is_a_base_for_the_next_run(trained, fairseq, data_folder,
     assert torch.equal(base["model"][key], run["model"][key])
 
 
-def test_a_language_model_with_a_method(fairseq, data_folder, base_checkpoint, tmp_path, capsys,
-                                        batch):  # fmt: skip
+def test_a_language_model_with_a_method(
+    stock_logits, fairseq, data_folder, base_checkpoint, tmp_path, capsys, batch
+):
     """fairseq's masked_lm with --peft lora: no head, the words' scores are the logits."""
     done = fairseq(
         *("train", data_folder / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
@@ -252,13 +252,14 @@ def test_a_language_model_with_a_method(fairseq, data_folder, base_checkpoint, t
     expected = own_logits(tmp_path / "checkpoint_last.pt", batch)
     assert expected.shape == (4, 12, 35)
     words = batch != 1
-    for logits in stock_logits(tmp_path, data_folder / "input0", batch, [out])[out]:
+    for logits in stock_logits(data_folder / "input0", batch, [out])[out]:
         assert (logits - expected)[words].abs().max() < TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_half_precision_is_the_fp32_merge_rounded_once(trained, tmp_path, capsys, dtype, batch,
-                                                       data_folder):  # fmt: skip
+def test_half_precision_is_the_fp32_merge_rounded_once(
+    stock_logits, trained, tmp_path, capsys, dtype, batch, data_folder
+):
     merge(capsys, trained("lora"), tmp_path / "full.pt")
     line = merge(capsys, trained("lora"), tmp_path / "half.pt", "--dtype", dtype)
     full, half = load(tmp_path / "full.pt")["model"], load(tmp_path / "half.pt")["model"]
@@ -269,7 +270,7 @@ def test_half_precision_is_the_fp32_merge_rounded_once(trained, tmp_path, capsys
     printed = float(re.search(r"by (\S+) at most", line)[1])
     out = tmp_path / "half.pt"
     expected = own_logits(trained("lora"), batch)
-    (found, _) = stock_logits(tmp_path, data_folder, batch, [out])[out]
+    (found, _) = stock_logits(data_folder, batch, [out])[out]
     moved = (found - expected).abs().max().item()
     assert 1e-6 < moved < 0.05 and printed / 10 < moved < printed * 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,7 +19,8 @@ from fairseq_peft import cli
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import start, train
 from fairseq_peft.hf.batches import Batches
-from fairseq_peft.hf.train_record import Counter
+from fairseq_peft.hf.train_record import Counter, Record
+from fairseq_peft.runs import predictions
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask
 
 
@@ -77,6 +79,45 @@ def test_counts_are_whole_over_batches():
     assert found["loss"] == pytest.approx((3 * 0.5 + 1.5) / 4)  # a mean over rows, not batches
     assert (found["num_correct"], found["num_examples"]) == (2, 4)
     assert counter.num_tokens == 16 and np.isclose(found["accuracy"], 0.5)
+
+
+class LengthModel(torch.nn.Module):
+    """Class 1 for rows with an odd number of tokens."""
+
+    def forward(self, attention_mask, labels, input_ids):
+        logits = torch.nn.functional.one_hot(attention_mask.sum(1) % 2, 2).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def test_predictions_are_kept_in_the_order_of_the_data(place, tmp_path):
+    asked = options(place, save_dir=tmp_path, batch_size=3)
+    _, datasets = train.load_data(asked, start.read(asked.base))
+    record = Record(SimpleNamespace(directory=tmp_path, epoch=lambda line: None), asked, datasets)
+    record.best = 2.0  # no model to keep
+    record.begin_epoch(2)
+    labels = torch.tensor([0, 1])
+    inputs = {"labels": labels, "attention_mask": torch.ones(2, 4)}
+    record.step(inputs, torch.eye(2), torch.tensor(0.5))
+    record.end_epoch(
+        SimpleNamespace(
+            model=LengthModel(),
+            state=SimpleNamespace(global_step=1),
+            lr_scheduler=SimpleNamespace(get_last_lr=lambda: [0.1]),
+            _prepare_inputs=lambda batch: batch,
+            compute_loss_context_manager=contextlib.nullcontext,
+        ),
+        4,
+    )
+    found = predictions.read(predictions.path_of(tmp_path, 4))
+    assert found.epoch == 4 and list(found.target) == ["valid", "test"]
+    for split, dataset in datasets.items():
+        if split != "train":
+            assert len(set(dataset.sizes % 2)) == 2  # both classes
+            assert found.predicted[split].tolist() == (dataset.sizes % 2).tolist()
+            assert found.target[split].tolist() == [
+                dataset[i]["target"] for i in range(len(dataset))
+            ]
 
 
 def test_bad_bases_are_refused(place, tmp_path):

@@ -10,7 +10,7 @@ from helpers import TOLERANCE, train_flags
 from torch import nn
 
 from fairseq_peft.checkpoints import slim
-from fairseq_peft.injection import surgery
+from fairseq_peft.injection import counting
 from fairseq_peft.methods.lora import LoRALinear
 from fairseq_peft.methods.shared import low_rank
 from fairseq_peft.models.roberta import FAMILY
@@ -258,7 +258,7 @@ def test_the_ratio_is_told_to_the_optimizer_on_b_alone(build):
     assert {key for key, scale in scales.items() if scale == 16.0} == {
         key for key in scales if key.endswith(".lora_B")
     }
-    assert surgery.count(model, "classification_heads.").method == 12 * 8 * 32 + 4 * 8 * 8
+    assert counting.count(model, "classification_heads.").method == 12 * 8 * 32 + 4 * 8 * 8
 
 
 # Through the command line

@@ -58,6 +58,9 @@ def test_row(make_run):
     assert (row["seeds"], row["num_seeds"]) == ([1, 2, 3], 3)
     assert row["test_accuracy_mean"] == pytest.approx(0.83)
     assert row["test_accuracy_sd"] == pytest.approx(0.02)
+    half = 4.30265 * 0.02 / 3**0.5
+    interval = (row["test_accuracy_low"], row["test_accuracy_high"])
+    assert interval == pytest.approx((0.83 - half, 0.83 + half))
     assert (row["test_accuracy_worst"], row["test_accuracy_best"]) == (0.81, 0.85)
     assert row["best_test_accuracy_mean"] == pytest.approx(0.9)
     assert row["difference_to_full_mean"] == pytest.approx(0.02)

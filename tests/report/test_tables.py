@@ -135,22 +135,15 @@ def test_bad_input_is_one_sentence(tmp_path, make_run, capsys):
 
 
 def test_import_is_light():
-    """Nothing heavy, and half a second at the most (best of three: the machine may be busy)."""
     program = """
-import sys, time
-start = time.perf_counter()
+import sys
 import fairseq_peft.commands.report, fairseq_peft.commands.result, fairseq_peft.commands.tfidf
 import fairseq_peft.report.plots, fairseq_peft.report.rows, fairseq_peft.report.tables
 import fairseq_peft.report.tfidf, fairseq_peft.report.tensorboard
-seconds = time.perf_counter() - start
 heavy = {"torch", "fairseq", "matplotlib", "numpy", "scipy", "sklearn", "tensorboard"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-print(seconds)
 """
-    seconds = [
-        float(subprocess.check_output([sys.executable, "-c", program], text=True)) for _ in range(3)
-    ]
-    assert min(seconds) < 0.5
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_no_torch_in_a_whole_report(runs, tmp_path):

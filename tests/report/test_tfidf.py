@@ -62,6 +62,40 @@ def test_test_has_no_say(raw, tmp_path):
     assert (one["test_accuracy"], two["test_accuracy"]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_nothing_is_fitted_on_what_it_is_measured_on(raw, tmp_path, split):
+    """Words that only valid or only test has, many times: they are in no vocabulary, and the words
+    of train keep their weights."""
+    command = ["tfidf", str(raw), "--runs", str(tmp_path / "runs"), "--name"]
+    assert main([*command, "before"]) == 0
+    path = raw / f"{split}.review"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(f"{line} page inconnu ailleurs\n" for line in lines), encoding="utf-8")
+    assert main([*command, "after"]) == 0
+    runs = {run.result["data"]: run.result for run in find_runs(tmp_path / "runs")[0]}
+    before, after = runs["before"], runs["after"]
+    assert after["trainable_parameters"] == len(GOOD + BAD + NEUTRAL) + 1
+    # The vocabulary with its weights, and the classifier.
+    assert after["task_bytes"] == before["task_bytes"]
+    assert after["method_config"] == before["method_config"]
+    assert after["rows"] == {"train": 60, "valid": 20, "test": 40}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_classifier_learns_from_the_labels_of_train_alone(raw, split):
+    """Labels turned around in another split: the weights are the same to the last bit."""
+    found = []
+    for _ in range(2):
+        data = tfidf.read_data(raw)
+        best = tfidf._tune(data, {})
+        found.append((best["vectorizer"], best["classifier"]))
+        path = raw / f"{split}.label"
+        path.write_text(path.read_text().translate(str.maketrans("01", "10")))
+    (one, first), (other, second) = found
+    assert one.vocabulary_ == other.vocabulary_ and (one.idf_ == other.idf_).all()
+    assert (first.coef_ == second.coef_).all()
+
+
 def test_drop_duplicates(raw, tmp_path):
     first = (raw / "test.review").read_text(encoding="utf-8").split("\n")[0]
     lines = (raw / "train.review").read_text(encoding="utf-8").split("\n")

@@ -6,10 +6,12 @@ from __future__ import annotations
 import argparse
 import types
 
+import pytest
 import torch
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from helpers import TINY
+from settings import identifier
 
 import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft.architectures import Dims
@@ -24,6 +26,7 @@ class Roberta:
     name = "roberta"
     family = roberta.FAMILY
     heads = roberta.HEADS
+    has_head = True
     body = "encoder.sentence_encoder."  # what full fine-tuning trains
 
     def __init__(self, dictionary):
@@ -36,6 +39,11 @@ class Roberta:
             TINY["max_positions"],
             len(dictionary),
         )
+
+    @staticmethod
+    def takes(peft):
+        """Whether there is such a model."""
+        return True
 
     def build(self, peft="full", seed=1, num_classes=2, head=True, **given):
         """A model in eval mode; ``peft`` may name several methods."""
@@ -70,6 +78,7 @@ class TransformerLM:
     name = "transformer_lm"
     family = transformer_lm.FAMILY
     heads = "no heads"
+    has_head = False
     body = "decoder."
 
     def __init__(self, dictionary):
@@ -83,6 +92,11 @@ class TransformerLM:
             len(dictionary),
             tied=True,
         )
+
+    @staticmethod
+    def takes(peft):
+        """Whether there is such a model."""
+        return peft != "head_only"
 
     def build(self, peft="full", seed=1, head=True, **given):
         """A model in eval mode; ``peft`` may name several methods. There is no head."""
@@ -109,10 +123,10 @@ class TransformerLM:
         return transformer_lm.TransformerLMPeftModel.build_model(args, task).eval()
 
     def scores(self, model, tokens):
-        """How likely two words are to come next, (B, 2)."""
+        """How likely two words are to come next, (B, 2), in fp32 as fairseq's loss has them."""
         logits, _ = model(tokens)
         last = tokens.ne(self.dictionary.pad()).sum(1) - 1
-        return logits[range(len(tokens)), last][:, 4:6]
+        return logits[range(len(tokens)), last][:, 4:6].float()
 
     def stock(self, model):
         """fairseq's own model of the same sizes, in eval mode."""
@@ -123,3 +137,14 @@ class TransformerLM:
 
 
 FAMILIES = {"roberta": Roberta, "transformer_lm": TransformerLM}
+
+
+def parametrize(settings, families=FAMILIES):
+    """A test of ``family`` (a fixture), ``peft`` and ``given``, for each family that takes it."""
+    cases = [
+        pytest.param(name, *setting, id=f"{name}-{identifier(*setting)}")
+        for name in families
+        for setting in settings
+        if FAMILIES[name].takes(setting[0])
+    ]
+    return pytest.mark.parametrize("family, peft, given", cases, indirect=["family"])

@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 from families import Roberta
 from helpers import TINY
 
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.text import raw_text
 
 LABELS = ["bad", "good"]
@@ -57,3 +58,8 @@ def write_checkpoint(path, dictionary, num_classes=0, seed=5, **flags):
     return adapter_folders.save_base(
         path, model.state_dict(), cfg={"model": known}, task_state=labels
     )
+
+
+def weights_of(path):
+    """A checkpoint's tensors, under the names of an adapter folder."""
+    return adapter_folder.renamed(torch.load(path, weights_only=False)["model"])

@@ -9,6 +9,7 @@ import torch
 from helpers import PACKAGE
 
 from fairseq_peft.checkpoints import slim
+from fairseq_peft.runs import predictions
 
 LAST = "checkpoint_last.pt"
 #: Fields of metrics.jsonl that differ between two equal runs.
@@ -44,6 +45,13 @@ def same(a, b, whole=False):
         for x, y in zip(flat_a[0], flat_b[0])
     ]
     return flat_a[1] == flat_b[1] and all(equal)
+
+
+def all_predictions(folder):
+    """The files of predictions by epoch: name -> bytes."""
+    found = {path.name: path.read_bytes() for path in (folder / predictions.FOLDER).iterdir()}
+    assert sorted(found) == [f"epoch{line['epoch']}.npz" for line in metrics(folder)]
+    return found
 
 
 def validate_flags(data, checkpoint, subsets="valid,test"):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
 from helpers import ROOT, TINY_FLAGS, TOLERANCE, script, train_flags
+
+from fairseq_peft.runs import predictions
 
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
@@ -26,18 +26,17 @@ def flags(data, base, folder, **more):
     return train_flags(data, folder, **more)
 
 
-def sweep(tmp_path, commands, *options):
-    """``fairseq-peft sweep-members`` in a process of its own."""
-    file = tmp_path / "members.txt"
-    file.write_text("".join(shlex.join(map(str, words)) + "\n" for words in commands))
-    return subprocess.run(
-        [sys.executable, "-m", "fairseq_peft.cli", "sweep-members", str(file), *options],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the runs that they are compared with
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def sweep(python, tmp_path):
+    """``sweep(commands, ...)``: ``fairseq-peft sweep-members``."""
+
+    def run(commands, *options):
+        file = tmp_path / "members.txt"
+        file.write_text("".join(shlex.join(map(str, words)) + "\n" for words in commands))
+        words = [python, "-m", "fairseq_peft.cli", "sweep-members", str(file), *options]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+    return run
 
 
 def trained(folder):
@@ -83,7 +82,7 @@ def alone(fairseq, data_folder, base_checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize("together", ["auto", "always"])
 def test_members_leave_what_runs_by_themselves_leave(
-    alone, data_folder, base_checkpoint, tmp_path, together
+    sweep, alone, data_folder, base_checkpoint, tmp_path, together
 ):
     """With dropout, too: each member draws what it would draw. Bit for bit where its passes are its
     own, within rounding where they are joint."""
@@ -91,7 +90,7 @@ def test_members_leave_what_runs_by_themselves_leave(
         flags(data_folder, base_checkpoint, tmp_path / f"m{n}", **{"max_epoch": 2, **more})
         for n, more in enumerate(MEMBERS)
     ]
-    done = sweep(tmp_path, commands, "--together", together)
+    done = sweep(commands, "--together", together)
     assert done.returncode == 0, done.stderr
     bound = 0 if together == "auto" else TOLERANCE["fp32"]
     for number, own in enumerate(alone):
@@ -107,6 +106,8 @@ def test_members_leave_what_runs_by_themselves_leave(
         assert len(list(folder.glob("*tfevents*"))) == 1
         if together == "auto":
             assert curve(folder) == curve(own)
+            for path in (own / predictions.FOLDER).iterdir():
+                assert path.read_bytes() == (folder / predictions.FOLDER / path.name).read_bytes()
         run, own_run = (json.loads((f / "run.json").read_text()) for f in (folder, own))
         assert run.pop("members") == 3
         assert run.pop("command").split()[1:] == shlex.join(map(str, commands[number])).split()
@@ -117,7 +118,7 @@ def test_members_leave_what_runs_by_themselves_leave(
         assert str(folder) in log and not any(other in log for other in others)
 
 
-def test_members_of_other_methods(fairseq, data_folder, base_checkpoint, tmp_path):
+def test_members_of_other_methods(sweep, fairseq, data_folder, base_checkpoint, tmp_path):
     """One group of several methods, without dropout, and with gradients of two batches an update:
     AdaLoRA has a penalty and a schedule of its own."""
     methods = ("adapter", "head_only", "prompt", "ia3", "adalora")
@@ -130,26 +131,26 @@ def test_members_of_other_methods(fairseq, data_folder, base_checkpoint, tmp_pat
         commands.append(words)
         done = fairseq("train", *[str(folders[folder]) if w == str(folder) else w for w in words])
         assert done.returncode == 0, done.stderr
-    done = sweep(tmp_path, commands, "--together", "always")
+    done = sweep(commands, "--together", "always")
     assert done.returncode == 0, done.stderr
     for folder, own in folders.items():
         assert difference(trained(folder)[1], trained(own)[1]) < TOLERANCE["fp32"]
 
 
-def test_one_that_fails_does_not_stop_the_others(data_folder, base_checkpoint, tmp_path):
+def test_one_that_fails_does_not_stop_the_others(sweep, data_folder, base_checkpoint, tmp_path):
     """A learning rate that diverges; its log and the exit status say so."""
     commands = [
         flags(data_folder, base_checkpoint, tmp_path / "good"),
         flags(data_folder, base_checkpoint, tmp_path / "bad", lr=1e38, warmup_updates=0),
     ]
-    done = sweep(tmp_path, commands, "--together", "always")
+    done = sweep(commands, "--together", "always")
     assert done.returncode == 1
     assert f"failed: {tmp_path}/bad" in done.stderr and "diverged" in done.stderr
     assert "diverged" in (tmp_path / "bad" / "train.log").read_text()
     assert curve(tmp_path / "good")[0]["num_updates"] == 9
 
 
-def test_bad_input_is_one_sentence(data_folder, base_checkpoint, tmp_path):
+def test_bad_input_is_one_sentence(sweep, data_folder, base_checkpoint, tmp_path):
     def one(name, **more):
         return flags(data_folder, base_checkpoint, tmp_path / name, **more)
 
@@ -158,16 +159,16 @@ def test_bad_input_is_one_sentence(data_folder, base_checkpoint, tmp_path):
         ([one("a"), one("a")], "Two members have --save-dir"),
         ([one("a", task="masked_lm", criterion="masked_lm")], "--task masked_lm cannot be"),
     ]:
-        done = sweep(tmp_path, commands)
+        done = sweep(commands)
         assert done.returncode == 1, done.stderr
         (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
         assert message in line and "Traceback" not in done.stderr
-    done = sweep(tmp_path, [one("a"), one("b", arch="roberta_small_full")])
+    done = sweep([one("a"), one("b", arch="roberta_small_full")])
     assert done.returncode == 1 and "there is no base to share" in done.stderr
     assert "Traceback" not in (tmp_path / "b" / "train.log").read_text()
 
 
-def test_sweep_script_with_members(data_folder, base_checkpoint, tmp_path):
+def test_sweep_script_with_members(python, data_folder, base_checkpoint, tmp_path):
     """Grid and seeds of a cell in groups; what is left is what a sweep without MEMBERS leaves."""
     knobs = {
         "DATA": data_folder,
@@ -180,11 +181,13 @@ def test_sweep_script_with_members(data_folder, base_checkpoint, tmp_path):
         "BATCH_SIZE": 8,
         "THREADS": 1,
         "ARCH_ARGS": " ".join(TINY_FLAGS),
+        "PYTHON": python,
     }
     results = {}
     for members in (1, 3):
         runs = tmp_path / f"runs{members}"
-        done = script("sweep.sh", **knobs, RUNS=runs, MEMBERS=members)
+        worker = "none" if members == 1 else "start"
+        done = script("sweep.sh", **knobs, RUNS=runs, MEMBERS=members, WORKER=worker)
         assert done.returncode == 0, done.stderr
         assert "7 of 7 done" in done.stdout
         for path in runs.rglob("result.json"):
@@ -199,5 +202,5 @@ def test_sweep_script_with_members(data_folder, base_checkpoint, tmp_path):
     assert len(results) == 6
     assert all(len(pair) == 2 and pair[0] == pair[1] for pair in results.values())
     shutil.rmtree(tmp_path / "runs3" / data_folder.name / "pretrained" / "lora" / "seed3")
-    done = script("sweep.sh", **knobs, RUNS=tmp_path / "runs3", MEMBERS=3)
+    done = script("sweep.sh", **knobs, RUNS=tmp_path / "runs3", MEMBERS=3, WORKER="none")
     assert done.returncode == 0 and done.stdout.count("started") == 1

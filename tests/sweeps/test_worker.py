@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
 import pytest
-from helpers import PACKAGE, ROOT, fairseq_command, train_flags
+from helpers import PACKAGE, ROOT
+from workers import alive, children, serving, until
 
 from fairseq_peft.sweeps import worker
 
@@ -26,39 +23,6 @@ serve({address!r}, {{"probe": "probe"}}, {modules!r}, parent={parent!r})
 """
 #: The program that these tests run: a script as its first argument, the state it meets in `state`.
 PROBE = "import sys\nstate = []\ndef cli_main():\n    exec(sys.argv[1], globals())\n"
-
-
-@contextlib.contextmanager
-def serving(command, **more):
-    """The address of a worker, and its process."""
-    with tempfile.TemporaryDirectory(prefix="fairseq-peft.") as folder:
-        address = os.path.join(folder, "worker")
-        process = subprocess.Popen(command(address), stdin=subprocess.DEVNULL, **more)
-        until(lambda: os.path.exists(address) or process.poll() is not None, 60)
-        assert process.poll() is None
-        try:
-            yield address, process
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while it is read
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +147,7 @@ def test_runs_go_on_at_once(light, probe_folder, tmp_path):
         "while not os.path.exists(sys.argv[3]): time.sleep(0.01)\n"
     )
     clients = [client(light[0], code, tmp_path / a, tmp_path / b) for a, b in ("xy", "yx")]
-    assert [each.wait(timeout=20) for each in clients] == [0, 0]
+    assert [each.wait(timeout=100) for each in clients] == [0, 0]
 
 
 def client(address, *argv):
@@ -268,21 +232,21 @@ def test_a_client_that_goes_takes_its_run_along(light, probe, tmp_path, number):
     waiting, pids = staying(light[0], tmp_path / "pids")
     waiting.send_signal(number)
     until(lambda: not any(map(alive, pids)))
-    waiting.wait(timeout=10)
+    waiting.wait(timeout=100)
     assert probe("pass")[0] == 0
 
 
 def test_a_stubborn_run_is_killed(light, tmp_path):
     waiting, pids = staying(light[0], tmp_path / "pids", "stubborn")
     waiting.kill()
-    until(lambda: not any(map(alive, pids)), worker.GRACE_S + 15)
-    waiting.wait(timeout=10)
+    until(lambda: not any(map(alive, pids)), worker.GRACE_S + 100)
+    waiting.wait(timeout=100)
 
 
 def test_a_killed_run_is_its_own_failure(light, probe, tmp_path):
     waiting, pids = staying(light[0], tmp_path / "pids")
     os.kill(pids[0], signal.SIGKILL)
-    assert waiting.wait(timeout=10) == (-signal.SIGKILL) & 0xFF
+    assert waiting.wait(timeout=100) == (-signal.SIGKILL) & 0xFF
     os.kill(pids[1], signal.SIGKILL)
     assert probe("pass")[0] == 0
 
@@ -292,10 +256,10 @@ def test_a_worker_that_ends_takes_its_runs_along(serve_probe, tmp_path, number):
     with serve_probe() as (address, process):
         waiting, pids = staying(address, tmp_path / "pids")
         process.send_signal(number)
-        assert process.wait(timeout=20) == 0
-        until(lambda: not any(map(alive, pids)), 5)
+        assert process.wait(timeout=100) == 0
+        until(lambda: not any(map(alive, pids)))
         assert not os.path.exists(address)
-        assert waiting.wait(timeout=10) == (-signal.SIGTERM) & 0xFF
+        assert waiting.wait(timeout=100) == (-signal.SIGTERM) & 0xFF
 
 
 def test_a_killed_worker_leaves_its_runs_in_peace(serve_probe, tmp_path):
@@ -305,7 +269,7 @@ def test_a_killed_worker_leaves_its_runs_in_peace(serve_probe, tmp_path):
         process.kill()
         process.wait()
         (tmp_path / "go").write_text("")
-        assert waiting.wait(timeout=10) == 0
+        assert waiting.wait(timeout=100) == 0
         with pytest.raises(worker.Declined, match="no worker answers"):
             worker.run(address, "probe", [])
 
@@ -314,7 +278,7 @@ def test_a_killed_handler_is_a_failure_in_a_sentence(serve_probe, tmp_path):
     with serve_probe() as (address, process):
         waiting, pids = staying(address, tmp_path / "pids")
         os.kill(children(process.pid)[0], signal.SIGKILL)
-        assert waiting.wait(timeout=10) == 1
+        assert waiting.wait(timeout=100) == 1
         for pid in pids:  # they hold its stderr open
             os.kill(pid, signal.SIGKILL)
         assert b"ended before the run did" in waiting.stderr.read()
@@ -342,135 +306,5 @@ def test_a_worker_leaves_with_the_process_that_started_it(probe_folder, tmp_path
     shell.wait()
     until(lambda: not address.exists())
     (tmp_path / "go").write_text("")
-    assert waiting.wait(timeout=10) == 0
+    assert waiting.wait(timeout=100) == 0
     until(lambda: not alive(server))
-
-
-# ---- fairseq-train -------------------------------------------------------------------------------
-
-
-def cli(*words):
-    return [sys.executable, "-m", "fairseq_peft.cli", *map(str, words)]
-
-
-ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
-def trainer():
-    """A worker as ``fairseq-peft worker`` serves it: its address, its process."""
-    pytest.importorskip("fairseq")
-    with serving(lambda address: cli("worker", address), cwd=ROOT, env=ENVIRON) as served:
-        yield served
-
-
-def start(address, flags):
-    words = cli("worker", address, "train", *flags)
-    return subprocess.Popen(
-        words, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-@pytest.mark.end_to_end
-def test_a_run_is_the_same_bit_for_bit(trainer, data_folder, base_checkpoint, tmp_path):
-    """As a process of its own, whatever its hashes; after another run, before it, and beside it."""
-    from runs import metrics, same, without_clocks
-
-    settings = {
-        "lora": {"arch": "roberta_small_lora", "seed": 1},
-        "prefix": {"arch": "roberta_small_prefix", "seed": 2, "batch_size": 4},
-    }
-
-    def flags(name, folder):
-        more = {"from_scratch": None, "finetune_from_model": base_checkpoint, "max_epoch": 2}
-        return train_flags(data_folder, tmp_path / folder, **more, **settings[name])
-
-    done = fairseq_command("train", *flags("lora", "own"), env={"PYTHONHASHSEED": "7"})
-    assert done.returncode == 0, done.stderr
-    for folder, name in [("1", "lora"), ("2", "prefix"), ("3", "lora"), ("4", "prefix")]:
-        process = start(trainer[0], flags(name, folder))
-        output = process.communicate(timeout=120)[0]
-        assert process.returncode == 0 and "process of its own" not in output, output
-    both = [start(trainer[0], flags(name, name)) for name in settings]
-    for process in both:
-        output = process.communicate(timeout=120)[0]
-        assert process.returncode == 0 and "process of its own" not in output, output
-
-    def equal(one, other):
-        one, other = tmp_path / one, tmp_path / other
-        assert same(one / "checkpoint_last.pt", other / "checkpoint_last.pt"), (one, other)
-        assert same(one / "checkpoint_best.pt", other / "checkpoint_best.pt"), (one, other)
-        assert without_clocks(metrics(one)) == without_clocks(metrics(other))
-
-    for folder in ("1", "3", "lora"):
-        equal("own", folder)
-    for folder in ("4", "prefix"):
-        equal("2", folder)
-    assert without_clocks(metrics(tmp_path / "1")) != without_clocks(metrics(tmp_path / "2"))
-
-
-@pytest.mark.end_to_end
-def test_a_bad_run_fails_with_its_sentence(trainer, data_folder, tmp_path):
-    more = {"from_scratch": None, "finetune_from_model": tmp_path / "missing.pt"}
-    process = start(trainer[0], train_flags(data_folder, tmp_path / "run", **more))
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1
-    assert "missing.pt does not exist" in output and "Traceback" not in output
-
-
-@pytest.mark.end_to_end
-def test_a_killed_training_run_is_told_apart(trainer, data_folder, tmp_path):
-    flags = train_flags(data_folder, tmp_path / "run", max_epoch=100000, no_save=True)
-    process = start(trainer[0], flags)
-    log = tmp_path / "run" / "metrics.jsonl"
-    until(log.exists, 60)
-    (run,) = children(children(trainer[1].pid)[0])
-    os.kill(run, signal.SIGKILL)
-    output = process.communicate(timeout=30)[0]
-    assert process.returncode == 137
-    assert "the run was ended by SIGKILL" in output
-
-
-@pytest.mark.end_to_end
-def test_without_a_worker_a_run_is_a_process_of_its_own(tmp_path):
-    pytest.importorskip("fairseq")
-    done = subprocess.run(
-        cli("worker", tmp_path / "missing", "train", "--help"),
-        env=ENVIRON,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "--arch" in done.stdout
-    assert "no worker answers" in done.stderr and "is a process of its own" in done.stderr
-
-
-def test_bad_addresses_and_programs_are_one_sentence(tmp_path):
-    (tmp_path / "taken").write_text("")
-    for words, message in [
-        ([tmp_path / "taken"], "exists. Give another ADDRESS"),
-        ([tmp_path / "no" / "worker"], "is not a folder"),
-        ([tmp_path / ("x" * 100)], "too long for a socket"),
-        ([tmp_path / "worker", "generate", "x"], "generate is not a program of the worker"),
-    ]:
-        done = subprocess.run(cli("worker", *words), env=ENVIRON, capture_output=True, text=True)
-        assert done.returncode == 1 and message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-
-
-PLUGIN = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import fairseq_cli.train
-before = set(sys.modules)
-import fairseq_peft
-new = {name.split(".")[0] for name in set(sys.modules) - before}
-print("new:", *sorted(new - set(sys.stdlib_module_names)))
-"""
-
-
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.stdlib_module_names")
-def test_the_plugin_imports_nothing_that_fairseq_has_not(fairseq):
-    """But safetensors, which takes milliseconds: no sklearn, matplotlib or transformers."""
-    done = fairseq("python", PLUGIN, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "new: fairseq_peft safetensors"

@@ -6,6 +6,7 @@ import json
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import HEAD, random_rows, task_config, write_data
 
@@ -21,6 +22,8 @@ from fairseq_peft.criterions.sentence_classification import (  # noqa: E402
 from fairseq_peft.data import checks  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import log as run_log  # noqa: E402
+from fairseq_peft.runs import predictions  # noqa: E402
+from fairseq_peft.tasks.predictions import Collector  # noqa: E402
 from fairseq_peft.tasks.running import Run  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
 
@@ -168,7 +171,7 @@ def evaluate(task, split, predict, skip=0):
     with metrics.aggregate(new_root=True) as agg:
         for sample in list(iterator.next_epoch_itr(shuffle=False))[skip:]:
             sample["net_input"]["predicted"] = predict(sample["target"])
-            _, _, logged = criterion(Oracle(predict), sample)
+            _, _, logged = task.valid_step(sample, Oracle(predict), criterion)
             task.reduce_metrics([logged], criterion)
     task.post_validate(None, {"num_updates": 3}, agg)
 
@@ -224,6 +227,35 @@ def test_an_epoch_is_one_line_after_the_last_subset(make_task, tmp_path):
     assert list(line["subsets"]) == ["valid", "test"] and line["lr"] == 0.5
     assert line["train"]["num_examples"] == 1 and line["num_updates"] == 3
     assert json.loads((tmp_path / "run.json").read_text()) == {"schema": 1}
+
+
+def test_predictions_are_kept_in_the_order_of_the_data(make_task, tmp_path):
+    """Batches come by length: the first row of each is the one that ``Oracle`` gets wrong."""
+    task = make_task()
+    collector = Collector()
+    task.run = SimpleNamespace(predictions=collector, end_subset=lambda *_: None)
+    evaluate(task, "valid", right_but_first)
+    evaluate(task, "test", right_but_first)
+    collector.write(tmp_path, 3)
+    found = predictions.read(predictions.path_of(tmp_path, 3))
+    assert found.epoch == 3 and list(found.target) == ["valid", "test"]
+    for split in found.target:
+        dataset = task.load_dataset(split)
+        assert found.target[split].tolist() == [
+            row["target"] for row in map(dataset.__getitem__, range(21))
+        ]
+        ids = batches(task, split)
+        assert sum(ids, []) != list(range(21))
+        wrong = sorted(batch[0] for batch in ids)
+        assert np.flatnonzero(found.target[split] != found.predicted[split]).tolist() == wrong
+        assert found.num_correct(split) == 18
+
+
+def test_a_row_without_a_prediction_is_never_passed_over():
+    collector = Collector()
+    collector.add(torch.tensor([0, 2]), torch.tensor([1, 1]))
+    with pytest.raises(RuntimeError, match="1 rows of 'valid' have no prediction"):
+        collector.end_subset("valid", np.array([0, 1, 1]))
 
 
 def test_summed_outputs_of_two_workers_are_those_of_one(make_task):

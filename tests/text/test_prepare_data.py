@@ -68,14 +68,14 @@ def broken_preprocess(text_dir, name, splits, dest, srcdict):
 
 
 @pytest.mark.end_to_end
-def test_script_on_a_small_data_set(raw, tmp_path):
+def test_script_on_a_small_data_set(python, raw, tmp_path):
     import sentencepiece
 
     environment = {
         **os.environ,
         "VOCAB_SIZE": "40",
         "DATA_BIN": str(tmp_path / "data bin"),
-        "PYTHON": sys.executable,
+        "PYTHON": python,
         "DROP_DUPLICATES": "train",
     }
     command = ["bash", str(SCRIPT), raw.name, "small"]

@@ -153,28 +153,6 @@ def check_decomposition(init: str, name: str, weight: torch.Tensor, rank: int) -
         )
 
 
-class AdaptedLinear(nn.Linear):
-    """A linear map beside which an update trains: it holds the base layer's own ``weight`` and
-    ``bias``, so a base checkpoint's keys stay where they are."""
-
-    def __init__(self, base: nn.Linear, scale: float, dropout: float):
-        # On "meta" no memory is taken for the weight that the next lines replace.
-        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
-        self.weight = base.weight
-        self.bias = base.bias
-        self.scale = scale
-        self.dropout = dropout
-
-
-def plain_linear(module: nn.Linear, weight: torch.Tensor) -> nn.Linear:
-    """A plain layer with ``weight`` (fp32, cast to the dtype of the old one) and the bias of
-    ``module``."""
-    plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-    plain.weight = nn.Parameter(weight.detach().to(module.weight.dtype), requires_grad=False)
-    plain.bias = module.bias
-    return plain
-
-
 class LoRAEmbedding(nn.Embedding):
     """``y = E[x] + s A[:, x]^T B^T`` with E frozen.
 

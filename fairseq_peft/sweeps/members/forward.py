@@ -6,8 +6,8 @@ tokens; a module that differs, dropout, and attention, which must stay within a 
 (``rows.py``). So any method can take part: what it changes runs for each member, and what it leaves
 alone is shared.
 
-A linear map with a trained update beside it may have a method ``beside(y, x)``: what the update
-makes of the base's output y for the input x. Its base product is shared then, too.
+A linear map with a trained update beside it (``BesideLinear``) has a method ``beside(y, x)``, y the
+base's output for the input x. Its base product is shared then, too.
 
 Shape letters: B batch, T tokens, C model dim, M members, P prefix tokens.
 """
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_peft.layers.attention import attend
+from fairseq_peft.methods.shared.adapted_linear import BesideLinear
 from fairseq_peft.models import heads
 from fairseq_peft.sweeps.members.rows import Rows, Stream, each
 
@@ -44,7 +45,7 @@ class Stack:
         self.beside = (
             not self.shared
             and plain
-            and all(hasattr(module, "beside") for module in modules)
+            and all(isinstance(module, BesideLinear) for module in modules)
             and _same(modules, lambda module: [module.weight, module.bias])
         )
 

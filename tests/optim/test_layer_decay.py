@@ -6,7 +6,7 @@ import pytest
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.roberta import FAMILY
-from fairseq_peft.optim.layer_decay import decay_learning_rates
+from fairseq_peft.optim import layer_decay
 
 
 def scales(model):
@@ -39,4 +39,4 @@ def test_without_it_there_is_one_rate(build):
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
 def test_other_numbers_are_refused(build, decay):
     with pytest.raises(InputError, match=f"--layer-lr-decay {decay} is not in"):
-        decay_learning_rates(build("full"), FAMILY, decay)
+        layer_decay.decay_learning_rates(build("full"), FAMILY, decay)

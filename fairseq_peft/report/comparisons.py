@@ -1,0 +1,196 @@
+"""Each method against full fine-tuning, row by row of the test set: what may be concluded.
+
+It needs what the runs predicted (``runs/predictions.py``). Runs of an earlier version have none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.report.runs import Run
+from fairseq_peft.report.significance import (
+    LEVEL,
+    bootstrap_interval,
+    holm,
+    mcnemar,
+    wins_and_losses,
+)
+from fairseq_peft.runs import predictions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FULL = "full"  # what the other methods are compared with
+BASELINE = "baseline"
+#: What a row gains; None where it is compared with nothing.
+FIELDS = (
+    "paired_with",
+    "paired_seeds",
+    "paired_rows",
+    "paired_difference_mean",
+    "paired_difference_low",
+    "paired_difference_high",
+    "paired_wins",
+    "paired_losses",
+    "mcnemar_p",
+    "mcnemar_p_holm",
+    "conclusion",
+)
+
+
+def add_comparisons(rows: list[dict], runs: list[Run]) -> None:
+    """Add ``FIELDS`` to all rows, unless no run has predictions; and a note to a row that lost its
+    comparison to a broken file."""
+    answers, broken = {}, set()
+    by_key = {_key(row): row for row in rows}
+    for run in runs:
+        key = _key(run.result)
+        try:
+            found = read_answers(run)
+        except InputError as error:
+            broken.add(key)
+            by_key[key]["notes"].append(f"it is not compared row by row: {error}")
+            continue
+        if found is not None:
+            answers.setdefault(key, {})[run.result["seed"]] = found
+    if not answers and not broken:
+        return
+    for key in broken:
+        answers.pop(key, None)
+    for row in rows:
+        row.update(dict.fromkeys(FIELDS))
+    families = {}
+    for key, mine in answers.items():
+        other = reference_of(key, answers)
+        if other is None:
+            continue
+        row = by_key[key]
+        if _compare(row, mine, other, answers[other]):
+            families.setdefault(other, []).append(row)
+    for family in families.values():
+        corrected = holm([row["mcnemar_p"] for row in family])
+        for row, value in zip(family, corrected):
+            row["mcnemar_p_holm"] = value
+            row["conclusion"] = conclude(row, len(family))
+
+
+def read_answers(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+    """(classes (N,) of the test set by name, whether the run was right (N,)); None: it has none.
+
+    Raises:
+        InputError: the file is broken, or speaks of another run than result.json.
+    """
+    import numpy as np
+
+    path, result = run.path / predictions.NAME, run.result
+    if result["test_accuracy"] is None:
+        return None
+    try:
+        found = predictions.read(path)
+    except FileNotFoundError:
+        return None
+    names = np.asarray(result.get("labels") or [], dtype=str)
+    target, predicted = (part.get("test") for part in (found.target, found.predicted))
+    if target is None or not len(target) or max(target.max(), predicted.max()) >= len(names):
+        raise InputError(f"'{path}' has no classes of the test set that result.json names")
+    right = target == predicted
+    expected = round(result["test_accuracy"] * len(right))
+    if found.epoch != (result["best_epoch"] or 0) or right.sum() != expected:
+        raise InputError(
+            f"'{path}' has {right.sum()} of {len(right)} rows right after epoch {found.epoch}, "
+            f"result.json {expected} after epoch {result['best_epoch']}; delete the file, only "
+            "training again brings the right one back"
+        )
+    return names[target], right
+
+
+def reference_of(key: tuple, answers: dict) -> tuple | None:
+    """(data, init, method) that a row is compared with: full fine-tuning of the same init; for
+    scratch/full and for baselines, that of pretrained (of scratch, where there is no other)."""
+    data, init, method = key
+    if method != FULL and init != BASELINE:
+        candidates = [(data, init, FULL)]
+    elif (init, method) == ("pretrained", FULL):
+        candidates = []
+    else:
+        candidates = [(data, "pretrained", FULL), (data, "scratch", FULL)]
+    return next((other for other in candidates if other in answers and other != key), None)
+
+
+def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:
+    """Fill in all but what Holm's correction gives; False, with a note, if nothing is common."""
+    import numpy as np
+
+    if row["init"] == BASELINE:  # it draws nothing: the same against every seed
+        mine = dict.fromkeys(others, next(iter(mine.values())))
+    seeds = sorted(set(mine) & set(others))
+    name = "/".join(reference[1:])
+    if not seeds:
+        row["notes"].append(f"no seed has predictions of it and of {name}: not compared by row")
+        return False
+    classes, _ = others[seeds[0]]
+    if not all(np.array_equal(side[s][0], classes) for side in (mine, others) for s in seeds):
+        row["notes"].append(f"the classes of its test rows are not those of {name}: not compared")
+        return False
+    right, other_right = (np.stack([side[s][1] for s in seeds]) for side in (mine, others))
+    differences = right.astype(int) - other_right.astype(int)  # (seeds, rows)
+    wins, losses = wins_and_losses(differences)
+    low, high = bootstrap_interval(differences)
+    row.update(
+        paired_with=name,
+        paired_seeds=len(seeds),
+        paired_rows=differences.shape[1],
+        paired_difference_mean=float(differences.mean()),
+        paired_difference_low=low,
+        paired_difference_high=high,
+        paired_wins=wins,
+        paired_losses=losses,
+        mcnemar_p=mcnemar(wins, losses),
+    )
+    if len(seeds) < row["difference_to_full_pairs"]:
+        row["notes"].append(
+            f"compared by row with {len(seeds)} of {row['difference_to_full_pairs']} seeds: the "
+            f"other runs, or those of {name}, have no {predictions.NAME}"
+        )
+    return True
+
+
+def conclude(row: dict, num_comparisons: int) -> str:
+    """What may be said of a row: a difference only where p after Holm's correction is below 0.05
+    and the interval leaves 0 out."""
+    init, _, other = row["paired_with"].partition("/")
+    mine = row["method"]
+    if init != row["init"]:
+        mine, other = f"{row['init']}/{mine}", row["paired_with"]
+    low, high = row["paired_difference_low"], row["paired_difference_high"]
+    seeds = f"{row['paired_seeds']} seed{'s' if row['paired_seeds'] > 1 else ''}"
+    where = f"{seeds} and {row['paired_rows']:,} rows"
+    apart = low > 0 or high < 0
+    same_side = (row["paired_wins"] > row["paired_losses"]) == (row["paired_difference_mean"] > 0)
+    significant = row["mcnemar_p_holm"] < LEVEL and same_side
+    if apart and significant:
+        word = "better" if low > 0 else "worse"
+        least, most = sorted((abs(low), abs(high)))
+        text = f"{mine} is {word} than {other} by {_points(least)} to {_points(most)} points"
+        text += f" ({where})"
+        if row["paired_seeds"] == 1:
+            text += "; one seed speaks of these runs, not of the methods"
+        return text
+    interval = f"between {100 * low:+.1f} and {100 * high:+.1f} points"
+    text = f"{mine} and {other} cannot be told apart with {where} ({interval}"
+    if apart:
+        text += f"; p is {row['mcnemar_p_holm']:.2f} after correction for {num_comparisons}"
+        text += " comparisons" if num_comparisons > 1 else " comparison"
+    elif significant:
+        text += "; on these rows they differ, but the seeds vary as much"
+    return text + ")"
+
+
+def _points(fraction: float) -> str:
+    text = f"{100 * fraction:.1f}"
+    return text if float(text) else f"{100 * fraction:.2f}"
+
+
+def _key(result: dict) -> tuple:
+    return tuple(result[name] for name in ("data", "init", "method"))

@@ -1,0 +1,50 @@
+"""Collects what a run predicts for each row while its splits are evaluated."""
+
+from __future__ import annotations
+
+import torch
+from fairseq.distributed import utils as distributed_utils
+
+from fairseq_peft.runs import predictions as files
+
+
+class Collector:
+    """The classes predicted in one validation, put in the order of the data.
+
+    Batches come by length, and each process evaluates some of them: rows are told apart by their
+    number in the data set. A process without a batch of its own repeats one, with the same result.
+    """
+
+    def __init__(self):
+        self.begin()
+
+    def begin(self) -> None:
+        """A validation begins."""
+        self.found = files.Predictions()
+        self.batches = []
+
+    def add(self, ids: torch.Tensor, predicted: torch.Tensor) -> None:
+        """A batch: the rows' numbers (B,) and their classes (B,)."""
+        self.batches.append((ids, predicted))
+
+    def end_subset(self, split: str, targets) -> None:
+        """A split is done; ``targets`` (N,) are its classes in the data.
+
+        Raises:
+            RuntimeError: a row has no prediction.
+        """
+        ids, predicted = (torch.cat(parts) for parts in zip(*self.batches))
+        self.batches = []
+        found = torch.full((len(targets),), -1, dtype=torch.long, device=ids.device)
+        found[ids] = predicted
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            group = distributed_utils.get_data_parallel_group()
+            distributed_utils.all_reduce(found, group, op="max")
+        if int(found.min()) < 0:
+            raise RuntimeError(f"{int((found < 0).sum())} rows of {split!r} have no prediction.")
+        self.found.add(split, targets, found.cpu().numpy())
+
+    def write(self, run_dir: str, epoch: int) -> None:
+        """Write the file of ``epoch``: all splits are done."""
+        self.found.epoch = epoch
+        files.write(files.path_of(run_dir, epoch), self.found)

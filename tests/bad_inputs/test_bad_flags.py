@@ -1,0 +1,84 @@
+"""Bad flags and places: one clear sentence, before training starts, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("fairseq")
+
+from bench import refused  # noqa: E402
+from helpers import TINY  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    "more, parts",
+    [
+        ({"peft_targets": "query"}, ["'?query'? matches no module", "Try q_proj,v_proj"]),
+        ({"peft": "loar"}, ["--peft 'loar' is unknown", "lora"]),
+        ({"lora_rank": 0}, ["--lora-rank 0"]),
+        ({"lora_dropout": 1}, ["--lora-dropout 1"]),
+        ({"adapter_bottleneck": 8}, ["--adapter-bottleneck would be ignored: --peft lora"]),
+        ({"peft": "prompt", "prompt_num_tokens": 35}, ["35 prompt or prefix tokens leave 5 of 40"]),
+        ({"max_valid_steps": 1}, ["--max-valid-steps 1 would leave rows out"]),
+        ({"fp16": True}, ["--precision bf16"]),
+        ({"bf16": True}, ["--precision bf16"]),
+        ({"precision": "half"}, ["--precision 'half' is unknown"]),
+        ({"combine_val": True}, ["--combine-val would be ignored"]),
+        ({"criterion": "cross_entropy"}, ["--criterion cross_entropy does not go with"]),
+        ({"criterion": "sentence_prediction"}, ["--criterion sentence_prediction does not"]),
+        ({"adamw_betas": "0.9"}, ["--adamw-betas '0.9' is not a pair"]),
+        ({"arch": None}, ["--arch is missing"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_flag(bench, more, parts):
+    refused(bench, bench.train(**more), *parts)
+
+
+@pytest.mark.parametrize("arch", ["roberta_base", "transformer"])
+def test_stock_architecture(bench, arch):
+    """Stock fairseq owns the bare name roberta_base."""
+    unknown = {name: None for name in TINY if arch != "roberta_base"}
+    done = bench.train(arch=arch, **unknown)
+    refused(bench, done, f"--arch {arch} does not go with --task sentence_classification")
+
+
+def test_missing_init_embeddings(bench):
+    done = bench.train(finetune_from_model=None, from_scratch=True, init_embeddings="no.npz")
+    refused(bench, done, "--init-embeddings no.npz cannot be read")
+
+
+def test_learning_rate_at_which_training_diverges(bench):
+    """Known only in training; still a sentence, and no dump of all weights."""
+    done = bench.train(lr=1e30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fairseq_peft: error: The gradients' norm is nan: training has")
+    assert "--lr" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in bench.save_dir.iterdir()) == ["run.json"]
+
+
+def test_save_dir_that_is_a_file(bench):
+    bench.save_dir.write_text("here first\n")
+    refused(bench, bench.train(), "run", "--save-dir")
+    assert bench.save_dir.read_text() == "here first\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_save_dir(bench):
+    bench.save_dir.mkdir(mode=0o500)
+    refused(bench, bench.train(), "run", "Permission denied", "--save-dir")
+
+
+def test_run_that_exists_stays_as_it_was(bench, trained):
+    """A resumed run with a flag that does not fit leaves checkpoint, run.json and metrics alone."""
+    shutil.copytree(trained.parent, bench.save_dir)
+    files = [path for path in bench.save_dir.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    done = bench.train(lora_rank=4, max_epoch=2)
+    assert done.returncode == 1 and "--lora-rank" in done.stderr
+    assert {path: path.read_bytes() for path in files} == before
+    assert [path for path in bench.save_dir.rglob("*") if path.is_file()] == files

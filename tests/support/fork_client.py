@@ -1,0 +1,37 @@
+"""``fork_client.py ADDRESS -m MODULE ...`` is ``python -m MODULE ...`` as a fork of the server.
+
+Scripts get it as their PYTHON (tests/support/fork_server.py). The number of threads and what else
+is read while Python starts are the server's. What cannot be a fork is a process of its own: other
+options of Python, and a worker, which has a parent to watch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+WORKER = Path(__file__).resolve().parents[2] / "fairseq_peft" / "sweeps" / "worker.py"
+
+
+def main():
+    address, *words = sys.argv[1:]
+    if words[:1] not in (["-m"], ["-c"]) or words[2:3] == ["worker"]:
+        os.execv(sys.executable, [sys.executable, *words])
+    worker = runpy.run_path(str(WORKER))
+    start = worker["READ_AT_START"]
+    server = json.loads(Path(address).with_name("environ.json").read_text())
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(start)}
+    environ.update((name, value) for name, value in server.items() if name.startswith(start))
+    status = worker["run"](address, "python", words, environ=environ)
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

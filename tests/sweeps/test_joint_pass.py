@@ -1,0 +1,78 @@
+"""The joint pass of several members: each with its own padding, in the precision that was asked
+for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import Roberta
+from helpers import TOLERANCE
+from products import Products
+
+from fairseq_peft.sweeps.members.forward import JointForward
+from fairseq_peft.sweeps.members.rows import Stream
+
+PEFTS = ["head_only", "lora", "adapter", "prompt", "prefix"]
+
+
+def members(dictionary, peft, count=2, **given):
+    """Models in eval mode, whose trained tensors differ and whose frozen ones share memory."""
+    family = Roberta(dictionary)
+    base = family.build(seed=9).state_dict()
+    found = []
+    for seed in range(1, count + 1):
+        model = family.build(peft, seed=seed, **given)
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+                elif name in base:
+                    parameter.data = base[name]
+        found.append(model)
+    return found
+
+
+def padded(dictionary, lengths, seed):
+    """(B, 9) tokens, row i of length ``lengths[i]``."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, len(dictionary) - 1, (len(lengths), 9), generator=draw)
+    tokens[:, 0] = dictionary.bos()
+    for row, length in zip(tokens, lengths):
+        row[length:] = dictionary.pad()
+    return tokens
+
+
+def joint(models, batches):
+    streams = [Stream(torch.device("cpu")) for _ in models]
+    with torch.no_grad():
+        return JointForward(models)(batches, streams, "head")
+
+
+@pytest.mark.parametrize("peft", PEFTS)
+@pytest.mark.parametrize(
+    "lengths",
+    [[(9, 4, 6), (9, 8, 3)], [(9, 9, 9), (9, 5, 3)], [(9, 5, 3), (9, 9, 9)]],
+    ids=["both", "second", "first"],
+)
+def test_every_member_has_its_own_padding(dictionary, logits, peft, lengths):
+    """Batches of one size, whose rows end elsewhere: one member's mask would fit the other."""
+    models = members(dictionary, peft)
+    batches = [padded(dictionary, each, seed) for seed, each in enumerate(lengths)]
+    for scores, model, batch in zip(joint(models, batches), models, batches):
+        assert (scores - logits(model, batch)).abs().max() < TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("peft", ["lora", "adapter"])
+def test_layers_compute_in_the_precision_of_the_members(dictionary, peft, precision):
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    models = members(dictionary, peft, precision=precision)
+    batches = [padded(dictionary, (9, 4, 6), 1), padded(dictionary, (9, 8, 3), 2)]
+    with Products() as products:
+        joint(models, batches)
+    assert products.count[kind] >= 12  # 6 maps in each of 2 layers
+    if precision == "fp32":
+        assert set(products.count) == {torch.float32}
+    else:  # the heads', of a row each
+        assert products.largest[torch.bfloat16] > 6 >= products.largest[torch.float32]
