@@ -102,18 +102,21 @@ class TransformerLM:
         """A model in eval mode; ``peft`` may name several methods. There is no head."""
         # In settings made for RoBERTa, whose norms come last: the other place.
         normalize_before = not given.pop("encoder_normalize_before", False)
-        args = argparse.Namespace(
-            decoder_layers=TINY["encoder_layers"],
-            decoder_attention_heads=TINY["encoder_attention_heads"],
-            decoder_ffn_embed_dim=TINY["encoder_ffn_embed_dim"],
+        flags = {
+            "decoder_layers": TINY["encoder_layers"],
+            "decoder_attention_heads": TINY["encoder_attention_heads"],
+            "decoder_ffn_embed_dim": TINY["encoder_ffn_embed_dim"],
             **dict.fromkeys(WIDTHS, TINY["encoder_embed_dim"]),
-            max_target_positions=TINY["max_positions"],
-            tokens_per_sample=12,
-            decoder_learned_pos=True,
-            decoder_normalize_before=normalize_before,
-            **{"share_decoder_input_output_embed": True, "peft": peft, **given},
-        )
-        args = transformer_lm.TransformerLMPeftConfig.from_namespace(args)
+            "max_target_positions": TINY["max_positions"],
+            "tokens_per_sample": 12,
+            "decoder_learned_pos": True,
+            "decoder_normalize_before": normalize_before,
+            "share_decoder_input_output_embed": True,
+            "peft": peft,
+            **given,
+        }
+        config = transformer_lm.TransformerLMPeftConfig
+        args = config.from_namespace(argparse.Namespace(**flags))
         task = types.SimpleNamespace(
             source_dictionary=self.dictionary,
             target_dictionary=self.dictionary,
