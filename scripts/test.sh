@@ -2,7 +2,7 @@
 # Usage: scripts/test.sh [--dry-run] [fast | parity | mutants] [-- FLAGS OF pytest]
 #
 # The linters (ruff, its formatter, shellcheck), then the tests, on as many cores as there are, at most 4.
-# `fast` leaves out every test that starts a process: command lines, scripts, training runs.
+# `fast` leaves out what waits for scripts or training runs.
 # Works offline and on the CPU; `scripts/setup.sh` installs what it needs.
 #   scripts/test.sh fast -- -k lora
 #   scripts/test.sh -- -n 0 --pdb     in one process, for a debugger

@@ -64,19 +64,24 @@ def copy(tmp_path):
     return tmp_path
 
 
-def run(folder, command):
-    """Run one line of the page in ``folder``, with the package that is there."""
-    program, *arguments = shlex.split(command)
-    module = {"fairseq-train": "fairseq_cli.train", "fairseq-peft": "fairseq_peft.cli"}
-    words = ["-m", module[program]] if program in module else []
-    return subprocess.run(
-        [sys.executable, *words, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def run(copy, python):
+    """``run(command)``: one line of the page, with the package that is in ``copy``."""
+
+    def run_line(command):
+        program, *arguments = shlex.split(command)
+        module = {"fairseq-train": "fairseq_cli.train", "fairseq-peft": "fairseq_peft.cli"}
+        words = ["-m", module[program]] if program in module else []
+        environment = {**os.environ, "COLUMNS": "120"}
+        return subprocess.run(
+            [python, *words, *arguments],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run_line
 
 
 def number_of(outcome, done):
@@ -89,11 +94,11 @@ def test_the_page_is_read():
     assert [len(block) for block, _ in commands_of(ADD)] == [1, 1, 1, 2]
 
 
-def test_a_method_is_one_file_and_one_test(copy):
+def test_a_method_is_one_file_and_one_test(run):
     for block, shown in commands_of(ADD):
         outputs = ""
         for command in block:
-            done = run(copy, command)
+            done = run(command)
             assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
             outputs += done.stdout
             if "pytest" in command:
@@ -112,11 +117,11 @@ def test_a_method_is_one_file_and_one_test(copy):
     ],
     ids=["does nothing", "shifts keys"],
 )
-def test_negative_controls_the_contract_sees_a_broken_method(copy, part, instead, seen):
+def test_negative_controls_the_contract_sees_a_broken_method(copy, run, part, instead, seen):
     broken = FILES[METHOD].replace(part, instead)
     assert broken != FILES[METHOD]
     (copy / METHOD).write_text(broken, encoding="utf-8")
-    done = run(copy, "python -m pytest -q tests/methods/test_contract.py -k 'ssf and perturbed'")
+    done = run("python -m pytest -q tests/methods/test_contract.py -k 'ssf and perturbed'")
     assert done.returncode == 1
     assert f"{seen} does not reach the logits" in done.stdout
     assert number_of("failed", done) >= 2

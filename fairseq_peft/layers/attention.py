@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
+from torch import nn
 
 from fairseq_peft.layers.dropout import Dropout, keep_mask
 
@@ -89,6 +90,19 @@ def attend(query, key, value, keep=None, dropout_p=0.0):
     return _Attend.apply(*parts, bias, dropout_p).view(query.shape)
 
 
+class Attend(nn.Module):
+    """``attend`` as a module without parameters: what rows of a batch may have of their own, while
+    they share the projections around it (``sharing/switches.py``)."""
+
+    def __init__(self, dropout_module: Dropout):
+        super().__init__()
+        self.dropout_module = dropout_module
+
+    def forward(self, query, key, value, keep=None):
+        p = self.dropout_module.p if self.training else 0.0
+        return attend(query, key, value, keep, p)
+
+
 class SelfAttention(MultiheadAttention):
     """fairseq's attention with the same parameters and another, batch-first forward.
 
@@ -98,6 +112,7 @@ class SelfAttention(MultiheadAttention):
     def __init__(self, *args, dropout=0.0, **kwargs):
         super().__init__(*args, dropout=dropout, **kwargs)
         self.dropout_module = Dropout(dropout)
+        self.attend = Attend(self.dropout_module)
 
     def forward(self, x, keep=None, first_only=False, prefix=None):
         """Attend within x, and to a prefix.
@@ -127,6 +142,5 @@ class SelfAttention(MultiheadAttention):
                 part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix
             )
             key, value = torch.cat([more_keys, key], 2), torch.cat([more_values, value], 2)
-        p = self.dropout_module.p if self.training else 0.0
-        attended = attend(query, key, value, keep, p)
+        attended = self.attend(query, key, value, keep)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, -1, self.embed_dim))

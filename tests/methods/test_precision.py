@@ -6,15 +6,13 @@ import pytest
 import torch
 from families import FAMILIES
 from products import Products
-from settings import collect, identifier
+from settings import collect, parametrize
 
 from fairseq_peft.injection import surgery
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 every_precision = pytest.mark.parametrize("precision", TYPES)
-every_setting = pytest.mark.parametrize(
-    "peft, given", collect(), ids=[identifier(*setting) for setting in collect()]
-)
+every_setting = parametrize(collect())
 
 
 @pytest.fixture(params=FAMILIES)

@@ -26,7 +26,10 @@ DRY_RUNS = {
     "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
 }
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="no bash"),
+]
 
 
 def run_script(path, *arguments, cwd, **environment):

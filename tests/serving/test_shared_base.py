@@ -22,7 +22,7 @@ from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
 from fairseq_peft.serving import served
 from fairseq_peft.serving.shared_base import SharedBase
-from fairseq_peft.serving.switches import Switch
+from fairseq_peft.sharing.switches import Switch
 
 #: ``full`` is refused: see the test of it.
 SETTINGS = {identifier(*setting): setting for setting in collect() if setting[0] != "full"}
