@@ -165,12 +165,12 @@ class PrefixSwitch(Switch):
 class AttentionSwitch(Switch):
     """Attention without its projections (``layers.attention.Attend``)."""
 
-    def forward(self, query, key, value, keep=None):
+    def forward(self, query, key, value, keep=None, causal=False):
         """query (B, H, Q, D), key and value (B, H, P + T, D), P the longest prefix."""
         longest = max(piece.num_prefix for piece in self.batch)
         alike = all(piece.num_prefix == longest for piece in self.batch)
         if alike and not any(piece.stream for piece in self.batch):
-            return self.part(self.batch[0].name)(query, key, value, keep)
+            return self.part(self.batch[0].name)(query, key, value, keep, causal)
 
         def seen(x, piece, dim):
             """Its own prefix and positions along ``dim``."""
@@ -187,6 +187,7 @@ class AttentionSwitch(Switch):
                 seen(key, piece, 2),
                 seen(value, piece, 2),
                 None if keep is None else seen(keep, piece, 3),
+                causal,
             )
             found.append(piece.run(self.part(piece.name), *own))
         return join(found, dim=2)

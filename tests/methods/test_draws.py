@@ -24,7 +24,7 @@ COMPUTED = {
 }
 #: Starts that take A and B from the base's weight.
 FROM_WEIGHT = ("pissa", "olora")
-#: The end of the name of a number that stands for what is drawn from it (VeRA's matrices).
+#: The end of the name of a number that is drawn, and that VeRA's matrices are drawn from.
 SEED = ".seed"
 
 every_setting = parametrize(
@@ -56,7 +56,10 @@ def added(request, dictionary):
             bases[key] = family.build("full", seed=11, head=False, **plain).state_dict()
         model = family.build(peft, seed=seed, **given)
         model.load_state_dict({name: tensor.clone() for name, tensor in bases[key].items()})
-        return {name: tensor for name, tensor in model.state_dict().items() if name in model.added}
+        state = model.state_dict()
+        # What VeRA draws is in no state, which holds its seed.
+        others = {name: b for name, b in model.named_buffers() if name not in state}
+        return {**{name: state[name] for name in state if name in model.added}, **others}
 
     def look(peft, given, seed=1):
         key = (identifier(peft, given), seed)
