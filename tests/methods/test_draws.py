@@ -20,6 +20,7 @@ NOTHING_DRAWN = {
     "ia3": "starts at ones",
     "last_layers": "trains layers of the base",
     "layer_norm": "trains norms of the base",
+    "oft": "starts at zeros: no rotation",
 }
 #: Part of the name of a tensor that is not all one number and yet not drawn -> what it is.
 COMPUTED = {
@@ -52,12 +53,14 @@ def drawn(request, dictionary):
             bases[key] = family.build("full", seed=11, head=False, **plain).state_dict()
         model = family.build(peft, seed=seed, **given)
         model.load_state_dict({name: tensor.clone() for name, tensor in bases[key].items()})
+        # What VeRA draws is in no state, which holds its seed.
+        state = {**dict(model.named_buffers()), **model.state_dict()}
         return {
             name: tensor
-            for name, tensor in model.state_dict().items()
-            if name in model.added
+            for name, tensor in state.items()
+            if (name in model.added or name not in model.state_dict())
             and tensor.numel() > 1
-            and tensor.float().std() > 0
+            and (tensor != tensor.flatten()[0]).any()
             and not any(part in name for part in COMPUTED)
         }
 
