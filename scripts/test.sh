@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Usage: scripts/test.sh [--dry-run] [fast | parity] [-- FLAGS OF pytest]
+# Usage: scripts/test.sh [--dry-run] [fast | parity | mutants] [-- FLAGS OF pytest]
 #
 # The linters (ruff, its formatter, shellcheck), then the tests, on as many cores as there are, at most 4.
-# `fast` leaves out every test that starts a process: command lines, scripts, training runs.
+# `fast` leaves out what waits for scripts or training runs.
 # Works offline and on the CPU; `scripts/setup.sh` installs what it needs.
 #   scripts/test.sh fast -- -k lora
 #   scripts/test.sh -- -n 0 --pdb     in one process, for a debugger
@@ -13,7 +13,13 @@
 # that downloads torch for each. It needs Python 3.11 or 3.12; pip's own variables choose another torch:
 #   PIP_EXTRA_INDEX_URL=ADDRESS scripts/test.sh parity     the CPU build that PyTorch's site names
 #
+# `mutants` makes small wrong changes to the package, one after the other, and says which of them no test
+# notices (docs/testing.md). It takes hours for all, so it takes a random sample; -- PATHS limits it to files.
+# It needs what tests/requirements-mutants.txt names, in the environment of the tests.
+#   MUTANTS=20 scripts/test.sh mutants -- fairseq_peft/methods/lora.py
+#
 # Knobs (environment variables):
+#   MUTANTS=150 SEED=1     how many mutants, and which
 #   FAIRSEQ_PEFT_SHARED=   a folder with data/cls-books and models/; tests that need it are skipped without
 #   PYTHON=                the Python to test with, default that of the active environment, else .venv
 set -euo pipefail
@@ -23,11 +29,13 @@ parse_args "$@"
 
 SELECT=()
 PARITY=0
+MUTATE=0
 case ${ARGS[*]+"${ARGS[*]}"} in
   '') ;;
   fast) SELECT=(-m "not end_to_end") ;;
   parity) PARITY=1 ;;
-  *) die "'${ARGS[*]}' is unknown; known are fast and parity (flags of pytest go after --)" ;;
+  mutants) MUTATE=1 ;;
+  *) die "'${ARGS[*]}' is unknown; known are fast, parity and mutants (flags of pytest go after --)" ;;
 esac
 
 cd "$ROOT"
@@ -61,6 +69,14 @@ if [ $PARITY = 1 ]; then
   run env FAIRSEQ_PEFT_PEFT_PYTHON="$ROOT/.venv-peft/bin/python" \
     FAIRSEQ_PEFT_ADAPTERS_PYTHON="$ROOT/.venv-adapters/bin/python" \
     "$PYTHON" -m pytest -m parity ${EXTRA[@]+"${EXTRA[@]}"}
+  exit
+fi
+
+if [ $MUTATE = 1 ]; then
+  "$PYTHON" -c 'import mutmut' 2>/dev/null || [ "$DRY_RUN" = 1 ] ||
+    die "mutmut is not installed for $PYTHON; run $PYTHON -m pip install -r tests/requirements-mutants.txt first"
+  run env OMP_NUM_THREADS=1 nice -n 10 "$PYTHON" tests/support/mutants.py "${MUTANTS:-150}" "${SEED:-1}" \
+    ${EXTRA[@]+"${EXTRA[@]}"}
   exit
 fi
 

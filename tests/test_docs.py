@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 from helpers import PACKAGE, ROOT
+from pages import commands_of, files_of, number_of, runner
 
 from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES, evaluate
@@ -26,22 +26,6 @@ TESTS = (
     *(f"support/{name}.py" for name in SUPPORT),
 )
 CONTRACT = "methods/test_contract.py"
-
-
-def files_of(page):
-    """path -> content, for every code block that follows a line that begins with a path."""
-    return dict(re.findall(r"^`([\w/.]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", page, re.M | re.S))
-
-
-def commands_of(page):
-    """(command, lines of its output that the page shows), for every line of every bash block; what
-    a block's commands put out together stands below the last one."""
-    found = []
-    for block, shown in re.findall(
-        r"^```bash\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", page, re.M | re.S
-    ):
-        found.append((block.splitlines(), shown.splitlines()))
-    return found
 
 
 FILES = files_of(ADD)
@@ -64,24 +48,10 @@ def copy(tmp_path):
     return tmp_path
 
 
-def run(folder, command):
-    """Run one line of the page in ``folder``, with the package that is there."""
-    program, *arguments = shlex.split(command)
-    module = {"fairseq-train": "fairseq_cli.train", "fairseq-peft": "fairseq_peft.cli"}
-    words = ["-m", module[program]] if program in module else []
-    return subprocess.run(
-        [sys.executable, *words, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def number_of(outcome, done):
-    found = re.search(rf"(\d+) {outcome}", done.stdout)
-    return int(found[1]) if found else 0
+@pytest.fixture
+def run(copy, python):
+    """``run(command)``: one line of the page, with the package that is in ``copy``."""
+    return runner(copy, python)
 
 
 def test_the_page_is_read():
@@ -89,11 +59,11 @@ def test_the_page_is_read():
     assert [len(block) for block, _ in commands_of(ADD)] == [1, 1, 1, 2]
 
 
-def test_a_method_is_one_file_and_one_test(copy):
+def test_a_method_is_one_file_and_one_test(run):
     for block, shown in commands_of(ADD):
         outputs = ""
         for command in block:
-            done = run(copy, command)
+            done = run(command)
             assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
             outputs += done.stdout
             if "pytest" in command:
@@ -112,11 +82,11 @@ def test_a_method_is_one_file_and_one_test(copy):
     ],
     ids=["does nothing", "shifts keys"],
 )
-def test_negative_controls_the_contract_sees_a_broken_method(copy, part, instead, seen):
+def test_negative_controls_the_contract_sees_a_broken_method(copy, run, part, instead, seen):
     broken = FILES[METHOD].replace(part, instead)
     assert broken != FILES[METHOD]
     (copy / METHOD).write_text(broken, encoding="utf-8")
-    done = run(copy, "python -m pytest -q tests/methods/test_contract.py -k 'ssf and perturbed'")
+    done = run("python -m pytest -q tests/methods/test_contract.py -k 'ssf and perturbed'")
     assert done.returncode == 1
     assert f"{seen} does not reach the logits" in done.stdout
     assert number_of("failed", done) >= 2

@@ -147,6 +147,7 @@ def test_gpus_are_described():
     assert "sees no device" in doctor.describe_gpu({"cuda_build": "12.8", "gpus": []})
 
 
+@pytest.mark.end_to_end
 def test_the_command_exits_with_0_only_if_training_works(tmp_path):
     pytest.importorskip("fairseq")
     done = subprocess.run(

@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 
 pytest.importorskip("fairseq")
+pytestmark = pytest.mark.end_to_end
 
 
 @pytest.mark.parametrize("module", ["layers.attention", "data.sentence_dataset"])

@@ -13,6 +13,7 @@ import pytest
 from helpers import PACKAGE, ROOT, TINY, train_flags
 
 pytest.importorskip("fairseq")
+pytestmark = pytest.mark.end_to_end
 
 #: The sentence of a run without a base: whoever sees it has the plugin's task and model.
 REACHED = "fairseq_peft: error: No base checkpoint was given."

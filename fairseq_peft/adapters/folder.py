@@ -156,9 +156,8 @@ def apply(model, adapter: AdapterFolder) -> None:
     if adapter.description["complete"]:
         own = set(state) - aliases(state).keys()
     account(adapter.tensors, {name: state[name] for name in own}, model.setting.flags())
-    with torch.no_grad():
-        for name, tensor in adapter.tensors.items():
-            state[name].copy_(tensor)
+    # torch's own loader, so that modules hear of it: VeRA draws its matrices from the loaded seed.
+    torch.nn.Module.load_state_dict(model, adapter.tensors, strict=False)
 
 
 def aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

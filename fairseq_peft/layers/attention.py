@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
+from torch import nn
 
 from fairseq_peft.layers.dropout import Dropout, keep_mask
 
@@ -98,6 +99,19 @@ def attend(query, key, value, keep=None, dropout_p=0.0, causal=False):
     return _Attend.apply(*parts, bias, dropout_p).view(query.shape)
 
 
+class Attend(nn.Module):
+    """``attend`` as a module without parameters: what rows of a batch may have of their own, while
+    they share the projections around it (``sharing/switches.py``)."""
+
+    def __init__(self, dropout_module: Dropout):
+        super().__init__()
+        self.dropout_module = dropout_module
+
+    def forward(self, query, key, value, keep=None, causal=False):
+        p = self.dropout_module.p if self.training else 0.0
+        return attend(query, key, value, keep, p, causal)
+
+
 class SelfAttention(MultiheadAttention):
     """fairseq's attention with the same parameters and another, batch-first forward.
 
@@ -107,6 +121,7 @@ class SelfAttention(MultiheadAttention):
     def __init__(self, *args, dropout=0.0, **kwargs):
         super().__init__(*args, dropout=dropout, **kwargs)
         self.dropout_module = Dropout(dropout)
+        self.attend = Attend(self.dropout_module)
 
     def forward(self, x, keep=None, first_only=False, prefix=None):
         """Attend within x, and to a prefix.
@@ -126,7 +141,7 @@ class SelfAttention(MultiheadAttention):
         key, value = self.heads(self.k_proj(x), x.dtype), self.heads(self.v_proj(x), x.dtype)
         if prefix is not None:
             key, value = prepend(prefix[0], key), prepend(prefix[1], value)
-        return self.attended(query, key, value, keep)
+        return self.output(self.attend(query, key, value, keep))
 
     def cast(self, x):
         """x in the type that the projections compute in: once, not once a projection."""
@@ -140,11 +155,10 @@ class SelfAttention(MultiheadAttention):
         shape = (len(projected), -1, self.num_heads, self.head_dim)
         return projected.view(shape).transpose(1, 2)
 
-    def attended(self, query, key, value, keep, causal=False):
-        """What the heads read, projected: (B, Q, C)."""
-        p = self.dropout_module.p if self.training else 0.0
-        out = attend(query, key, value, keep, p, causal)
-        return self.out_proj(out.transpose(1, 2).reshape(len(out), -1, self.embed_dim))
+    def output(self, attended):
+        """What the heads have read, (B, H, T, C / H), projected: (B, T, C)."""
+        joined = attended.transpose(1, 2).reshape(len(attended), -1, self.embed_dim)
+        return self.out_proj(joined)
 
 
 def prepend(first, rest):
@@ -191,4 +205,5 @@ class CausalSelfAttention(SelfAttention):
         alone = key.shape[2] == query.shape[2]
         if keep is None and not alone and query.shape[2] > 1:
             keep = may_see(query.shape[2], key.shape[2], x.device)
-        return self.attended(query, key, value, keep, causal=keep is None and alone)
+        causal = keep is None and alone
+        return self.output(self.attend(query, key, value, keep, causal=causal))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.end_to_end
 
 PACKAGE = Path(__file__).resolve().parents[2] / "fairseq_peft"
 FAULTS = """

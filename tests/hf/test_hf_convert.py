@@ -170,6 +170,7 @@ else:
 """
 
 
+@pytest.mark.end_to_end
 def test_python(folder, tmp_path):
     """In a process where nothing else has been imported."""
     code = PYTHON.format(lm=str(folder / "lm.pt"), out=str(tmp_path / "hf"))

@@ -141,6 +141,8 @@ def test_the_base_is_named_where_asked(adapter, base, tmp_path):
         ("adapter", {}, ["--peft adapter", "no such method"]),
         ("compacter", {"compacter_bottleneck": 4}, ["--peft compacter", "no such method"]),
         ("adalora", {}, ["importances"]),
+        ("vera", {}, ["PEFT's own seed"]),
+        ("oft", {}, ["a series"]),
         ("lora,ia3", {}, ["one method"]),
         ("head_only", {}, ["no adapter"]),
         ("bitfit", {}, ["--peft bitfit"]),

@@ -217,6 +217,7 @@ def test_trainable_tensors_move_and_frozen_ones_stay(family, made, batch, peft, 
             assert torch.equal(parameter, before[key]), f"{key} is frozen but moved"
 
 
+@pytest.mark.end_to_end
 def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_path):
     """Every setting: perturbed, saved, rebuilt by another process at another seed, the same logits.
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from families import FAMILIES
-from settings import collect, identifier
+from settings import collect, identifier, parametrize
 
 from fairseq_peft import methods
 from fairseq_peft.models.options import METHOD_FIELDS
@@ -35,10 +35,7 @@ def draws(peft, given):
     return not NOTHING_DRAWN.keys() >= set(names) and given.get("lora_init") not in FROM_WEIGHT
 
 
-SETTINGS = [setting for setting in collect() if draws(*setting)]
-every_setting_that_draws = pytest.mark.parametrize(
-    "peft, given", SETTINGS, ids=[identifier(*setting) for setting in SETTINGS]
-)
+every_setting_that_draws = parametrize([setting for setting in collect() if draws(*setting)])
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

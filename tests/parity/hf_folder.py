@@ -23,7 +23,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 #: Cases of reference_peft.py that can be imported, and more ways to say what is meant.
-MADE = {name: config for name, config in CASES.items() if name != "adalora"}
+ALONE = ("adalora", "vera", "oft")
+MADE = {name: config for name, config in CASES.items() if not name.startswith(ALONE)}
 MADE["all-linear"] = lora(target_modules="all-linear", lora_dropout=0.1)
 MADE["one-layer"] = lora(layers_to_transform=[1], target_modules=["query", "output.dense"])
 MADE["expression"] = lora(target_modules=r".*\.(query|key)", exclude_modules=r".*\.0\..*key")

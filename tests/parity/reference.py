@@ -4,7 +4,7 @@ Runs in an environment with transformers and without fairseq. A record is one sa
     tokens, labels      the batch
     base.NAME           the model as it was before the library changed it
     frozen.NAME         base tensors that the library changed when it was put in (PiSSA, OLoRA)
-    adapter.NAME        adapters that do not train (AdapterFusion)
+    adapter.NAME        what does not train: adapters (AdapterFusion), shared matrices (VeRA)
     before.NAME         what trains: the adapters and the head, perturbed
     logits, grad.NAME   class scores, and gradients of the cross entropy
     after.NAME          what trains, after num_steps steps of AdamW
@@ -121,6 +121,9 @@ def record(folder: Path, case: str, wrap, start: bool = False) -> None:
             kept["frozen." + key] = value.detach().clone()
         elif ".adapters." in key:
             kept["adapter." + key] = value.detach().clone()
+    for name, buffer in model.named_buffers():
+        if ".vera_" in name:  # base_model.vera_A.default; of the layers, too, but each once
+            kept["adapter." + re.search(r"vera_[AB]", name)[0]] = buffer.clone()
     kept.update({f"before.{key}": p.detach().clone() for key, p in trained.items()})
 
     tokens, labels = batch()

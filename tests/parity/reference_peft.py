@@ -12,8 +12,10 @@ from peft import (
     AdaLoraConfig,
     IA3Config,
     LoraConfig,
+    OFTConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
+    VeraConfig,
     get_peft_model,
 )
 from reference import record
@@ -29,6 +31,10 @@ def lora(**given):
 
 def ia3(**given):
     return IA3Config(task_type="SEQ_CLS", modules_to_save=HEAD, **given)
+
+
+def vera(**given):
+    return VeraConfig(task_type="SEQ_CLS", r=3, modules_to_save=HEAD, **given)
 
 
 def prefix(**given):
@@ -67,6 +73,16 @@ CASES = {
         feedforward_modules=r".*\.layer\.\d+\.output\.dense",
     ),
     "ia3-peft-default": ia3(),
+    "vera": vera(target_modules=["query", "value"]),
+    "vera-all-linears": vera(target_modules=LINEARS),
+    # The inverse itself, not a series of five terms.
+    "oft": OFTConfig(
+        task_type="SEQ_CLS",
+        oft_block_size=4,
+        use_cayley_neumann=False,
+        target_modules=["query", "value"],
+        modules_to_save=HEAD,
+    ),
     "prompt": PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4),
     "prefix": prefix(),
     "prefix-mlp": prefix(prefix_projection=True, encoder_hidden_size=6),

@@ -185,7 +185,8 @@ def test_a_run_is_a_row_of_the_report(place, packages, tmp_path):
     best = max((line["valid_accuracy"], line["epoch"]) for line in theirs["curve"])[1]
     assert theirs["best_epoch"] == best and theirs["test_accuracy"] is not None
     left = {path.name for path in (folder / "hf-lora" / "seed1").iterdir()}
-    assert {"run.json", "metrics.jsonl", "checkpoint_best", "train.log"} < left
+    kept = {"run.json", "metrics.jsonl", "predictions.npz", "checkpoint_best", "train.log"}
+    assert kept < left
     assert "base" not in left
     assert any("tfevents" in name and not name.endswith(".hparams") for name in left)
 

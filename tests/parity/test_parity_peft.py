@@ -18,6 +18,7 @@ from comparison import (
     build_checked,
     compare,
     dead_tensors,
+    part,
     write_records,
 )
 
@@ -66,6 +67,31 @@ def adalora():
         f"{ours}.lora_{kind}": From(f"{theirs}.lora_{kind}")
         for theirs, ours in modules(QUERY_VALUE)
         for kind in "AEB"
+    }
+
+
+def vera(names=QUERY_VALUE):
+    """With the library's frozen matrices in the place of ours."""
+
+    def build_table(model, record):
+        matrices, theirs = model.encoder.sentence_encoder.vera, part(record, "adapter")
+        assert matrices.A.shape == theirs["vera_A"].shape
+        matrices.A.copy_(theirs["vera_A"])
+        matrices.B.copy_(theirs["vera_B"])
+        return {
+            f"{ours}.vera_{mine}": From(f"{its}.vera_lambda_{kind}")
+            for its, ours in modules(names)
+            for mine, kind in (("d", "d"), ("v", "b"))
+        }
+
+    return build_table
+
+
+def oft():
+    """PEFT's R is (I - Q) (I + Q)^-1."""
+    return {
+        f"{ours}.oft_q": From(f"{theirs}.oft_R.weight", torch.neg)
+        for theirs, ours in modules(QUERY_VALUE)
     }
 
 
@@ -133,6 +159,13 @@ CASES = {
         {"adalora_init_rank": 3, "adalora_rank": 2, "adalora_alpha": 6.0},
         adalora(),
     ),
+    "vera": ("vera", {"vera_rank": 3}, vera()),
+    "vera-all-linears": (
+        "vera",
+        {"vera_rank": 3, "peft_targets": ALL["peft_targets"]},
+        vera(LINEARS),
+    ),
+    "oft": ("oft", {"oft_block_size": 4}, oft()),
     "ia3": ("ia3", {}, ia3(KEY_VALUE, ("output.dense",))),
     # PEFT's default hits every module whose name ends in output.dense, so out_proj, too.
     "ia3-peft-default": (

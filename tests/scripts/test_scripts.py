@@ -26,7 +26,10 @@ DRY_RUNS = {
     "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
 }
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="no bash"),
+]
 
 
 def run_script(path, *arguments, cwd, **environment):
@@ -290,6 +293,14 @@ def test_parity_has_an_environment_for_each_library(project, tmp_path):
     output = dry_run()
     assert ".venv-adapters: already there" in output
     assert f"-m venv {project}/.venv-peft\n" in output
+
+
+def test_mutants_are_a_sample_of_the_files_that_are_named(project, tmp_path):
+    words = ("mutants", "--dry-run", "--", "fairseq_peft/methods")
+    path = project / "scripts" / "test.sh"
+    done = run_script(path, *words, cwd=tmp_path, MUTANTS="7", SEED="3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" tests/support/mutants.py 7 3 fairseq_peft/methods\n")
 
 
 # ---- setup.sh ------------------------------------------------------------------------------------

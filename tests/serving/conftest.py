@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 
 import pytest
-from helpers import PACKAGE, TINY_FLAGS, train_flags
+from helpers import PACKAGE, ROOT, TINY_FLAGS, train_flags
 from prediction import FORMS, ODD, lines_of
 
 import fairseq_peft
-from fairseq_peft.cli import main
-
-
-def prepare(raw, dest, *flags):
-    words = ["prepare-data", raw, dest, "--vocab-size", 56, "--max-positions", 40, *flags]
-    assert main([str(word) for word in words]) == 0
-    return dest
 
 
 @pytest.fixture(scope="session")
-def data(raw_folder, tmp_path_factory):
+def prepare(python):
+    """``prepare(raw, dest, ...)``: a data folder made by ``fairseq-peft prepare-data``."""
+
+    def run(raw, dest, *flags):
+        words = [python, "-m", "fairseq_peft.cli", "prepare-data", raw, dest]
+        words += ["--max-positions", 40, *flags]
+        done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return dest
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data(prepare, raw_folder, tmp_path_factory):
     """A prepared folder whose test split ends with odd rows."""
     folder = tmp_path_factory.mktemp("predict")
     shutil.copytree(raw_folder, folder / "raw")
     for name, more in (("review", ODD), ("label", ["bad"] * len(ODD))):
         with open(folder / "raw" / f"test.{name}", "ab") as file:
             file.write("".join(f"{line}\n" for line in more).encode())
-    return prepare(folder / "raw", folder / "data")
+    return prepare(folder / "raw", folder / "data", "--vocab-size", 56)
 
 
 @pytest.fixture(scope="session")

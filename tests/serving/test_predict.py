@@ -15,7 +15,6 @@ pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
 import fairseq_peft  # noqa: E402
-from fairseq_peft.cli import main  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 
 
@@ -64,7 +63,7 @@ def test_a_checkpoint_reads_as_its_folder_does(load, train, texts):
     assert all(torch.allclose(a, b, atol=1e-6) for (_, a), (_, b) in rows)
 
 
-def test_pairs(fairseq, train, base, tmp_path, data):
+def test_pairs(prepare, train, base, tmp_path, data):
     """A pair is cut as ``SentenceDataset`` cuts it, and its texts do not change places."""
     rng = random.Random(1)
     raw = tmp_path / "raw"
@@ -76,8 +75,7 @@ def test_pairs(fairseq, train, base, tmp_path, data):
         ]
         (raw / f"{split}.review2").write_text("".join(f"{line}\n" for line in second))
     model = ("--spm", data / "sentencepiece.bpe.model", "--dict", data / "dict.txt")
-    words = ["prepare-data", raw, tmp_path / "data", "--max-positions", 40, *model]
-    assert main([str(word) for word in words]) == 0
+    prepare(raw, tmp_path / "data", *model)
     run = train("pairs", tmp_path / "data", arch="roberta_small_lora")
     _, expected, dataset = validation_logits(run / "checkpoint_best.pt", tmp_path / "data")
     assert dataset.num_truncated > 1

@@ -6,8 +6,6 @@ Models here are tiny and never trained; ``test_predict_adapters.py`` has real ru
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import adapter_folders
@@ -18,15 +16,13 @@ from helpers import TOLERANCE
 from settings import collect, identifier
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
 from fairseq_peft.serving import served
 from fairseq_peft.serving.shared_base import SharedBase
-from fairseq_peft.serving.switches import Switch
+from fairseq_peft.sharing.switches import Switch
 
 #: ``full`` is refused: see the test of it.
 SETTINGS = {identifier(*setting): setting for setting in collect() if setting[0] != "full"}

@@ -7,6 +7,7 @@ look at how fairseq imports it, so each child imports it by itself.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -86,7 +87,10 @@ class ForkServer:
 def cli_main():
     """The program ``python``: ``-c CODE`` or ``-m MODULE``, and arguments."""
     how, what, *arguments = sys.argv[1:]
-    sys.executable = os.environ.pop("FORKING_PYTHON", sys.executable)
+    if "FORKING_PYTHON" in os.environ:  # as in a Python that has just started, no log is set up yet
+        sys.executable = os.environ.pop("FORKING_PYTHON")
+        logging.root.handlers.clear()
+        logging.root.setLevel(logging.WARNING)
     sys.argv = [how, *arguments]
     # The server's streams are files, where a position is kept; these may be pipes.
     sys.stdin, sys.stdout, sys.stderr = (

@@ -58,6 +58,7 @@ PARTS = {
     "adapters": part(2, TORCH + " safetensors"),
     "methods": part(4, TORCH),
     "methods.shared": part(3, TORCH),
+    "sharing": part(5, TORCH),
     "data": part(5, FAIRSEQ),
     "criterions": part(5, FAIRSEQ),
     "optim": part(5, FAIRSEQ),

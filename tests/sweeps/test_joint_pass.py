@@ -5,32 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import Roberta
 from helpers import TOLERANCE
 from products import Products
-
-from fairseq_peft.sweeps.members.forward import JointForward
-from fairseq_peft.sweeps.members.rows import Stream
+from test_members import joint_of, members, streams
 
 PEFTS = ["head_only", "lora", "adapter", "prompt", "prefix"]
-
-
-def members(dictionary, peft, count=2, **given):
-    """Models in eval mode, whose trained tensors differ and whose frozen ones share memory."""
-    family = Roberta(dictionary)
-    base = family.build(seed=9).state_dict()
-    found = []
-    for seed in range(1, count + 1):
-        model = family.build(peft, seed=seed, **given)
-        draw = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
-                elif name in base:
-                    parameter.data = base[name]
-        found.append(model)
-    return found
 
 
 def padded(dictionary, lengths, seed):
@@ -43,10 +22,9 @@ def padded(dictionary, lengths, seed):
     return tokens
 
 
-def joint(models, batches):
-    streams = [Stream(torch.device("cpu")) for _ in models]
+def scores_of(joint, batches):
     with torch.no_grad():
-        return JointForward(models)(batches, streams, "head")
+        return joint(batches, streams(), "head")
 
 
 @pytest.mark.parametrize("peft", PEFTS)
@@ -57,9 +35,9 @@ def joint(models, batches):
 )
 def test_every_member_has_its_own_padding(dictionary, logits, peft, lengths):
     """Batches of one size, whose rows end elsewhere: one member's mask would fit the other."""
-    models = members(dictionary, peft)
+    models = members(dictionary, peft, {}, seeds=(1, 2), train=False)
     batches = [padded(dictionary, each, seed) for seed, each in enumerate(lengths)]
-    for scores, model, batch in zip(joint(models, batches), models, batches):
+    for scores, model, batch in zip(scores_of(joint_of(models), batches), models, batches):
         assert (scores - logits(model, batch)).abs().max() < TOLERANCE["fp32"]
 
 
@@ -67,10 +45,10 @@ def test_every_member_has_its_own_padding(dictionary, logits, peft, lengths):
 @pytest.mark.parametrize("peft", ["lora", "adapter"])
 def test_layers_compute_in_the_precision_of_the_members(dictionary, peft, precision):
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    models = members(dictionary, peft, precision=precision)
+    joint = joint_of(members(dictionary, peft, {"precision": precision}, seeds=(1, 2), train=False))
     batches = [padded(dictionary, (9, 4, 6), 1), padded(dictionary, (9, 8, 3), 2)]
     with Products() as products:
-        joint(models, batches)
+        scores_of(joint, batches)
     assert products.count[kind] >= 12  # 6 maps in each of 2 layers
     if precision == "fp32":
         assert set(products.count) == {torch.float32}

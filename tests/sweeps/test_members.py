@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from families import Roberta
 from helpers import TOLERANCE
 from settings import collect, parametrize
 
-from fairseq_peft.methods.lora import LoRALinear
-from fairseq_peft.sweeps.members import forward
-from fairseq_peft.sweeps.members.forward import JointForward
-from fairseq_peft.sweeps.members.rows import Rows, Stream, each
+from fairseq_peft.sharing import switches
+from fairseq_peft.sharing.rows import Piece, Stream
+from fairseq_peft.sweeps.members.joint import Joint, share
 
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.1}
 DROPOUT["pooler_dropout"] = 0.2
@@ -20,10 +18,10 @@ CPU = torch.device("cpu")
 
 
 def members(dictionary, peft, given, seeds=(1, 2, 3), train=True):
-    """Models whose trained tensors differ and whose equal frozen ones share memory."""
+    """Models whose trained tensors differ and whose equal frozen ones are shared."""
     family = Roberta(dictionary)
     base = family.build(seed=9).state_dict()
-    models = []
+    models, shared = [], {}
     for seed in seeds:
         model = family.build(peft, seed=seed, **given)
         with torch.no_grad():
@@ -32,9 +30,16 @@ def members(dictionary, peft, given, seeds=(1, 2, 3), train=True):
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
                 elif name in base:
-                    parameter.data = base[name]
+                    parameter.copy_(base[name])
+        share(model, shared)
         models.append(model.train(train))
     return models
+
+
+def joint_of(models):
+    joint = Joint(models, models[0].training)
+    assert joint.possible
+    return joint
 
 
 def batches(dictionary, count=3):
@@ -83,7 +88,7 @@ def largest_difference(one, other):
 def check_equal(models, tokens, seeds=(1, 2, 3), tolerance=TOLERANCE["fp32"]):
     expected = [alone(*parts) for parts in zip(models, tokens, streams(seeds))]
     ended = streams(seeds)
-    scores = JointForward(models)(tokens, ended, "head")
+    scores = joint_of(models)(tokens, ended, "head")
     for model, score, (own_score, own_gradients), stream, own_stream in zip(
         models, scores, expected, ended, own_streams(models, tokens, seeds)
     ):
@@ -117,7 +122,7 @@ def gradients_kept(model, scores):
     return dict(zip(trained, found))
 
 
-@parametrize(collect())
+@parametrize([setting for setting in collect() if setting[0] != "full"])
 def test_joint_pass_is_that_of_each_member(dictionary, peft, given):
     """Scores, gradients and random numbers, with every kind of dropout on."""
     check_equal(members(dictionary, peft, {**given, **DROPOUT}), batches(dictionary))
@@ -171,62 +176,93 @@ def test_members_of_several_ranks_and_methods(dictionary):
         *members(dictionary, "lora", {"lora_rank": 5, **DROPOUT}, seeds=[2]),
         *members(dictionary, "adapter", DROPOUT, seeds=[3]),
     ]
-    base = dict(models[0].named_parameters())
-    for model in models[1:]:
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                parameter.data = base[name].data
+    shared = {}
+    for model in models:
+        assert share(model, shared) > 0
     check_equal(models, batches(dictionary))
+
+
+def test_members_of_other_places(dictionary):
+    """What one has, another lacks: an adapter in one place, none, a prompt, a prefix."""
+    models = [
+        *members(dictionary, "adapter", {"adapter_placement": "both", **DROPOUT}, seeds=[1]),
+        *members(dictionary, "head_only", DROPOUT, seeds=[2]),
+        *members(dictionary, "prompt,lora", {"peft_targets": "fc2", **DROPOUT}, seeds=[3]),
+        *members(dictionary, "prefix", DROPOUT, seeds=[4]),
+        *members(dictionary, "compacter", {"compacter_placement": "attention"}, seeds=[5]),
+    ]
+    shared = {}
+    for model in models:
+        assert share(model, shared) > 0
+    for order in (models, models[::-1]):
+        check_equal(order, batches(dictionary, 5), seeds=range(5))
+
+
+def rows_seen(joint, path, action):
+    """How many rows each call of a module of the joint model has while ``action`` runs."""
+    seen = []
+    module = joint.switched.encoder.get_submodule(path)
+    hook = module.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    action()
+    hook.remove()
+    return seen
 
 
 def test_the_base_product_beside_an_update_is_shared(dictionary, monkeypatch):
-    """For a map that has ``beside``, F.linear sees the frozen weight once."""
-
-    def beside(self, y, x):
-        return y + self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.delta_of())
-
-    monkeypatch.setattr(LoRALinear, "beside", beside, raising=False)
-    monkeypatch.setattr(
-        LoRALinear, "delta_of", lambda self: self.lora_B @ self.lora_A, raising=False
-    )
+    """F.linear sees the frozen weight once, with the rows of all."""
     models = members(dictionary, "lora", DROPOUT)
-    check_equal(models, batches(dictionary))
-    layer = JointForward(models).layers[0]
-    assert layer.stacks["q"].beside and layer.stacks["k"].shared
+    joint = joint_of(models)
+    weight = models[0].encoder.sentence_encoder.layers[0].self_attn.q_proj.weight
+    seen, linear = [], switches.F.linear
+
+    def watched(x, w, *bias):
+        if w is weight:
+            seen.append(len(x))
+        return linear(x, w, *bias)
+
+    monkeypatch.setattr(switches.F, "linear", watched)
+    tokens = batches(dictionary)
+    joint(tokens, streams(), "head")
+    assert seen == [sum(map(len, tokens))]
 
 
-def test_what_is_shared_is_computed_once(dictionary, monkeypatch):
-    """In validation, head-only members run the encoder once for all."""
+def test_what_is_shared_is_computed_once(dictionary):
+    """In validation, members that train their heads alone run the encoder once for all; others do
+    so up to the first layer that differs."""
     tokens = batches(dictionary, 1)[0]
-    models = members(dictionary, "head_only", {}, train=False)
-    rows = []
-    linear = forward.Stack.__call__
-
-    def counted(self, x, streams):
-        rows.append(len(x.x))
-        return linear(self, x, streams)
-
-    monkeypatch.setattr(forward.Stack, "__call__", counted)
-    JointForward(models)([tokens, tokens, tokens], streams(), "head")
-    assert max(rows) == tokens.numel()
-    rows.clear()
-    JointForward(models)([tokens, tokens, tokens.flip(0)], streams(), "head")
-    assert max(rows) == 2 * tokens.numel()
+    alone, joint = len(tokens), joint_of(members(dictionary, "head_only", {}, train=False))
+    assert joint.num_common == 2
+    for given, rows in (([tokens] * 3, 1), ([tokens, tokens, tokens.flip(0)], 2)):
+        for path in ("layers.0.fc1", "layers.1.fc1"):
+            seen = rows_seen(joint, path, lambda given=given: joint(given, streams(), "head"))
+            assert seen == [rows * alone]
+    joint = joint_of(members(dictionary, "last_layers", {}, train=False))
+    assert joint.num_common == 1
+    for path, rows in (("layers.0.fc1", 1), ("layers.1.dropout_module", 3)):
+        assert rows_seen(joint, path, lambda: joint([tokens] * 3, streams(), "head"))[0] == (
+            rows * alone
+        )
+    assert joint_of(members(dictionary, "prompt", {}, train=False)).num_common == -1
 
 
 def test_this_test_sees_rows_that_change_places(dictionary, monkeypatch):
     models = members(dictionary, "lora", {})
-    monkeypatch.setattr(Rows, "part", lambda self, member, own=Rows.part: own(self, 0))
+    monkeypatch.setattr(Piece, "cut", lambda self, value: value[: self.num_rows, : self.length])
     with pytest.raises((AssertionError, RuntimeError)):
         check_equal(models, batches(dictionary))
 
 
-def test_streams_part_where_rows_do():
-    one = streams([5])[0]
-    shared = [one, one]
-    x = Rows.join([torch.ones(1, 3, 1)], [0, 0])
-    same = each(lambda m, x: torch.rand(x.shape), x, streams=shared)
-    assert same.of == [0, 0] and shared[0] is shared[1]
-    apart = each(lambda m, x: torch.rand(x.shape), x, own=True, streams=shared)
-    assert apart.of == [0, 1] and shared[0] is not shared[1]
-    assert torch.equal(apart.part(0), apart.part(1))  # from the same place, each by itself
+def test_models_that_no_switch_fits_are_not_joint(dictionary):
+    """Prefixes that move the text by other numbers of positions; an attention of another kind; all
+    tensors, among them a table of positions that is read and not called."""
+    given = {"prefix_positions": "reserved"}
+    models = [
+        *members(dictionary, "prefix", {"prefix_num_tokens": 2, **given}, seeds=[1]),
+        *members(dictionary, "prefix", {"prefix_num_tokens": 3, **given}, seeds=[2]),
+    ]
+    assert not Joint(models, True).possible
+    models = members(dictionary, "lora", {})
+    attention = models[1].encoder.sentence_encoder.layers[0].self_attn
+    attention.__class__ = type("Other", (type(attention),), {})
+    assert not Joint(models, True).possible
+    assert not Joint(members(dictionary, "full", {}), True).possible

@@ -145,7 +145,8 @@ def test_one_that_fails_does_not_stop_the_others(sweep, data_folder, base_checkp
     ]
     done = sweep(commands, "--together", "always")
     assert done.returncode == 1
-    assert f"failed: {tmp_path}/bad" in done.stderr and "diverged" in done.stderr
+    told = done.stdout + done.stderr  # where a log goes is a matter of who imported fairseq
+    assert f"failed: {tmp_path}/bad" in told and "diverged" in told
     assert "diverged" in (tmp_path / "bad" / "train.log").read_text()
     assert curve(tmp_path / "good")[0]["num_updates"] == 9
 

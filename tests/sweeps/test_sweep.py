@@ -99,6 +99,14 @@ def test_sweep_picks_the_rate_on_valid_and_is_reported(data, knobs, python):
         ("scratch", "lora"): [1, 2],
         ("baseline", "tfidf"): [1],
     }
+    # Rows of the same classes in the same order, whoever predicted them: all were compared.
+    compared = {row["method"]: (row["paired_with"], row["paired_rows"]) for row in rows}
+    assert compared == {
+        "full": (None, None),
+        "lora": ("scratch/full", 20),
+        "tfidf": ("scratch/full", 20),
+    }
+    assert not list(data.rglob("epoch*.npz"))  # result keeps the chosen epoch's alone
 
 
 def test_failures_are_listed_and_the_rest_runs(data, knobs):

@@ -161,6 +161,7 @@ def client(address, *argv):
     return subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE)
 
 
+@pytest.mark.end_to_end
 def test_threads_of_torch_start_in_the_child(serve_probe, tmp_path, probe_folder):
     """A pool that had been started before the fork would hang here; and the sums are the same."""
     code = (
@@ -236,6 +237,7 @@ def test_a_client_that_goes_takes_its_run_along(light, probe, tmp_path, number):
     assert probe("pass")[0] == 0
 
 
+@pytest.mark.end_to_end
 def test_a_stubborn_run_is_killed(light, tmp_path):
     waiting, pids = staying(light[0], tmp_path / "pids", "stubborn")
     waiting.kill()

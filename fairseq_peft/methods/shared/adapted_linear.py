@@ -42,8 +42,8 @@ class AdaptedLinear(nn.Linear):
 class BesideLinear(AdaptedLinear):
     """``y = x W^T + b + update``. A sub-class adds its parameters, ``beside`` and ``delta``.
 
-    Many adapters of one base, in prediction (``serving/switches.py``) and in training
-    (``sweeps/members/forward.py``), compute ``x W^T + b`` once and ask each layer for ``beside``.
+    Many adapters of one base, in prediction and in training, compute ``x W^T + b`` once and ask
+    each layer for ``beside`` (``sharing/switches.py``).
     """
 
     def forward(self, x):

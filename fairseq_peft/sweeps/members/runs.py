@@ -18,7 +18,7 @@ def train_all(commands: list[list[str]], together: str = "auto") -> dict[str, st
 
     Args:
         commands: the arguments of fairseq-train, for each run.
-        together: one of ``group.TOGETHER``.
+        together: one of ``waves.TOGETHER``.
 
     Returns:
         save directory -> why the run failed, for those that did.

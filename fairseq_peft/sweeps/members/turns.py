@@ -49,14 +49,15 @@ class Turn:
         self._log = log
         self._mine = _fresh(argv, log)
         self._since = None
-        self._reply = None
+        self._failed = None
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def resume(self, reply=None) -> None:
-        """Let it run until it asks for something, or ends."""
-        self._reply, self.request = reply, None
+    def resume(self, error: Exception | None = None) -> None:
+        """Let it run until it asks for something, or ends; with ``error``, what it asked for last
+        has failed."""
+        self._failed, self.request = error, None
         others = _swap(self._mine)
         self._since = time.perf_counter()
         try:
@@ -67,12 +68,17 @@ class Turn:
             self._since = None
             self._mine = _swap(others)
 
-    def ask(self, request):
-        """Within the thread: pause, and return what ``resume`` is given next."""
+    def ask(self, request) -> None:
+        """Within the thread: pause, until ``resume``.
+
+        Raises:
+            Exception: the one that ``resume`` was given.
+        """
         self.request = request
         self._paused.release()
         self._go.acquire()
-        return self._reply
+        if self._failed is not None:
+            raise self._failed
 
     def charge(self, seconds: float) -> None:
         """Count seconds that were spent on it."""

@@ -1,0 +1,192 @@
+"""Where members differ, each piece of a batch meets the module of its own.
+
+A ``Switch`` stands in a model in the place of the module that differs; all switches of a model
+share one list of pieces (``rows.py``), which is set for each pass. The kinds are those of what a
+model calls: any module that takes rows and gives rows, a soft prompt, a prefix, attention.
+
+Shape letters: B batch, T tokens, C model dim, H heads, D = C / H, P prompt or prefix tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairseq_peft.methods.shared.adapted_linear import BesideLinear
+from fairseq_peft.sharing.rows import Piece, join, pad
+
+
+class Switch(nn.Module):
+    """A place where members differ.
+
+    Attributes:
+        base: the module for whoever has none of their own; None for an empty slot, which hands its
+            input on.
+        parts: member -> its module. A plain dict: they are no part of the base.
+    """
+
+    def __init__(self, base: nn.Module | None, batch: list[Piece]):
+        super().__init__()
+        self.base = base
+        self.parts = {}
+        self.batch = batch
+
+    def part(self, name) -> nn.Module | None:
+        return self.parts.get(name, self.base)
+
+    def forward(self, *inputs):
+        """Each input is cut along its rows; a switch among them is the module of the same
+        member."""
+        parts = [self.part(piece.name) for piece in self.batch]
+        if len(parts) > 1 and _one_product(parts):
+            return self._updated(parts, *inputs)
+        found = []
+        for part, piece in zip(parts, self.batch):
+            own = [_own(value, piece) for value in inputs]
+            found.append(own[0] if part is None else piece.run(part, *own))
+        return join(found)
+
+    def _updated(self, parts, x):
+        """Where all parts are updates beside one frozen map: its product once for all rows."""
+        y = F.linear(x, parts[0].weight, parts[0].bias)
+        # Few rows a member: a product for each takes longer than their factors side by side.
+        draws = any(piece.stream for piece in self.batch)
+        if not draws and 2 * len(parts) > len(x) and _stack(parts):
+            each = [part for part, piece in zip(parts, self.batch) for _ in range(piece.num_rows)]
+            return parts[0].beside_each(each, y, x)
+        found = []
+        for part, piece in zip(parts, self.batch):
+            own = piece.cut(y)
+            plain = type(part) is nn.Linear
+            found.append(own if plain else piece.run(part.beside, own, piece.cut(x)))
+        return join(found)
+
+
+def _one_product(parts) -> bool:
+    """Whether the parts are one plain linear map, or updates beside it, around the same tensors."""
+    first = parts[0]
+    return isinstance(first, nn.Linear) and all(
+        (type(part) is nn.Linear or isinstance(part, BesideLinear))
+        and part.weight is first.weight
+        and part.bias is first.bias
+        and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+        for part in parts
+    )
+
+
+def _stack(parts) -> bool:
+    """Whether ``beside_each`` takes them together."""
+    first = parts[0]
+    return isinstance(first, BesideLinear) and all(map(first.stacks_with, parts))
+
+
+def _own(value, piece):
+    if isinstance(value, torch.Tensor):
+        return piece.cut(value)
+    return value.part(piece.name) if isinstance(value, Switch) else value
+
+
+class PromptSwitch(Switch):
+    """The slot ``soft_prompt``: prompts of several lengths, padded at the right of the text.
+
+    What each prompt takes from its text is taken when the text is cut, so none counts here.
+    """
+
+    num_tokens = 0
+
+    def insert(self, x, padding):
+        """x (B, T, C) and padding (B, T) -> (B, P + T, C) and (B, P + T), P the longest."""
+        found = []
+        for piece in self.batch:
+            part, own = self.part(piece.name), (piece.cut(x), piece.cut(padding))
+            if part is not None:
+                own = part.insert(*own)
+                piece.length += part.num_tokens
+            found.append(own)
+        return join([x for x, _ in found]), join([padding for _, padding in found], value=True)
+
+    def remove(self, x):
+        """Features (B, P + T, C) -> (B, T, C), each row without its own prompt; (B, 1, C) of the
+        first position stay."""
+        found = []
+        for piece in self.batch:
+            part, own = self.part(piece.name), piece.cut(x)
+            if part is not None:
+                own = part.remove(own)
+                piece.length -= part.num_tokens
+            found.append(own)
+        return join(found)
+
+
+class PrefixSwitch(Switch):
+    """The slot ``prefix``: keys and values of several lengths, padded at the right.
+
+    ``AttentionSwitch`` lets each row see its own alone.
+
+    Attributes:
+        num_reserved: positions before the text; the same for all rows of a batch.
+    """
+
+    def __init__(self, base, batch, num_layers: int):
+        super().__init__(base, batch)
+        self.num_reserved = 0
+        self.num_layers = num_layers
+
+    @property
+    def num_tokens(self) -> int:
+        parts = [self.part(piece.name) for piece in self.batch]
+        return max((part.num_tokens for part in parts if part is not None), default=0)
+
+    def forward(self, num_heads: int) -> list:
+        """For each layer keys and values (B, H, P, D), P the longest; None without any."""
+        longest = self.num_tokens
+        parts = [self.part(piece.name) for piece in self.batch]
+        for part, piece in zip(parts, self.batch):
+            piece.num_prefix = 0 if part is None else part.num_tokens
+        if longest == 0:
+            return [None] * self.num_layers
+        own = [None if part is None else part(num_heads) for part in parts]
+        like = next(pairs for pairs in own if pairs is not None)[0][0]
+
+        def rows(pairs, piece, layer, which):
+            value = like[:, :0] if pairs is None else pairs[layer][which]
+            return pad(value, longest, 1).expand(piece.num_rows, -1, -1, -1)
+
+        return [
+            tuple(
+                torch.cat([rows(pairs, p, layer, which) for pairs, p in zip(own, self.batch)])
+                for which in (0, 1)
+            )
+            for layer in range(self.num_layers)
+        ]
+
+
+class AttentionSwitch(Switch):
+    """Attention without its projections (``layers.attention.Attend``)."""
+
+    def forward(self, query, key, value, keep=None):
+        """query (B, H, Q, D), key and value (B, H, P + T, D), P the longest prefix."""
+        longest = max(piece.num_prefix for piece in self.batch)
+        alike = all(piece.num_prefix == longest for piece in self.batch)
+        if alike and not any(piece.stream for piece in self.batch):
+            return self.part(self.batch[0].name)(query, key, value, keep)
+
+        def seen(x, piece, dim):
+            """Its own prefix and positions along ``dim``."""
+            x = x[piece.rows]
+            if piece.num_prefix == longest:
+                return x.narrow(dim, 0, longest + piece.length)
+            own = x.narrow(dim, 0, piece.num_prefix), x.narrow(dim, longest, piece.length)
+            return torch.cat(own, dim)
+
+        found = []
+        for piece in self.batch:
+            own = (
+                query[piece.rows, :, : piece.length],
+                seen(key, piece, 2),
+                seen(value, piece, 2),
+                None if keep is None else seen(keep, piece, 3),
+            )
+            found.append(piece.run(self.part(piece.name), *own))
+        return join(found, dim=2)
