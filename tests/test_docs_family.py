@@ -71,9 +71,7 @@ def test_a_family_is_one_file_and_one_entry(run):
     ],
     ids=["attention of stock fairseq", "a slot that nobody calls"],
 )
-def test_negative_controls_the_test_of_the_page_sees_a_broken_family(
-    copy, run, part, instead, seen
-):
+def test_negative_controls_the_pages_test_sees_a_broken_family(copy, run, part, instead, seen):
     broken = FILES[MODEL].replace(part, instead)
     assert broken != FILES[MODEL]
     (copy / MODEL).write_text(broken, encoding="utf-8")
