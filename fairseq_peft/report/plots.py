@@ -3,6 +3,7 @@ what was taken for what."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -37,9 +38,18 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
                 ("confusion", confusion_figure(data, my_rows)),
             ):
                 if figure is not None:
-                    safe = re.sub(r"[^\w.-]+", "_", f"{data}-{name}")
-                    written += drawing.save(figure, out, safe)
+                    written += drawing.save(figure, out, _file_name(f"{data}-{name}"))
     return written
+
+
+def _file_name(text: str) -> str:
+    """``text`` as the name of a file, also where names can have ASCII alone (LC_ALL=C)."""
+    safe = re.sub(r"[^\w.-]+", "_", text)
+    try:
+        os.fsencode(safe)
+    except UnicodeEncodeError:
+        safe = safe.encode("ascii", "backslashreplace").decode().replace("\\", "_")
+    return safe
 
 
 def accuracy_figure(data: str, results: list[dict], rows: list[dict]):

@@ -224,6 +224,7 @@ def test_a_terminal_that_has_ascii_alone(make_run, tmp_path):
     assert b"80.00 +- 0.00" in done.stdout and b"\\xe9coles: accuracy" in done.stdout
     assert b"caf\xe9" in done.stdout  # the name as the disk has it
     report = (tmp_path / "o/report.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "o/_xe9coles-accuracy.png").exists()
     assert "écoles" in report and "caf\\udce9" in report
 
 
