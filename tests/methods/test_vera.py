@@ -12,11 +12,6 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.methods.vera import SharedMatrices, VeRA, VeRAConfig, VeRALinear
 
-SETTINGS = [
-    ("vera", {"peft_targets": "all-linear", "vera_rank": 5, "vera_dropout": 0.1}),
-    ("vera", {"peft_targets": "fc2", "vera_layers": "1"}),
-    ("vera,ia3", {"peft_targets": "v_proj,fc2", "vera_rank": 3}),
-]
 ROOT = "encoder.sentence_encoder"
 
 

@@ -41,7 +41,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned, slim
 from fairseq_peft.models.options import METHOD_FIELDS
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ways]
 
 ROWS = random_rows(sizes=(("train", 16), ("valid", 7)), longest=9)
 TEXTS = [" ".join(f"w{word}" for word in words) for words, _ in ROWS["valid"]]

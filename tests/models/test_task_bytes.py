@@ -5,17 +5,14 @@ from __future__ import annotations
 import adapter_folders
 import pytest
 from families import Roberta
-from settings import collect, identifier
+from settings import collect, parametrize
 
 from fairseq_peft import methods
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.commands.params import count_method
 from fairseq_peft.models import folder
 
-SETTINGS = collect()
-every_setting = pytest.mark.parametrize(
-    "peft, given", SETTINGS, ids=[identifier(*setting) for setting in SETTINGS]
-)
+every_setting = parametrize(collect())
 
 
 def num_bytes(path):
