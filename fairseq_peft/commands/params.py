@@ -203,8 +203,9 @@ def table(counts) -> list[str]:
         for part, key in parts.items():
             share = f"  {100 * method['share' + key]:8.4f} % of {method['total']:,}"
             lines.append(line(part, "", method["trainable" + key], share))
-        for part, key in parts.items() if counts["head"] else ():
-            lines.append(line(f"fp32 bytes, {part}", "", 4 * method["trainable" + key]))
+        if counts["head"]:
+            for part, key in parts.items():
+                lines.append(line(f"fp32 bytes, {part}", "", 4 * method["trainable" + key]))
     for method, reason in counts["left_out"].items():
         lines += ["", f"{counts['arch']} --peft {method}: left out. {reason}"]
     return lines

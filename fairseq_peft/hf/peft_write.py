@@ -21,8 +21,8 @@ from fairseq_peft.models.roberta import FAMILY
 #: Method -> why it stays here.
 REASONS = {
     "adalora": "PEFT's AdaLoRA has no place for the importances of its ranks",
-    "vera": "a folder of PEFT's VeRA holds its matrices or PEFT's own seed",
-    "oft": "PEFT's own form of OFT is a series in place of the inverse",
+    "vera": "PEFT's folders of VeRA are not written here",
+    "oft": "PEFT's folders of OFT are not written here",
     "head_only": "without a method there is no adapter, only a classifier",
     "full": "all of the model has trained, which is no adapter",
 }

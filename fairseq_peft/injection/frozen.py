@@ -13,24 +13,26 @@ from torch import nn
 
 from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
-from fairseq_peft.injection import surgery, targets
+from fairseq_peft.injection import surgery
+from fairseq_peft.injection.family import join
 
 CHOICES = ("on", "off")
 
 
-def stages(model: nn.Module, family, added) -> list[int | None]:
-    """The frozen stages: None for the embeddings, and the numbers of layers.
+def stages(model: nn.Module, family, added) -> list[tuple[str, int | None]]:
+    """The frozen stages: the stack's path, and the number of a layer, or None for what is outside
+    its layers (the embeddings).
 
     Args:
         added: names of the tensors that methods added.
     """
-    root = family.root + "."
     training = {
-        targets.layer_of(name[len(root) :])
+        family.stage(name)
         for name, parameter in model.named_parameters()
-        if name.startswith(root) and parameter.requires_grad and name not in added
+        if parameter.requires_grad and name not in added
     }
-    every = [None, *range(len(surgery.layers(model, family)))]
+    every = [(stack.path, None) for stack in family.stacks]
+    every += [(place.stack.path, place.number) for place in surgery.places(model, family)]
     return [stage for stage in every if stage not in training]
 
 
@@ -59,17 +61,26 @@ def set_dropout(model: nn.Module, family, added, choice: str) -> str:
         for stage in found:
             for module in _dropouts(model, family, stage):
                 module.p = 0.0
-    numbers = ", ".join(str(stage) for stage in found if stage is not None)
-    names = ["embeddings"] * (None in found) + [f"layers {numbers}"] * bool(numbers)
+    parts = []
+    for stack in family.stacks:
+        numbers = [number for path, number in found if path == stack.path]
+        layers = ", ".join(str(number) for number in numbers if number is not None)
+        names = ["embeddings"] * (None in numbers) + [f"layers {layers}"] * bool(layers)
+        parts += [f"{stack.path} {name}".strip() for name in names]
     kept = "keep their dropout" if choice == "on" else "train without dropout"
-    return f"--frozen-dropout {choice}: the frozen {' and '.join(names)} {kept}"
+    return f"--frozen-dropout {choice}: the frozen {' and '.join(parts)} {kept}"
 
 
 def _dropouts(model, family, stage):
     """The base's dropout modules of a stage; fairseq ends all their names with dropout_module."""
-    if stage is None:
-        return [model.get_submodule(f"{family.root}.dropout_module")]
-    layer = surgery.layers(model, family)[stage]
+    path, number = stage
+    if number is None:
+        return [model.get_submodule(family.path(join(path, "dropout_module")))]
+    (layer,) = [
+        place.layer
+        for place in surgery.places(model, family)
+        if (place.stack.path, place.number) == stage
+    ]
     return [module for name, module in layer.named_modules() if name.endswith("dropout_module")]
 
 

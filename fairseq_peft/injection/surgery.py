@@ -3,29 +3,83 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.injection import targets
+from fairseq_peft.injection.family import Family, Stack, join
 
 
-def linears(model: nn.Module, family) -> dict[str, nn.Linear]:
+class Place(NamedTuple):
+    """A layer of a model, and where it is: ``name`` is told below the family's root."""
+
+    stack: Stack
+    number: int
+    name: str
+    layer: nn.Module
+
+
+def places(model: nn.Module, family: Family) -> list[Place]:
+    """Every layer, stack by stack, from the first to the last."""
+    found = []
+    for stack in family.stacks:
+        name = join(stack.path, stack.layers)
+        layers = model.get_submodule(family.path(name))
+        found += [Place(stack, n, f"{name}.{n}", layer) for n, layer in enumerate(layers)]
+    return found
+
+
+def linears(model: nn.Module, family: Family) -> dict[str, nn.Linear]:
     """Name below the family's root -> linear map, layer by layer."""
     return {
-        f"layers.{index}.{path}": layer.get_submodule(path)
-        for index, layer in enumerate(layers(model, family))
-        for path in family.linears
+        f"{place.name}.{path}": place.layer.get_submodule(path)
+        for place in places(model, family)
+        for path in place.stack.linears()
     }
 
 
-def layers(model: nn.Module, family) -> list[nn.Module]:
-    """The layers of the model, from the first to the last."""
-    return list(model.get_submodule(family.root).layers)
+def num_layers(model: nn.Module, family: Family) -> int:
+    """The layers of the only stack.
+
+    Raises:
+        InputError: there are several, so that "the last layer" means nothing.
+    """
+    if len(family.stacks) > 1:
+        names = " and ".join(stack.path for stack in family.stacks)
+        raise InputError(
+            f"This model has several stacks of layers ({names}), and the method is defined for "
+            "one. Choose another method."
+        )
+    return len(places(model, family))
 
 
-def embeddings(model: nn.Module, family) -> dict[str, nn.Embedding]:
-    """Name below the family's root -> embedding that methods may change."""
-    return {family.embedding: model.get_submodule(f"{family.root}.{family.embedding}")}
+def embeddings(model: nn.Module, family: Family) -> dict[str, nn.Embedding]:
+    """Name below the family's root -> embedding that methods may change; one that several stacks
+    share goes by its name in the first."""
+    found = {}
+    for stack in family.stacks:
+        name = join(stack.path, stack.embedding)
+        module = model.get_submodule(family.path(name)) if stack.embedding else None
+        if module is not None and all(module is not other for other in found.values()):
+            found[name] = module
+    return found
+
+
+def entrance(model: nn.Module, family: Family, slot: str) -> nn.Module:
+    """The module with the slot ``soft_prompt`` or ``prefix``, of the first stack that has it.
+
+    Raises:
+        InputError: no stack has it.
+    """
+    for stack in family.stacks:
+        if slot in stack.entrances:
+            return model.get_submodule(family.path(stack.path))
+    raise InputError(
+        f"This model has no place for a {slot.replace('_', ' ')}: nothing there would read it. "
+        "Choose another method."
+    )
 
 
 def match(
@@ -47,26 +101,40 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def tensors(model: nn.Module, family) -> dict[str, nn.Parameter]:
+def tensors(model: nn.Module, family: Family) -> dict[str, nn.Parameter]:
     """Name below the family's root -> base tensor of the body: embeddings, linear maps and layer
     norms, and nothing that methods added."""
-    root = model.get_submodule(family.root)
-    parts = {
-        name: child
-        for name, child in root.named_children()
-        if name.startswith("embed") or "norm" in name
-    }
+    parts = embeddings(model, family)
+    for stack in family.stacks:
+        owner = model.get_submodule(family.path(stack.path))
+        parts.update((join(stack.path, name), getattr(owner, name, None)) for name in stack.others)
     maps = linears(model, family)
-    for index, layer in enumerate(layers(model, family)):
-        within = f"layers.{index}."
+    for place in places(model, family):
+        within = f"{place.name}."
         parts.update({name: maps[name] for name in maps if name.startswith(within)})
-        parts.update({within + name: m for name, m in layer.named_children() if "norm" in name})
+        for block in place.stack.blocks:
+            parts[within + block.norm] = place.layer.get_submodule(block.norm)
     return {
         f"{part}.{kind}": parameter
         for part, module in parts.items()
+        if module is not None
         for kind, parameter in module.named_parameters(recurse=False)
         if kind in ("weight", "bias")
     }
+
+
+def fill(owner: nn.Module, slot: str, part: nn.Module) -> None:
+    """Put ``part`` into a slot: an attribute of ``owner`` that its forward calls unless it is None.
+
+    Raises:
+        InputError: there is no such slot, so nothing would call ``part``.
+    """
+    if not hasattr(owner, slot):
+        raise InputError(
+            f"{type(owner).__name__} has no slot {slot}: what the method puts there would be "
+            "ignored. Choose another method or placement."
+        )
+    setattr(owner, slot, part)
 
 
 def attach(linear: nn.Module, name: str, part: nn.Module) -> None:
@@ -103,14 +171,15 @@ def _after(name, linear, inputs, output):
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where the module called ``name`` (its whole dotted path) is; what is attached
-    there goes over to it."""
-    parent, _, child = name.rpartition(".")
+    """Put ``module`` where the module called ``name`` (its whole dotted path) is, and wherever else
+    that one is used (a tied embedding); what is attached there goes over to it."""
     old = model.get_submodule(name)
     module.train(old.training)
     for part in getattr(old, "attached", ()):
         attach(module, part, getattr(old, part))
-    setattr(model.get_submodule(parent), child, module)
+    for parent in list(model.modules()):
+        for child in [child for child, other in parent.named_children() if other is old]:
+            setattr(parent, child, module)
 
 
 def freeze(model: nn.Module, trains) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from fairseq_peft.errors import InputError
 
 ALL_LINEAR = "all-linear"
-_LAYER = re.compile(r"^(?:\w+\.)?layers\.(\d+)\.")
+#: The list of layers goes by other names in models that are not fairseq's: h in GPT-2, block in T5.
+_LAYER = re.compile(r"^(?:\w+\.)?(?:layers|h|block)\.(\d+)\.")
 _PATTERN = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 

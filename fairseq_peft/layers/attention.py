@@ -25,7 +25,7 @@ class _Attend(torch.autograd.Function):
     their own type. softmax and its gradient compute in fp32.
 
     Shapes: query, key, value (B H, Q or K, D), contiguous: of other tensors torch would copy even
-    the transposed. bias (B, 1, 1, K) or None.
+    the transposed. bias (B or 1, 1, Q or 1, K) or None.
     """
 
     @staticmethod
@@ -65,7 +65,13 @@ class _Attend(torch.autograd.Function):
         return of_query, of_key, of_value, None, None
 
 
-def attend(query, key, value, keep=None, dropout_p=0.0):
+def may_see(num_queries: int, num_keys: int, device) -> torch.Tensor:
+    """(1, 1, Q, K), True for the keys up to a query's own; the queries are the last of the keys."""
+    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return ones.tril(num_keys - num_queries)[None, None]
+
+
+def attend(query, key, value, keep=None, dropout_p=0.0, causal=False):
     """``dropout(softmax(query key^T / sqrt(D))) value``, in the way that is quickest here.
 
     torch's fused kernel is, except on a CPU with dropout, where it is not fused, and on a CPU in
@@ -74,15 +80,18 @@ def attend(query, key, value, keep=None, dropout_p=0.0):
     Args:
         query: (B, H, Q, D).
         key, value: (B, H, K, D), of the type of query.
-        keep: (B, 1, 1, K), True where a key may be attended to; None if all may.
+        keep: (B or 1, 1, Q or 1, K), True where a key may be attended to; None if all may.
         dropout_p: share of the attention weights to drop.
+        causal: without ``keep``, and Q = K: whether a query attends to keys up to its own only.
 
     Returns:
         (B, H, Q, D).
     """
     plain = query.dtype == torch.float32 and dropout_p == 0
     if query.device.type != "cpu" or plain:
-        return F.scaled_dot_product_attention(query, key, value, keep, dropout_p)
+        return F.scaled_dot_product_attention(query, key, value, keep, dropout_p, causal)
+    if causal:
+        keep = may_see(query.shape[2], key.shape[2], query.device)
     bias = None
     if keep is not None:
         bias = torch.zeros(keep.shape, dtype=query.dtype).masked_fill_(~keep, float("-inf"))
@@ -98,9 +107,9 @@ class Attend(nn.Module):
         super().__init__()
         self.dropout_module = dropout_module
 
-    def forward(self, query, key, value, keep=None):
+    def forward(self, query, key, value, keep=None, causal=False):
         p = self.dropout_module.p if self.training else 0.0
-        return attend(query, key, value, keep, p)
+        return attend(query, key, value, keep, p, causal)
 
 
 class SelfAttention(MultiheadAttention):
@@ -126,21 +135,75 @@ class SelfAttention(MultiheadAttention):
         Returns:
             (B, T, C), or (B, 1, C) for the first position only, before dropout and residual.
         """
-        batch = x.shape[0]
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not once a projection
-
-        def heads(projected):  # (B, T, C) -> (B, H, T, C / H); what rescales may have made it fp32
-            projected = projected.to(x.dtype)
-            return projected.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
-
+        x = self.cast(x)
         # Contiguous: for a slice with a frozen weight torch copies the weight once a row.
-        query = heads(self.q_proj(x[:, :1].contiguous() if first_only else x))
-        key, value = heads(self.k_proj(x)), heads(self.v_proj(x))
+        query = self.heads(self.q_proj(x[:, :1].contiguous() if first_only else x), x.dtype)
+        key, value = self.heads(self.k_proj(x), x.dtype), self.heads(self.v_proj(x), x.dtype)
         if prefix is not None:
-            more_keys, more_values = (
-                part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix
-            )
-            key, value = torch.cat([more_keys, key], 2), torch.cat([more_values, value], 2)
-        attended = self.attend(query, key, value, keep)
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, -1, self.embed_dim))
+            key, value = prepend(prefix[0], key), prepend(prefix[1], value)
+        return self.output(self.attend(query, key, value, keep))
+
+    def cast(self, x):
+        """x in the type that the projections compute in: once, not once a projection."""
+        if torch.is_autocast_enabled(x.device.type):
+            return x.to(torch.get_autocast_dtype(x.device.type))
+        return x
+
+    def heads(self, projected, dtype):
+        """(B, T, C) -> (B, H, T, C / H); what rescales may have made it fp32."""
+        projected = projected.to(dtype)
+        shape = (len(projected), -1, self.num_heads, self.head_dim)
+        return projected.view(shape).transpose(1, 2)
+
+    def output(self, attended):
+        """What the heads have read, (B, H, T, C / H), projected: (B, T, C)."""
+        joined = attended.transpose(1, 2).reshape(len(attended), -1, self.embed_dim)
+        return self.out_proj(joined)
+
+
+def prepend(first, rest):
+    """``first`` (B, H, P, D), or (H, P, D) for all rows, in front of ``rest`` (B, H, T, D)."""
+    return torch.cat([first.to(rest.dtype).expand(len(rest), -1, -1, -1), rest], 2)
+
+
+class CausalSelfAttention(SelfAttention):
+    """Self-attention of a decoder: a position attends to the prefix, what comes before, itself.
+
+    With fairseq's ``incremental_state``, x has the tokens that are new since the last call; keys
+    and values of all before, and of the prefix, are kept there as fairseq keeps its own, so
+    ``reorder_incremental_state`` reorders them.
+    """
+
+    def num_cached(self, incremental_state) -> int:
+        """The keys that the last call has left, with the prefix's; 0 before the first call."""
+        saved = self._get_input_buffer(incremental_state)
+        return saved["prev_key"].shape[2] if saved else 0
+
+    def forward(self, x, keep=None, prefix=None, incremental_state=None):
+        """Attend from x to all up to it.
+
+        Args:
+            x: (B, Q, C), the last Q tokens.
+            keep: (B or 1, 1, Q, K), True where a token may be attended to, K = P + T of all tokens;
+                None for all tokens up to a query's own.
+            prefix: as ``SelfAttention`` takes it.
+            incremental_state: fairseq's; None where x has all tokens.
+
+        Returns:
+            (B, Q, C), before dropout and residual.
+        """
+        x = self.cast(x)
+        query, key, value = (
+            self.heads(project(x), x.dtype) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        saved = self._get_input_buffer(incremental_state)
+        earlier = (saved["prev_key"], saved["prev_value"]) if saved else prefix
+        if earlier is not None:
+            key, value = prepend(earlier[0], key), prepend(earlier[1], value)
+        if incremental_state is not None:
+            self._set_input_buffer(incremental_state, {"prev_key": key, "prev_value": value})
+        alone = key.shape[2] == query.shape[2]
+        if keep is None and not alone and query.shape[2] > 1:
+            keep = may_see(query.shape[2], key.shape[2], x.device)
+        causal = keep is None and alone
+        return self.output(self.attend(query, key, value, keep, causal=causal))

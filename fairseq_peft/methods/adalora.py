@@ -140,7 +140,7 @@ class AdaLoRA(Method):
         linears = surgery.linears(model, family)
         for name, linear in surgery.match(linears, self.config.targets, self.config.layers).items():
             swapped = AdaLoRALinear(linear, self.config, generator)
-            surgery.swap(model, f"{family.root}.{name}", swapped)
+            surgery.swap(model, family.path(name), swapped)
 
     def frozen_base_names(self, model, family):
         modules = model.named_modules()

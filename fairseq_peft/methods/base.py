@@ -13,27 +13,7 @@ from torch import nn
 
 from fairseq_peft.architectures import Count, Dims
 from fairseq_peft.errors import InputError
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family of models keeps what methods change.
-
-    Attributes:
-        root: dotted path of the module below which names are told: ``layers.0.fc1`` is
-            ``<root>.layers.0.fc1``. It has the slots ``soft_prompt`` and ``prefix``, each layer has
-            the slots ``attention_adapter`` and ``ffn_adapter``; all are None until a method fills
-            them.
-        linears: paths of the linear maps within a layer, in the order in which data meets them.
-        embedding: name of the token embedding.
-        attention_output, ffn_output: the linear maps that end the two blocks of a layer.
-    """
-
-    root: str
-    linears: tuple[str, ...]
-    embedding: str
-    attention_output: str
-    ffn_output: str
+from fairseq_peft.injection.family import Family
 
 
 class Method:

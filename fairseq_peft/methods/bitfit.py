@@ -62,7 +62,7 @@ class BitFit(Method):
 
     def trainable_base_names(self, model, family):
         names = chosen(surgery.tensors(model, family), self.config)
-        return {f"{family.root}.{name}" for name in names}
+        return {family.path(name) for name in names}
 
     def count_base(self, dims):
         shapes = dims.tensors()

@@ -88,7 +88,7 @@ class DoRA(Method):
             swapped = DoRALinear(linears[name], rank, scale, self.config.dropout, generator)
             # LoRA+: read by the optimizer (optim/peft_adamw.py).
             swapped.lora_B.lr_scale = self.config.lr_ratio
-            surgery.swap(model, f"{family.root}.{name}", swapped)
+            surgery.swap(model, family.path(name), swapped)
 
     def adopt_base(self, model, family):
         for module in model.modules():

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
 from fairseq_peft.methods.base import Method
 from fairseq_peft.methods.shared import bottleneck
 from fairseq_peft.methods.shared.bottleneck import STYLES, Bottleneck, BottleneckConfig, Style
@@ -162,7 +163,7 @@ class AdapterFusion(Method):
                 up = linear(b, c, generator, 0.2 * b**-0.5, bias_std=0.2)
                 adapters.append(Bottleneck(down, up, c, plain))
             fusion = Fusion(adapters, c, self.config.dropout, generator)
-            setattr(layer, slot, fusion.to(block.weight).train(layer.training))
+            surgery.fill(layer, slot, fusion.to(block.weight).train(layer.training))
 
     def check_base(self, model, base):
         if not self.config.folders:

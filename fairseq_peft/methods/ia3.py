@@ -96,7 +96,7 @@ class RescaledActivations(Method):
 
     def frozen_base_names(self, model, family):
         names = places(surgery.linears(model, family), self.config)
-        return {f"{family.root}.{name}.weight" for name in names}
+        return {family.path(f"{name}.weight") for name in names}
 
     def count(self, dims):
         shapes = dims.linears()

@@ -52,9 +52,9 @@ class LastLayers(Method):
 
     def trainable_base_names(self, model, family):
         names = surgery.tensors(model, family)
-        total = len(surgery.layers(model, family))
-        found = chosen(names, [family.embedding], total, self.config)
-        return {f"{family.root}.{name}" for name in found}
+        total = surgery.num_layers(model, family)
+        found = chosen(names, surgery.embeddings(model, family), total, self.config)
+        return {family.path(name) for name in found}
 
     def count_base(self, dims):
         shapes = dims.tensors()

@@ -32,7 +32,7 @@ class LayerNormTuning(Method):
 
     def trainable_base_names(self, model, family):
         shapes = {name: p.shape for name, p in surgery.tensors(model, family).items()}
-        return {f"{family.root}.{name}" for name in chosen(shapes)}
+        return {family.path(name) for name in chosen(shapes)}
 
     def count_base(self, dims):
         shapes = dims.tensors()

@@ -128,7 +128,7 @@ class LoRA(Method):
                 low_rank.set_output_update(model, swapped, swapped.project)
             # LoRA+: read by the optimizer (optim/peft_adamw.py).
             swapped.lora_B.lr_scale = self.config.lr_ratio
-            surgery.swap(model, f"{family.root}.{name}", swapped)
+            surgery.swap(model, family.path(name), swapped)
 
     @property
     def logits_at_start(self):

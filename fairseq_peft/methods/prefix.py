@@ -90,8 +90,9 @@ class PrefixTuning(Method):
     Config = PrefixConfig
 
     def inject(self, model, family, generator):
+        entrance = surgery.entrance(model, family, "prefix")
         (table,) = surgery.embeddings(model, family).values()
-        num_layers = len(surgery.layers(model, family))
+        num_layers = surgery.num_layers(model, family)
         dim, out = table.embedding_dim, 2 * num_layers * table.embedding_dim
         mlp = None
         if self.config.mlp:
@@ -101,7 +102,7 @@ class PrefixTuning(Method):
         else:
             embeddings = reparametrise.normal(self.config.num_tokens, out, 0.02, generator)
         prefix = Prefix(embeddings, mlp, num_layers, self.config.positions)
-        model.get_submodule(family.root).prefix = prefix.to(table.weight)
+        surgery.fill(entrance, "prefix", prefix.to(table.weight))
 
     def count(self, dims):
         out = f"2 x {dims.num_layers} x {dims.embed_dim}"

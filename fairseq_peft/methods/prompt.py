@@ -113,6 +113,7 @@ class PromptTuning(Method):
     Config = PromptConfig
 
     def inject(self, model, family, generator):
+        entrance = surgery.entrance(model, family, "soft_prompt")
         (table,) = surgery.embeddings(model, family).values()
         num_rows, dim = table.weight.shape
         rows = None
@@ -127,14 +128,14 @@ class PromptTuning(Method):
             embeddings = reparametrise.normal(self.config.num_tokens, dim, std, generator)
         mlp = reparametrise.mlp(dim, self.config.mlp, dim, generator) if self.config.mlp else None
         prompt = SoftPrompt(embeddings, mlp, self.config.placement, rows)
-        model.get_submodule(family.root).soft_prompt = prompt.to(table.weight)
+        surgery.fill(entrance, "soft_prompt", prompt.to(table.weight))
 
     def check_base(self, model, base):
         if self.config.init == "text":
             text_rows(model, self.config)
 
     def adopt_base(self, model, family):
-        prompt = model.get_submodule(family.root).soft_prompt
+        prompt = surgery.entrance(model, family, "soft_prompt").soft_prompt
         if self.config.init == "text":
             prompt.vocab_rows = text_rows(model, self.config)
         if prompt.vocab_rows is not None:

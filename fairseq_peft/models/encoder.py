@@ -1,6 +1,10 @@
 """RoBERTa's encoder with batch-first layers, attention that calls its projections, and slots for
 what methods add: soft prompts, prefixes, adapters.
 
+The way of a batch: tokens (B, T) -> ``Encoder.embed``: words, soft prompt, positions, norm, dropout
+-> each ``EncoderLayer``: attention and feed-forward, each with its adapter's slot
+-> ``Encoder.finish``: last norm, prompt out -> features (B, T, C) -> a head, or ``LMHead``.
+
 Parameter names and results are stock fairseq's. Shape letters: B batch, T tokens, C model dim, P
 prompt or prefix tokens.
 """
@@ -16,26 +20,28 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.injection.family import Stack
 
 # The module, not the class: whoever imports it first has it half-way through when the plugin comes.
 from fairseq_peft.layers import attention
 from fairseq_peft.layers.dropout import Dropout
+from fairseq_peft.layers.slots import Slots
+from fairseq_peft.models.blocks import FEED_FORWARD, SELF_ATTENTION
+
+STACK = Stack(
+    blocks=(SELF_ATTENTION, FEED_FORWARD),
+    embedding="embed_tokens",
+    others=("embed_positions", "layernorm_embedding", "layer_norm"),
+    entrances=("soft_prompt", "prefix"),
+)
 
 
-class EncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer, batch first.
-
-    ``attention_adapter`` and ``ffn_adapter`` are slots: None, or a module that is called with the
-    block's output h (after dropout), the block's input x, and the layer norm that follows x + h
-    (None where norms come first), and returns what replaces h; all (B, T, C).
-    """
+class EncoderLayer(Slots, TransformerEncoderLayerBase):
+    """fairseq's encoder layer, batch first, with slots for adapters."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.dropout_module = Dropout(self.dropout_module.p)
-        self.activation_dropout_module = Dropout(self.activation_dropout_module.p)
-        self.attention_adapter = None
-        self.ffn_adapter = None
+        self.add_slots()
 
     def build_self_attention(self, embed_dim, cfg):
         return attention.SelfAttention(
@@ -48,29 +54,9 @@ class EncoderLayer(TransformerEncoderLayerBase):
     def forward(self, x, keep=None, first_only=False, prefix=None):
         """x (B, T, C), keep and prefix as ``SelfAttention`` takes them -> (B, T, C); (B, 1, C) for
         the first position only."""
-        residual = x[:, :1] if first_only else x
-        if self.normalize_before:
-            x = self.self_attn_layer_norm(x)
-        h = self.self_attn(x, keep, first_only, prefix)
-        x = self._join(residual, h, self.attention_adapter, self.self_attn_layer_norm)
-        if not self.normalize_before:
-            x = self.self_attn_layer_norm(x)
-
-        residual = x
-        if self.normalize_before:
-            x = self.final_layer_norm(x)
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        x = self._join(residual, self.fc2(x), self.ffn_adapter, self.final_layer_norm)
-        if not self.normalize_before:
-            x = self.final_layer_norm(x)
-        return x
-
-    def _join(self, x, h, adapter, norm):
-        """``x + drop(h)`` with the adapter's say."""
-        h = self.dropout_module(h)
-        if adapter is not None:
-            h = adapter(h, x, None if self.normalize_before else norm)
-        return x + h
+        residual, norm = x[:, :1] if first_only else x, self.self_attn_layer_norm
+        h = self.self_attn(self.before(x, norm), keep, first_only, prefix)
+        return self.feed_forward(self.join(residual, h, self.attention_adapter, norm))
 
 
 class Encoder(TransformerEncoder):

@@ -1,10 +1,11 @@
-"""The model's flags: RoBERTa's own, and one for every knob of every method.
+"""The models' flags: RoBERTa's own, those of every family, one for every knob of every method.
 
 A field is None until somebody sets it; ``architecture`` fills in what its name says. So a flag
 of a method that is not chosen can be told from one that was left alone, and fairseq-train,
 fairseq-hydra-train and checkpoints share one path.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import field, make_dataclass
 from typing import Optional
@@ -27,7 +28,33 @@ def _size(name):
     }
 
 
-#: name -> (type, what holds where neither the user nor the size says otherwise, help)
+#: name -> (type, what holds where neither the user nor the size says otherwise, help), for the
+#: models of every family.
+COMMON = {
+    "layer_lr_decay": (
+        float,
+        1.0,
+        "learning rate of a layer, as a factor of the layer's above; the embeddings are below all "
+        "(1: one rate for all)",
+    ),
+    "precision": (
+        str,
+        "fp32",
+        "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)",
+    ),
+    "frozen_dropout": (
+        str,
+        "on",
+        "dropout of frozen layers and embeddings in training: on or off (on)",
+    ),
+    "peft": (
+        str,
+        "full",
+        f"method, or several with commas: {', '.join(methods.available())} (full)",
+    ),
+}
+
+#: The same for RoBERTa.
 ROBERTA = {
     "encoder_layers": (int, None, "number of layers"),
     "encoder_embed_dim": (int, None, "model dimension"),
@@ -67,27 +94,7 @@ ROBERTA = {
         "start a fresh model from the token embeddings and LM bias in this .npz (fairseq-peft "
         "svd-embeddings)",
     ),
-    "layer_lr_decay": (
-        float,
-        1.0,
-        "learning rate of a layer, as a factor of the layer's above; the embeddings are below all "
-        "(1: one rate for all)",
-    ),
-    "precision": (
-        str,
-        "fp32",
-        "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)",
-    ),
-    "frozen_dropout": (
-        str,
-        "on",
-        "dropout of frozen layers and embeddings in training: on or off (on)",
-    ),
-    "peft": (
-        str,
-        "full",
-        f"method, or several with commas: {', '.join(methods.available())} (full)",
-    ),
+    **COMMON,
 }
 
 
@@ -116,13 +123,15 @@ def _optional(kind, text):
     return Optional[kind], field(default=None, metadata={"help": text})
 
 
+def config_class(name: str, own: dict, base: type = FairseqDataclass) -> type:
+    """The dataclass of a model's flags: those of ``base``, of ``own``, and of every method."""
+    flags = [(flag, *_optional(kind, text)) for flag, (kind, _, text) in own.items()]
+    flags += [(flag, *_optional(kind, text)) for flag, (kind, text) in METHOD_FIELDS.items()]
+    return make_dataclass(name, flags, bases=(base,))
+
+
 #: The dataclass behind ``fairseq-train --arch roberta_*``.
-RobertaPeftConfig = make_dataclass(
-    "RobertaPeftConfig",
-    [(name, *_optional(kind, text)) for name, (kind, _, text) in ROBERTA.items()]
-    + [(name, *_optional(kind, text)) for name, (kind, text) in METHOD_FIELDS.items()],
-    bases=(FairseqDataclass,),
-)
+RobertaPeftConfig = config_class("RobertaPeftConfig", ROBERTA)
 
 
 def architecture(size: str, method: str):
@@ -131,16 +140,12 @@ def architecture(size: str, method: str):
     presets.update(_size(size), peft=method)
     presets.update(dict.fromkeys(METHOD_FIELDS))
 
-    def complete(args):
-        if OmegaConf.is_config(args):
-            with open_dict(args):
-                fill(args)
-        else:
-            fill(args)
+    return lambda args: fill(args, presets)
 
-    def fill(args):
+
+def fill(args, presets: dict) -> None:
+    """Set the flags of ``presets`` that nobody has set."""
+    with open_dict(args) if OmegaConf.is_config(args) else contextlib.nullcontext():
         for name, value in presets.items():
             if getattr(args, name, None) is None:
                 setattr(args, name, value)
-
-    return complete

@@ -11,9 +11,9 @@ import sys
 import adapter_folders
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, parametrize
 from helpers import ROOT, TOLERANCE
-from settings import collect, identifier, parametrize
+from settings import collect, identifier
 from torch import nn
 
 from fairseq_peft import methods
@@ -31,6 +31,10 @@ SETTINGS = collect()
 every_setting = parametrize(SETTINGS)
 every_setting_that_merges = parametrize([s for s in SETTINGS if merges(*s)])
 every_setting_that_does_not_merge = parametrize([s for s in SETTINGS if not merges(*s)])
+#: Adapter folders are written by the task of classifiers.
+every_setting_of_a_classifier = parametrize(
+    SETTINGS, [name for name in FAMILIES if FAMILIES[name].has_head]
+)
 
 #: Tensors that train although no logit can depend on them: part of the name -> reason.
 UNSEEN = {
@@ -88,7 +92,7 @@ def same(state, other):
 
 def copied(model):
     """The model once more; its dictionary is shared."""
-    dictionary = model.encoder.dictionary
+    dictionary = (model.encoder if hasattr(model, "encoder") else model.decoder).dictionary
     return copy.deepcopy(model, {id(dictionary): dictionary})
 
 
@@ -192,7 +196,8 @@ def test_trainable_set_is_the_declared_set_and_the_head(family, made, peft, give
     assert declared <= names - model.added
     if peft == "full":
         declared = {key for key in names if key.startswith(family.body)}
-    assert head and trainable == declared | (model.added & names) | head
+    assert bool(head) == family.has_head
+    assert trainable == declared | (model.added & names) | head
 
 
 @every_setting
@@ -219,7 +224,7 @@ def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_pat
     One process for all settings, because a process costs seconds of imports.
     """
     saved = {}
-    for peft, given in SETTINGS:
+    for peft, given in [setting for setting in SETTINGS if family.takes(setting[0])]:
         model = made(peft, given)
         saved[identifier(peft, given)] = {
             "setting": (peft, given),
@@ -238,7 +243,7 @@ def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_pat
     assert done.stdout.splitlines() == list(saved)
 
 
-@every_setting
+@every_setting_of_a_classifier
 def test_an_adapter_folder_gives_the_same_model_on_its_base(
     family, base_of, batch, peft, given, tmp_path
 ):
@@ -297,7 +302,8 @@ def test_a_folded_model_is_rebuilt_from_its_own_args(family, made, batch, peft, 
     model.fold()
     folded = logits(family, model, batch)
     assert (folded - expected).abs().max() < 1e-6
-    again = family.build(peft, seed=99, **{flag: getattr(model.args, flag) for flag in given})
+    knobs = {flag: getattr(model.args, flag) for flag in given if flag in METHOD_FIELDS}
+    again = family.build(peft, seed=99, **{**given, **knobs})
     again.accepts_base = False
     again.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(logits(family, again, batch), folded)

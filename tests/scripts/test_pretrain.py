@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from workers import children, until
 
 from fairseq_peft.cli import main
 
@@ -258,14 +259,14 @@ def test_start_goes_on_from_a_checkpoint(python, tmp_path):
 
 
 @pytest.mark.end_to_end
-def test_killed_and_taken_up_again(python, tmp_path):
+def test_killed_and_taken_up_again(fork_server, python, tmp_path):
     pytest.importorskip("fairseq")
     import torch
 
     text(tmp_path)
     knobs = {
         **SMALL, "SAVE_DIR": "out", "UPDATES_SHORT": 30, "UPDATES_LONG": 270, "SAVE_EVERY": 20,
-        "VALID_EVERY": 20, "PROGRESS_S": 1, "HALF": 1,
+        "VALID_EVERY": 20, "PROGRESS_S": 1, "HALF": 1, "PYTHON": python,
     }  # fmt: skip
     out = tmp_path / "out"
     first = pretrain(tmp_path, popen=True, **knobs)
@@ -275,6 +276,7 @@ def test_killed_and_taken_up_again(python, tmp_path):
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
+    until(lambda: not children(fork_server.process.pid))
     printed = (tmp_path / "first.out").read_text()
     assert last.exists(), printed
     assert not (out / "model.pt").exists(), "killed too late to test anything"
@@ -282,7 +284,7 @@ def test_killed_and_taken_up_again(python, tmp_path):
 
     last.write_bytes(last.read_bytes()[:1000])  # as if killed while copying
     before = (out / "work" / "short" / "train.log").read_text()
-    second = pretrain(tmp_path, **knobs, PYTHON=python)
+    second = pretrain(tmp_path, **knobs)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "preprocess" not in second.stdout and "done before" in second.stdout
     assert (out / "work" / "short" / "train.log").read_text() == before
@@ -310,5 +312,5 @@ def test_killed_and_taken_up_again(python, tmp_path):
     assert embeddings.shape == (num_rows, 16) and embeddings.dtype == torch.float16
     assert (out / "sentencepiece.bpe.model").exists()
 
-    third = pretrain(tmp_path, **knobs, PYTHON=python)
+    third = pretrain(tmp_path, **knobs)
     assert third.returncode == 0 and "nothing to do" in third.stdout

@@ -320,7 +320,8 @@ def test_start_of_a_resumed_run(start):
 
 def test_start_of_a_resumed_run_is_remembered(tmp_path):
     assert run_log.read_start(str(tmp_path)) == {}
-    run_log.write_json(str(tmp_path / "run.json"), {"init": "pretrained", "base": "b", "seed": 1})
-    assert run_log.read_start(str(tmp_path)) == {"init": "pretrained", "base": "b"}
+    start = {"init": "pretrained", "base": "b", "task_bytes": 7}
+    run_log.write_json(str(tmp_path / "run.json"), {**start, "seed": 1})
+    assert run_log.read_start(str(tmp_path)) == start
     (tmp_path / "run.json").write_text("{")
     assert run_log.read_start(str(tmp_path)) == {}

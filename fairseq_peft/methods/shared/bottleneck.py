@@ -214,12 +214,12 @@ class Bottleneck(nn.Module):
 def slots(model: nn.Module, family, config: BottleneckConfig):
     """(layer, name of the slot, linear map that ends the block), for each chosen slot of each layer
     that is not skipped."""
-    layers = surgery.layers(model, family)
-    config.check_layers(len(layers))
-    outputs = {"attention": family.attention_output, "ffn": family.ffn_output}
-    for layer in layers[config.skip_layers :]:
-        for place in config.places:
-            yield layer, f"{place}_adapter", layer.get_submodule(outputs[place])
+    if config.skip_layers:
+        config.check_layers(surgery.num_layers(model, family))
+    for stack, number, _, layer in surgery.places(model, family):
+        for block in stack.blocks:
+            if number >= config.skip_layers and block.name in config.places:
+                yield layer, f"{block.name}_adapter", layer.get_submodule(block.output)
 
 
 def fill_slots(model: nn.Module, family, config: BottleneckConfig, build) -> None:
@@ -234,7 +234,7 @@ def fill_slots(model: nn.Module, family, config: BottleneckConfig, build) -> Non
     for layer, slot, linear in slots(model, family, config):
         c = linear.out_features
         adapter = Bottleneck(*build(c, config.width(c)), c, config)
-        setattr(layer, slot, adapter.to(linear.weight).train(layer.training))
+        surgery.fill(layer, slot, adapter.to(linear.weight).train(layer.training))
 
 
 def count(dims, config: BottleneckConfig, maps: str) -> Count:

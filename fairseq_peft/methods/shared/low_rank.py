@@ -192,17 +192,22 @@ class LoRAEmbedding(nn.Embedding):
 
 
 def set_output_update(model: nn.Module, embedding: nn.Embedding, update) -> None:
-    """Fill the slot ``output_update`` of the LM head, if it shares the matrix of ``embedding``."""
+    """Fill the slot ``output_update`` of the LM head, if it shares the matrix of ``embedding``.
+
+    Raises:
+        InputError: it shares the matrix and has no such slot.
+    """
     for module in model.modules():
-        if hasattr(module, "output_update") and module.weight is embedding.weight:
-            module.output_update = update
+        tied = getattr(module, "weight", None) is embedding.weight
+        if tied and not isinstance(module, nn.Embedding):
+            surgery.fill(module, "output_update", update)
 
 
 def trained_biases(model: nn.Module, family, config: LowRankConfig) -> set[str]:
     """The names of the base's biases that train."""
     parts = surgery.linears(model, family), surgery.embeddings(model, family)
     names = _biases(surgery.tensors(model, family), config, choose(config, *parts))
-    return {f"{family.root}.{name}" for name in names}
+    return {family.path(name) for name in names}
 
 
 def count_biases(dims, config: LowRankConfig) -> Count:

@@ -1,5 +1,6 @@
-"""Several members, each with adapters and heads of its own, on one frozen base.
+"""The runs of a sweep as members of one process, on one frozen base.
 
-``rows.py``: which rows are whose. ``forward.py``: one pass for all. ``turns.py`` and ``group.py``:
-the runs of a sweep as members. A member that only predicts needs the first two.
+``runs.py``: command lines, checks, logs. ``group.py``: who has the turn (``turns.py``), and what is
+computed when all wait. ``task.py``: where a run asks for scores. ``waves.py``: who computes
+together. ``passes.py``: the passes, and whose an error is. ``joint.py``: many models as one.
 """

@@ -50,7 +50,7 @@ class Group:
 
     def run(self) -> None:
         """Run all to their end. A member that fails ends by itself; ``Turn.error`` says why."""
-        usual = TASK_REGISTRY[TASK]
+        usual = TASK_REGISTRY[TASK]  # where fairseq's main looks for the class of --task
         TASK_REGISTRY[TASK] = type("MemberTask", (MemberTask,), {"group": self})
         try:
             for turn in self.turns:

@@ -55,15 +55,16 @@ def _kind(request) -> tuple:
 
 
 def _limited(turns):
-    """Consecutive members with at most ``MAX_TOKENS`` tokens together, or one member."""
-    wave, total = [], 0
+    """Consecutive members with at most ``MAX_TOKENS`` tokens together, with padding, or one
+    member."""
+    wave, num_rows, longest = [], 0, 0
     for turn in turns:
-        size = turn.request.tokens.numel()
-        if wave and total + size > MAX_TOKENS:
+        rows, length = turn.request.tokens.shape
+        if wave and (num_rows + rows) * max(longest, length) > MAX_TOKENS:
             yield wave
-            wave, total = [], 0
+            wave, num_rows, longest = [], 0, 0
         wave.append(turn)
-        total += size
+        num_rows, longest = num_rows + rows, max(longest, length)
     yield wave
 
 

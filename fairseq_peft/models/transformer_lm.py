@@ -1,0 +1,147 @@
+"""fairseq's decoder-only language model with any method injected.
+
+``--arch transformer_lm_<method>`` has fairseq's default sizes; every other size of fairseq's goes
+by its name and ``_peft``: ``--arch transformer_lm_gpt2_small_peft --peft lora``. It trains with
+fairseq's own task and criterion:
+
+    fairseq-train data --user-dir fairseq_peft --task language_modeling \\
+        --arch transformer_lm_gpt_peft --peft lora --finetune-from-model base.pt ...
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_INV_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+from omegaconf import OmegaConf
+
+from fairseq_peft import methods
+from fairseq_peft.errors import InputError
+from fairseq_peft.injection.family import Family
+from fairseq_peft.models.decoder import STACK, Decoder
+from fairseq_peft.models.options import COMMON, config_class, fill
+from fairseq_peft.models.peft_model import PeftModel
+
+FAMILY = Family("decoder", (STACK,))
+
+TransformerLMPeftConfig = config_class(
+    "TransformerLMPeftConfig", COMMON, TransformerLanguageModelConfig
+)
+
+_NO_TABLE = "the words then have no single table, which methods and the output share"
+_NOT_COMPUTED = "the layers of this model do not compute it"
+#: Flags of fairseq's language model that this one does not know -> why.
+REFUSED = {
+    **dict.fromkeys(("adaptive_input", "character_embeddings"), _NO_TABLE),
+    **dict.fromkeys(("adaptive_softmax_cutoff", "tie_adaptive_weights"), _NO_TABLE),
+    **dict.fromkeys(("decoder_layerdrop", "decoder_layers_to_keep", "base_layers"), _NOT_COMPUTED),
+    **dict.fromkeys(("quant_noise_pq", "quant_noise_scalar"), _NOT_COMPUTED),
+    **dict.fromkeys(("checkpoint_activations", "decoder_xformers_att_config"), _NOT_COMPUTED),
+    **dict.fromkeys(("scale_fc", "scale_attn", "scale_heads", "scale_resids"), _NOT_COMPUTED),
+}
+
+
+@register_model("transformer_lm_peft", dataclass=TransformerLMPeftConfig)
+class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
+    """fairseq's decoder-only language model with methods of ``fairseq_peft.methods`` injected."""
+
+    family = FAMILY
+    untold = (
+        "which fairseq's tasks do not tell it: here it would train as something else. Choose "
+        "another method."
+    )
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Build the plain model, then inject the method; seeds come from the task.
+
+        Raises:
+            InputError: the flags mean a model, or a method, that is not for this family.
+        """
+        values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
+        args = argparse.Namespace(**values)
+        fill(args, {name: default for name, (_, default, _) in COMMON.items()})
+        if getattr(args, "max_target_positions", None) is None:
+            args.max_target_positions = args.tokens_per_sample
+        check(args)
+        words = task.source_dictionary
+        embed_tokens = cls.build_embedding(args, words, args.decoder_embed_dim)
+        model = cls(Decoder(args, task.target_dictionary, embed_tokens))
+        model.args = args
+        model.set_up(args, task)
+        if any(method.name == "head_only" for method in model.setting):
+            raise InputError(
+                "--peft head_only trains a classification head alone, and a language model has "
+                "none: nothing would train. Choose another method."
+            )
+        room = model.max_positions()
+        if model.decoder.num_reserved and args.tokens_per_sample > room:
+            raise InputError(
+                f"--tokens-per-sample {args.tokens_per_sample} and {model.decoder.num_reserved} "
+                f"prompt or prefix tokens are more than the {args.max_target_positions} positions "
+                f"of the model. Give --tokens-per-sample {room}, and --max-target-positions "
+                f"{args.max_target_positions}."
+            )
+        return model
+
+    @property
+    def num_reserved(self) -> int:
+        """Positions that the methods take from the text."""
+        return self.decoder.num_reserved
+
+
+def check(args) -> None:
+    """Raise InputError where ``args`` mean a model that this file does not build."""
+    for name, reason in REFUSED.items():
+        if getattr(args, name, None):
+            raise InputError(
+                f"--{name.replace('_', '-')} is not for --arch transformer_lm_*: {reason}. Leave "
+                "it out, or choose another architecture."
+            )
+    c, heads = args.decoder_embed_dim, args.decoder_attention_heads
+    if c % heads:
+        raise InputError(
+            f"--decoder-embed-dim {c} does not divide into --decoder-attention-heads {heads} "
+            "heads: give a multiple."
+        )
+    for name in ("decoder_input_dim", "decoder_output_dim"):
+        if getattr(args, name) != c:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(args, name)} is not --decoder-embed-dim {c}: "
+                "a map between them is not for this model. Give the same for both."
+            )
+    if args.precision not in ("fp32", "bf16"):
+        raise InputError(f"--precision {args.precision!r} is unknown: give fp32 or bf16.")
+
+
+def _architecture(stock: str, peft: str | None):
+    """What completes the flags for a size that fairseq calls ``stock``."""
+
+    def complete(args):
+        fill(args, {"peft": peft} if peft else {})
+        ARCH_CONFIG_REGISTRY[stock](args)
+
+    return complete
+
+
+def _register_architectures():
+    names = {}
+    for size in ARCH_MODEL_INV_REGISTRY["transformer_lm"]:
+        args = argparse.Namespace()
+        ARCH_CONFIG_REGISTRY[size](args)
+        if size != "transformer_lm" and not any(getattr(args, flag, None) for flag in REFUSED):
+            names[f"{size}_peft"] = (size, None)
+    names.update((f"transformer_lm_{m}", ("transformer_lm", m)) for m in methods.available())
+    for name, (size, peft) in names.items():
+        if name not in ARCH_MODEL_REGISTRY:
+            register_model_architecture("transformer_lm_peft", name)(_architecture(size, peft))
+
+
+_register_architectures()
