@@ -141,13 +141,17 @@ def main(size: int, seed: int, paths: list[str]):
 
 def run(sample, file_of, verdicts):
     """Fill ``verdicts``: mutant -> the test that caught it, None for one that survived."""
-    sound = set()
+    sound, left_out = set(), []
     for number, name in enumerate(sample, start=1):
-        test = failure(name, tests_of(file_of[name]))
-        if test and test not in sound:  # it must be the mutant that it fails for
-            if failure("", [test]) is not None:
-                sys.exit(f"{test} fails in mutants/ without any mutant")
-            sound.add(test)
+        while True:
+            test = failure(name, [*tests_of(file_of[name]), *left_out])
+            if not test or test in sound:
+                break
+            if failure("", [test]) is None:  # so it is the mutant that it fails for
+                sound.add(test)
+                break
+            print(f"{test} fails in mutants/ without any mutant, and is left out", flush=True)
+            left_out.append(f"--deselect={test}")
         verdicts[name] = test
         verdict = "SURVIVED" if test is None else f"caught by {test or 'all tests'}"
         print(f"{number} {name}: {verdict}", flush=True)
