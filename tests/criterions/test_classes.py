@@ -11,6 +11,8 @@ pytest.importorskip("fairseq")
 
 import torch.nn.functional as F  # noqa: E402
 from fairseq.logging import metrics  # noqa: E402
+from helpers import train_flags  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from fairseq_peft import scores  # noqa: E402
 from fairseq_peft.criterions.sentence_classification import (  # noqa: E402
@@ -96,3 +98,20 @@ def test_a_class_without_rows_in_train_is_no_division_by_zero():
 def test_weights_that_do_not_fit_are_refused(given):
     with pytest.raises(InputError, match="expected none, balanced, or 3 positive numbers"):
         SentenceClassificationCriterion(task_of(), "head", given)
+
+
+@pytest.mark.end_to_end
+def test_the_flag_reaches_training(fairseq, data_folder, tmp_path):
+    """The data are balanced: weights of 1 are none at all, others move the head elsewhere."""
+    heads = {}
+    for given in ("none", "1,1", "1,9", "1,2,3"):
+        folder = tmp_path / given
+        done = fairseq("train", *train_flags(data_folder, folder, class_weights=given))
+        if given == "1,2,3":
+            assert done.returncode != 0 and "2 positive numbers" in done.stdout + done.stderr
+            continue
+        assert done.returncode == 0, done.stderr
+        heads[given] = load_file(folder / "adapter" / "adapter.safetensors")
+    key = next(key for key in heads["none"] if key.endswith("out_proj.bias"))
+    assert torch.equal(heads["none"][key], heads["1,1"][key])
+    assert not torch.equal(heads["none"][key], heads["1,9"][key])
