@@ -71,6 +71,12 @@ def _lines(file, name):
                 for line in decoded:
                     yield line.encode()
             return
+    for first, name_of in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        if len(head) >= 4 and not any(head[first::2]) and all(head[1 - first :: 2]):
+            raise InputError(
+                f"{name} looks like UTF-16 without a byte order mark. Convert it: "
+                f"iconv -f {name_of} -t UTF-8."
+            )
     yield from file
 
 

@@ -158,7 +158,9 @@ def test_a_default_vocabulary_that_is_too_large_is_lowered_and_said(
 ):
     monkeypatch.setattr(prepare_data, "preprocess", quick_preprocess)
     caplog.set_level("INFO")
+    (raw / "valid.label").write_text("10\n" * 9)
     assert prepare(raw, tmp_path / "dest") == 0
+    assert "warning: 1 classes have no row in valid (9)" in caplog.text
     stats = json.loads((tmp_path / "dest/stats.json").read_text())
     most = stats["notes"]["vocabulary_lowered_to"]
     assert stats["vocabulary_rows"] == most + 2 < 100

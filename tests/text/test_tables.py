@@ -111,6 +111,8 @@ def test_a_packed_file_may_say_so_in_its_name(tmp_path):
         (b"PK\x03\x04rest", r"train\.csv is a \.zip archive, or a table of Excel"),
         (gzip.compress(b"text,label\n" * 99)[:30], r"train\.csv is a damaged \.gz or \.xz file"),
         (b"\xff\xfet", r"train\.csv begins as UTF-16"),
+        ("text,label\n".encode("utf-16-le"), r"looks like UTF-16 .*iconv -f UTF-16LE"),
+        ("text,label\n".encode("utf-16-be"), r"looks like UTF-16 .*iconv -f UTF-16BE"),
         (b'text,label\n"a" b,1\n', r"train\.csv:2: .*Expected fields with quotes"),
         (b'text,label\n"a,1\n', r"train\.csv:2: .*Expected fields with quotes"),
         (b"avis,label\na,1\n", r"train\.csv:1: the columns are .*Expected one 'text'"),
