@@ -30,10 +30,11 @@ METHODS = Path("fairseq_peft/methods")
 #: Room -> where its tests are, but for rooms that ``tests_of`` knows. (Tests that kill a process,
 #: or count the steps of writing, do not go together with functions that mutmut has wrapped.)
 WHERE = {
-    "adapters": ["adapters/test_artifact.py", "adapters/test_corrupted.py", "test_golden.py"],
+    "adapters": ["adapters/test_artifact.py", "adapters/test_corrupted.py"],
     "commands": ["report/test_best_run.py"],
     "criterions": ["criterions", "tasks"],
     "report": ["report/test_result.py"],
+    "serving": ["serving"],
     "tasks": ["tasks"],
 }
 LIMIT_S = 600  # of processor time, for the tests of one mutant
@@ -68,12 +69,10 @@ def tests_of(path: Path) -> list[str]:
     if room == "injection":
         chosen = "(injection or golden or all-linear) and not ways"
         return ["tests/injection", "tests/test_golden.py", "tests/methods", "-k", chosen]
-    if room == "serving":
-        chosen = "golden or serving or predict-lora or predict-prefix"
-        files = ["tests/test_golden.py", "tests/serving", "tests/methods/test_ways.py"]
-        return [*files, "-k", chosen]
     if room != "methods":
-        return [f"tests/{folder}" for folder in WHERE[room]]
+        chosen = "not ways or predict-lora or predict-prefix or resume-lora"
+        files = [f"tests/{name}" for name in WHERE[room]]
+        return ["tests/test_golden.py", *files, "tests/methods/test_ways.py", "-k", chosen]
     names = [path.stem]
     if path.parent != METHODS:  # shared: the methods that are built on it
         used = re.compile(rf"shared(\.| import .*\b){path.stem}\b")
