@@ -88,7 +88,8 @@ def dictionary_of(path: Path, sha256: Optional[str], owner) -> checks.Dictionary
 
 
 def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
-    """A fine-tuned checkpoint: its model, the name of its head, its reader, its precision.
+    """A checkpoint, fine-tuned as a whole or merged: its model, the name of its head, its reader,
+    its precision.
 
     Args:
         path: the checkpoint's file.
@@ -99,7 +100,7 @@ def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
         InputError: it cannot classify, or the folder lacks what turns text into tokens.
     """
     path = Path(path)
-    state = read_checkpoint(str(path))
+    state = as_trained(read_checkpoint(str(path)))
     cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
     task, saved = cfg.get("task") or {}, state.get("task_state") or {}
     labels = saved.get("labels") if isinstance(saved, dict) else None
@@ -127,6 +128,28 @@ def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
         2 if (folder / "input1").is_dir() else 1,
     )
     return model, head, reader, (cfg.get("model") or {}).get("precision") or "fp32"
+
+
+def as_trained(state: dict) -> dict:
+    """A merged checkpoint, which names fairseq's own task and architecture, as one of the same
+    weights that was fine-tuned as a whole; any other as it is."""
+    cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
+    task, model = cfg.get("task"), cfg.get("model")
+    is_merged = (
+        isinstance(task, dict)
+        and isinstance(model, dict)
+        and (task.get("_name"), model.get("_name")) == ("sentence_prediction", "roberta")
+    )
+    if not is_merged:
+        return state
+    task = {
+        "_name": "sentence_classification",
+        "data": task.get("data"),
+        "classification_head_name": task.get("classification_head_name"),
+        "no_init_token": task.get("init_token") is None,
+    }
+    model = {**model, "_name": "roberta_peft", "peft": "full"}
+    return {**state, "cfg": {**cfg, "task": task, "model": model}}
 
 
 def _check_rows(path, dictionary, num_rows):

@@ -268,7 +268,10 @@ def test_summed_outputs_of_two_workers_are_those_of_one(make_task):
         sample = dataset.collater([dataset[i] for i in rows])
         sample["net_input"]["predicted"] = right_but_first(sample["target"])
         logged.append(criterion(Oracle(None), sample)[2])
-    summed = {key: torch.tensor(sum(float(log[key]) for log in logged)) for key in logged[0]}
+    summed = {
+        key: torch.as_tensor(sum(log[key] for log in logged), dtype=torch.double)
+        for key in logged[0]
+    }
     results = []
     for outputs in (logged, [summed]):
         with metrics.aggregate(new_root=True) as agg:
