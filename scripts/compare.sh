@@ -12,7 +12,8 @@
 # Knobs:
 #   RAW                what prepare_data.sh was given: a folder or a file (empty: no new baseline)
 #   NAME               the data set's name among the runs (default: the name of RAW, as there)
-#   SEED, VALID_SHARE, TEST_SHARE   as prepare_data.sh had them, for a file without a split column
+#   TEXT_COLUMN, TEXT2_COLUMN, LABEL_COLUMN, HEADER   of a table, as prepare_data.sh had them
+#   SEED, VALID_SHARE, TEST_SHARE   the same, for a file without a split column
 #   DROP_DUPLICATES    `train` if prepare_data.sh ran with it: the baseline then sees the same rows
 #   OUT                folder of the report (default: RUNS/report)
 #
@@ -27,6 +28,10 @@ parse_args "$@"
 RUNS=${ARGS[0]:-$ROOT/runs}            # where the runs are
 RAW=${RAW:-}                           # raw data of the baseline; empty: no new baseline
 NAME=${NAME:-}                         # its name among the runs; empty: the name of RAW
+TEXT_COLUMN=${TEXT_COLUMN:-}           # column of the text
+TEXT2_COLUMN=${TEXT2_COLUMN:-}         # column of the second text
+LABEL_COLUMN=${LABEL_COLUMN:-}         # column of the class
+HEADER=${HEADER:-}                     # 1 or 0; empty: 1, unless all columns are numbers
 SEED=${SEED:-}                         # of the split of a file without one
 VALID_SHARE=${VALID_SHARE:-}           # the same
 TEST_SHARE=${TEST_SHARE:-}             # the same
@@ -43,6 +48,15 @@ if [ -n "$RAW" ]; then
     NAME=${NAME:-$name}
   fi
   options=()
+  [ -z "$TEXT_COLUMN" ] || options+=(--text-column "$TEXT_COLUMN")
+  [ -z "$TEXT2_COLUMN" ] || options+=(--text2-column "$TEXT2_COLUMN")
+  [ -z "$LABEL_COLUMN" ] || options+=(--label-column "$LABEL_COLUMN")
+  case $HEADER in
+    '') ;;
+    0) options+=(--no-header) ;;
+    1) options+=(--header) ;;
+    *) die "HEADER=$HEADER: expected 0 or 1" ;;
+  esac
   [ -z "$SEED" ] || options+=(--seed "$SEED")
   [ -z "$VALID_SHARE" ] || options+=(--valid-share "$VALID_SHARE")
   [ -z "$TEST_SHARE" ] || options+=(--test-share "$TEST_SHARE")
@@ -52,7 +66,7 @@ if [ -n "$RAW" ]; then
   else
     peft_cli tfidf "$RAW" --runs "$RUNS" --name "$NAME" "${options[@]+"${options[@]}"}"
   fi
-elif [ -n "$NAME$DROP_DUPLICATES$SEED$VALID_SHARE$TEST_SHARE" ]; then
-  die "NAME, DROP_DUPLICATES, SEED and shares are for the baseline and do nothing without RAW"
+elif [ -n "$NAME$DROP_DUPLICATES$SEED$VALID_SHARE$TEST_SHARE$TEXT_COLUMN$TEXT2_COLUMN$LABEL_COLUMN$HEADER" ]; then
+  die "NAME, DROP_DUPLICATES, SEED, shares and columns are for the baseline and do nothing without RAW"
 fi
 peft_cli report "$RUNS" --out "$OUT"

@@ -6,6 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from fairseq_peft.text import tables
+
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".gz", ".xz")
 logger = logging.getLogger(__name__)
 
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="what prepare_data.sh reads: {train,valid,test}.{review,label} in a folder, or a file",
     )
+    tables.add_arguments(parser)
     parser.add_argument("--runs", metavar="RUNS", required=True, help="folder that holds the runs")
     parser.add_argument("--name", help="name of the data set [that of RAW]")
     parser.add_argument(
@@ -52,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
         )
     pieces = None if args.spm is None else Pieces(args.spm, args.max_tokens)
     name = args.name or data_name(args.raw)
-    split = {name: getattr(args, name) for name in ("seed", "valid_share", "test_share")}
+    reading = {name: getattr(args, name) for name in ("seed", "valid_share", "test_share")}
+    reading["columns"] = tables.columns_of(args)
     drop = args.drop_duplicates == "train"
-    result = run_tfidf(args.raw, args.runs, name, drop, pieces, split)
+    result = run_tfidf(args.raw, args.runs, name, drop, pieces, reading)
     logger.info(
         "%s/baseline/%s: test accuracy %.2f %%, valid %.2f %%, %.1f s, %s",
         name,

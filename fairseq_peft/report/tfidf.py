@@ -67,15 +67,16 @@ class Pieces:
 
 
 def read_data(
-    raw: Path, drop: bool = False, split: dict | None = None
+    raw: Path, drop: bool = False, reading: dict | None = None
 ) -> dict[str, tuple[list[str], list[str]]]:
     """{split: (texts, labels)} of a folder or file, refused where prepare_data.sh refuses it.
 
-    ``split`` (seed, valid_share, test_share) is for a file that has no splits, as there.
+    ``reading`` goes to ``read_corpus``: the columns of a table, and the seed and shares of a file
+    without splits.
 
     ``drop`` leaves out the rows of train whose text valid or test has as well.
     """
-    corpus = read_corpus(raw, **(split or {}))
+    corpus = read_corpus(raw, **(reading or {}))
     for split in SPLITS:
         if split not in corpus.rows:
             raise InputError(f"'{raw}' has no rows of {split}; the baseline is measured on {split}")
@@ -96,7 +97,7 @@ def run_tfidf(
     name: str,
     drop: bool = False,
     pieces: Pieces | None = None,
-    split: dict | None = None,
+    reading: dict | None = None,
 ) -> dict:
     """Tune on valid, measure on test, write ``runs/name/baseline/tfidf/seed1/result.json``; with
     ``pieces``, its label is in the place of ``tfidf``.
@@ -107,7 +108,7 @@ def run_tfidf(
         InputError: what ``text.corpus`` says of ``raw``, or it has no test split.
     """
     started = time.perf_counter()
-    data = read_data(Path(raw), drop, split)
+    data = read_data(Path(raw), drop, reading)
     label = "tfidf" if pieces is None else pieces.label
     run_dir = Path(runs) / name / "baseline" / label / "seed1"
     if pieces is not None:

@@ -200,9 +200,10 @@ def test_a_file_without_splits_is_split_as_for_training(raw, tmp_path):
     lines = ["text\tlabel", *("\t".join(row[:2]) for row in as_rows(raw))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     expected = corpus.read_corpus(path, seed=7, test_share=0.2)
-    data = tfidf.read_data(path, split={"seed": 7, "test_share": 0.2})
+    data = tfidf.read_data(path, reading={"seed": 7, "test_share": 0.2})
     assert data["test"][0] == [row.text for row in expected.rows["test"]]
-    words = ["--seed", "7", "--test-share", "0.2"]
+    path.write_text(path.read_text(encoding="utf-8").replace("label", "mark", 1), encoding="utf-8")
+    words = ["--seed", "7", "--test-share", "0.2", "--label-column", "mark"]
     assert main(["tfidf", str(path), "--runs", str(tmp_path / "runs"), *words]) == 0
     result = json.loads((tmp_path / "runs/books/baseline/tfidf/seed1/result.json").read_text())
     assert result["rows"] == {"train": 84, "valid": 12, "test": 24}

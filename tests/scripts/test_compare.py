@@ -22,10 +22,10 @@ def compare(tmp_path, **knobs):
 )
 def test_the_baseline_reads_what_prepare_data_read(tmp_path, raw, name):
     (tmp_path / raw).mkdir() if raw.endswith("/") else (tmp_path / raw).touch()
-    done = compare(tmp_path, RAW=raw, SEED="3", VALID_SHARE="0.2")
+    done = compare(tmp_path, RAW=raw, SEED="3", VALID_SHARE="0.2", LABEL_COLUMN="y")
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if " tfidf " in line)
-    assert line.endswith(f" --name {name} --seed 3 --valid-share 0.2")
+    assert line.endswith(f" --name {name} --label-column y --seed 3 --valid-share 0.2")
 
 
 @pytest.mark.parametrize(
