@@ -286,5 +286,6 @@ def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole(out) as temporary:
             torch.save(plain, temporary)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error}). Give another place.") from error
+    except (OSError, RuntimeError) as error:  # torch.save has an error of its own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{out} cannot be written ({reason}). Give another place.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from math import nan
 
 import pytest
@@ -84,22 +83,25 @@ def test_flags_that_contradict_are_refused_with_the_line_to_type(given, said):
 
 @pytest.fixture(scope="session")
 def hard_data(tmp_path_factory):
-    """Rows of which a third is mislabelled: scores go up and down, and metrics disagree."""
-    rows, rng = random_rows(sizes=(("train", 67), ("valid", 41), ("test", 41))), random.Random(3)
-    for items in rows.values():
-        for i, (words, label) in enumerate(items):
-            if rng.random() < 1 / 3:
-                items[i] = (words, LABELS[label == "bad"])
+    """Unequal classes, and a fifth of the rows mislabelled: the metrics choose differently."""
+    rng, rows = random.Random(3), {}
+    for split, items in random_rows(sizes=(("train", 200), ("valid", 120), ("test", 61))).items():
+        items = [item for i, item in enumerate(items) if item[1] == "bad" or i % 3 == 0]
+        rows[split] = [
+            (words, LABELS[label == "bad"] if rng.random() < 0.2 else label)
+            for words, label in items
+        ]
     return write_data(tmp_path_factory.mktemp("hard") / "data", rows, LABELS)
 
 
 @pytest.fixture(scope="session")
 def train(fairseq, hard_data, base_checkpoint):
     def run(save_dir, ok=True, **more):
-        given = {"finetune_from_model": base_checkpoint, "from_scratch": None, "lr": 3e-2}
-        done = fairseq("train", *train_flags(hard_data, save_dir, **{**given, "max_epoch": 6, **more}))
+        given = {"finetune_from_model": base_checkpoint, "from_scratch": None, "lr": 2e-2}
+        given = {**given, "max_epoch": 7, **more}
+        done = fairseq("train", *train_flags(hard_data, save_dir, **given))
         assert (done.returncode == 0) is ok, done.stderr
-        return done.stderr if not ok else done.stdout
+        return done.stdout if ok else done.stderr
 
     return run
 
@@ -107,7 +109,7 @@ def train(fairseq, hard_data, base_checkpoint):
 def chosen(lines, metric):
     """Computed here from the lines alone: the last of the best."""
     sign = -1 if metric == "loss" else 1
-    return max(lines, key=lambda line: (sign * line["subsets"]["valid"][metric], line["num_updates"]))
+    return max(lines, key=lambda at: (sign * at["subsets"]["valid"][metric], at["num_updates"]))
 
 
 def check(folder, expected):
@@ -126,20 +128,17 @@ def check(folder, expected):
     assert found.num_correct("test") == subsets["test"]["num_correct"]
 
 
-LOSS = {"best_checkpoint_metric": "loss", "maximize_best_checkpoint_metric": None}
+#: What fairseq does where neither flag is given: the lowest loss.
+LOSS = {"best_checkpoint_metric": None, "maximize_best_checkpoint_metric": None}
 CASES = {
     "accuracy": {},
     "macro_f1": {"best_checkpoint_metric": "macro_f1"},
-    "mcc": {"best_checkpoint_metric": "mcc"},
     "f1_good": {"best_checkpoint_metric": "f1_good"},
-    "loss": LOSS,
-    "neither flag": {**LOSS, "best_checkpoint_metric": None},
-    "within the epoch": {"validate_interval_updates": 4},
-    "within the epoch, with checkpoints": {"validate_interval_updates": 4, "save_interval_updates": 2},
+    "neither flag": LOSS,
+    "within the epoch": {"validate_interval_updates": 5},
     "every second epoch": {"validate_interval": 2},
     "a checkpoint every third epoch": {"save_interval": 3},
-    "the two best": {"keep_best_checkpoints": 2},
-    "early stopping": {"patience": 2},
+    "the two best, stopped early": {"keep_best_checkpoints": 2, "patience": 2},
 }
 
 
@@ -149,9 +148,54 @@ def test_all_that_is_kept_is_of_one_validation(train, tmp_path, name):
     more = CASES[name]
     train(tmp_path / "run", **more)
     lines = metrics(tmp_path / "run")
-    metric = more.get("best_checkpoint_metric", "accuracy") or "loss"
+    metric = "loss" if more is LOSS else more.get("best_checkpoint_metric", "accuracy")
     expected = chosen(lines, metric)
-    print(name, [(l["num_updates"], round(l["subsets"]["valid"][metric], 3)) for l in lines], expected["num_updates"], chosen(lines, "accuracy")["num_updates"])
+    print(name, [(at["num_updates"], round(at["subsets"]["valid"][metric], 3)) for at in lines])
+    if metric != "accuracy":  # else any of them could have chosen
+        assert expected != chosen(lines, "accuracy")
     check(tmp_path / "run", expected)
     names = {path.name for path in (tmp_path / "run").glob("checkpoint.best_*")}
     assert len(names) == more.get("keep_best_checkpoints", 0)
+
+
+@pytest.mark.end_to_end
+def test_a_run_that_goes_on_decides_as_one_in_one_go(train, tmp_path):
+    """Within the epoch, and with --patience, whose count fairseq forgets when it ends."""
+    more = {"validate_interval_updates": 5, "patience": 4}
+    train(tmp_path / "one", **more)
+    train(tmp_path / "two", **more, max_epoch=1)
+    train(tmp_path / "two", **more)
+    lines = metrics(tmp_path / "one")
+    assert lines[-1]["epoch"] < 7  # it stopped early
+    updates = [[at["num_updates"] for at in metrics(tmp_path / name)] for name in ("one", "two")]
+    assert updates[0] == updates[1]
+    for name in ("one", "two"):
+        check(
+            tmp_path / name,
+            chosen(lines, "accuracy")
+            if name == "one"
+            else chosen(metrics(tmp_path / name), "accuracy"),
+        )
+    refused = train(tmp_path / "two", ok=False, best_checkpoint_metric="mcc", max_epoch=9)
+    assert "was the highest accuracy on valid so far" in refused
+
+
+@pytest.mark.end_to_end
+def test_jobs_of_a_multirun_know_nothing_of_each_other(fairseq, hard_data, tmp_path):
+    """fairseq keeps the best score, and how long it waits, in functions, from job to job."""
+    words = [f"common.user_dir={PACKAGE}", "common.cpu=true", f"+task.data={hard_data}"]
+    words += ["+task._name=sentence_classification", "+task.from_scratch=true"]
+    words += ["+model._name=roberta_small_lora", "optimization.max_epoch=3"]
+    words += [f"+model.{name}={value}" for name, value in TINY.items()]
+    words += ["~criterion", "+criterion._name=sentence_classification"]
+    words += ["+optimizer._name=peft_adamw", "optimization.lr=[0.02],[1e-7]"]
+    words += ["dataset.batch_size=8", "dataset.valid_subset='valid,test'", "dataset.num_workers=0"]
+    words += ["checkpoint.save_dir=run", "checkpoint.no_epoch_checkpoints=true"]
+    words += ["checkpoint.patience=1", "--multirun"]
+    words += ["hydra.sweep.dir=jobs", "hydra.sweep.subdir=${hydra.job.num}"]
+    done = fairseq("hydra-train", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(path.parent for path in tmp_path.rglob("run.json"))
+    assert len(jobs) == 2, list(tmp_path.rglob("*"))
+    for job in jobs:
+        check(job, chosen(metrics(job), "loss"))
