@@ -172,6 +172,7 @@ def rebuild(path: Path, state: dict):
     from fairseq import models
     from omegaconf import OmegaConf
 
+    from fairseq_peft.models import folder
     from fairseq_peft.models.roberta import HEADS
 
     cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
@@ -189,13 +190,14 @@ def rebuild(path: Path, state: dict):
     task = SimpleNamespace(
         source_dictionary=placeholder(len(embedding)), cfg=SimpleNamespace(seed=1)
     )
-    model = models.build_model(given, task, from_checkpoint=True)
-    for key, value in weights.items():
-        if key.startswith(HEADS) and key.endswith(".out_proj.weight"):
-            head = key[len(HEADS) : -len(".out_proj.weight")]
-            model.register_classification_head(
-                head, num_classes=len(value), inner_dim=value.shape[1]
-            )
+    with folder.fp32_by_default():
+        model = models.build_model(given, task, from_checkpoint=True)
+        for key, value in weights.items():
+            if key.startswith(HEADS) and key.endswith(".out_proj.weight"):
+                head = key[len(HEADS) : -len(".out_proj.weight")]
+                model.register_classification_head(
+                    head, num_classes=len(value), inner_dim=value.shape[1]
+                )
     model.accepts_base = False
     try:
         model.load_state_dict(weights)
