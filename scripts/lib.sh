@@ -82,7 +82,10 @@ parse_args() {
 run() {
   if [ "$DRY_RUN" = 1 ]; then
     local word line=
-    for word in "$@"; do line+=" $(printf '%q' "$word")"; done
+    for word in "$@"; do
+      printf -v word %q "$word"
+      line+=" $word"
+    done
     printf '%s\n' "${line# }"
   else
     "$@"

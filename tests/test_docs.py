@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 from helpers import PACKAGE, ROOT
+from pages import commands_of, files_of, number_of, runner
 
 from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES, evaluate
@@ -26,22 +26,6 @@ TESTS = (
     *(f"support/{name}.py" for name in SUPPORT),
 )
 CONTRACT = "methods/test_contract.py"
-
-
-def files_of(page):
-    """path -> content, for every code block that follows a line that begins with a path."""
-    return dict(re.findall(r"^`([\w/.]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", page, re.M | re.S))
-
-
-def commands_of(page):
-    """(command, lines of its output that the page shows), for every line of every bash block; what
-    a block's commands put out together stands below the last one."""
-    found = []
-    for block, shown in re.findall(
-        r"^```bash\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", page, re.M | re.S
-    ):
-        found.append((block.splitlines(), shown.splitlines()))
-    return found
 
 
 FILES = files_of(ADD)
@@ -67,26 +51,7 @@ def copy(tmp_path):
 @pytest.fixture
 def run(copy, python):
     """``run(command)``: one line of the page, with the package that is in ``copy``."""
-
-    def run_line(command):
-        program, *arguments = shlex.split(command)
-        module = {"fairseq-train": "fairseq_cli.train", "fairseq-peft": "fairseq_peft.cli"}
-        words = ["-m", module[program]] if program in module else []
-        environment = {**os.environ, "COLUMNS": "120"}
-        return subprocess.run(
-            [python, *words, *arguments],
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-
-    return run_line
-
-
-def number_of(outcome, done):
-    found = re.search(rf"(\d+) {outcome}", done.stdout)
-    return int(found[1]) if found else 0
+    return runner(copy, python)
 
 
 def test_the_page_is_read():

@@ -141,7 +141,7 @@ class SelfAttention(MultiheadAttention):
         key, value = self.heads(self.k_proj(x), x.dtype), self.heads(self.v_proj(x), x.dtype)
         if prefix is not None:
             key, value = prepend(prefix[0], key), prepend(prefix[1], value)
-        return self.attended(query, key, value, keep)
+        return self.output(self.attend(query, key, value, keep))
 
     def cast(self, x):
         """x in the type that the projections compute in: once, not once a projection."""
@@ -155,10 +155,10 @@ class SelfAttention(MultiheadAttention):
         shape = (len(projected), -1, self.num_heads, self.head_dim)
         return projected.view(shape).transpose(1, 2)
 
-    def attended(self, query, key, value, keep, causal=False):
-        """What the heads read, projected: (B, Q, C)."""
-        out = self.attend(query, key, value, keep, causal)
-        return self.out_proj(out.transpose(1, 2).reshape(len(out), -1, self.embed_dim))
+    def output(self, attended):
+        """What the heads have read, (B, H, T, C / H), projected: (B, T, C)."""
+        joined = attended.transpose(1, 2).reshape(len(attended), -1, self.embed_dim)
+        return self.out_proj(joined)
 
 
 def prepend(first, rest):
@@ -205,4 +205,5 @@ class CausalSelfAttention(SelfAttention):
         alone = key.shape[2] == query.shape[2]
         if keep is None and not alone and query.shape[2] > 1:
             keep = may_see(query.shape[2], key.shape[2], x.device)
-        return self.attended(query, key, value, keep, causal=keep is None and alone)
+        causal = keep is None and alone
+        return self.output(self.attend(query, key, value, keep, causal=causal))

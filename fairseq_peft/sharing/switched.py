@@ -16,12 +16,14 @@ class Switched:
         model: in eval mode.
         root: path of its encoder (``Family.root``).
         batch: the pieces of the next pass (``rows.Piece``), which all switches look at.
+        switches: path -> switch.
     """
 
     def __init__(self, model: nn.Module, root: str):
         self.model = model
         self.root = root
         self.batch = []
+        self.switches = {}
         self._by_rows = by_rows(model, root)
         self._paths = {}
 
@@ -29,18 +31,14 @@ class Switched:
     def encoder(self) -> nn.Module:
         return self.model.get_submodule(self.root)
 
-    @property
-    def paths(self) -> set[str]:
-        """Where the switches are."""
-        return {path for paths in self._paths.values() for path in paths}
-
     def has_room(self, parts) -> bool:
         """Whether switches can stand at all paths of ``parts``: the model calls what is there by
         rows, and no switch would be within another."""
         return all(
             path in self._by_rows
             and not any(
-                place.startswith(f"{path}.") or path.startswith(f"{place}.") for place in self.paths
+                place.startswith(f"{path}.") or path.startswith(f"{place}.")
+                for place in self.switches
             )
             for path in parts
         )
@@ -49,37 +47,34 @@ class Switched:
         """Let the rows of ``name`` meet these modules (path -> module)."""
         self._paths[name] = list(parts)
         for path, part in parts.items():
-            self._switch(path).parts[name] = part
+            if path not in self.switches:
+                parent, _, child = path.rpartition(".")
+                base = getattr(self.model.get_submodule(parent), child)
+                self.switches[path] = self._made(path, base)
+                self._put(path, self.switches[path])
+            self.switches[path].parts[name] = part
 
     def remove(self, name) -> None:
         """Take its modules out; a place that nobody needs is the model's own again."""
         for path in self._paths.pop(name):
-            switch = self.model.get_submodule(path)
-            del switch.parts[name]
-            if not switch.parts:
-                self._put(path, switch.base)
+            del self.switches[path].parts[name]
+            if not self.switches[path].parts:
+                self._put(path, self.switches.pop(path).base)
 
     def reserve(self, num_reserved: int) -> None:
         """Say how many positions prefixes take from the text in the next pass."""
         if isinstance(self.encoder.prefix, PrefixSwitch):
             self.encoder.prefix.num_reserved = num_reserved
 
-    def _switch(self, path):
-        """The switch at a path, put there if it is the first member's."""
-        parent, _, child = path.rpartition(".")
-        base = getattr(self.model.get_submodule(parent), child)
-        if isinstance(base, Switch):
-            return base
+    def _made(self, path, base) -> Switch:
+        """A switch for this path, where ``base`` was."""
         if path == f"{self.root}.soft_prompt":
-            switch = PromptSwitch(base, self.batch)
-        elif path == f"{self.root}.prefix":
-            switch = PrefixSwitch(base, self.batch, len(self.encoder.layers))
-        elif isinstance(base, Attend):
-            switch = AttentionSwitch(base, self.batch)
-        else:
-            switch = Switch(base, self.batch)
-        self._put(path, switch)
-        return switch
+            return PromptSwitch(base, self.batch)
+        if path == f"{self.root}.prefix":
+            return PrefixSwitch(base, self.batch, len(self.encoder.layers))
+        if isinstance(base, Attend):
+            return AttentionSwitch(base, self.batch)
+        return Switch(base, self.batch)
 
     def _put(self, path, module):
         parent, _, child = path.rpartition(".")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_peft.layers.attention import Attend
 from fairseq_peft.methods.shared.adapted_linear import BesideLinear
 from fairseq_peft.sharing.rows import Piece, join, pad
 
@@ -167,10 +168,12 @@ class AttentionSwitch(Switch):
 
     def forward(self, query, key, value, keep=None, causal=False):
         """query (B, H, Q, D), key and value (B, H, P + T, D), P the longest prefix."""
+        parts = [self.part(piece.name) for piece in self.batch]
         longest = max(piece.num_prefix for piece in self.batch)
-        alike = all(piece.num_prefix == longest for piece in self.batch)
-        if alike and not any(piece.stream for piece in self.batch):
-            return self.part(self.batch[0].name)(query, key, value, keep, causal)
+        if all(type(part) is Attend for part in parts) and all(
+            piece.num_prefix == longest and piece.stream is None for piece in self.batch
+        ):
+            return parts[0](query, key, value, keep, causal)
 
         def seen(x, piece, dim):
             """Its own prefix and positions along ``dim``."""
@@ -181,7 +184,7 @@ class AttentionSwitch(Switch):
             return torch.cat(own, dim)
 
         found = []
-        for piece in self.batch:
+        for part, piece in zip(parts, self.batch):
             own = (
                 query[piece.rows, :, : piece.length],
                 seen(key, piece, 2),
@@ -189,5 +192,5 @@ class AttentionSwitch(Switch):
                 None if keep is None else seen(keep, piece, 3),
                 causal,
             )
-            found.append(piece.run(self.part(piece.name), *own))
+            found.append(piece.run(part, *own))
         return join(found, dim=2)

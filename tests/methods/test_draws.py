@@ -9,19 +9,14 @@ import torch
 from families import FAMILIES
 from settings import collect, identifier, parametrize
 
-from fairseq_peft import methods
 from fairseq_peft.models.options import METHOD_FIELDS
 
-#: Methods that draw nothing -> why.
-NOTHING_DRAWN = {
-    "bitfit": "trains biases of the base",
-    "full": "trains the base",
-    "head_only": "trains the head alone",
-    "ia3": "starts at ones",
-    "last_layers": "trains layers of the base",
-    "layer_norm": "trains norms of the base",
-    "oft": "starts at zeros: no rotation",
-}
+#: Methods that add no tensor, so that there is nothing to look at.
+ADD_NOTHING = {"bitfit", "full", "head_only", "last_layers", "layer_norm"}
+#: Methods that draw.
+DRAWING = [
+    *("adalora", "adapter", "compacter", "dora", "fusion", "lora", "prefix", "prompt", "vera"),
+]
 #: Part of the name of a tensor that is not all one number and yet not drawn -> what it is.
 COMPUTED = {
     "lora_magnitude": "the norms of the base's rows",
@@ -29,20 +24,28 @@ COMPUTED = {
 }
 #: Starts that take A and B from the base's weight.
 FROM_WEIGHT = ("pissa", "olora")
+#: The end of the name of a number that is drawn, and that VeRA's matrices are drawn from.
+SEED = ".seed"
+
+every_setting = parametrize(
+    [
+        (peft, given)
+        for peft, given in collect()
+        if not set(peft.split(",")) <= ADD_NOTHING and given.get("lora_init") not in FROM_WEIGHT
+    ]
+)
 
 
-def draws(peft, given):
-    names = peft.split(",")
-    return not NOTHING_DRAWN.keys() >= set(names) and given.get("lora_init") not in FROM_WEIGHT
-
-
-every_setting_that_draws = parametrize([setting for setting in collect() if draws(*setting)])
+def is_drawn(name, tensor):
+    """Whether random numbers are in it: it is not all one number, and nothing that is computed."""
+    computed = any(part in name for part in COMPUTED)
+    return name.endswith(SEED) or (tensor.unique().numel() > 1 and not computed)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def drawn(request, dictionary):
-    """``drawn("lora", {}, seed=1)``: name -> tensor, for what comes from random numbers of all
-    that the methods have added to one and the same base. Computed once; ``again`` draws anew."""
+def added(request, dictionary):
+    """``added("lora", {}, seed=1)``: name -> tensor, for all that the methods have added to one and
+    the same base. Computed once; ``again`` builds anew."""
     family = FAMILIES[request.param](dictionary)
     bases, known = {}, {}
 
@@ -53,16 +56,10 @@ def drawn(request, dictionary):
             bases[key] = family.build("full", seed=11, head=False, **plain).state_dict()
         model = family.build(peft, seed=seed, **given)
         model.load_state_dict({name: tensor.clone() for name, tensor in bases[key].items()})
+        state = model.state_dict()
         # What VeRA draws is in no state, which holds its seed.
-        state = {**dict(model.named_buffers()), **model.state_dict()}
-        return {
-            name: tensor
-            for name, tensor in state.items()
-            if (name in model.added or name not in model.state_dict())
-            and tensor.numel() > 1
-            and (tensor != tensor.flatten()[0]).any()
-            and not any(part in name for part in COMPUTED)
-        }
+        others = {name: b for name, b in model.named_buffers() if name not in state}
+        return {**{name: state[name] for name in state if name in model.added}, **others}
 
     def look(peft, given, seed=1):
         key = (identifier(peft, given), seed)
@@ -74,22 +71,27 @@ def drawn(request, dictionary):
     return look
 
 
-@every_setting_that_draws
-def test_another_seed_draws_other_numbers(drawn, peft, given):
-    one, other = (drawn(peft, given, seed) for seed in (1, 2))
-    same = drawn.again(peft, given, 1)
-    assert one and one.keys() == other.keys()
+@every_setting
+def test_another_seed_draws_other_numbers_and_changes_nothing_else(added, peft, given):
+    one, other = (added(peft, given, seed) for seed in (1, 2))
+    same = added.again(peft, given, 1)
+    assert one and one.keys() == other.keys() == same.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, same[name]), f"{name} is another at the same seed"
-        assert not torch.equal(tensor, other[name]), f"{name} is the same at every seed"
+        if is_drawn(name, tensor):
+            assert not torch.equal(tensor, other[name]), f"{name} is the same at every seed"
+        else:
+            assert torch.equal(tensor, other[name]), f"{name} depends on the seed"
 
 
-@every_setting_that_draws
-def test_every_layer_and_every_map_has_numbers_of_its_own(drawn, peft, given):
-    found = drawn(peft, given)
+@every_setting
+def test_every_layer_and_every_map_has_numbers_of_its_own(added, peft, given):
+    """No two tensors hold the same, but for those that start as one number, or as computed."""
+    found = added(peft, given)
     assert found
     for (one, a), (other, b) in itertools.combinations(found.items(), 2):
-        assert a.shape != b.shape or not torch.equal(a, b), f"{one} and {other} are the same"
+        if is_drawn(one, a) and is_drawn(other, b):
+            assert a.shape != b.shape or not torch.equal(a, b), f"{one} and {other} are the same"
 
 
 @pytest.mark.parametrize("mlp", [0, 6])
@@ -102,10 +104,7 @@ def test_the_prefix_of_every_layer_is_its_own(build, mlp):
         assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "drawn, name",
-    [(f, name) for f in FAMILIES for name in methods.available() if FAMILIES[f].takes(name)],
-    indirect=["drawn"],
-)
-def test_a_method_draws_or_is_listed(drawn, name):
-    assert (drawn(name, {}) == {}) == (name in NOTHING_DRAWN)
+@pytest.mark.parametrize("name", DRAWING)
+def test_these_methods_draw(added, name):
+    """Else there would be nothing to compare."""
+    assert any(is_drawn(*item) for item in added(name, {}).items())

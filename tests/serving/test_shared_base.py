@@ -17,6 +17,7 @@ from settings import collect, identifier
 from torch import nn
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.layers.attention import Attend
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
@@ -185,6 +186,15 @@ def patched(model):
     fc1.forward = lambda x: 2 * nn.functional.linear(x, fc1.weight, fc1.bias)
 
 
+class Louder(Attend):
+    def forward(self, *inputs):
+        return 100 * super().forward(*inputs)
+
+
+def louder(model):
+    model.encoder.sentence_encoder.layers[1].self_attn.attend.__class__ = Louder
+
+
 def one_more_layer(model):
     layers = model.encoder.sentence_encoder.layers
     layers.append(copy.deepcopy(layers[0]))
@@ -196,6 +206,7 @@ CHANGES = {
     "norm": (around(f"{ROOT}.layers.0.final_layer_norm"), True),
     "hooks": (hooked, True),
     "forward": (patched, True),
+    "attend": (louder, True),
     "attention": (around(f"{ROOT}.layers.1.self_attn"), False),
     "layer": (around(f"{ROOT}.layers.0"), False),
     "positions": (moved_positions, False),
