@@ -137,7 +137,7 @@ def test_what_is_no_adapters_is_not_replaced(dictionary, base, tmp_path):
 
 def test_what_a_file_browser_leaves_is_passed_over_and_carried_over(good, copy):
     """An .nfs file is of a process that has a removed file open: it goes with it."""
-    found, folder = adapter_folder.read(good), copy(good)
+    found, folder = adapter_folder.read(good), copy
     for name in (".DS_Store", "Thumbs.db", "._adapter.json", ".nfs000001"):
         (folder / name).write_bytes(b"x")
     adapter_folder.check_place(folder)
