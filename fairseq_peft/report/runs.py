@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.runs.log import valid_lines
 
 SCHEMA = 1
 NUMBER = (int, float)
@@ -193,10 +194,16 @@ def _check_inner(result: dict, path: Path) -> None:
 
 
 def read_metrics(path: Path) -> dict[int, dict]:
-    """metrics.jsonl as {epoch: line}, epochs ascending; of a repeated epoch the last line counts.
+    """``read_validations`` as {epoch: line} of the last one of each epoch, epochs ascending."""
+    return dict(sorted((line["epoch"], line) for line in read_validations(path)))
+
+
+def read_validations(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl, one a validation; of a repeated one the last line counts.
 
     Raises:
-        InputError: missing, a line that is not a JSON object, or one without a positive ``epoch``.
+        InputError: missing, a line that is not a JSON object, or one without a positive ``epoch``
+            or without ``num_updates``.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -204,7 +211,7 @@ def read_metrics(path: Path) -> dict[int, dict]:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 (byte {error.start})") from None
-    epochs = {}
+    lines = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -217,8 +224,10 @@ def read_metrics(path: Path) -> dict[int, dict]:
         epoch = record.get("epoch") if isinstance(record, dict) else None
         if not isinstance(epoch, int) or epoch < 1:
             raise InputError(f"{path}:{number} has epoch {epoch!r}, expected 1, 2, ...")
-        epochs[epoch] = record
-    return dict(sorted(epochs.items()))
+        if not isinstance(record.get("num_updates"), int):
+            raise InputError(f"'{path}' does not have the fields of docs/design.md: num_updates")
+        lines.append(record)
+    return valid_lines(lines)
 
 
 def _how_far(path: Path) -> str:

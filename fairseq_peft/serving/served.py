@@ -271,7 +271,8 @@ def plain_model(flags: dict, dictionary):
     plain = {"peft": "full", "precision": "fp32", "init_embeddings": "", "pooler": "first"}
     given = OmegaConf.create({**flags, **dict.fromkeys(METHOD_FIELDS), **plain})
     task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
-    return models.build_model(given, task)
+    with folder.fp32_by_default():
+        return models.build_model(given, task)
 
 
 def build(model, found: AdapterFolder) -> nn.Module:
@@ -284,11 +285,12 @@ def build(model, found: AdapterFolder) -> nn.Module:
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     model.args = argparse.Namespace(**{**vars(model.args), **flags})
     given = {flag: flags.get(flag) for flag in METHOD_FIELDS}
-    model.inject(found.description["method"]["peft"], given, seed=1)
-    folder.check_knobs(model, found)
-    model.register_classification_head(
-        head["name"], head["num_classes"], head.get("inner_dim"), seed=1
-    )
+    with folder.fp32_by_default():
+        model.inject(found.description["method"]["peft"], given, seed=1)
+        folder.check_knobs(model, found)
+        model.register_classification_head(
+            head["name"], head["num_classes"], head.get("inner_dim"), seed=1
+        )
     for name in found.tensors:
         owner, _, kind = name.rpartition(".")
         if name in parameters:

@@ -228,7 +228,7 @@ def test_result_keeps_the_chosen_epoch(make_run):
     for epoch in (1, 2, 3):
         found = predictions.Predictions(epoch)
         found.add("test", TARGET, TARGET)
-        predictions.write(predictions.path_of(folder, epoch), found)
+        predictions.write(predictions.path_of(folder, 100 * epoch), found)
     for _ in range(2):  # again: there is nothing more to move
         assert main(["result", str(folder)]) == 0
         assert predictions.read(folder / predictions.NAME).epoch == 2
