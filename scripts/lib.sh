@@ -95,7 +95,10 @@ refuse_variables() {
 run() {
   if [ "$DRY_RUN" = 1 ]; then
     local word line=
-    for word in "$@"; do line+=" $(printf '%q' "$word")"; done
+    for word in "$@"; do
+      printf -v word %q "$word"
+      line+=" $word"
+    done
     printf '%s\n' "${line# }"
   else
     "$@"

@@ -17,10 +17,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Mark what trains in processes; among several workers of pytest, long files come first."""
+    """Mark what ``test.sh fast`` leaves out; among several workers, long files come first."""
     for item in items:
         if "fork_server" in item.fixturenames:
             item.add_marker("end_to_end")
+        if hasattr(item, "callspec") and item.callspec.params.get("given"):
+            item.add_marker("knobs")
     if hasattr(config, "workerinput"):
         num_tests, num_slow = Counter(), Counter()
         for item in items:

@@ -98,8 +98,7 @@ def load(args) -> Loaded:
                 f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
             )
         model = rebuild(path, state)
-    longest = model.max_positions() - model.num_reserved
-    batches = list(random_batches(model.encoder.dictionary, longest))
+    batches = list(random_batches(model.dictionary, model.longest_text))
     head = choose_head(path, state["cfg"]["task"], model)
     return Loaded(state, model, batches, head, logits(model, batches, head))
 
@@ -178,16 +177,18 @@ def rebuild(path: Path, state: dict):
     given, weights = cfg.get("model") or {}, state["model"]
     name = given.get("_name") if isinstance(given, dict) else None
     model_class = models.ARCH_MODEL_REGISTRY.get(name, models.MODEL_REGISTRY.get(name))
-    embedding = weights.get("encoder.sentence_encoder.embed_tokens.weight")
-    if not hasattr(model_class, "inject") or embedding is None:
+    family = getattr(model_class, "family", None)
+    embedding = family and weights.get(family.path(f"{family.embedding}.weight"))
+    if embedding is None:
         raise InputError(
             f"{path} is no model of this plugin (its architecture is {name!r}), so there is "
             "nothing to merge. Give a checkpoint of fairseq-train with --peft."
         )
     # Neither the autocast nor the files of training are needed to compute what it computes.
     given = OmegaConf.create({**given, "precision": "fp32", "init_embeddings": ""})
+    words = placeholder(len(embedding))
     task = SimpleNamespace(
-        source_dictionary=placeholder(len(embedding)), cfg=SimpleNamespace(seed=1)
+        source_dictionary=words, target_dictionary=words, cfg=SimpleNamespace(seed=1)
     )
     model = models.build_model(given, task, from_checkpoint=True)
     for key, value in weights.items():
@@ -249,10 +250,13 @@ def logits(model, batches, head):
     import torch
 
     found = []
+    padding = (model.encoder if hasattr(model, "encoder") else model.decoder).dictionary.pad()
     with torch.no_grad():
         for tokens in batches:
-            scores = model(tokens, features_only=head is not None, classification_head_name=head)[0]
-            found.append(scores if head else scores[tokens != model.encoder.dictionary.pad()])
+            if head is None:
+                found.append(model(tokens)[0][tokens != padding])
+            else:
+                found.append(model(tokens, features_only=True, classification_head_name=head)[0])
     return torch.cat(found)
 
 

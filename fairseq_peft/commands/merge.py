@@ -116,7 +116,7 @@ def stock_config(cfg: dict, model, head) -> dict:
     """The checkpoint's configuration with fairseq's own task, criterion and architecture."""
     import argparse
 
-    from fairseq.models import MODEL_REGISTRY
+    from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
     from fairseq_peft.models.heads import kind_of
 
@@ -124,11 +124,14 @@ def stock_config(cfg: dict, model, head) -> dict:
     stock = next(base for base in type(model).__mro__[1:] if base in names)
     parser = argparse.ArgumentParser(add_help=False)
     stock.add_args(parser)
-    known = vars(model.args)
-    sizes = {key: known[key] for key in vars(parser.parse_args([])) if known.get(key) is not None}
+    flags, known = [*vars(parser.parse_args([]))], vars(model.args)
+    if names[stock] in MODEL_DATACLASS_REGISTRY:
+        # Fields that fairseq takes from other groups have no flag.
+        flags += vars(MODEL_DATACLASS_REGISTRY[names[stock]]())
+    sizes = {key: known[key] for key in flags if known.get(key) is not None}
     own, task = {}, cfg["task"]
     if task.get("_name") == "sentence_classification":
-        dictionary = model.encoder.dictionary
+        dictionary = model.dictionary
         criterion = {"classification_head_name": head, "regression_target": False}
         own["criterion"] = {"_name": "sentence_prediction", **criterion}
         own["task"] = {
@@ -142,7 +145,9 @@ def stock_config(cfg: dict, model, head) -> dict:
             **criterion,
         }
     common = {**(cfg.get("common") or {}), "user_dir": None, "tensorboard_logdir": None}
-    sizes.update(_name=names[stock], load_checkpoint_heads=True)
+    sizes["_name"] = names[stock]
+    if hasattr(model.args, "load_checkpoint_heads"):
+        sizes["load_checkpoint_heads"] = True
     if kind_of(model.args) == "linear":
         sizes["pooler_activation_fn"] = "linear"
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
@@ -156,7 +161,8 @@ def stock_model(cfg: dict, model, weights: dict):
     from fairseq import models
     from omegaconf import OmegaConf
 
-    task = SimpleNamespace(source_dictionary=model.encoder.dictionary)
+    words = model.dictionary
+    task = SimpleNamespace(source_dictionary=words, target_dictionary=words)
     plain = models.build_model(OmegaConf.create(cfg["model"]), task)
     plain.load_state_dict(dict(weights), strict=True)
     return plain.eval()

@@ -79,8 +79,8 @@ class OutputProjection(nn.Linear):
 class Decoder(TransformerDecoder):
     """fairseq's transformer decoder, batch first inside, with the slots of ``models/encoder.py``.
 
-    A soft prompt stands behind ``<s>`` or in front of it. The features of ``<s>``, which predict
-    the first word, are those of the last of the two, for only they have seen the prompt.
+    A soft prompt stands behind the first token or in front of it. The features of that place, which
+    predict the second token, are those of the last of the two, for only they have seen the prompt.
     """
 
     def __init__(self, args, dictionary, embed_tokens):
@@ -115,7 +115,7 @@ class Decoder(TransformerDecoder):
 
         Raises:
             InputError: T + P is more than the model has positions, or padding comes first, where a
-                soft prompt stands behind ``<s>``.
+                soft prompt stands behind the first token.
         """
         num_cached = self.num_cached(incremental_state)
         x, keep, prefixes = self.embed(prev_output_tokens, num_cached)
@@ -149,8 +149,8 @@ class Decoder(TransformerDecoder):
         if self.soft_prompt is not None:
             if self.soft_prompt.start > 0 and padding[:, 0].any():
                 raise InputError(
-                    "A batch begins with padding, so a soft prompt cannot stand behind <s>. Pad at "
-                    "the right, or give --prompt-placement before_bos."
+                    "A batch begins with padding, so a soft prompt cannot stand behind the first "
+                    "token. Pad at the right, or give --prompt-placement before_bos."
                 )
             if num_cached == 0:
                 x, _ = self.soft_prompt.insert(x, padding)

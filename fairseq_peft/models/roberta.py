@@ -80,6 +80,16 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         return heads.scores(head, x, src_tokens.ne(self.encoder.dictionary.pad())), extra
 
     @property
+    def dictionary(self):
+        """The words."""
+        return self.encoder.dictionary
+
+    @property
+    def longest_text(self) -> int:
+        """The tokens that there is room for, beside what methods take."""
+        return self.max_positions() - self.num_reserved
+
+    @property
     def num_reserved(self) -> int:
         """Positions that the methods take from the text."""
         return self.encoder.sentence_encoder.num_reserved

@@ -53,6 +53,7 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
     """fairseq's decoder-only language model with methods of ``fairseq_peft.methods`` injected."""
 
     family = FAMILY
+    classification_heads = {}  # a classifier has some; what writes checkpoints asks for them
     untold = (
         "which fairseq's tasks do not tell it: here it would train as something else. Choose "
         "another method."
@@ -90,6 +91,16 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
                 f"{args.max_target_positions}."
             )
         return model
+
+    @property
+    def dictionary(self):
+        """The words."""
+        return self.decoder.dictionary
+
+    @property
+    def longest_text(self) -> int:
+        """The tokens that there is room for, beside what methods take."""
+        return self.max_positions()
 
     @property
     def num_reserved(self) -> int:

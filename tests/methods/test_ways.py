@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import verbs
 from fairseq import checkpoint_utils, options
+from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models.roberta import RobertaModel
 from fairseq_cli import train
@@ -109,7 +110,8 @@ def run_of(dictionary, tmp_path_factory):
         finetune_from_model=place,
     )
     parsed = options.parse_args_and_arch(options.get_training_parser(), flags)
-    template = convert_namespace_to_omegaconf(parsed)  # takes longer than a run
+    template = convert_namespace_to_omegaconf(parsed)  # takes longer than a run, as do defaults
+    add_defaults(template)
     runs = {}
 
     def base_of(sizes):
@@ -143,7 +145,9 @@ def run_of(dictionary, tmp_path_factory):
             train_in(runs[key].folder)
         return runs[key]
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "add_defaults", lambda cfg: None)
+        yield run
 
 
 def mixed(given):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import verbs
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.sequence_generator import SequenceGenerator
 from families import FAMILIES, TransformerLM, parametrize
@@ -255,7 +256,7 @@ cli_main()
 """
 
 
-def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path):
+def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, capsys):
     """fairseq's own task, criterion and tools: a base of stock fairseq, a LoRA on it, its
     checkpoint and the merged weights, which give one loss."""
     data = data_folder / "input0"
@@ -308,17 +309,16 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path):
     found = evaluate(tmp_path / "lora" / "checkpoint_last.pt", *plugin)
     assert max(both, found) < of_base - 0.05
 
-    state = torch.load(tmp_path / "lora" / "checkpoint_last.pt", weights_only=False)
-    stock = torch.load(base, weights_only=False)
-    from fairseq import checkpoint_utils
-
-    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
-        [str(tmp_path / "lora" / "checkpoint_last.pt")], {"data": str(data)}
-    )
-    model.merge()
-    assert state["model"].keys() > model.state_dict().keys() == stock["model"].keys()
-    torch.save({**stock, "model": model.state_dict()}, tmp_path / "merged.pt")
+    verbs.run("merge", tmp_path / "lora" / "checkpoint_last.pt", tmp_path / "merged.pt")
+    merged = torch.load(tmp_path / "merged.pt", weights_only=False)
+    assert merged["model"].keys() == before.keys()
+    assert merged["cfg"]["model"]["_name"] == "transformer_lm"
     assert evaluate(tmp_path / "merged.pt") == pytest.approx(found, abs=2e-4)
+    capsys.readouterr()
+    message = verbs.refused(
+        capsys, "merge", tmp_path / "both" / "checkpoint_last.pt", tmp_path / "no.pt"
+    )
+    assert "--peft prefix cannot be merged" in message
 
 
 @pytest.mark.parametrize("peft", ["adalora", "fusion"])

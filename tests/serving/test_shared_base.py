@@ -188,7 +188,7 @@ def patched(model):
 
 class Louder(Attend):
     def forward(self, *inputs):
-        return 2 * super().forward(*inputs)
+        return 100 * super().forward(*inputs)
 
 
 def louder(model):

@@ -7,7 +7,7 @@ import torch
 from helpers import TOLERANCE
 from test_members import DROPOUT, alone, batches, largest_difference, members, streams
 
-from fairseq_peft.sweeps.members import passes
+from fairseq_peft.sweeps.members import joint, passes
 from fairseq_peft.sweeps.members.group import Group
 from fairseq_peft.sweeps.members.joint import Joint
 from fairseq_peft.sweeps.members.task import Asking, Backward, Forward
@@ -64,10 +64,10 @@ def backward(requests):
 
 def test_a_joint_pass_has_no_errors(three):
     models, tokens, expected = three
-    requests, joint = requests_of(models, tokens), Joint(models, True)
+    requests, one = requests_of(models, tokens), Joint(models, True)
     ones_for_gradients(models)
-    assert passes.forward(requests, joint) == [None] * 3
-    assert all(request.joint for request in requests) and joint.possible
+    assert passes.forward(requests, one) == [None] * 3
+    assert all(request.joint for request in requests) and one.possible
     assert backward(requests) == [None] * 3
     for request, own in zip(requests, expected):
         check(request, own)
@@ -76,10 +76,10 @@ def test_a_joint_pass_has_no_errors(three):
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_an_error_in_the_forward_pass(three, bad, caplog):
     models, tokens, expected = three
-    requests, joint = requests_of(models, tokens), Joint(models, True)
+    requests, one = requests_of(models, tokens), Joint(models, True)
     ones_for_gradients(models)
     first_map(models[bad]).register_forward_hook(raises)
-    errors = passes.forward(requests, joint)
+    errors = passes.forward(requests, one)
     assert [bool(error) for error in errors] == [number == bad for number in range(3)]
     assert "shapes do not fit" in str(errors[bad])
     assert "a joint pass of 3 members failed" in caplog.text
@@ -170,3 +170,12 @@ def test_a_member_that_fails_midway_ends_alone(dictionary, tmp_path, together):
     for number in (0, 2):
         assert losses[number] == pytest.approx(expected[number], rel=1e-4)
     assert len(set(expected[0])) == 3
+
+
+def test_models_that_cannot_be_joined_run_one_by_one(dictionary, tmp_path, monkeypatch, caplog):
+    tokens = batches(dictionary)
+    expected, _ = run(members(dictionary, "lora", DROPOUT), tokens, "never", tmp_path)
+    monkeypatch.setattr(joint, "differences", raises)
+    losses, turns = run(members(dictionary, "lora", DROPOUT), tokens, "always", tmp_path)
+    assert losses == expected and all(turn.error is None for turn in turns)
+    assert "a joint pass of 3 members failed (RuntimeError: shapes do not fit)" in caplog.text

@@ -105,6 +105,10 @@ class Group:
         models = [request.model for request in requests]
         key = (models[0].training, *map(id, models))
         if key not in self._joint:
-            self._joint[key] = joint.Joint(models, models[0].training)
+            try:
+                self._joint[key] = joint.Joint(models, models[0].training)
+            except Exception as error:  # no reason to end them: each can run by itself
+                passes.warn(error, len(models))
+                self._joint[key] = None
         found = self._joint[key]
-        return found if found.possible else None
+        return found if found and found.possible else None

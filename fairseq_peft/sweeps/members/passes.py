@@ -23,7 +23,7 @@ def forward(requests: list[Forward], joint: Joint | None) -> list[Exception | No
             _score_together(requests, joint)
         except Exception as error:
             joint.possible = False
-            _tell(error, len(requests))
+            warn(error, len(requests))
         else:
             return [None] * len(requests)
     return [_tried(_score_alone, request) for request in requests]
@@ -35,13 +35,14 @@ def backward(requests: list[Forward]) -> list[Exception | None]:
         try:
             _differentiate_together(requests)
         except Exception as error:
-            _tell(error, len(requests))
+            warn(error, len(requests))
         else:
             return [None] * len(requests)
     return [_tried(_differentiate_alone, request) for request in requests]
 
 
-def _tell(error, number):
+def warn(error: Exception, number: int) -> None:
+    """Log that a joint pass of so many members failed."""
     logger.warning(
         f"a joint pass of {number} members failed ({type(error).__name__}: {error}); they go on "
         "one by one"
