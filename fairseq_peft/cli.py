@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import logging
 import pkgutil
@@ -13,6 +14,27 @@ from fairseq_peft.errors import InputError
 
 #: What says something about training, or about fairseq's other tasks, to whoever reads a log of it.
 QUIET = ("fairseq.tasks.text_to_speech", "fairseq_peft.models.roberta")
+#: What is printed instead of a character, or an escape, to a terminal that has no such character.
+ESCAPE = "fairseq_peft.escape"
+IN_ASCII = {"±": "+-"}
+
+
+def escape(error: UnicodeEncodeError) -> tuple[str | bytes, int]:
+    """One character that the terminal's encoding does not have, such as ASCII's e with an accent.
+
+    A byte of a file's name that Python could not read goes out as that byte. The rest is escaped as
+    in Python: \\xe9.
+    """
+    error.end = error.start + 1
+    character = error.object[error.start]
+    if character in IN_ASCII:
+        return IN_ASCII[character], error.end
+    if "\udc80" <= character <= "\udcff":
+        return codecs.lookup_error("surrogateescape")(error)
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(ESCAPE, escape)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse ``argv``, run the verb, return its exit status (1 for bad input, 130 for Ctrl-C)."""
+    if hasattr(sys.stdout, "reconfigure"):  # not so in a notebook
+        sys.stdout.reconfigure(errors=ESCAPE)
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(lambda record: record.name not in QUIET or record.levelno > logging.INFO)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

@@ -28,7 +28,7 @@ def replaced(folder: Path | str) -> Iterator[Path]:
         os.rename(old, folder)
     for left in (new, old, *_left_by_the_dead(folder)):
         shutil.rmtree(left, ignore_errors=True)
-    new.mkdir()
+    new.mkdir(exist_ok=True)  # an .nfs file may hold it back until its reader ends
     try:
         yield new
         for path in (*new.iterdir(), new):

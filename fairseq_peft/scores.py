@@ -9,11 +9,8 @@ from __future__ import annotations
 import math
 
 KINDS = ("hit", "target", "predicted")
-
-
-def num_classes(counts) -> int:
-    """Number of classes that a mapping with keys ``_hit_k`` speaks of."""
-    return sum(key.startswith("_hit_") for key in counts)
+#: Name of the meter whose sum is the counts: (3, classes), in the order of ``KINDS``.
+COUNTS = "_counts"
 
 
 def from_counts(hit, target, predicted) -> dict:
@@ -40,10 +37,14 @@ def from_counts(hit, target, predicted) -> dict:
     }
 
 
+def f1_of_class(meters, k: int) -> float:
+    """F1 of class k from fairseq's meters; 0 where no row is of it or predicted as it."""
+    hit, target, predicted = (round(meters[f"_{kind}_{k}"].sum) for kind in KINDS)
+    return 2 * hit / (target + predicted) if target + predicted else 0.0
+
+
 def from_meters(meters) -> dict:
-    """``from_counts`` on fairseq's meters, whose sums are the counts; adds ``predicted``."""
-    counts = {
-        kind: [round(meters[f"_{kind}_{k}"].sum) for k in range(num_classes(meters))]
-        for kind in KINDS
-    }
+    """``from_counts`` on fairseq's meters, one of which is ``COUNTS``; adds ``predicted``."""
+    rows = meters[COUNTS].sum.tolist()
+    counts = {kind: [round(number) for number in row] for kind, row in zip(KINDS, rows)}
     return {**from_counts(**counts), "predicted": counts["predicted"]}

@@ -5,13 +5,14 @@
 #
 # RUNS   the folder that holds <data>/<init>/<method>/seed<k>/result.json (default: runs of this project)
 #
-# Prints the table and writes report.{txt,md,csv,json} and the pictures (PNG, SVG) to OUT. With RAW it
+# Prints the tables and writes report.{txt,md,csv,json}, report-classes.csv and pictures (PNG, SVG) to OUT. With RAW it
 # first runs the baseline, TF-IDF and logistic regression tuned on valid, unless its result is there:
 # seconds, and a table without it fools its reader. Unfinished runs are listed below the table.
 #
 # Knobs:
-#   RAW                folder with {train,valid,test}.{review,label} (empty: no new baseline)
-#   NAME               the data set's name among the runs (default: the name of RAW)
+#   RAW                what prepare_data.sh was given: a folder or a file (empty: no new baseline)
+#   NAME               the data set's name among the runs (default: the name of RAW, as there)
+#   SEED, VALID_SHARE, TEST_SHARE   as prepare_data.sh had them, for a file without a split column
 #   DROP_DUPLICATES    `train` if prepare_data.sh ran with it: the baseline then sees the same rows
 #   OUT                folder of the report (default: RUNS/report)
 #
@@ -26,20 +27,32 @@ parse_args "$@"
 RUNS=${ARGS[0]:-$ROOT/runs}            # where the runs are
 RAW=${RAW:-}                           # raw data of the baseline; empty: no new baseline
 NAME=${NAME:-}                         # its name among the runs; empty: the name of RAW
+SEED=${SEED:-}                         # of the split of a file without one
+VALID_SHARE=${VALID_SHARE:-}           # the same
+TEST_SHARE=${TEST_SHARE:-}             # the same
 DROP_DUPLICATES=${DROP_DUPLICATES:-}   # train, or empty: keep
 OUT=${OUT:-$RUNS/report}               # where the report goes
 
 if [ -n "$RAW" ]; then
-  [ -d "$RAW" ] || die "RAW='$RAW' is not a folder; expected one with train.review and so on"
-  NAME=${NAME:-$(basename "$(cd "$RAW" && pwd)")}
+  [ -e "$RAW" ] || die "RAW='$RAW' does not exist; expected the folder or file that prepare_data.sh read"
+  if [ -d "$RAW" ]; then
+    NAME=${NAME:-$(basename "$(cd "$RAW" && pwd)")}
+  else
+    name=$(basename "$RAW")
+    for format in xz gz json jsonl csv tsv; do name=${name%".$format"}; done
+    NAME=${NAME:-$name}
+  fi
   options=()
-  [ -z "$DROP_DUPLICATES" ] || options=(--drop-duplicates "$DROP_DUPLICATES")
+  [ -z "$SEED" ] || options+=(--seed "$SEED")
+  [ -z "$VALID_SHARE" ] || options+=(--valid-share "$VALID_SHARE")
+  [ -z "$TEST_SHARE" ] || options+=(--test-share "$TEST_SHARE")
+  [ -z "$DROP_DUPLICATES" ] || options+=(--drop-duplicates "$DROP_DUPLICATES")
   if [ -e "$RUNS/$NAME/baseline/tfidf/seed1/result.json" ]; then
     echo "the baseline of $NAME is there; delete $RUNS/$NAME/baseline to run it again" >&2
   else
     peft_cli tfidf "$RAW" --runs "$RUNS" --name "$NAME" "${options[@]+"${options[@]}"}"
   fi
-elif [ -n "$NAME$DROP_DUPLICATES" ]; then
-  die "NAME and DROP_DUPLICATES are for the baseline and do nothing without RAW"
+elif [ -n "$NAME$DROP_DUPLICATES$SEED$VALID_SHARE$TEST_SHARE" ]; then
+  die "NAME, DROP_DUPLICATES, SEED and shares are for the baseline and do nothing without RAW"
 fi
 peft_cli report "$RUNS" --out "$OUT"

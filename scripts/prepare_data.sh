@@ -4,7 +4,8 @@
 # Usage: scripts/prepare_data.sh [--dry-run] RAW [NAME]
 #
 # RAW   a directory with {train,valid,test}.{review,label}, a text or a label a line (test may be
-#       absent; *.review2 for pairs), or a .tsv or .jsonl file with text, label[, text2][, split]
+#       absent; *.review2 for pairs), or with {train,valid,test}.{tsv,csv,jsonl,json}, or one such
+#       table with text, label[, text2][, split]. Files may be packed (.gz, .xz).
 # NAME  default: the name of RAW
 #
 # Reports rows, classes, token lengths, unknown tokens and texts that occur in two splits; refuses
@@ -12,6 +13,8 @@
 # everything is done and checked; running again on it does nothing.
 #
 # Knobs (empty = the default of `fairseq-peft prepare-data`):
+#   TEXT_COLUMN, TEXT2_COLUMN, LABEL_COLUMN   of a table: names, or numbers from 1 on
+#   HEADER             1: the first line of a table names its columns, 0: it is a row
 #   SPM, DICT          sentencepiece model of a checkpoint, and its dict.txt (without: train one)
 #   VOCAB_SIZE         train one of so many pieces, two less than embedding rows (default 7998)
 #   SPM_TEXT           ... on this text file, a text a line (default: the texts of train)
@@ -29,6 +32,10 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+TEXT_COLUMN=${TEXT_COLUMN:-}           # column of the text
+TEXT2_COLUMN=${TEXT2_COLUMN:-}         # of the second text of pairs
+LABEL_COLUMN=${LABEL_COLUMN:-}         # of the class
+HEADER=${HEADER:-}                     # 1 or 0; empty: 1, unless all columns are numbers
 SPM=${SPM:-}                           # sentencepiece model; empty: train one
 DICT=${DICT:-}                         # its dict.txt; empty: pieces in the order of the model
 VOCAB_SIZE=${VOCAB_SIZE:-}             # pieces of a model to train
@@ -48,14 +55,24 @@ raw=${ARGS[0]}
 name=${ARGS[1]:-}
 if [ -z "$name" ]; then
   name=$(basename "$raw")
-  name=${name%.tsv}
-  name=${name%.jsonl}
+  name=${name%.gz}
+  name=${name%.xz}
+  for suffix in .tsv .csv .jsonl .json; do name=${name%"$suffix"}; done
 fi
 case $name in . | .. | */*) die "'$name' is not a name for a folder in $DATA_BIN; give NAME" ;; esac
 case $FORCE in 0 | 1) ;; *) die "FORCE=$FORCE: expected 0 or 1" ;; esac
 
 options=()
 option() { if [ -n "$2" ]; then options+=("$1" "$2"); fi; }
+option --text-column "$TEXT_COLUMN"
+option --text2-column "$TEXT2_COLUMN"
+option --label-column "$LABEL_COLUMN"
+case $HEADER in
+  '') ;;
+  0) options+=(--no-header) ;;
+  1) options+=(--header) ;;
+  *) die "HEADER=$HEADER: expected 0 or 1" ;;
+esac
 option --spm "$SPM"
 option --dict "$DICT"
 option --vocab-size "$VOCAB_SIZE"

@@ -85,7 +85,7 @@ def test_validate_in_a_fresh_process_gives_what_training_logged(run, data_folder
 
 def test_predictions_are_the_rows_that_metrics_count(run, data_folder):
     for line in metrics(run):
-        rows = predictions.read(predictions.path_of(run, line["epoch"]))
+        rows = predictions.read(predictions.path_of(run, line["num_updates"]))
         assert rows.epoch == line["epoch"] and list(rows.target) == list(line["subsets"])
         for subset, numbers in line["subsets"].items():
             assert rows.num_correct(subset) == numbers["num_correct"]
@@ -275,7 +275,7 @@ def test_two_processes_evaluate_every_row_once(fairseq, data_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = metrics(tmp_path)  # one process writes
     assert line["train"]["num_examples"] == 67 and line["num_updates"] == 5
-    rows = predictions.read(predictions.path_of(tmp_path, 1))
+    rows = predictions.read(predictions.path_of(tmp_path, line["num_updates"]))
     for subset, numbers in line["subsets"].items():
         assert len(rows.target[subset]) == 21
         assert rows.num_correct(subset) == numbers["num_correct"]

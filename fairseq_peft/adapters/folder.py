@@ -10,6 +10,7 @@ Only safetensors and JSON are read, and every byte of the four files is covered 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -52,6 +53,10 @@ __all__ = [
     "seal",
     "write",
 ]
+
+
+#: Files that file browsers leave in every folder that is looked at.
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,11 @@ def write(
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
             for name, source in copies.items():
                 shutil.copyfile(source, new / name)
-            files = {path.name: measure(path.read_bytes()) for path in sorted(new.iterdir())}
+            names = sorted(path.name for path in new.iterdir() if path.name in FILES)
+            files = {name: measure((new / name).read_bytes()) for name in names}
             described = {**description, "tensors": _table(plain), "files": files}
             (new / DESCRIPTION).write_bytes(seal(described))
+            _carry_over(folder, new)
     except OSError as error:
         raise InputError(
             f"The adapter folder {folder} cannot be written ({error.strerror or error}); what it "
@@ -120,7 +127,9 @@ def check_place(folder: Path | str) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is a file, where an adapter folder is to be. Move it.")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    others = sorted(
+        path.name for path in folder.iterdir() if path.name not in FILES and not _is_litter(path)
+    )
     if others:
         raise InputError(
             f"{folder} holds {others[0]}, which is no part of an adapter and would be lost when "
@@ -169,6 +178,22 @@ def aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
             found[name] = first[place]
         first.setdefault(place, name)
     return found
+
+
+def _is_litter(path: Path) -> bool:
+    """Whether a file system or a file browser has put the file there."""
+    return path.name in LITTER or path.name.startswith(("._", ".nfs"))
+
+
+def _carry_over(folder: Path, new: Path) -> None:
+    """Copy what is nobody's loss to ``new``; an .nfs file goes when the process that has it open
+    ends."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _is_litter(path) and path.is_file() and not path.name.startswith(".nfs"):
+            with contextlib.suppress(OSError):
+                shutil.copyfile(path, new / path.name)
 
 
 def _contents(given):

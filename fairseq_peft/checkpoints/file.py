@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 #: their flags in a Namespace.
 ALLOWED = [argparse.Namespace]
 
+#: How a file begins that Git puts where Git LFS was not installed.
+LFS = b"version https://git-lfs"
+
 #: Whether ``torch.load`` is the safe loader where nobody says which (torch 2.6 and later).
 SAFE_BY_DEFAULT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
 
@@ -60,7 +63,13 @@ def load(path: str, trust: bool = False):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = _load(path, trust)
+    except (PermissionError, IsADirectoryError, FileNotFoundError) as error:
+        raise InputError(
+            f"{path} cannot be opened ({error.strerror}). Give a file that is there and that you "
+            "may read."
+        ) from error
     except pickle.UnpicklingError as error:
+        _check_pointer(path)
         # torch's text goes on to recommend the unsafe loader; only what it met is of use here.
         met = re.search(
             r"(Unsupported|Trying to load) .*?(?= was not an allowed|$)", str(error), re.M
@@ -72,6 +81,7 @@ def load(path: str, trust: bool = False):
             "fairseq-peft export-checkpoint FILE --out NEW --trust-checkpoint makes a plain one."
         ) from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
+        _check_pointer(path)
         lines = str(error).strip().splitlines() or [""]
         raise InputError(
             f"{path} cannot be read as a checkpoint: it is cut short, damaged or no checkpoint "
@@ -79,6 +89,16 @@ def load(path: str, trust: bool = False):
             "one."
         ) from error
     return state
+
+
+def _check_pointer(path):
+    """Raise InputError where the file only names the one that was meant."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise InputError(
+                f"{path} is a pointer of Git LFS, not the file that it stands for. Fetch that with "
+                "git lfs pull, or download it, and give it."
+            )
 
 
 def _load(path, trust):

@@ -171,6 +171,7 @@ def rebuild(path: Path, state: dict):
     from fairseq import models
     from omegaconf import OmegaConf
 
+    from fairseq_peft.models import folder
     from fairseq_peft.models.roberta import HEADS
 
     cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
@@ -190,13 +191,14 @@ def rebuild(path: Path, state: dict):
     task = SimpleNamespace(
         source_dictionary=words, target_dictionary=words, cfg=SimpleNamespace(seed=1)
     )
-    model = models.build_model(given, task, from_checkpoint=True)
-    for key, value in weights.items():
-        if key.startswith(HEADS) and key.endswith(".out_proj.weight"):
-            head = key[len(HEADS) : -len(".out_proj.weight")]
-            model.register_classification_head(
-                head, num_classes=len(value), inner_dim=value.shape[1]
-            )
+    with folder.fp32_by_default():
+        model = models.build_model(given, task, from_checkpoint=True)
+        for key, value in weights.items():
+            if key.startswith(HEADS) and key.endswith(".out_proj.weight"):
+                head = key[len(HEADS) : -len(".out_proj.weight")]
+                model.register_classification_head(
+                    head, num_classes=len(value), inner_dim=value.shape[1]
+                )
     model.accepts_base = False
     try:
         model.load_state_dict(weights)
@@ -290,5 +292,6 @@ def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole(out) as temporary:
             torch.save(plain, temporary)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error}). Give another place.") from error
+    except (OSError, RuntimeError) as error:  # torch.save has an error of its own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{out} cannot be written ({reason}). Give another place.") from error

@@ -1,7 +1,7 @@
 """How fairseq writes and reads checkpoints, with the plugin: whole files, slim content.
 
-fairseq has no hook for either, so four of its functions are wrapped. A task with a method
-``leave_out`` decides what a checkpoint holds (``slim.py``).
+fairseq has no hook for either, so its functions are wrapped. A task with a method ``leave_out``
+decides what a checkpoint holds (``slim.py``), one with a run which is the best (``best.py``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
+from fairseq_peft.checkpoints import best, slim
 from fairseq_peft.checkpoints import file as checkpoint_file
-from fairseq_peft.checkpoints import slim
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
@@ -30,6 +30,7 @@ def install() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = _load(checkpoint_utils.load_checkpoint_to_cpu)
     checkpoint_utils.torch_persistent_save = _save(checkpoint_utils.torch_persistent_save)
     PathManager.copy = staticmethod(_copy(PathManager.copy))
+    best.install()
 
 
 def _state_dict(original):

@@ -4,10 +4,19 @@ TSV: the label, a tab, its probability. JSON lines (--format jsonl): label, prob
 probabilities of all classes. Row n of the output belongs to line n of the input, whatever that line
 holds: an empty one is classified, too. A line ends at LF or CR LF. For a model of text pairs a line
 is a text, a tab, and the second text. Bytes that are not UTF-8 become U+FFFD, and are counted.
+
+A file named .csv, .tsv, .jsonl or .json is a table: its rows are written as they stand, with the
+prediction and its probability behind. Its texts are in the column `text` (and `text2`), or in those
+that --text-column and --text2-column name; to classify its lines instead, give it as stdin (-).
+
+What is packed (.gz, .xz) is unpacked, and UTF-16 with a byte order mark is read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
 import os
 import sys
@@ -16,12 +25,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
+from fairseq_peft.text import corpus, sources, tables
 
-BOM = b"\xef\xbb\xbf"
+#: The columns that a table gets.
+NEW_COLUMNS = ("prediction", "probability")
 
 
 def add_arguments(parser):
-    parser.add_argument("file", nargs="?", default="-", help="text, a line a row; - for stdin (-)")
+    parser.add_argument(
+        "file", nargs="?", default="-", help="text, a line a row, or a table; - for stdin (-)"
+    )
+    tables.add_arguments(parser, label=False)
+    parser.add_argument(
+        "--out", type=Path, help="write to this file, when all is done (default: to stdout)"
+    )
     parser.add_argument(
         "--base", type=Path, help="the base checkpoint, or one fine-tuned as a whole"
     )
@@ -29,7 +47,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--data", type=Path, help="without --adapter: folder with dict.txt and sentencepiece model"
     )
-    parser.add_argument("--format", choices=["tsv", "jsonl"], default="tsv", help="(%(default)s)")
+    parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="(as in training)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows at once (%(default)s)")
     parser.add_argument(
@@ -52,39 +70,92 @@ def run(args) -> int:
     for flag, value in (("--batch-size", args.batch_size), ("--window", args.window)):
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more.")
-    source = open_source(args.file)
+    is_table = tables.split_suffix(Path(args.file))[1] in tables.SUFFIXES
+    check_table_flags(args, is_table)
+    file = open_source(args.file)
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as the input, whatever the locale
     classifier = load(args)
-    lines = Lines(source, classifier.num_texts)
-    progress = Progress(lines, args.file)
+    if is_table:
+        file.close()
+        lines = TableRows(Path(args.file), tables.columns_of(args), classifier.num_texts)
+    else:
+        name = "stdin" if args.file == "-" else args.file
+        lines = Lines(sources.lines(file, name), classifier.num_texts, args.format or "tsv")
+    progress = Progress(lines, file, args.out is None and sys.stdout.isatty())
     rows = classifier.stream(lines, batch_size=args.batch_size, window=args.window)
-    shown = {"tsv": tsv, "jsonl": jsonl}[args.format]
     try:
-        for row in rows:
-            lines.answered += 1
-            # With the last row of those that were read, all of them go out.
-            put(shown(row), flush=lines.answered == lines.number)
-            progress.show()
+        with sink(args.out) as out:
+            put(out, lines.header, flush=False)
+            for row in rows:
+                lines.answered += 1
+                # With the last row of those that were read, all of them go out.
+                put(out, lines.shown(row), flush=lines.answered == lines.number)
+                progress.show()
+            put(out, "", flush=True)
     except BrokenPipeError:
         pass  # whoever reads has had enough
     finally:
         progress.end()
         lines.report()
+        report_texts(classifier)
     return 0
 
 
-def put(text: str, flush: bool) -> None:
-    """Write to stdout.
+def check_table_flags(args, is_table: bool) -> None:
+    """Refuse what would be ignored, and an output that is the input."""
+    columns = tables.columns_of(args)
+    if is_table and args.format is not None:
+        raise InputError(
+            f"--format {args.format} would be ignored: {args.file} is a table, and is written as "
+            "one. Leave it out."
+        )
+    if not is_table and columns != tables.DEFAULT_COLUMNS:
+        raise InputError(
+            f"{args.file} is no table, so flags of columns would be ignored. Give a file named "
+            f"{', '.join(tables.SUFFIXES)}."
+        )
+    if args.out is not None and args.out.exists() and args.file != "-":
+        with contextlib.suppress(OSError):
+            if args.out.samefile(args.file):
+                raise InputError(f"--out {args.out} is the input itself. Give another name.")
+
+
+@contextlib.contextmanager
+def sink(path: Path | None):
+    """What the rows are written to: stdout, or a file that is there whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if path is None:
+        yield sys.stdout
+        return
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder. Give the name of a file.")
+    try:
+        with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as out:
+            yield out
+            out.flush()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}. Make room, or write it elsewhere."
+        ) from error
+
+
+def put(out, text: str, flush: bool) -> None:
+    """Write to stdout, or to the file of ``sink``.
 
     Raises:
         BrokenPipeError: nobody reads any more.
         InputError: it cannot be written.
     """
     try:
-        sys.stdout.write(text)
+        out.write(text)
         if flush:
-            sys.stdout.flush()
+            out.flush()
     except OSError as error:
+        if out is not sys.stdout:
+            raise
         # What is left in the buffer goes nowhere; at exit, Python would try once more and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
@@ -142,25 +213,29 @@ class Lines:
     """The lines of a file as rows of one or two texts.
 
     Attributes:
-        number: lines read. answered: lines whose row was written. num_bytes: bytes read.
+        number: lines read. answered: lines whose row was written. header: before the rows.
+        shown: a prediction -> what is written of it.
     """
 
-    def __init__(self, source, num_texts: int):
+    header = ""
+
+    def __init__(self, source, num_texts: int, format: str = "tsv"):
         self.source = source
         self.num_texts = num_texts
-        self.number = self.answered = self.num_bytes = 0
-        self.undecodable = self.without_tab = 0
+        self.shown = {"tsv": tsv, "jsonl": jsonl}[format]
+        self.number = self.answered = 0
+        self.undecodable = self.without_tab = self.marks = 0
 
     def __iter__(self) -> Iterator:
         for line in self.source:
             self.number += 1
-            self.num_bytes += len(line)
             yield self.row(line)
 
     def row(self, line: bytes):
         """A line's text, or its two texts."""
-        if self.number == 1 and line.startswith(BOM):
-            line = line[len(BOM) :]
+        if line.startswith(sources.BOM):  # within a file where files were joined
+            self.marks += self.number > 1
+            line = line[len(sources.BOM) :]
         line = line[:-1] if line.endswith(b"\n") else line
         line = line[:-1] if line.endswith(b"\r") else line
         try:
@@ -181,12 +256,72 @@ class Lines:
                 f"{count(self.undecodable)} not UTF-8: what could not be decoded was read as "
                 "U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8."
             )
+        if self.marks:
+            warn(f"{count(self.marks)} begun by a byte order mark in mid-file, which was removed.")
         if self.without_tab:
             warn(f"{count(self.without_tab)} without a tab: the second text was taken to be empty.")
 
 
-def count(number: int) -> str:
-    return f"{number:,} of the lines {'is' if number == 1 else 'are'}"
+class TableRows:
+    """The rows of a table; as ``Lines``, but the whole file is read first."""
+
+    def __init__(self, path: Path, columns, num_texts: int):
+        needs = ("text", "text2")[:num_texts]
+        if num_texts == 1 and columns.text2 is not None:
+            raise InputError(
+                f"--text2-column {columns.text2} would be ignored: the model reads one text. Leave "
+                "it out."
+            )
+        self.reader = corpus.Reader()
+        self.table = tables.read(path, self.reader, columns, needs)
+        taken = [name for name in NEW_COLUMNS if name in self.table.names]
+        if taken:
+            raise InputError(f"{path} has a column {taken[0]!r} already. Rename it.")
+        self.needs = needs
+        self.number = self.answered = 0
+        header = self.table.header
+        self.header = "" if header is None else self.line(header, NEW_COLUMNS)
+
+    def __iter__(self) -> Iterator:
+        for record in self.table.records:
+            self.number += 1
+            texts = tuple(record.fields[need] for need in self.needs)
+            yield texts if len(texts) > 1 else texts[0]
+
+    def shown(self, row) -> str:
+        """The row that ``answered`` counts last, with its prediction."""
+        raw = self.table.records[self.answered - 1].raw
+        if isinstance(raw, dict):
+            new = dict(zip(NEW_COLUMNS, (row.label, row.probability)))
+            return json.dumps({**raw, **new}, ensure_ascii=False) + "\n"
+        return self.line(raw, (row.label, f"{row.probability:.6f}"))
+
+    def line(self, raw: str, fields) -> str:
+        """A row as it stands in the file, and more fields."""
+        more = io.StringIO(newline="")
+        csv.writer(more, delimiter=self.table.delimiter, lineterminator="\n").writerow(fields)
+        return f"{raw}{self.table.delimiter}{more.getvalue()}"
+
+    def report(self) -> None:
+        """Say what was odd."""
+        if self.reader.notes["tables_whose_quotes_are_text"]:
+            warn("quotes were read as text: not all fields that begin with one end with one.")
+
+
+def report_texts(classifier) -> None:
+    """Say how many texts the model did not read as they are."""
+    if classifier.num_cut:
+        warn(f"{count(classifier.num_cut, 'texts')} longer than the model reads, and cut.")
+    if classifier.num_unknown:
+        unknown = classifier.num_unknown
+        warn(
+            f"{unknown:,} of the texts {'has' if unknown == 1 else 'have'} pieces that the model "
+            "does not know."
+        )
+
+
+def count(number: int, name: str = "lines") -> str:
+    return f"{number:,} of the {name} {'is' if number == 1 else 'are'}"
 
 
 def warn(text: str) -> None:
@@ -196,10 +331,11 @@ def warn(text: str) -> None:
 class Progress:
     """A line on the terminal while the output goes elsewhere; without a terminal nothing."""
 
-    def __init__(self, lines: Lines, name: str):
-        self.lines = lines
-        self.shows = sys.stderr.isatty() and not sys.stdout.isatty()
-        self.size = os.path.getsize(name) if name != "-" and os.path.isfile(name) else 0
+    def __init__(self, lines: Lines | TableRows, file, on_terminal: bool):
+        self.lines, self.file = lines, file
+        self.shows = sys.stderr.isatty() and not on_terminal
+        is_file = not file.closed and os.path.isfile(file.name)
+        self.size = os.path.getsize(file.name) if is_file else 0
         self.start = self.last = time.monotonic()
 
     def show(self) -> None:
@@ -210,7 +346,8 @@ class Progress:
 
     def write(self, end: str = "") -> None:
         lines, seconds = self.lines, max(time.monotonic() - self.start, 1e-9)
-        done = f", {self.lines.num_bytes / self.size:.0%} read" if self.size else ""
+        known = self.size and not self.file.closed
+        done = f", {self.file.tell() / self.size:.0%} read" if known else ""
         text = f"{lines.answered:,} rows, {lines.answered / seconds:,.0f} a second{done}"
         sys.stderr.write(f"\r{text:<60}{end}")
         sys.stderr.flush()

@@ -1,8 +1,9 @@
 """Raw text and labels -> checks -> sentencepiece -> fairseq-preprocess -> a data folder.
 
 RAW is a directory with {train,valid,test}.{review,label} (a text or a label a line; .review2 for
-pairs), or a .tsv or .jsonl file with text, label and perhaps text2 and split. DEST appears when all
-is done and checked, not before. It has
+pairs) or with {train,valid,test}.{tsv,csv,jsonl,json} (dev is valid, too), or one such table with
+text, label and perhaps text2 and split. Files may be packed (.gz, .xz). A line break in a text
+becomes a space. DEST appears when all is done and checked, not before. It has
 
     input0/ (input1/) label/   what fairseq-preprocess makes: tokens, and classes in a fixed order
     dict.txt sentencepiece.bpe.model labels.txt stats.json
@@ -23,6 +24,7 @@ import sys
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.text import tables
 
 SCHEMA = 1
 DONE = "stats.json"  # written last: a folder that has it is finished
@@ -31,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("raw", type=Path, help="directory, .tsv or .jsonl file")
+    parser.add_argument("raw", type=Path, help="directory, or a table: .tsv, .csv, .jsonl, .json")
     parser.add_argument("dest", type=Path, help="data folder to make, for example data-bin/NAME")
+    tables.add_arguments(parser)
     parser.add_argument("--spm", type=Path, help="sentencepiece model (default: train one)")
     parser.add_argument("--dict", type=Path, help="its dict.txt (default: pieces in its order)")
     parser.add_argument(
@@ -62,7 +65,13 @@ def run(args) -> int:
     check_options(args)
     given = {name: getattr(args, name) for name in DEFAULTS}
     knobs = {name: DEFAULTS[name] if given[name] is None else given[name] for name in DEFAULTS}
-    corpus = corpora.read_corpus(args.raw, knobs["seed"], knobs["valid_share"], knobs["test_share"])
+    corpus = corpora.read_corpus(
+        args.raw,
+        knobs["seed"],
+        knobs["valid_share"],
+        knobs["test_share"],
+        tables.columns_of(args),
+    )
     settings = {
         "raw_sha256": digest(
             repr(
@@ -166,7 +175,9 @@ def build_folder(args, corpus, settings: dict, build: Path) -> dict:
     if args.spm:
         raw_text.copy_tokenizer(args.spm, args.dict, build)
     else:
-        train_tokenizer(args, corpus, build)
+        lowered = train_tokenizer(args, corpus, build)
+        if lowered is not None:
+            corpus.notes["vocabulary_lowered_to"] = lowered
     tokenizer = raw_text.load_tokenizer(build / raw_text.MODEL_NAME)
     dictionary = read_dictionary(build / raw_text.DICT_NAME)
     known = set(dictionary) - {*SPECIALS, "<mask>"}
@@ -207,7 +218,11 @@ def build_folder(args, corpus, settings: dict, build: Path) -> dict:
     return stats
 
 
-def train_tokenizer(args, corpus, build: Path) -> None:
+def train_tokenizer(args, corpus, build: Path) -> int | None:
+    """Train one in ``build``; returns its pieces if they are fewer than the default, else None.
+
+    A number that was asked for is not changed.
+    """
     from fairseq_peft.text import raw_text
 
     vocab_size = DEFAULTS["vocab_size"] if args.vocab_size is None else args.vocab_size
@@ -216,7 +231,19 @@ def train_tokenizer(args, corpus, build: Path) -> None:
     else:
         texts = [text for row in corpus.rows["train"] for text in (row.text, row.text2) if text]
     logger.info("training sentencepiece: %d pieces from %d texts", vocab_size, len(texts))
-    raw_text.train_tokenizer(texts, build, vocab_size, num_threads=1)
+    try:
+        raw_text.train_tokenizer(texts, build, vocab_size, num_threads=1)
+    except raw_text.TooManyPieces as error:
+        if args.vocab_size is not None:
+            raise
+        logger.warning(
+            "The text is too small for the default of %d pieces; it has %d. Those are taken.",
+            vocab_size,
+            error.most,
+        )
+        raw_text.train_tokenizer(texts, build, error.most, num_threads=1)
+        return error.most
+    return None
 
 
 def tokenise(tokenizer, rows) -> list[list[list[str]]]:

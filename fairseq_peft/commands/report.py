@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUNS", help="folder that holds the runs")
     parser.add_argument(
-        "--out", metavar="DIR", help="also write report.{txt,md,csv,json} and the pictures there"
+        "--out", metavar="DIR", help="also write report*.{txt,md,csv,json} and the pictures there"
     )
 
 
@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_peft.report.runs import find_runs
     from fairseq_peft.report.tables import terminal, write_tables
 
-    finished, unfinished = find_runs(args.runs)
+    finished, left_out = find_runs(args.runs)
     rows = build_rows(finished)
-    sys.stdout.write(terminal(rows, unfinished))
+    sys.stdout.write(terminal(rows, left_out))
     sys.stdout.flush()
     if args.out:
         from fairseq_peft.report.plots import draw_all
@@ -36,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make '{out}': {error.strerror}") from None
-        written = write_tables(rows, unfinished, out) + draw_all(finished, rows, out)
+        written = write_tables(rows, left_out, out) + draw_all(finished, rows, out)
         logger.info("%d files in %s: %s", len(written), out, ", ".join(p.name for p in written))
     return 0

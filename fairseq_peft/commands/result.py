@@ -21,11 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from fairseq_peft.errors import InputError
     from fairseq_peft.report.result import keep_predictions, summarise, write_result
     from fairseq_peft.report.tensorboard import write_hparams
 
     result = summarise(args.run_dir, args.require_epochs)
-    write_hparams(args.run_dir, result)
+    try:
+        write_hparams(args.run_dir, result)
+    except OSError as error:
+        raise InputError(
+            f"cannot write '{args.run_dir}': {error.strerror or error}. Give rights there."
+        ) from error
     keep_predictions(args.run_dir, result)
     # last, because it says that everything is there
     path = write_result(args.run_dir, result)

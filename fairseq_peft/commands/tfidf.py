@@ -6,20 +6,31 @@ import argparse
 import logging
 from pathlib import Path
 
+FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".gz", ".xz")
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "raw_dir", metavar="RAW_DIR", help="folder with {train,valid,test}.{review,label}, UTF-8"
+        "raw",
+        metavar="RAW",
+        type=Path,
+        help="what prepare_data.sh reads: {train,valid,test}.{review,label} in a folder, or a file",
     )
     parser.add_argument("--runs", metavar="RUNS", required=True, help="folder that holds the runs")
-    parser.add_argument("--name", help="name of the data set [the folder's own]")
+    parser.add_argument("--name", help="name of the data set [that of RAW]")
     parser.add_argument(
         "--drop-duplicates",
         choices=["train"],
         help="leave out the rows of train whose text valid or test has as well",
     )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="for a file without split column (%(default)s)"
+    )
+    for name in ("valid", "test"):
+        parser.add_argument(
+            f"--{name}-share", type=float, default=0.1, help="the same (%(default)s)"
+        )
     parser.add_argument(
         "--spm",
         metavar="MODEL",
@@ -40,8 +51,10 @@ def run(args: argparse.Namespace) -> int:
             "--max-tokens would be ignored: words are not cut. Give --spm, the model's tokenizer."
         )
     pieces = None if args.spm is None else Pieces(args.spm, args.max_tokens)
-    name = args.name or Path(args.raw_dir).resolve().name
-    result = run_tfidf(args.raw_dir, args.runs, name, args.drop_duplicates == "train", pieces)
+    name = args.name or data_name(args.raw)
+    split = {name: getattr(args, name) for name in ("seed", "valid_share", "test_share")}
+    drop = args.drop_duplicates == "train"
+    result = run_tfidf(args.raw, args.runs, name, drop, pieces, split)
     logger.info(
         "%s/baseline/%s: test accuracy %.2f %%, valid %.2f %%, %.1f s, %s",
         name,
@@ -52,3 +65,12 @@ def run(args: argparse.Namespace) -> int:
         result["method_config"],
     )
     return 0
+
+
+def data_name(raw: Path) -> str:
+    """The name of a folder, or that of a file without what says its format: books of
+    books.tsv.gz."""
+    raw = raw.resolve()
+    while raw.suffix in FORMATS and not raw.is_dir():
+        raw = raw.with_suffix("")
+    return raw.name

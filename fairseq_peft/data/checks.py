@@ -166,6 +166,11 @@ def flags(cfg) -> None:
         InputError: naming the flag and what to give instead.
     """
     subsets = cfg.valid_subset.split(",")
+    if os.pathsep in cfg.data:
+        raise InputError(
+            f"The data folder {cfg.data} has a {os.pathsep!r} in its name, which fairseq takes for "
+            "a list of folders. Give it another name, or a link of another name."
+        )
     if cfg.fp16 or cfg.bf16:
         raise InputError(
             "--fp16 and --bf16 would cast the weights and hide them from --optimizer peft_adamw. "

@@ -24,7 +24,10 @@ class TextEncoder:
 
     Attributes:
         table: sentencepiece id -> fairseq id, or ``LOOK``.
+        num_cut, num_unknown: rows of ``items`` so far that were cut, or have unknown pieces.
     """
+
+    num_cut = num_unknown = 0
 
     def __init__(self, model: Path, dictionary: Dictionary, begin: bool = True):
         self.tokenizer = raw_text.load_tokenizer(model)
@@ -97,9 +100,11 @@ class TextEncoder:
         for row, limit in zip(rows, max_tokens):
             own = [next(tokens) for _ in row]
             num_special = len(self.begin) + (1 if len(own) == 1 else 3)
+            self.num_cut += sum(map(len, own)) > limit - num_special
             first, *second = truncate(own, limit - num_special)
             item = self.begin + first + eos
             for text in second:
                 item += eos + text + eos
+            self.num_unknown += self.dictionary.unk() in item
             found.append(item)
         return found

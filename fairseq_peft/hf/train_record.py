@@ -88,7 +88,7 @@ class Record:
                 "subsets": subsets,
             }
         )
-        predictions.write(predictions.path_of(self.log.directory, epoch), self.predictions)
+        predictions.write(predictions.path_of(self.log.directory, num_updates), self.predictions)
         accuracy = subsets[self.options.subsets[0]]["accuracy"]
         if accuracy >= self.best:
             self.best = accuracy

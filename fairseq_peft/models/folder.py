@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Mapping
@@ -121,12 +122,25 @@ def build(found: AdapterFolder):
         )
     given = OmegaConf.create({**description["model"], "precision": "fp32", "init_embeddings": ""})
     task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
-    model = models.build_model(given, task, from_checkpoint=True)
-    check_knobs(model, found)
     head = description["head"]
-    model.register_classification_head(head["name"], head["num_classes"], head.get("inner_dim"))
+    with fp32_by_default():
+        model = models.build_model(given, task, from_checkpoint=True)
+        check_knobs(model, found)
+        model.register_classification_head(head["name"], head["num_classes"], head.get("inner_dim"))
     model.accepts_base = False
     return model
+
+
+@contextlib.contextmanager
+def fp32_by_default():
+    """Weights are fp32, whatever ``torch.set_default_dtype`` says: what is computed with them then
+    has the precision that it is said to have, and what is drawn from a seed is the same."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_knobs(model, found: AdapterFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.report import drawing
 from fairseq_peft.report.rows import build_rows
 from fairseq_peft.report.runs import find_runs
+
+logger = logging.getLogger(__name__)
 
 #: (init, method) -> x -> row of the report; lowest x first.
 Series = dict[tuple[str, str], dict[float, dict]]
@@ -23,7 +26,11 @@ def read_series(folders: dict[float, Path]) -> Series:
     found: Series = {}
     first = None
     for x, folder in sorted(folders.items()):
-        for row in build_rows(find_runs(folder)[0]):
+        runs, left_out = find_runs(folder)
+        for one in left_out:
+            if one.finished:
+                logger.warning("left out: %s (%s)", one.path, one.reason)
+        for row in build_rows(runs):
             first = first or (row["data"], folder)
             if row["data"] != first[0]:
                 raise InputError(
@@ -61,9 +68,7 @@ def _cell(row: dict | None) -> str:
 
 def draw(series: Series, x_label: str, out: Path) -> list[Path]:
     """A line for what is in several folders, a level for what is in one; PNG and SVG at ``out``."""
-    import matplotlib
-
-    with matplotlib.rc_context(drawing.SETTINGS):
+    with drawing.settings():
         figure, (axis,) = drawing.figure(7.2, 4.0)
         for n, (key, rows) in enumerate(series.items()):
             colour, marker, line = drawing.style(n)

@@ -5,10 +5,6 @@ It needs what the runs predicted (``runs/predictions.py``). Runs of an earlier v
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from fairseq_peft.errors import InputError
-from fairseq_peft.report.runs import Run
 from fairseq_peft.report.significance import (
     LEVEL,
     bootstrap_interval,
@@ -17,9 +13,6 @@ from fairseq_peft.report.significance import (
     wins_and_losses,
 )
 from fairseq_peft.runs import predictions
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FULL = "full"  # what the other methods are compared with
 BASELINE = "baseline"
@@ -39,25 +32,13 @@ FIELDS = (
 )
 
 
-def add_comparisons(rows: list[dict], runs: list[Run]) -> None:
-    """Add ``FIELDS`` to all rows, unless no run has predictions; and a note to a row that lost its
-    comparison to a broken file."""
-    answers, broken = {}, set()
+def add_comparisons(rows: list[dict], answers: dict) -> None:
+    """Add ``FIELDS`` to all rows.
+
+    Args:
+        answers: (data, init, method) -> seed -> what the run answered (``answers.read_all``).
+    """
     by_key = {_key(row): row for row in rows}
-    for run in runs:
-        key = _key(run.result)
-        try:
-            found = read_answers(run)
-        except InputError as error:
-            broken.add(key)
-            by_key[key]["notes"].append(f"it is not compared row by row: {error}")
-            continue
-        if found is not None:
-            answers.setdefault(key, {})[run.result["seed"]] = found
-    if not answers and not broken:
-        return
-    for key in broken:
-        answers.pop(key, None)
     for row in rows:
         row.update(dict.fromkeys(FIELDS))
     families = {}
@@ -73,36 +54,6 @@ def add_comparisons(rows: list[dict], runs: list[Run]) -> None:
         for row, value in zip(family, corrected):
             row["mcnemar_p_holm"] = value
             row["conclusion"] = conclude(row, len(family))
-
-
-def read_answers(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """(classes (N,) of the test set by name, whether the run was right (N,)); None: it has none.
-
-    Raises:
-        InputError: the file is broken, or speaks of another run than result.json.
-    """
-    import numpy as np
-
-    path, result = run.path / predictions.NAME, run.result
-    if result["test_accuracy"] is None:
-        return None
-    try:
-        found = predictions.read(path)
-    except FileNotFoundError:
-        return None
-    names = np.asarray(result.get("labels") or [], dtype=str)
-    target, predicted = (part.get("test") for part in (found.target, found.predicted))
-    if target is None or not len(target) or max(target.max(), predicted.max()) >= len(names):
-        raise InputError(f"'{path}' has no classes of the test set that result.json names")
-    right = target == predicted
-    expected = round(result["test_accuracy"] * len(right))
-    if found.epoch != (result["best_epoch"] or 0) or right.sum() != expected:
-        raise InputError(
-            f"'{path}' has {right.sum()} of {len(right)} rows right after epoch {found.epoch}, "
-            f"result.json {expected} after epoch {result['best_epoch']}; delete the file, only "
-            "training again brings the right one back"
-        )
-    return names[target], right
 
 
 def reference_of(key: tuple, answers: dict) -> tuple | None:
@@ -129,11 +80,11 @@ def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:
     if not seeds:
         row["notes"].append(f"no seed has predictions of it and of {name}: not compared by row")
         return False
-    classes, _ = others[seeds[0]]
-    if not all(np.array_equal(side[s][0], classes) for side in (mine, others) for s in seeds):
+    classes = others[seeds[0]].classes
+    if not all(np.array_equal(side[s].classes, classes) for side in (mine, others) for s in seeds):
         row["notes"].append(f"the classes of its test rows are not those of {name}: not compared")
         return False
-    right, other_right = (np.stack([side[s][1] for s in seeds]) for side in (mine, others))
+    right, other_right = (np.stack([side[s].right for s in seeds]) for side in (mine, others))
     differences = right.astype(int) - other_right.astype(int)  # (seeds, rows)
     wins, losses = wins_and_losses(differences)
     low, high = bootstrap_interval(differences)

@@ -6,13 +6,16 @@ as well, so that a grey print reads too.
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report.rows import FULL
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#bbbbbb"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 # As many as have no common factor with the colours: no pair comes twice among 91 methods.
 MARKERS = ("o", "^", "D", "v", "P", "X", "*", "s", "p", "<", ">", "h", "d")
@@ -41,13 +44,34 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out is {path}. Expected a name that ends in .png or .svg.")
 
 
-def figure(width: float, height: float, columns: int = 1):
-    """A figure of its own: no pyplot, so no display and no global state."""
+def load_matplotlib():
+    """The module. MPLBACKEND, which notebooks set for all that they start, has no say: pictures go
+    to files, and the import ends in an error where the backend that it names is not installed."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Within it, figures look like those of the report."""
+    with load_matplotlib().rc_context(SETTINGS):
+        yield
+
+
+def figure(width: float, height: float, columns: int = 1, rows: int = 1):
+    """A figure of its own and its axes, row after row: no pyplot, so no display and no global
+    state."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     new = Figure(figsize=(width, height), layout="constrained")
-    axes = new.subplots(1, columns, sharey=True, squeeze=False)[0]
-    return new, list(axes)
+    axes = new.subplots(rows, columns, sharex=rows > 1, sharey=True, squeeze=False)
+    return new, list(axes.flat)
 
 
 def save(figure, out: Path, name: str) -> list[Path]:
@@ -56,6 +80,10 @@ def save(figure, out: Path, name: str) -> list[Path]:
     for path in paths:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
+
+
+def cut(name: str, limit: int) -> str:
+    return name if len(name) <= limit else name[: limit - 2] + ".."
 
 
 def styles(rows: list[dict]) -> dict[str, tuple]:

@@ -1,82 +1,155 @@
-"""Pictures of the report, PNG and SVG: accuracy an epoch, accuracy a parameter, training loss."""
+"""Pictures of the report, PNG and SVG: accuracy an epoch, accuracy a parameter, training loss, and
+what was taken for what."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from fairseq_peft.report import drawing
-from fairseq_peft.report.drawing import BLUE, GREEN, RED, SETTINGS
-from fairseq_peft.report.rows import FULL, HF_FULL
+from fairseq_peft.report.comparisons import BASELINE, FULL
+from fairseq_peft.report.drawing import BLACK, BLUE, GREY, ORANGE
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
 
-# full fine-tuning in the figure of accuracy against epochs
-FULL_STYLES = {  # (init, method) -> (label, colour, marker, line style)
-    ("pretrained", FULL): ("pretrained", BLUE, "o", "-"),
-    ("scratch", FULL): ("scratch", RED, "s", "--"),
-    ("pretrained", HF_FULL): ("Hugging Face", GREEN, "^", "-."),
-}
+SUBSETS = {"test": (BLUE, "o", "-"), "valid": (ORANGE, "^", "--")}
+MAX_COLUMNS = 5  # of panels beside each other
+LEGEND_LINE = 0.22  # inches
+MAX_CLASSES = 20  # more cells than this say nothing in a picture
+MAX_NUMBERS = 6  # and more than this leave no room for a number
 
 
 def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
     """Draw every picture that the runs have figures for.
 
     Returns:
-        The files: ``<data>-accuracy``, ``<data>-parameters`` and ``<data>-loss``, .png and .svg.
+        The files ``<data>-accuracy``, ``-parameters``, ``-loss`` and ``-confusion``, PNG and SVG.
     """
-    import matplotlib
-
     written = []
     for data in dict.fromkeys(row["data"] for row in rows):
         mine = [run.result for run in runs if run.result["data"] == data]
         my_rows = [row for row in rows if row["data"] == data]
-        with matplotlib.rc_context(SETTINGS):
+        with drawing.settings():
             for name, figure in (
-                ("accuracy", accuracy_figure(data, mine)),
+                ("accuracy", accuracy_figure(data, mine, my_rows)),
                 ("parameters", parameters_figure(data, my_rows)),
                 ("loss", loss_figure(data, mine, my_rows)),
+                ("confusion", confusion_figure(data, my_rows)),
             ):
                 if figure is not None:
-                    safe = re.sub(r"[^\w.-]+", "_", f"{data}-{name}")
-                    written += drawing.save(figure, out, safe)
+                    written += drawing.save(figure, out, _file_name(f"{data}-{name}"))
     return written
 
 
-def accuracy_figure(data: str, results: list[dict]):
-    """Full fine-tuning: accuracy against epochs, a thin line a seed, a thick one for the mean."""
-    groups = {
-        key: [r for r in results if (r["init"], r["method"]) == key and r["curve"]]
-        for key in FULL_STYLES
-    }
-    groups = {key: group for key, group in groups.items() if group}
-    if not groups:
+def _file_name(text: str) -> str:
+    """``text`` as the name of a file, also where names can have ASCII alone (LC_ALL=C)."""
+    safe = re.sub(r"[^\w.-]+", "_", text)
+    try:
+        os.fsencode(safe)
+    except UnicodeEncodeError:
+        safe = safe.encode("ascii", "backslashreplace").decode().replace("\\", "_")
+    return safe
+
+
+def accuracy_figure(data: str, results: list[dict], rows: list[dict]):
+    """Accuracy against epochs, a panel for each method and start: a thin line a seed, a thick one
+    for the mean; grey is full fine-tuning of the same start."""
+    panels = []  # (row, subset -> a curve for each seed)
+    for row in rows:
+        group = [r for r in _results_of(row, results) if r["curve"]]
+        if group and row["init"] != BASELINE:
+            curves = {
+                s: [_curve(result, f"{s}_accuracy", 100) for result in group] for s in SUBSETS
+            }
+            panels.append((row, curves))
+    if not panels:
         return None
-    figure, axes = drawing.figure(7.2, 3.7, columns=2)
-    for axis, subset in zip(axes, ("valid", "test")):
-        for key, group in groups.items():
-            name, colour, marker, style = FULL_STYLES[key]
-            curves = [_curve(result, f"{subset}_accuracy", 100) for result in group]
-            for curve in curves:
-                axis.plot(*_points(curve), color=colour, ls=style, lw=0.8, alpha=0.6)
-            average = _average(curves)
+    full = {row["init"]: curves["test"] for row, curves in panels if row["method"] == FULL}
+    figure, axes, lowest = _panels(len(panels), width=2.4, height=2.1)
+    for axis, (row, curves) in zip(axes, panels):
+        if row["method"] != FULL and row["init"] in full:
+            axis.plot(
+                *_points(_average(full[row["init"]])), color=GREY, lw=2.5, label=f"{FULL}, test"
+            )
+        for subset, (colour, marker, style) in SUBSETS.items():
+            alike = {"color": colour, "ls": style}
+            if len(curves[subset]) > 1:
+                for curve in curves[subset]:
+                    axis.plot(*_points(curve), lw=0.7, alpha=0.6, **alike)
+            average = _average(curves[subset])
             if average:
-                many = len(group) > 1
-                label = f"{name}, mean of {len(group)} seeds" if many else f"{name}, 1 seed"
-                axis.plot(
-                    *_points(average), color=colour, ls=style, marker=marker, lw=2, label=label
-                )
-        drawing.baselines(axis, results, f"{subset}_accuracy")
-        axis.set_title(f"on {subset}")
+                axis.plot(*_points(average), marker=marker, ms=4, lw=1.8, label=subset, **alike)
+        drawing.baselines(axis, results, "test_accuracy")
+        axis.set_title(_name(row), fontsize=9)
         _epoch_axis(axis)
-    axes[0].set_ylabel("accuracy %")
-    many = any(len(group) > 1 for group in groups.values())
-    figure.suptitle(f"{data}: full fine-tuning" + " (thin: each seed)" * many)
-    # the panel with more entries: without a test split the right one may be empty
-    entries = [axis.get_legend_handles_labels() for axis in axes]
-    handles, labels = max(entries, key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2))
+        axis.set_xlabel("epoch" if axis in lowest else "")
+    figure.supylabel("accuracy %", fontsize=10)
+    many = any(len(curves["test"]) > 1 for _, curves in panels)
+    figure.suptitle(f"{data}: accuracy after each epoch" + " (thin: each seed)" * many)
+    entries = {}  # of all panels: that of full fine-tuning has no grey line
+    for axis in axes:
+        entries.update((label, line) for line, label in zip(*axis.get_legend_handles_labels()))
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4)
     return figure
+
+
+def confusion_figure(data: str, rows: list[dict]):
+    """A confusion matrix a method and start: of the rows of each class (down), the share that was
+    given each class (across), over all seeds."""
+    rows = [row for row in rows if row["classes"]]
+    if not rows:
+        return None
+    names = [one["class"] for one in rows[0]["classes"]]
+    rows = [row for row in rows if {one["class"] for one in row["classes"]} == set(names)]
+    if len(names) > MAX_CLASSES:
+        return None
+    with_numbers = len(names) <= MAX_NUMBERS
+    figure, axes, _ = _panels(len(rows), width=2.2, height=2.2)
+    for axis, row in zip(axes, rows):
+        given = {one["class"]: one["predicted_as"] for one in row["classes"]}
+        shares = [
+            [100 * given[true].get(name, 0) / (sum(given[true].values()) or 1) for name in names]
+            for true in names
+        ]
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for y, line in enumerate(shares if with_numbers else ()):
+            for x, share in enumerate(line):
+                colour = "white" if share > 70 else BLACK
+                axis.text(x, y, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        axis.set_title(_name(row), fontsize=9)
+        short = [drawing.cut(name, 12) for name in names]
+        axis.set_xticks(range(len(names)), short, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(names)), short, fontsize=7)
+        axis.grid(False)
+    figure.colorbar(image, ax=axes, label="% of the rows of a class", shrink=0.6)
+    figure.supxlabel("class given", fontsize=10)
+    figure.supylabel("class of the data", fontsize=10)
+    figure.suptitle(f"{data}: what was taken for what, on test")
+    return figure
+
+
+def _panels(number: int, width: float, height: float):
+    """A figure, as many axes as asked for, at most MAX_COLUMNS beside each other, and the lowest of
+    each column."""
+    columns = min(number, MAX_COLUMNS)
+    lines = -(-number // columns)
+    columns = -(-number // lines)  # seven are four and three, not five and two
+    figure, axes = drawing.figure(
+        max(columns * width, 5) + 0.6, lines * height + 1, columns=columns, rows=lines
+    )
+    for axis in axes[number:]:
+        axis.remove()
+    lowest = axes[max(number - columns, 0) : number]
+    for axis in lowest:  # some are above an empty place
+        axis.tick_params(labelbottom=True)
+    return figure, axes[:number], lowest
+
+
+def _name(row: dict) -> str:
+    """What a panel is called."""
+    init, method = row["init"], row["method"]
+    return method if init in ("pretrained", BASELINE) else f"{method}, {init}"
 
 
 def parameters_figure(data: str, rows: list[dict]):
@@ -84,13 +157,13 @@ def parameters_figure(data: str, rows: list[dict]):
     points = [
         row
         for row in rows
-        if row["init"] != "baseline"
+        if row["init"] != BASELINE
         and row["trainable_parameters"]
         and row["test_accuracy_mean"] is not None
     ]
     if not points:
         return None
-    figure, (axis,) = drawing.figure(7.2, 4.0)
+    figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(points) + 3)))
     styles = drawing.styles(points)
     order = sorted(points, key=lambda row: -row["test_accuracy_mean"])
     for row in order:
@@ -124,12 +197,11 @@ def parameters_figure(data: str, rows: list[dict]):
 
 def loss_figure(data: str, results: list[dict], rows: list[dict]):
     """Training loss against epochs, the mean over seeds, one line a method and initialisation."""
-    figure, (axis,) = drawing.figure(7.2, 4.0)
-    rows = [row for row in rows if row["init"] != "baseline"]
+    rows = [row for row in rows if row["init"] != BASELINE]
+    figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(rows) + 3)))
     styles, drawn = drawing.styles(rows), False
     for row in rows:
-        group = [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
-        average = _average([_curve(result, "train_loss") for result in group])
+        average = _average([_curve(r, "train_loss") for r in _results_of(row, results)])
         if not average:
             continue
         drawn = True
@@ -150,6 +222,10 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     figure.suptitle(f"{data}: training loss (mean over seeds)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _results_of(row: dict, results: list[dict]) -> list[dict]:
+    return [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
 
 
 def _curve(result: dict, key: str, scale: float = 1) -> dict[int, float]:

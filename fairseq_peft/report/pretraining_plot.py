@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fairseq_peft.report import drawing
 from fairseq_peft.report.pretraining import points
 
 # Okabe and Ito's colours, told apart by every kind of colour blindness and by their grey values.
@@ -13,12 +14,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def plot_curves(curves: dict[str, list[dict]], out: Path) -> list[Path]:
     """``out`` as PNG and SVG: thin lines for train, thick ones with markers for valid."""
-    import matplotlib
+    matplotlib = drawing.load_matplotlib()
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     for i, (name, rows) in enumerate(curves.items()):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         axes.plot(*points(rows, "train_loss"), color=colour, linewidth=1, alpha=0.6)
@@ -47,5 +47,4 @@ def plot_curves(curves: dict[str, list[dict]], out: Path) -> list[Path]:
         for path in written:
             metadata = {"Date": None} if path.suffix == ".svg" else {}
             figure.savefig(path, dpi=150, metadata=metadata)
-    pyplot.close(figure)
     return written

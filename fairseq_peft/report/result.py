@@ -8,17 +8,18 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
-from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_metrics
+from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
 from fairseq_peft.runs import predictions
+from fairseq_peft.runs.choice import Choice
 
 
 def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
     """What result.json says of the run in ``run_dir``.
 
-    The best epoch has the highest accuracy on ``valid``, the latest on ties, as fairseq's
-    checkpoint_best.pt has; ``test`` has no say in it. ``best_test_epoch`` is the one that ``test``
-    would have chosen. An epoch that was run again counts once, with its last line, in accuracy and
-    in seconds.
+    The best validation is the one that the run itself chose (``runs.choice``): that of
+    checkpoint_best.pt and of the adapter folder; ``test`` has no say in it. ``best_test_epoch`` is
+    the one that ``test`` would have chosen. What was run again counts once, with its last line, in
+    accuracy and in seconds.
 
     Raises:
         InputError: files missing or broken, epochs missing, or an epoch that evaluated fewer rows
@@ -32,16 +33,18 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
     if run.get("schema") != SCHEMA:
         raise InputError(f"'{path}' has schema {run.get('schema')!r}, this version reads {SCHEMA}")
     path = run_dir / "metrics.jsonl"
-    epochs = read_metrics(path)
+    lines = read_validations(path)
+    epochs = {line["epoch"] for line in lines}
     last = max(require_epochs, max(epochs, default=1))
-    missing = [epoch for epoch in range(1, last + 1) if epoch not in epochs]
-    if missing:
+    missing = _missing(run, epochs, last)
+    if missing or not lines:
+        first = missing[0] if missing else last
         raise InputError(
             f"'{run_dir}' is not finished: {len(epochs)} epochs done, {last} expected "
-            f"(the first missing one is {missing[0]}); start the run again, it resumes"
+            f"(the first missing one is {first}); start the run again, it resumes"
         )
     try:
-        result = {**run, **_numbers(run, epochs)}
+        result = {**run, **_numbers(run, lines)}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"'{path}' does not have the fields of docs/design.md: {type(error).__name__} {error}"
@@ -53,9 +56,9 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
 
 
 def keep_predictions(run_dir: Path | str, result: dict) -> None:
-    """Keep what the run predicted at the epoch of ``result`` as predictions.npz, and no other."""
+    """Keep what the run predicted at the best of ``result`` as predictions.npz, and no other."""
     try:
-        predictions.keep(run_dir, result["best_epoch"])
+        predictions.keep(run_dir, result["best_epoch"], result["best_update"])
     except OSError as error:
         raise InputError(f"cannot write '{run_dir}': {error.strerror}") from None
 
@@ -76,51 +79,62 @@ def write_atomic(path: Path, text: str) -> None:
         raise InputError(f"cannot write '{path}': {error.strerror}") from None
 
 
-def _numbers(run: dict, epochs: dict[int, dict]) -> dict:
-    """The fields that result.json has beyond run.json."""
-    valid, test = {}, {}
-    for epoch, line in epochs.items():
-        valid[epoch] = _accuracy(run, epoch, line, "valid")
-        if "test" in line["subsets"]:
-            test[epoch] = _accuracy(run, epoch, line, "test")
-    # fairseq overwrites checkpoint_best.pt with a later equal: the latest on ties is the one kept
-    best = max(valid, key=lambda epoch: (valid[epoch], epoch))
-    best_test = max(test, key=test.get, default=None)
-    at_best = epochs[best]["subsets"].get("test", {})
-    train = [line["train"] for line in epochs.values()]
+def _missing(run: dict, epochs: set[int], last: int) -> list[int]:
+    """The epochs up to ``last`` that should have been validated and were not."""
+    every = (run.get("validated") or {}).get("every_epochs", 1)
+    first = min(epochs, default=1) if (run.get("validated") or {}).get("after_updates") else 1
+    return [e for e in range(first, last + 1) if e % every == 0 and e not in epochs]
+
+
+def _numbers(run: dict, lines: list[dict]) -> dict:
+    """The fields that result.json has beyond run.json, from the lines of metrics.jsonl."""
+    choice = Choice.of_run(run)
+    valid = [_accuracy(run, line, choice.subset) for line in lines]
+    test = [_accuracy(run, line, "test") if "test" in line["subsets"] else None for line in lines]
+    chosen = choice.best_of(lines)
+    if chosen is None:
+        raise InputError(f"no validation has a finite {choice.metric}: training has diverged")
+    best = next(i for i, line in enumerate(lines) if line is chosen)
+    at_best = chosen["subsets"].get("test", {})
+    tested = [i for i, accuracy in enumerate(test) if accuracy is not None]
+    best_test = max(tested, key=lambda i: test[i], default=None)
+    train = list({line["epoch"]: line["train"] for line in lines}.values())  # the last of each
     train_seconds = sum(part["seconds"] for part in train)
-    valid_seconds = sum(
-        subset["seconds"] for line in epochs.values() for subset in line["subsets"].values()
-    )
+    unvalidated_seconds = sum(line.get("unvalidated_seconds", 0) for line in lines)
+    valid_seconds = sum(subset["seconds"] for line in lines for subset in line["subsets"].values())
     num_tokens = sum(part["num_tokens"] for part in train)
-    memory = [line.get("peak_memory_bytes") for line in epochs.values()]
+    memory = [line.get("peak_memory_bytes") for line in lines]
     return {
-        "num_epochs": len(epochs),
-        "best_epoch": best,
+        "num_epochs": lines[-1]["epoch"],
+        "best_epoch": chosen["epoch"],
+        "best_update": chosen["num_updates"],
+        "best_value": choice.value(chosen["subsets"]),
         "valid_accuracy": valid[best],
-        "test_accuracy": test.get(best),
+        "test_accuracy": test[best],
         "test_macro_f1": _finite(at_best.get("macro_f1")),
         "test_mcc": _finite(at_best.get("mcc")),
-        "best_test_epoch": best_test,
-        "best_test_accuracy": test.get(best_test),
-        "seconds": train_seconds + valid_seconds,
-        "train_seconds": train_seconds,
+        "best_test_epoch": None if best_test is None else lines[best_test]["epoch"],
+        "best_test_accuracy": None if best_test is None else test[best_test],
+        "seconds": train_seconds + unvalidated_seconds + valid_seconds,
+        "train_seconds": train_seconds + unvalidated_seconds,
         "tokens_per_second": num_tokens / train_seconds if train_seconds > 0 else None,
         "peak_memory_bytes": max((m for m in memory if m is not None), default=None),
         "curve": [
             {
-                "epoch": epoch,
+                "epoch": line["epoch"],
+                "num_updates": line["num_updates"],
                 "train_loss": _finite(line["train"]["loss"]),
-                "valid_accuracy": valid[epoch],
-                "test_accuracy": test.get(epoch),
+                "valid_accuracy": valid[i],
+                "test_accuracy": test[i],
             }
-            for epoch, line in epochs.items()
+            for i, line in enumerate(lines)
         ],
     }
 
 
-def _accuracy(run: dict, epoch: int, line: dict, subset: str) -> float:
+def _accuracy(run: dict, line: dict, subset: str) -> float:
     """Accuracy from the counts, once it is sure that every row was evaluated."""
+    epoch = line["epoch"]
     if subset not in line["subsets"]:
         raise InputError(
             f"epoch {epoch} has no '{subset}' (it has {', '.join(line['subsets']) or 'none'}); "

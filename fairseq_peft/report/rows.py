@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from fairseq_peft.report import answers
 from fairseq_peft.report.comparisons import FULL, add_comparisons
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 
-HF_FULL = "hf-full"  # the same with Hugging Face's Trainer
 INIT_ORDER = ("baseline", "scratch", "pretrained")
 # What must not change between the seeds of one row.
-SAME = ("arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
+SAME = ("chosen_by", "arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
 
 
 def build_rows(runs: list[Run]) -> list[dict]:
@@ -29,7 +29,10 @@ def build_rows(runs: list[Run]) -> list[dict]:
         row["notes"] += _other_rows_note(results, runs)
         rows.append(row)
     rows.sort(key=_sort_key)
-    add_comparisons(rows, runs)
+    found, any_file = answers.read_all(rows, runs)
+    answers.add_classes(rows, found)
+    if any_file:
+        add_comparisons(rows, found)
     return rows
 
 
@@ -49,6 +52,10 @@ def _row(results: list[dict], full: list[dict]) -> dict:
         test_accuracy_high=interval and interval[1],
         test_accuracy_best=max(values, default=None),
         test_accuracy_worst=min(values, default=None),
+        metric=_metric(_common(results, "chosen_by")),
+        best_value_mean=mean([result["best_value"] for result in results]),
+        **_spread(results, "test_macro_f1"),
+        **_spread(results, "test_mcc"),
         valid_accuracy_mean=mean([result["valid_accuracy"] for result in results]),
         best_test_accuracy_mean=mean([result["best_test_accuracy"] for result in results]),
         difference_to_full_mean=difference and difference.mean,
@@ -70,6 +77,20 @@ def _row(results: list[dict], full: list[dict]) -> dict:
         notes=_notes(results, difference.num_pairs if difference else None),
     )
     return row
+
+
+def _metric(chosen_by: dict | None) -> str | None:
+    """What chose the checkpoints, with its split where that is not called valid."""
+    if chosen_by is None:
+        return None
+    metric, subset = chosen_by["metric"], chosen_by["subset"]
+    return metric if subset == "valid" else f"{metric} on {subset}"
+
+
+def _spread(results: list[dict], key: str) -> dict[str, float | None]:
+    """Mean and standard deviation over the runs that have a value."""
+    values = [result[key] for result in results if result[key] is not None]
+    return {f"{key}_mean": mean(values), f"{key}_sd": sample_sd(values)}
 
 
 def _by_seed(results: list[dict]) -> dict[int, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.runs.log import valid_lines
 
 SCHEMA = 1
 NUMBER = (int, float)
@@ -39,6 +40,10 @@ RESULT_FIELDS = {
     "peak_memory_bytes": (int, True),
     "curve": (list, False),
 }
+KEY = ("data", "init", "method", "seed")  # what tells two runs apart
+# What else makes a run, and its accuracies: where these are equal, two runs are copies.
+DECIDED = ("arch", "base", "method_config", "hyperparameters", "chosen_by", "rows", "curve")
+BY_ACCURACY = {"metric": "accuracy", "subset": "valid"}
 ACCURACIES = ("valid_accuracy", "test_accuracy", "best_test_accuracy")
 CURVE_FIELDS = ("train_loss", "valid_accuracy", "test_accuracy")
 
@@ -52,40 +57,52 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A run's folder without a result.json, and how far it came."""
+class LeftOut:
+    """A run's folder that does not count, and why.
+
+    Attributes:
+        finished: it has a result.json, which is broken or a second one of the same run; else the
+            reason says how far the run came.
+    """
 
     path: Path
     reason: str
+    finished: bool = False
 
 
-def find_runs(root: Path | str) -> tuple[list[Run], list[Unfinished]]:
-    """Every finished and every unfinished run below ``root``, sorted by path.
+def find_runs(root: Path | str) -> tuple[list[Run], list[LeftOut]]:
+    """Every run below ``root`` that counts, and every one that does not; each sorted by path.
 
-    A run's folder is one with a result.json or a run.json, or one called ``seed<k>``.
+    A run's folder is one with a result.json or a run.json, or one called ``seed<k>``. What a run
+    is (data, init, method, seed) its files say, wherever it lies.
 
     Raises:
-        InputError: no such folder, no finished run in it, a broken result.json, or two results for
-            the same (data, init, method, seed).
+        InputError: no such folder, or no run in it that counts.
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the runs")
-    finished, unfinished = [], []
+    finished, left_out = [], []
     for folder, subfolders, files in os.walk(root):
         subfolders.sort()
         path = Path(folder)
         if "result.json" in files:
-            finished.append(Run(path, read_result(path / "result.json")))
+            try:
+                finished.append(Run(path, read_result(path / "result.json")))
+            except InputError as error:
+                left_out.append(LeftOut(path, str(error), finished=True))
         elif "run.json" in files or (path != root and re.fullmatch(r"seed\d+", path.name)):
-            unfinished.append(Unfinished(path, _how_far(path)))
+            left_out.append(LeftOut(path, _how_far(path)))
     if not finished:
+        broken = next((f"; {one.reason}" for one in left_out if one.finished), "")
+        unfinished = sum(not one.finished for one in left_out)
         raise InputError(
-            f"no result.json below '{root}' ({len(unfinished)} unfinished runs); expected "
-            "<data>/<init>/<method>/seed<k>/result.json, which `fairseq-peft result RUN_DIR` writes"
+            f"no result.json below '{root}' counts ({unfinished} unfinished runs){broken}; "
+            "expected <data>/<init>/<method>/seed<k>/result.json, which "
+            "`fairseq-peft result RUN_DIR` writes"
         )
-    _refuse_duplicates(finished)
-    return finished, unfinished
+    finished, copies = _without_copies(finished)
+    return finished, sorted([*left_out, *copies], key=lambda one: one.path)
 
 
 def read_json(path: Path) -> dict:
@@ -100,10 +117,10 @@ def read_json(path: Path) -> dict:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of 5,000 digits
+        where = f"line {error.lineno}: {error.msg}" if hasattr(error, "lineno") else str(error)
         raise InputError(
-            f"'{path}' is not JSON (line {error.lineno}: {error.msg}); "
-            "delete it and finish the run again"
+            f"'{path}' is not JSON ({where}); delete it and finish the run again"
         ) from None
     if not isinstance(content, dict):
         raise InputError(f"'{path}' holds a {type(content).__name__}, expected a JSON object")
@@ -114,7 +131,8 @@ def read_result(path: Path) -> dict:
     """result.json at ``path``, checked against the schema (``docs/design.md``)."""
     result = read_json(path)
     check_result(result, path)
-    return result
+    # what earlier versions did not say: they knew no other metric
+    return {"best_value": result["valid_accuracy"], "chosen_by": BY_ACCURACY, **result}
 
 
 def check_result(result: dict, path: Path) -> None:
@@ -138,6 +156,9 @@ def check_result(result: dict, path: Path) -> None:
             raise InputError(f"'{path}': '{key}' is {value}, expected a finite number")
         if key in ACCURACIES and not 0 <= value <= 1:
             raise InputError(f"'{path}': '{key}' is {value}, expected a fraction in [0, 1]")
+        if kind is str and not value.isprintable():
+            raise InputError(f"'{path}': '{key}' is {value!r}, expected a name on one line")
+    _check_inner(result, path)
     for point in result["curve"]:
         if (
             not isinstance(point, dict)
@@ -150,11 +171,39 @@ def check_result(result: dict, path: Path) -> None:
             )
 
 
+def _check_inner(result: dict, path: Path) -> None:
+    """The same for what the report reads inside of fields, and for those that may be missing."""
+    for split, number in result["rows"].items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise InputError(f"'{path}': 'rows' has {number!r} for {split}, expected a count")
+    rate = result["hyperparameters"].get("lr")
+    if rate is not None and not (isinstance(rate, NUMBER) and math.isfinite(rate)):
+        raise InputError(f"'{path}': 'lr' is {rate!r}, expected a number")
+    labels = result.get("labels", [])
+    if not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
+        raise InputError(f"'{path}': 'labels' is {labels!r}, expected the names of the classes")
+    chosen_by = result.get("chosen_by", BY_ACCURACY)
+    names = [chosen_by.get(key) for key in BY_ACCURACY] if isinstance(chosen_by, dict) else [None]
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise InputError(
+            f"'{path}': 'chosen_by' is {chosen_by!r}, expected the names of a metric and a subset"
+        )
+    value = result.get("best_value")
+    if value is not None and not (isinstance(value, NUMBER) and math.isfinite(value)):
+        raise InputError(f"'{path}': 'best_value' is {value!r}, expected a number")
+
+
 def read_metrics(path: Path) -> dict[int, dict]:
-    """metrics.jsonl as {epoch: line}, epochs ascending; of a repeated epoch the last line counts.
+    """``read_validations`` as {epoch: line} of the last one of each epoch, epochs ascending."""
+    return dict(sorted((line["epoch"], line) for line in read_validations(path)))
+
+
+def read_validations(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl, one a validation; of a repeated one the last line counts.
 
     Raises:
-        InputError: missing, a line that is not a JSON object, or one without a positive ``epoch``.
+        InputError: missing, a line that is not a JSON object, or one without a positive ``epoch``
+            or without ``num_updates``.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -162,7 +211,7 @@ def read_metrics(path: Path) -> dict[int, dict]:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 (byte {error.start})") from None
-    epochs = {}
+    lines = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -175,8 +224,10 @@ def read_metrics(path: Path) -> dict[int, dict]:
         epoch = record.get("epoch") if isinstance(record, dict) else None
         if not isinstance(epoch, int) or epoch < 1:
             raise InputError(f"{path}:{number} has epoch {epoch!r}, expected 1, 2, ...")
-        epochs[epoch] = record
-    return dict(sorted(epochs.items()))
+        if not isinstance(record.get("num_updates"), int):
+            raise InputError(f"'{path}' does not have the fields of docs/design.md: num_updates")
+        lines.append(record)
+    return valid_lines(lines)
 
 
 def _how_far(path: Path) -> str:
@@ -193,14 +244,33 @@ def _how_far(path: Path) -> str:
     return f"{done} of {planned} epochs" if planned else f"{done} epochs"
 
 
-def _refuse_duplicates(runs: list[Run]) -> None:
-    """Two results for one (data, init, method, seed) would be averaged as if of two seeds."""
-    seen = {}
-    for run in runs:
-        key = tuple(run.result[name] for name in ("data", "init", "method", "seed"))
-        if key in seen:
-            raise InputError(
-                f"'{seen[key]}' and '{run.path}' are both {'/'.join(key[:3])}/seed{key[3]}; "
-                "give the report one experiment at a time"
-            )
-        seen[key] = run.path
+def _without_copies(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """One run for each (data, init, method, seed): two would be averaged as if of two seeds.
+
+    The one at its place in the tree counts, else the first by path.
+    """
+    counting, copies = {}, []
+    for run in sorted(runs, key=lambda run: not _in_place(run)):
+        key = tuple(run.result[name] for name in KEY)
+        first = counting.setdefault(key, run)
+        if first is not run:
+            copies.append(LeftOut(run.path, _second(run, first), finished=True))
+    return [run for run in runs if any(run is one for one in counting.values())], copies
+
+
+def _in_place(run: Run) -> bool:
+    """Whether ``run`` lies in .../<data>/<init>/<method>/seed<k>."""
+    *names, seed = (run.result[name] for name in KEY)
+    return run.path.absolute().parts[-4:] == (*names, f"seed{seed}")
+
+
+def _second(run: Run, first: Run) -> str:
+    *names, seed = (run.result[name] for name in KEY)
+    text = f"it is {'/'.join(names)}/seed{seed}, as '{first.path}' is, which counts"
+    differ = [key for key in DECIDED if run.result.get(key) != first.result.get(key)]
+    if not differ:
+        return f"{text}: a copy of it"
+    return (
+        f"{text}. They differ ({', '.join(differ)}): for a row of its own, give it another "
+        f"\"method\" in '{run.path / 'run.json'}', and run `fairseq-peft result` on it again"
+    )

@@ -7,7 +7,8 @@ import io
 import json
 from pathlib import Path
 
-from fairseq_peft.report.runs import Unfinished
+from fairseq_peft.report import drawing
+from fairseq_peft.report.runs import LeftOut
 from fairseq_peft.report.stats import sampling_error
 
 MAX_WIDTH = 120
@@ -27,6 +28,27 @@ ACCURACY_COLUMNS = (
     ("valid\n%", lambda row: _percent(row["valid_accuracy_mean"])),
     ("best epoch\non test %", lambda row: _percent(row["best_test_accuracy_mean"])),
 )
+SCORE_COLUMNS = (
+    ("<init", lambda row: row["init"]),
+    ("<method", lambda row: row["method"]),
+    ("<checkpoint\nchosen by", lambda row: row["metric"] or "differs"),
+    ("that on\nvalid", lambda row: _score(row["metric"], row["best_value_mean"])),
+    ("test\naccuracy %", lambda row: _mean_sd(row)),
+    ("test\nmacro-F1 %", lambda row: _mean_sd(row, "test_macro_f1")),
+    ("test\nMCC", lambda row: _mcc(row)),
+)
+CLASS_COLUMNS = (
+    ("<init", lambda row: row["init"]),
+    ("<method", lambda row: row["method"]),
+    ("<class", lambda row: row["class"]),
+    ("rows", lambda row: _count(row["rows"])),
+    ("precision\n%", lambda row: _percent(row["precision"])),
+    ("recall\n%", lambda row: _percent(row["recall"])),
+    ("F1\n%", lambda row: _percent(row["f1"])),
+    ("<most often\ntaken for", lambda row: _taken_for(row)[0]),
+    ("of its\nrows %", lambda row: _taken_for(row)[1]),
+)
+MAX_CLASSES = 3  # of a method in the tables for a person
 PAIRED_COLUMNS = (
     ("<init", lambda row: row["init"]),
     ("<method", lambda row: row["method"]),
@@ -54,19 +76,19 @@ COST_COLUMNS = (
 )
 
 
-def terminal(rows: list[dict], unfinished: list[Unfinished] = ()) -> str:
-    """Aligned tables of each data set (accuracy, cost, and rows compared where runs have their
-    predictions) and the footer, at most 120 columns wide."""
+def terminal(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
+    """Aligned tables of each data set (accuracy, scores, cost; classes and rows compared where runs
+    have their predictions) and the footer, at most 120 columns wide."""
     blocks = []
     for data, title, columns, part in _tables(rows):
-        blocks.append(f"{_cut(data, 100)}: {title}\n" + _aligned(columns, part))
+        blocks.append(_wrap(f"{drawing.cut(data, 100)}: {title}") + "\n" + _aligned(columns, part))
         if columns is PAIRED_COLUMNS:
             blocks.append("\n".join(map(_wrap, _conclusions(part))))
-    footer = "\n".join(_wrap(line) for line in footer_lines(rows, unfinished))
+    footer = "\n".join(_wrap(line) for line in footer_lines(rows, left_out))
     return "\n\n".join([*blocks, footer]) + "\n"
 
 
-def markdown(rows: list[dict], unfinished: list[Unfinished] = ()) -> str:
+def markdown(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
     """The same tables in Markdown."""
     blocks = []
     for data, title, columns, part in _tables(rows):
@@ -77,7 +99,7 @@ def markdown(rows: list[dict], unfinished: list[Unfinished] = ()) -> str:
         blocks.append(f"### {data}: {title}\n\n{table}")
         if columns is PAIRED_COLUMNS:
             blocks.append("\n".join(f"- {line}" for line in _conclusions(part)))
-    footer = "\n".join(f"- {line}" for line in footer_lines(rows, unfinished))
+    footer = "\n".join(f"- {line}" for line in footer_lines(rows, left_out))
     return "\n\n".join([*blocks, footer]) + "\n"
 
 
@@ -85,10 +107,33 @@ def _tables(rows: list[dict]):
     """(data, title, columns, rows) of every table, data set after data set."""
     for data, part in _by_data(rows).items():
         yield data, "accuracy", ACCURACY_COLUMNS, part
+        yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
         yield data, "cost", COST_COLUMNS, part
+        if any(row["classes"] for row in part):
+            yield data, _classes_title(part), CLASS_COLUMNS, list(_weakest(part))
         compared = [row for row in part if row.get("paired_with")]
         if compared:
             yield data, "compared row by row", PAIRED_COLUMNS, compared
+
+
+def _classes_title(rows: list[dict]) -> str:
+    num_classes = max(len(row["classes"] or ()) for row in rows)
+    if num_classes <= MAX_CLASSES:
+        return "classes on test, seeds together"
+    return (
+        f"the {MAX_CLASSES} of {num_classes} classes with the lowest F1 on test, seeds together; "
+        "report-classes.csv has all"
+    )
+
+
+def _weakest(rows: list[dict]):
+    """A row of the table of classes for each of a method's weakest classes, in the data's order."""
+    for row in rows:
+        classes = row["classes"] or []
+        weakest = sorted(classes, key=lambda one: (one["f1"] is None, one["f1"]))[:MAX_CLASSES]
+        for one in classes:
+            if any(one is other for other in weakest):
+                yield {"init": row["init"], "method": row["method"], **one}
 
 
 def _conclusions(rows: list[dict]) -> list[str]:
@@ -111,13 +156,36 @@ def _init_of(row: dict) -> str:
 
 
 def csv_text(rows: list[dict]) -> str:
-    """One line a row, the keys of report.json; lists joined, None empty."""
+    """One line a row, the keys of report.json but ``classes``; lists joined, None empty."""
+    flat = [
+        {**row, "seeds": " ".join(map(str, row["seeds"])), "notes": "; ".join(row["notes"])}
+        for row in rows
+    ]
+    return _csv([key for key in rows[0] if key != "classes"], flat)
+
+
+def classes_csv(rows: list[dict]) -> str:
+    """One line a class of a row; ``predicted_as`` is the class's row of the confusion matrix, as
+    JSON."""
+    names = ("data", "init", "method")
+    lines = [
+        {
+            **{name: row[name] for name in names},
+            **one,
+            "predicted_as": json.dumps(one["predicted_as"], ensure_ascii=False),
+        }
+        for row in rows
+        for one in row["classes"] or ()
+    ]
+    columns = ("class", "rows", "precision", "recall", "f1", "predicted_as")
+    return _csv([*names, *columns], lines)
+
+
+def _csv(columns: list[str], lines: list[dict]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        flat = {**row, "seeds": " ".join(map(str, row["seeds"])), "notes": "; ".join(row["notes"])}
-        writer.writerow(flat)
+    writer.writerows(lines)
     return stream.getvalue()
 
 
@@ -126,11 +194,11 @@ def json_text(rows: list[dict]) -> str:
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-def footer_lines(rows: list[dict], unfinished: list[Unfinished] = ()) -> list[str]:
+def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
     """What one must know to read the table: choice of checkpoint, seeds, test rows, warnings."""
     lines = [
-        "Checkpoint: the epoch with the highest accuracy on valid, the latest on ties; test took "
-        "no part in the choice. Accuracy is that epoch's, on test.",
+        f"Checkpoint: the epoch with the best {_metrics(rows)} on valid, the latest on ties; test "
+        "took no part in the choice. All scores on test are that epoch's.",
         f"Seeds: {_seeds(rows)}. ± is the sample standard deviation over seeds; worst and best are "
         "single seeds.",
         "Difference to full: points of test accuracy, paired by seed with full fine-tuning of the "
@@ -145,8 +213,18 @@ def footer_lines(rows: list[dict], unfinished: list[Unfinished] = ()) -> list[st
             "earlier versions did not write."
         )
     lines += [f"Warning: {_name(row)}: {note}." for row in rows for note in row["notes"]]
-    lines += [f"Unfinished, not in the table: {one.path} ({one.reason})." for one in unfinished]
+    for one in left_out:
+        word = "Left out of the tables" if one.finished else "Unfinished, not in the table"
+        lines.append(f"{word}: {one.path} ({one.reason}).")
     return lines
+
+
+def _metrics(rows: list[dict]) -> str:
+    """By what checkpoints were chosen: one name, or each with how many rows."""
+    names = [row["metric"] or "metric of each run" for row in rows]
+    if len(set(names)) == 1:
+        return names[0]
+    return " / ".join(f"{name} ({names.count(name)} rows)" for name in dict.fromkeys(names))
 
 
 def _by_data(rows: list[dict]) -> dict[str, list[dict]]:
@@ -189,7 +267,7 @@ def _test_rows(rows: list[dict]) -> list[str]:
             widest = max(sampling_error(value, size) for value in accuracies)
             lines.append(
                 f"Test set of {data}: {size:,} rows, the same for all runs; so few rows leave up "
-                f"to ±{100 * widest:.1f} points (95 %) open on one accuracy, which ± does not show."
+                f"to ±{_points(widest)} points (95 %) open on one accuracy, which ± does not show."
             )
     return lines
 
@@ -205,7 +283,7 @@ def _aligned(columns: tuple, rows: list[dict]) -> str:
     limit = MAX_NAME
     while True:
         cut = [
-            [_cut(cell, limit) if is_left else cell for cell, is_left in zip(line, left)]
+            [drawing.cut(cell, limit) if is_left else cell for cell, is_left in zip(line, left)]
             for line in body
         ]
         widths = [max(len(line[c]) for line in head + cut) for c in range(len(columns))]
@@ -233,10 +311,6 @@ def _wrap(line: str) -> str:
     )
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 2] + ".."
-
-
 def _plain(header: str) -> str:
     return header.lstrip("<").replace("\n", " ")
 
@@ -245,11 +319,40 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _mean_sd(row: dict) -> str:
-    mean, sd = row["test_accuracy_mean"], row["test_accuracy_sd"]
+def _points(fraction: float) -> str:
+    """Per cent with one decimal; of less than 0.05, its first digit that is not 0."""
+    return f"{100 * fraction:.1f}" if fraction >= 0.0005 else f"{100 * fraction:.1g}"
+
+
+def _mean_sd(row: dict, of: str = "test_accuracy") -> str:
+    mean, sd = row[f"{of}_mean"], row[f"{of}_sd"]
     if mean is None:
         return "-"
     return _percent(mean) if sd is None else f"{_percent(mean)} ± {100 * sd:.2f}"
+
+
+def _mcc(row: dict) -> str:
+    """From -1 to 1, so not in per cent."""
+    mean, sd = row["test_mcc_mean"], row["test_mcc_sd"]
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
+
+
+def _score(metric: str | None, value: float | None) -> str:
+    """A loss is in nats, and an MCC from -1 to 1; all others are fractions."""
+    if metric is None or value is None:
+        return "-"
+    return f"{value:.3f}" if metric.split()[0] in ("mcc", "loss") else f"{100 * value:.2f}"
+
+
+def _taken_for(row: dict) -> tuple[str, str]:
+    """The wrong class that most of this class's rows were given, and their share in per cent."""
+    wrong = {name: n for name, n in row["predicted_as"].items() if name != row["class"]}
+    if not wrong:
+        return "-", "-"
+    name = max(wrong, key=wrong.get)
+    return name, _percent(wrong[name] / row["rows"])
 
 
 def _difference(row: dict, of: str = "difference_to_full") -> str:
@@ -296,16 +399,19 @@ def _bytes(value: float | None) -> str:
     return f"{value:,.2f} TB"
 
 
-def write_tables(rows: list[dict], unfinished: list[Unfinished], out: Path) -> list[Path]:
-    """report.txt, .md, .csv and .json in ``out``."""
+def write_tables(rows: list[dict], left_out: list[LeftOut], out: Path) -> list[Path]:
+    """report.txt, .md, .csv and .json in ``out``; report-classes.csv, if runs have predictions."""
     from fairseq_peft.report.result import write_atomic
 
     texts = {
-        "report.txt": terminal(rows, unfinished),
-        "report.md": markdown(rows, unfinished),
+        "report.txt": terminal(rows, left_out),
+        "report.md": markdown(rows, left_out),
         "report.csv": csv_text(rows),
         "report.json": json_text(rows),
     }
+    if any(row["classes"] for row in rows):
+        texts["report-classes.csv"] = classes_csv(rows)
     for name, text in texts.items():
-        write_atomic(out / name, text)
+        # a path may hold bytes that are no UTF-8
+        write_atomic(out / name, text.encode("utf-8", "backslashreplace").decode())
     return [out / name for name in texts]

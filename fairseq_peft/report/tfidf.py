@@ -66,19 +66,19 @@ class Pieces:
         return [" ".join(row[:limit]) for row in rows]
 
 
-def read_data(raw_dir: Path, drop: bool = False) -> dict[str, tuple[list[str], list[str]]]:
-    """{split: (texts, labels)} of ``raw_dir``, refused where prepare_data.sh refuses it.
+def read_data(
+    raw: Path, drop: bool = False, split: dict | None = None
+) -> dict[str, tuple[list[str], list[str]]]:
+    """{split: (texts, labels)} of a folder or file, refused where prepare_data.sh refuses it.
+
+    ``split`` (seed, valid_share, test_share) is for a file that has no splits, as there.
 
     ``drop`` leaves out the rows of train whose text valid or test has as well.
     """
-    if not raw_dir.is_dir():
-        raise InputError(f"'{raw_dir}' is not a folder; expected one with train.review and so on")
-    corpus = read_corpus(raw_dir)
+    corpus = read_corpus(raw, **(split or {}))
     for split in SPLITS:
         if split not in corpus.rows:
-            raise InputError(
-                f"'{raw_dir}' has no {split}.review; the baseline is measured on {split}"
-            )
+            raise InputError(f"'{raw}' has no rows of {split}; the baseline is measured on {split}")
     if drop:
         corpus = drop_duplicates(corpus)
     return {
@@ -91,11 +91,12 @@ def read_data(raw_dir: Path, drop: bool = False) -> dict[str, tuple[list[str], l
 
 
 def run_tfidf(
-    raw_dir: Path | str,
+    raw: Path | str,
     runs: Path | str,
     name: str,
     drop: bool = False,
     pieces: Pieces | None = None,
+    split: dict | None = None,
 ) -> dict:
     """Tune on valid, measure on test, write ``runs/name/baseline/tfidf/seed1/result.json``; with
     ``pieces``, its label is in the place of ``tfidf``.
@@ -103,10 +104,10 @@ def run_tfidf(
     Trainable: one weight an n-gram and one bias for two classes, that for each class beyond two.
 
     Raises:
-        InputError: what ``text.corpus`` says of ``raw_dir``, or it has no test split.
+        InputError: what ``text.corpus`` says of ``raw``, or it has no test split.
     """
     started = time.perf_counter()
-    data = read_data(Path(raw_dir), drop)
+    data = read_data(Path(raw), drop, split)
     label = "tfidf" if pieces is None else pieces.label
     run_dir = Path(runs) / name / "baseline" / label / "seed1"
     if pieces is not None:

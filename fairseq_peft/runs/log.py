@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,52 @@ def _read(directory, keys):
         return {key: run[key] for key in keys}
     except (OSError, ValueError, KeyError):
         return {}
+
+
+def read_choice(directory: str) -> dict | None:
+    """``chosen_by`` of the run.json in ``directory``; None if it has none."""
+    return _read(directory, ("chosen_by",)).get("chosen_by")
+
+
+def read_lines(directory: str, num_updates: int) -> list[dict]:
+    """The lines of metrics.jsonl up to a checkpoint of so many updates, one a validation; none
+    where there is no file. A line that is cut off, by a crash, is left out."""
+    try:
+        with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
+            texts = file.read().splitlines()
+    except (OSError, ValueError):
+        return []
+    lines = []
+    for text in texts:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in valid_lines(lines) if line["num_updates"] <= num_updates]
+
+
+def valid_lines(lines: list[dict]) -> list[dict]:
+    """``lines`` without those that were written again: a run that went on from an earlier
+    checkpoint than it had come to repeats its updates, and the last line counts."""
+    found = []
+    for line in lines:
+        while found and found[-1]["num_updates"] >= line["num_updates"]:
+            found.pop()
+        found.append(line)
+    return found
+
+
+def check_writable(directory: str) -> None:
+    """Raise InputError where the metrics.jsonl that is there does not take another line."""
+    path = os.path.join(directory, "metrics.jsonl")
+    if os.path.lexists(path):
+        try:
+            open(path, "ab").close()
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}), and each validation adds a line to "
+                "it. Give rights there, or another --save-dir."
+            ) from error
 
 
 def peak_memory_bytes() -> int:

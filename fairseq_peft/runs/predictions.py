@@ -1,5 +1,5 @@
-"""What a run predicted for each row: predictions/epoch<k>.npz while it trains, then predictions.npz
-of the epoch that valid chose.
+"""What a run predicted for each row: predictions/update<n>.npz of each validation while it trains,
+then predictions.npz of the best.
 
 Two methods can only be compared row by row with these; metrics.jsonl has but the counts. A file is
 compressed and takes about a bit a row of two classes.
@@ -16,7 +16,7 @@ from pathlib import Path
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
-#: In a run's folder: a file for each epoch, and the file of the chosen one.
+#: In a run's folder: a file for each validation, and the file of the chosen one.
 FOLDER, NAME = "predictions", "predictions.npz"
 
 
@@ -41,8 +41,9 @@ class Predictions:
         return int((self.target[split] == self.predicted[split]).sum())
 
 
-def path_of(run_dir: Path | str, epoch: int) -> Path:
-    return Path(run_dir) / FOLDER / f"epoch{epoch}.npz"
+def path_of(run_dir: Path | str, num_updates: int) -> Path:
+    """The file of the validation after so many updates."""
+    return Path(run_dir) / FOLDER / f"update{num_updates}.npz"
 
 
 def write(path: Path | str, predictions: Predictions) -> None:
@@ -95,14 +96,16 @@ def read(path: Path | str) -> Predictions:
     return found
 
 
-def keep(run_dir: Path | str, epoch: int) -> None:
-    """Move the file of ``epoch`` to predictions.npz and remove the others.
+def keep(run_dir: Path | str, epoch: int, num_updates: int) -> None:
+    """Move the file of the validation after ``num_updates`` to predictions.npz and remove the
+    others; an earlier version named the files by their epoch.
 
     Where there is none, predictions.npz stays: a run that goes on after this may find no better
     epoch, and one of an earlier version has nothing to keep.
     """
     run_dir = Path(run_dir)
-    chosen = path_of(run_dir, epoch)
-    if chosen.is_file():
-        os.replace(chosen, run_dir / NAME)
+    for chosen in (path_of(run_dir, num_updates), run_dir / FOLDER / f"epoch{epoch}.npz"):
+        if chosen.is_file():
+            os.replace(chosen, run_dir / NAME)
+            break
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)

@@ -168,6 +168,19 @@ class Classifier:
         """Texts of a row, 1 or 2, where there is one adapter."""
         return self._readers[self._only()].num_texts
 
+    @property
+    def num_cut(self) -> int:
+        """Rows so far that were longer than the model reads."""
+        return sum(encoder.num_cut for encoder in self._encoders())
+
+    @property
+    def num_unknown(self) -> int:
+        """Rows so far with pieces that are not in the dictionary."""
+        return sum(encoder.num_unknown for encoder in self._encoders())
+
+    def _encoders(self):
+        return {id(reader.encoder): reader.encoder for reader in self._readers.values()}.values()
+
     def add(self, name: str, folder) -> None:
         """Add the adapter in a folder; the base stays as it is.
 

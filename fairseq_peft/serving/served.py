@@ -88,7 +88,8 @@ def dictionary_of(path: Path, sha256: Optional[str], owner) -> checks.Dictionary
 
 
 def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
-    """A fine-tuned checkpoint: its model, the name of its head, its reader, its precision.
+    """A checkpoint, fine-tuned as a whole or merged: its model, the name of its head, its reader,
+    its precision.
 
     Args:
         path: the checkpoint's file.
@@ -99,7 +100,7 @@ def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
         InputError: it cannot classify, or the folder lacks what turns text into tokens.
     """
     path = Path(path)
-    state = read_checkpoint(str(path))
+    state = as_trained(read_checkpoint(str(path)))
     cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
     task, saved = cfg.get("task") or {}, state.get("task_state") or {}
     labels = saved.get("labels") if isinstance(saved, dict) else None
@@ -127,6 +128,28 @@ def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
         2 if (folder / "input1").is_dir() else 1,
     )
     return model, head, reader, (cfg.get("model") or {}).get("precision") or "fp32"
+
+
+def as_trained(state: dict) -> dict:
+    """A merged checkpoint, which names fairseq's own task and architecture, as one of the same
+    weights that was fine-tuned as a whole; any other as it is."""
+    cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
+    task, model = cfg.get("task"), cfg.get("model")
+    is_merged = (
+        isinstance(task, dict)
+        and isinstance(model, dict)
+        and (task.get("_name"), model.get("_name")) == ("sentence_prediction", "roberta")
+    )
+    if not is_merged:
+        return state
+    task = {
+        "_name": "sentence_classification",
+        "data": task.get("data"),
+        "classification_head_name": task.get("classification_head_name"),
+        "no_init_token": task.get("init_token") is None,
+    }
+    model = {**model, "_name": "roberta_peft", "peft": "full"}
+    return {**state, "cfg": {**cfg, "task": task, "model": model}}
 
 
 def _check_rows(path, dictionary, num_rows):
@@ -248,7 +271,8 @@ def plain_model(flags: dict, dictionary):
     plain = {"peft": "full", "precision": "fp32", "init_embeddings": "", "pooler": "first"}
     given = OmegaConf.create({**flags, **dict.fromkeys(METHOD_FIELDS), **plain})
     task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
-    return models.build_model(given, task)
+    with folder.fp32_by_default():
+        return models.build_model(given, task)
 
 
 def build(model, found: AdapterFolder) -> nn.Module:
@@ -261,11 +285,12 @@ def build(model, found: AdapterFolder) -> nn.Module:
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     model.args = argparse.Namespace(**{**vars(model.args), **flags})
     given = {flag: flags.get(flag) for flag in METHOD_FIELDS}
-    model.inject(found.description["method"]["peft"], given, seed=1)
-    folder.check_knobs(model, found)
-    model.register_classification_head(
-        head["name"], head["num_classes"], head.get("inner_dim"), seed=1
-    )
+    with folder.fp32_by_default():
+        model.inject(found.description["method"]["peft"], given, seed=1)
+        folder.check_knobs(model, found)
+        model.register_classification_head(
+            head["name"], head["num_classes"], head.get("inner_dim"), seed=1
+        )
     for name in found.tensors:
         owner, _, kind = name.rpartition(".")
         if name in parameters:

@@ -17,54 +17,55 @@ logger = logging.getLogger(__name__)
 
 
 class BestAdapter:
-    """Keeps ``SAVE_DIR/adapter`` at the epoch that ``valid`` chooses: highest accuracy, the latest
-    on ties, as checkpoint_best.pt.
+    """Keeps ``SAVE_DIR/adapter`` at the best validation, as checkpoint_best.pt.
 
-    It is written before the checkpoints of an epoch: a run that is killed between the two repeats
-    the epoch, and writes the same again.
+    It is written before the checkpoints: a run that is killed between the two repeats what came
+    after the last one, and writes the same again.
 
     Args:
         save_dir: of the run.
         described: what the description says whatever the epoch.
         copies: dict.txt and the sentencepiece model.
         base: path and sha256 of the base; None from scratch.
-        subsets: names of the evaluated splits.
+        best: says which validation is the best (``runs.choice.Best``).
         resumes: whether a folder that is there is this run's own.
 
     Raises:
         InputError: the folder holds what would be lost.
     """
 
-    def __init__(self, save_dir: str, described: dict, copies: dict, base, subsets, resumes):
+    def __init__(self, save_dir: str, described: dict, copies: dict, base, best, resumes):
         self.folder = Path(save_dir) / "adapter"
         self.described = described
         self.copies = copies
         self.base = base
-        self.subset = "valid" if "valid" in subsets else subsets[0]
-        self.best = -math.inf
+        self.best = best
         self.told = False
+        self.lost = False
         adapter_folder.check_place(self.folder)
-        if resumes and (self.folder / adapter_folder.DESCRIPTION).exists():
+        if resumes and best.update is not None:
             try:
-                self.best = adapter_folder.read(self.folder).description["metrics"]["accuracy"]
+                adapter_folder.read(self.folder)
             except InputError as error:
+                self.lost = True
                 logger.warning(f"{error} The next validation writes it anew, whatever it finds.")
 
     def offer(self, model, line: dict) -> None:
-        """Write the folder if an epoch, told by its line of metrics.jsonl, is a new best.
+        """Write the folder if a validation, told by its line of metrics.jsonl, is the new best.
 
         Raises:
             InputError: it cannot be written.
         """
-        accuracy = line["subsets"][self.subset]["accuracy"]
-        if accuracy < self.best:
+        if line["num_updates"] != self.best.update and not self.lost:
             return
+        choice = self.best.choice
         head = self.described["head_name"]
         tensors, described = folder.content(model, head, self.base)
         rest = {key: value for key, value in self.described.items() if key != "head_name"}
         metrics = {
-            "subset": self.subset,
-            "accuracy": accuracy,
+            "subset": choice.subset,
+            "metric": choice.metric,
+            "accuracy": line["subsets"][choice.subset]["accuracy"],
             "epoch": line["epoch"],
             "num_updates": line["num_updates"],
             "subsets": finite(line["subsets"]),
@@ -72,8 +73,9 @@ class BestAdapter:
         adapter_folder.write(
             self.folder, tensors, {**described, **rest, "metrics": metrics}, self.copies
         )
-        self.best = accuracy
-        logger.info(f"{self.folder}: {self._sizes(tensors, described)}, new best of {self.subset}")
+        self.lost = False
+        sizes = self._sizes(tensors, described)
+        logger.info(f"{self.folder}: {sizes}, new best of {choice.subset}")
 
     def _sizes(self, tensors, described):
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -17,7 +17,9 @@ from fairseq_peft.fairseq_fixes import best
 from fairseq_peft.injection import counting
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
+from fairseq_peft.runs import choice as choices
 from fairseq_peft.runs import lock
+from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.tasks.running import Run
 
@@ -44,6 +46,7 @@ def launch(task, cfg):
     # Where training starts.
     checks.flags(task.cfg)
     start = checks.start(task.cfg)
+    choice = choose(task.cfg, task.labels, start)
     state = read_start(start)
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
         adopt_labels(task, start, state, cfg.reset_head)
@@ -71,13 +74,14 @@ def launch(task, cfg):
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
         logger.info(line)
-    described = record.describe_run(task.cfg, model, start, task.labels, task.datasets)
+    described = record.describe_run(task.cfg, model, start, task.labels, task.datasets, choice)
     if start.resumes:
         record.check_same_knobs(task.cfg.save_dir, described)
     run = Run(
         save_dir=task.cfg.save_dir,
         subsets=task.cfg.valid_subset.split(","),
         described=described,
+        best=best_so_far(choice, task.cfg.save_dir, start, state),
         verify_frozen=task.cfg.verify_frozen,
     )
     if not task.cfg.no_save:
@@ -102,6 +106,58 @@ def take_folder(task, start: checks.Start) -> None:
             f"{save_dir} was trained by another process in the meantime. Start again: the run goes "
             "on from there."
         )
+
+
+def choose(cfg, labels, start: checks.Start) -> choices.Choice:
+    """What chooses the best validation of a run.
+
+    Raises:
+        InputError: the flags contradict each other, no validation would ever be made, or the run
+            that goes on was chosen by something else so far.
+    """
+    subsets = cfg.valid_subset.split(",")
+    choice = choices.choice(
+        cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, subsets, labels
+    )
+    if not cfg.no_save:
+        check_validates(cfg)
+    before = run_log.read_choice(cfg.save_dir) if start.resumes else None
+    if before is not None and before != choice.described():
+        was = choices.Choice.of_run({"chosen_by": before})
+        direction = " --maximize-best-checkpoint-metric" if was.maximize else ""
+        raise InputError(
+            f"The best of the run in {cfg.save_dir} was the {was} so far, and would be the "
+            f"{choice} from here on. Give --best-checkpoint-metric {was.metric}{direction} and "
+            f"{was.subset} as the first of --valid-subset, or another --save-dir."
+        )
+    run_log.check_writable(cfg.save_dir)
+    logger.info(f"the best validation is that of the {choice}, the latest on ties")
+    return choice
+
+
+def check_validates(cfg) -> None:
+    """Raise InputError where no validation would be made, so that nothing would be chosen."""
+    flag = None
+    if cfg.disable_validation:
+        flag = "--disable-validation"
+    elif 0 < cfg.max_epoch < cfg.validate_interval and not (
+        cfg.validate_interval_updates or cfg.save_interval_updates or cfg.max_update
+    ):
+        flag = f"--validate-interval {cfg.validate_interval} with --max-epoch {cfg.max_epoch}"
+    if flag:
+        raise InputError(
+            f"{flag}: without a validation nothing chooses a checkpoint, and there would be no "
+            "adapter folder and no result. Leave it out, or give --no-save if nothing is to be "
+            "kept."
+        )
+
+
+def best_so_far(choice: choices.Choice, save_dir: str, start: checks.Start, state: dict | None):
+    """The best validation of a run up to the checkpoint that it goes on from."""
+    if not start.resumes:
+        return choices.Best(choice)
+    num_updates = state["optimizer_history"][-1]["num_updates"]
+    return choices.Best(choice, run_log.read_lines(save_dir, num_updates))
 
 
 def read_start(start: checks.Start) -> dict | None:
@@ -143,6 +199,4 @@ def keep_best_adapter(task, model, run: Run, start: checks.Start, state: dict | 
     """
     described, copies = best_adapter.describe(task.cfg, model, run.described, task)
     base = best_adapter.describe_base(start, state, run.save_dir)
-    return best_adapter.BestAdapter(
-        run.save_dir, described, copies, base, run.subsets, start.resumes
-    )
+    return best_adapter.BestAdapter(run.save_dir, described, copies, base, run.best, start.resumes)

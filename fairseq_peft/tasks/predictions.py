@@ -44,7 +44,7 @@ class Collector:
             raise RuntimeError(f"{int((found < 0).sum())} rows of {split!r} have no prediction.")
         self.found.add(split, targets, found.cpu().numpy())
 
-    def write(self, run_dir: str, epoch: int) -> None:
-        """Write the file of ``epoch``: all splits are done."""
+    def write(self, run_dir: str, epoch: int, num_updates: int) -> None:
+        """Write the file of a validation: all splits are done."""
         self.found.epoch = epoch
-        files.write(files.path_of(run_dir, epoch), self.found)
+        files.write(files.path_of(run_dir, num_updates), self.found)

@@ -1,4 +1,4 @@
-"""What a run records: what it is, before it starts, and one line an epoch."""
+"""What a run records: what it is, before it starts, and one line a validation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FUNCTION = {
 }
 
 
-def describe_run(cfg, model, start, labels, datasets) -> dict:
+def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
     """The content of run.json (schema: docs/design.md).
 
     Args:
@@ -35,6 +35,7 @@ def describe_run(cfg, model, start, labels, datasets) -> dict:
         start: where training starts from (``data.checks.start``).
         labels: class names in the order of the outputs.
         datasets: split -> data set.
+        choice: what chooses the best validation (``runs.choice.Choice``).
     """
     counts = counting.count(model, HEADS)
     run = {
@@ -48,6 +49,11 @@ def describe_run(cfg, model, start, labels, datasets) -> dict:
         "base": start.base,
         "method_config": model.setting.knobs(),
         "labels": list(labels),
+        "chosen_by": choice.described(),
+        "validated": {
+            "every_epochs": cfg.validate_interval,
+            "after_updates": cfg.validate_after_updates,
+        },
         "rows": {split: len(dataset) for split, dataset in datasets.items()},
         "trainable_parameters": counts.trainable,
         "method_parameters": counts.method,
@@ -149,7 +155,7 @@ def versions() -> dict:
 
 
 class EpochRecorder:
-    """Times training and validation apart and writes a line after the last subset of an epoch.
+    """Times training and validation apart and writes a line after the last subset of a validation.
 
     Args:
         log: the run's log.
@@ -166,12 +172,18 @@ class EpochRecorder:
         self.start = None
         self.validation_seconds = 0.0
         self.num_earlier_tokens = 0
+        self.has_line = True
+        # Of earlier epochs that had no validation (--validate-interval), since the last line.
+        self.unvalidated_seconds = 0.0
         # Of the validation that runs.
         self.validation_start = None
         self.subset_start = None
         self.results = {}
 
     def begin_epoch(self, epoch: int) -> None:
+        if not self.has_line:
+            self.unvalidated_seconds += self.clock() - self.start
+        self.has_line = False
         self.epoch = epoch
         self.start = self.clock()
         self.validation_seconds = 0.0
@@ -184,8 +196,8 @@ class EpochRecorder:
         self.results = {}
 
     def end_subset(self, split: str, result: dict, num_updates) -> dict | None:
-        """Take note of a subset's scores; after the last one, write the epoch's line and return
-        it."""
+        """Take note of a subset's scores; after the last one, write the validation's line and
+        return it."""
         now = self.clock()
         self.results[split] = {**result, "seconds": now - self.subset_start}
         self.subset_start = now
@@ -202,6 +214,8 @@ class EpochRecorder:
         result.pop("predicted")
         seconds = now - self.start - self.validation_seconds
         num_tokens = round(train["_tokens"].sum)
+        self.has_line = True
+        earlier, self.unvalidated_seconds = self.unvalidated_seconds, 0.0
         return {
             "epoch": self.epoch,
             "num_updates": num_updates,
@@ -215,4 +229,5 @@ class EpochRecorder:
                 "tokens_per_second": (num_tokens - self.num_earlier_tokens) / seconds,
             },
             "subsets": dict(self.results),
+            **({"unvalidated_seconds": earlier} if earlier else {}),
         }

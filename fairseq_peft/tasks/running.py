@@ -13,6 +13,7 @@ from fairseq_peft.checkpoints import slim
 from fairseq_peft.files import remove_leftovers
 from fairseq_peft.injection import frozen
 from fairseq_peft.runs import log as run_log
+from fairseq_peft.runs.choice import Best
 from fairseq_peft.tasks import record
 from fairseq_peft.tasks.best_adapter import BestAdapter
 from fairseq_peft.tasks.predictions import Collector
@@ -27,6 +28,7 @@ class Run:
     Attributes:
         save_dir: the folder of its files.
         subsets: names of the evaluated splits, in the order of evaluation.
+        best: decides which validation is the best; the same in every process.
         described: the content of run.json, which is written when the first epoch begins.
         verify_frozen: whether every validation compares the frozen tensors with the start.
         base_ref: what its checkpoints leave out; None: they hold the whole model.
@@ -37,11 +39,13 @@ class Run:
         recorder: writes metrics.jsonl; None before the first epoch, and in every process but the
             first.
         predictions: what the validation that goes on has predicted so far.
+        saved_update: the number of updates in the checkpoint that was written last.
     """
 
     save_dir: str
     subsets: list[str]
     described: dict
+    best: Best
     verify_frozen: bool = False
     base_ref: slim.BaseRef | None = None
     best_adapter: BestAdapter | None = None
@@ -49,6 +53,7 @@ class Run:
     guard: frozen.Guard | None = None
     recorder: record.EpochRecorder | None = None
     predictions: Collector = field(default_factory=Collector)
+    saved_update: int | None = None
 
     def begin_epoch(self, epoch: int, model) -> None:
         """Before the first batch of an epoch; ``epoch`` is not 1 where a run goes on."""
@@ -97,12 +102,14 @@ class Run:
             self.recorder.begin_validation()
 
     def end_subset(self, split: str, result: dict, num_updates: int, model) -> None:
-        """After a split was evaluated; after the last one, the epoch's line and predictions are
-        written, and, at a new best, the adapter folder."""
+        """After a split was evaluated, of which the first chooses; after the last one, the line and
+        the predictions are written, and, at a new best, the adapter folder."""
+        if split == self.best.choice.subset:
+            self.best.offer(self.best.choice.value({split: result}), int(num_updates))
         if self.recorder is None:
             return
         line = self.recorder.end_subset(split, result, num_updates)
         if line:
-            self.predictions.write(self.save_dir, line["epoch"])
+            self.predictions.write(self.save_dir, line["epoch"], line["num_updates"])
             if self.best_adapter:
                 self.best_adapter.offer(model, line)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import iterators
+from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 
@@ -317,8 +318,18 @@ class SentenceClassificationTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion):
         """Called after each update, and after each batch of a validation: the criterion's own
-        metrics, without fairseq's words-per-batch columns."""
+        metrics, without fairseq's words-per-batch columns, and the one that chooses the best."""
         type(criterion).reduce_metrics(logging_outputs)
+        if self._f1_class() is not None:
+            k = self._f1_class()
+            metrics.log_derived(
+                self.run.best.choice.metric, lambda meters: round(scores.f1_of_class(meters, k), 6)
+            )
+
+    def _f1_class(self):
+        """Number of the class whose F1 chooses the best validation; None if something else does."""
+        name = self.run.best.choice.f1_class if self.run else None
+        return None if name is None else self.labels.index(name)
 
     def begin_valid_epoch(self, epoch, model):
         """Called before a validation, which is at the end of each epoch, and where training
@@ -360,6 +371,9 @@ class SentenceClassificationTask(FairseqTask):
             )
         if self.run:
             result = {"loss": float(agg["loss"].avg), **result}
+            if self._f1_class() is not None:
+                k = self._f1_class()
+                result[self.run.best.choice.metric] = scores.f1_of_class(agg, k)
             self.run.predictions.end_subset(self._split, self.datasets[self._split].targets)
             self.run.end_subset(self._split, result, stats["num_updates"], surgery.unwrap(model))
 

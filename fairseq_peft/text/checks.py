@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 
@@ -116,6 +117,7 @@ def report_lines(stats: dict) -> list[str]:
                 f"warning: {of['texts']:,} different texts of {one} ({of['rows']:,} rows) also "
                 f"occur in {other}, {of['other_label']:,} of them with another label"
             )
+    lines += label_warnings(stats["splits"])
     if stats["dropped_train_rows"]:
         lines.append(
             f"dropped {stats['dropped_train_rows']:,} rows of train: valid or test has them"
@@ -125,3 +127,34 @@ def report_lines(stats: dict) -> list[str]:
             "DROP_DUPLICATES=train (--drop-duplicates train) drops them from train, only there"
         )
     return lines
+
+
+def label_warnings(splits: dict) -> list[str]:
+    """What is odd about the labels of the splits, a sentence each."""
+    counts, found = splits["train"]["labels"], []
+    decimals = [label for label in counts if re.fullmatch(r"[+-]?\d*\.\d+", label)]
+    if decimals:
+        found.append(
+            f"warning: {len(decimals)} labels are decimals ({first_of(decimals)}): each is a class "
+            "of its own, as no value lies between classes"
+        )
+    single = [label for label, count in counts.items() if count == 1]
+    if single:
+        found.append(
+            f"warning: {len(single)} classes have one row in train ({first_of(single)}): too few "
+            "to learn"
+        )
+    for split in ("valid", "test"):
+        missing = [
+            label for label in counts if split in splits and not splits[split]["labels"].get(label)
+        ]
+        if missing:
+            found.append(
+                f"warning: {len(missing)} classes have no row in {split} ({first_of(missing)}): "
+                "its figures say nothing of them"
+            )
+    return found
+
+
+def first_of(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -1,9 +1,12 @@
 """Raw data -> aligned rows of (text, label), with refusals by file and line.
 
-Two layouts:
+Three layouts; each file may be packed (.gz, .xz), and in UTF-8 or, with a byte order mark, UTF-16:
 
-    DIR/{train,valid,test}.{review,label}   a text or a label a line; .review2 for pairs
-    FILE.tsv, FILE.jsonl                    columns or fields text, label[, text2][, split]
+    DIR/{train,valid,test}.{review,label}        a text or a label a line; .review2 for pairs
+    DIR/{train,valid,test}.{tsv,csv,jsonl,json}  columns text, label[, text2]; dev is valid, too
+    FILE.{tsv,csv,jsonl,json}                    columns text, label[, text2][, split]
+
+``tables`` says how tables are read, and takes other names for their columns.
 
 A line ends at LF (or CR LF) and nowhere else. fairseq opens text in universal-newline mode and cuts
 tokens at any Unicode space, so characters that would break a line there become a space here.
@@ -11,20 +14,27 @@ tokens at any Unicode space, so characters that would break a line there become 
 
 from __future__ import annotations
 
-import json
 import random
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.text import sources, tables
+from fairseq_peft.text.tables import DEFAULT_COLUMNS, Columns
 
 SPLITS = ("train", "valid", "test")
 REQUIRED_SPLITS = ("train", "valid")
-COLUMNS = ("text", "label", "text2", "split")
+#: What splits are called in file names and in a column.
+SPLIT_NAMES = {split: split for split in SPLITS}
+SPLIT_NAMES.update(dict.fromkeys(("dev", "val", "validation"), "valid"))
 # Whatever Python, fairseq or a text editor takes for the end of a line.
 LINE_BREAKS = re.compile("[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
+# Characters without width, which make labels differ that look equal: zero-width space, word
+# joiner, byte order mark, soft hyphen.
+INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -72,10 +82,15 @@ def sort_labels(labels: set[str]) -> list[str]:
 
 
 class Reader:
-    """Decodes lines and counts what it had to change."""
+    """Decodes lines and counts what it had to change.
+
+    Attributes:
+        spellings: label -> the ways in which it was written.
+    """
 
     def __init__(self):
         self.notes = Counter()
+        self.spellings = {}
 
     def clean(self, text: str) -> str:
         """``text`` on one line: line breaks inside become spaces, and are counted."""
@@ -85,22 +100,37 @@ class Reader:
             self.notes["lines_with_line_breaks"] += 1
         return text
 
+    def clean_label(self, label: str) -> str:
+        """``label`` so that labels that look equal are equal; what had to be changed is counted."""
+        clean = unicodedata.normalize("NFC", INVISIBLE.sub("", label)).strip()
+        self.notes["rows_with_cleaned_labels"] += clean != label
+        self.spellings.setdefault(clean, set()).add(label)
+        return clean
+
+    def all_notes(self) -> dict[str, int]:
+        """The counts that are not 0."""
+        joined = sum(len(spellings) - 1 for spellings in self.spellings.values())
+        notes = {**self.notes, "spellings_of_labels_joined": joined}
+        return {name: count for name, count in notes.items() if count}
+
     def lines(self, path: Path) -> list[str]:
-        """Strictly UTF-8; split at LF only. A last line without LF counts."""
+        """The text of each line of a file; a last line without LF counts.
+
+        A byte order mark at the start of a line is removed: files with one were joined.
+        """
         try:
-            content = path.read_bytes()
+            with open(path, "rb") as file:
+                lines = list(sources.lines(file, str(path)))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-        if content.startswith(b"\xef\xbb\xbf"):
-            self.notes["byte_order_marks_removed"] += 1
-            content = content[3:]
-        lines = content.split(b"\n")
-        if lines[-1] == b"":
-            lines.pop()
         if not lines:
             raise InputError(f"{path} is empty. Expected one line for each example.")
         decoded = []
         for number, line in enumerate(lines, start=1):
+            line = line[:-1] if line.endswith(b"\n") else line
+            if line.startswith(sources.BOM):
+                self.notes["byte_order_marks_removed"] += 1
+                line = line[len(sources.BOM) :]
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -117,7 +147,7 @@ class Reader:
 
     def row(self, where: str, text: str, label: str, text2: str | None) -> Row:
         """A checked row; ``where`` (`file:line` of each field) goes into the message."""
-        text, label = self.clean(text), label.strip()
+        text, label = self.clean(text), self.clean_label(label)
         text2 = None if text2 is None else self.clean(text2)
         if not text.strip() or (text2 is not None and not text2.strip()):
             raise InputError(f"{where}: the text is empty. Remove the example from every file.")
@@ -136,22 +166,26 @@ class Reader:
 
 
 def read_corpus(
-    raw: Path | str, seed: int = 1, valid_share: float = 0.1, test_share: float = 0.1
+    raw: Path | str,
+    seed: int = 1,
+    valid_share: float = 0.1,
+    test_share: float = 0.1,
+    columns: Columns = DEFAULT_COLUMNS,
 ) -> Corpus:
-    """Read a directory, or a .tsv or .jsonl file; ``seed`` and the shares split one without splits.
+    """Read a directory, or the file of a table; ``seed`` and the shares split one without splits.
 
     Raises:
         InputError: with file and line.
     """
     raw, reader = Path(raw), Reader()
     if raw.is_dir():
-        rows = read_directory(raw, reader)
+        rows = read_directory(raw, reader, columns)
     elif raw.is_file():
-        rows = read_table(raw, reader, seed, valid_share, test_share)
+        rows = read_table(raw, reader, columns, seed, valid_share, test_share)
     else:
         raise InputError(
             f"{raw} does not exist. Expected a directory with train.review, train.label and so on, "
-            f"or a .tsv or .jsonl file."
+            f"or with train.csv and so on, or a file ending in {', '.join(tables.SUFFIXES)}."
         )
     known = {row.label for row in rows["train"]}
     if len(known) < 2:
@@ -163,20 +197,63 @@ def read_corpus(
                     f"{row.where}: the label {row.label!r} of {split} never occurs in train (which "
                     f"has {', '.join(sort_labels(known))}), so no model could learn it."
                 )
-    return Corpus(rows, dict(reader.notes))
+    return Corpus(rows, reader.all_notes())
 
 
-def read_directory(raw: Path, reader: Reader) -> dict[str, list[Row]]:
+def read_directory(raw: Path, reader: Reader, columns: Columns) -> dict[str, list[Row]]:
+    """Files of lines, or tables; test may be absent."""
+    found = {}
+    for path in sorted(raw.iterdir()):
+        stem, suffix = tables.split_suffix(path)
+        if suffix in tables.SUFFIXES and stem in SPLIT_NAMES:
+            other = found.setdefault(SPLIT_NAMES[stem], path)
+            if other is not path:
+                raise InputError(
+                    f"{other} and {path} are both {SPLIT_NAMES[stem]}. Leave one in the folder."
+                )
+    if find(raw, "train.review").exists():
+        if columns != DEFAULT_COLUMNS:
+            raise InputError(
+                f"{raw} has a text a line (train.review), so flags of columns have no effect. "
+                "Drop them."
+            )
+        return read_line_files(raw, reader)
+    if not found:
+        raise InputError(
+            f"{raw / 'train.review'} does not exist, and no train.tsv, .csv, .jsonl or .json. "
+            "Expected train and valid, each a table, or two files: .review and .label."
+        )
+    for split in REQUIRED_SPLITS:
+        if split not in found:
+            raise InputError(f"{raw} has no table of {split}, such as {split}.csv. Give it one.")
+    rows = {
+        split: table_rows(found[split], reader, columns)[0] for split in SPLITS if split in found
+    }
+    for split in rows:
+        if (rows[split][0].text2 is None) != (rows["train"][0].text2 is None):
+            raise InputError(
+                f"{found[split]} and {found['train']}: one has a second text (text2), one has none."
+            )
+    return rows
+
+
+def find(raw: Path, name: str) -> Path:
+    """The file ``name`` of a folder, or the packed one; the unpacked name where there is none."""
+    packed = (raw / f"{name}{suffix}" for suffix in sources.PACKED_SUFFIXES)
+    return next((path for path in (raw / name, *packed) if path.exists()), raw / name)
+
+
+def read_line_files(raw: Path, reader: Reader) -> dict[str, list[Row]]:
     """``{train,valid,test}.{review,label}``; test may be absent, .review2 may too."""
-    splits = [split for split in SPLITS if (raw / f"{split}.review").exists()]
+    splits = [split for split in SPLITS if find(raw, f"{split}.review").exists()]
     for split in REQUIRED_SPLITS:
         if split not in splits:
             raise InputError(f"{raw / split}.review does not exist. Every split is two files.")
-    has_pairs = (raw / "train.review2").exists()
+    has_pairs = find(raw, "train.review2").exists()
     rows = {}
     for split in splits:
         names = [f"{split}.review", f"{split}.label"] + [f"{split}.review2"] * has_pairs
-        columns = [reader.lines(raw / name) for name in names]
+        columns = [reader.lines(find(raw, name)) for name in names]
         for name, column in zip(names, columns):
             if len(column) != len(columns[0]):
                 raise InputError(
@@ -191,33 +268,40 @@ def read_directory(raw: Path, reader: Reader) -> dict[str, list[Row]]:
     return rows
 
 
-def read_table(
-    path: Path, reader: Reader, seed: int, valid_share: float, test_share: float
-) -> dict[str, list[Row]]:
-    """A .tsv (header, no quoting) or .jsonl file, split by its ``split`` column or by ``seed``."""
-    readers = {".tsv": tsv_records, ".jsonl": json_records, ".json": json_records}
-    if path.suffix not in readers:
-        raise InputError(f"{path}: expected a directory, or a file named .tsv or .jsonl.")
-    rows, splits, first = [], [], None
-    for where, record in readers[path.suffix](path, reader):
-        fields = set(record)
-        first = fields if first is None else first
-        if fields != first:
-            raise InputError(
-                f"{where}: fields {sorted(fields)}, the rows before have {sorted(first)}."
-            )
-        if not {"text", "label"} <= fields <= set(COLUMNS):
-            raise InputError(
-                f"{where}: fields {sorted(fields)}. Expected text, label and perhaps text2, split."
-            )
-        if "split" in fields and record["split"] not in SPLITS:
-            raise InputError(f"{where}: split {record['split']!r}. Expected train, valid or test.")
-        rows.append(reader.row(where, record["text"], record["label"], record.get("text2")))
-        splits.append(record.get("split"))
-    if not rows:
+def table_rows(path: Path, reader: Reader, columns: Columns) -> tuple[list[Row], list[tuple]]:
+    """The rows of a table, and (file and line, split or None) of each."""
+    table = tables.read(path, reader, columns, needs=("text", "label"))
+    if not table.records:
         raise InputError(f"{path} has no rows.")
-    if "split" not in first:
+    rows = [
+        reader.row(where, fields["text"], fields["label"], fields.get("text2"))
+        for where, fields, _ in table.records
+    ]
+    return rows, [(where, fields.get("split")) for where, fields, _ in table.records]
+
+
+def read_table(
+    path: Path,
+    reader: Reader,
+    columns: Columns,
+    seed: int,
+    valid_share: float,
+    test_share: float,
+) -> dict[str, list[Row]]:
+    """A file of all rows, split by its ``split`` column or by ``seed``."""
+    if tables.split_suffix(path)[1] not in tables.SUFFIXES:
+        raise InputError(
+            f"{path}: expected a directory, or a file named {', '.join(tables.SUFFIXES)} (or so "
+            "with .gz or .xz behind)."
+        )
+    rows, places = table_rows(path, reader, columns)
+    for where, split in places:
+        if split is not None and split not in SPLIT_NAMES:
+            raise InputError(f"{where}: split {split!r}. Expected train, valid (dev) or test.")
+    if places[0][1] is None:
         splits = stratified_splits([row.label for row in rows], seed, valid_share, test_share)
+    else:
+        splits = [SPLIT_NAMES[split] for _, split in places]
     by_split = {
         name: [row for row, split in zip(rows, splits) if split == name]
         for name in SPLITS
@@ -227,47 +311,6 @@ def read_table(
         if split not in by_split:
             raise InputError(f"{path}: no row belongs to {split}. Expected train, valid and test.")
     return by_split
-
-
-def tsv_records(path: Path, reader: Reader):
-    """(file:line, fields) of each line under the header. A quote is a character like any other."""
-    lines = reader.lines(path)
-    header = [name.strip() for name in lines[0].split("\t")]
-    if not {"text", "label"} <= set(header) <= set(COLUMNS) or len(set(header)) < len(header):
-        raise InputError(
-            f"{path}:1: the columns are {header}. Expected a header with text, label and perhaps "
-            f"text2, split, separated by tabs."
-        )
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.split("\t")
-        if len(fields) != len(header):
-            raise InputError(
-                f"{path}:{number} has {len(fields)} fields, the header {len(header)}. A tab or a "
-                f"line break inside a text must be replaced (or use .jsonl)."
-            )
-        yield f"{path}:{number}", dict(zip(header, fields))
-
-
-def json_records(path: Path, reader: Reader):
-    """(file:line, fields) of each line; a label may be a string, an integer or true/false."""
-    for number, line in enumerate(reader.lines(path), start=1):
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where} is not JSON: {error}. Expected one object a line.") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where} is not an object. Expected text and label.")
-        if isinstance(record.get("label"), int):
-            record["label"] = json.dumps(record["label"])
-        for name, value in record.items():
-            if not isinstance(value, str):
-                raise InputError(f"{where}: {name} is {json.dumps(value)}. Expected a string.")
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"{where}: {name} has half a surrogate pair in it.") from None
-        yield where, record
 
 
 def stratified_splits(

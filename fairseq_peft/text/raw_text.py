@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,18 @@ NUM_SPM_SPECIALS = 3
 #: Characters of a text that may be in train and held out, too: by chance.
 SHORT_CHARS = 100
 MODEL_NAME, DICT_NAME = "sentencepiece.bpe.model", "dict.txt"
+
+
+class TooManyPieces(InputError):
+    """A text has fewer pieces than were asked for.
+
+    Attributes:
+        most: how many it has.
+    """
+
+    def __init__(self, message: str, most: int):
+        super().__init__(message)
+        self.most = most
 
 
 def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
@@ -162,6 +175,10 @@ def train_tokenizer(lines: list[str], out: Path, vocab_size: int, num_threads: i
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).rsplit("] ", 1)[-1].strip()
+        most = re.search(r"Vocabulary size too high .*<= (\d+)", reason)
+        if most:
+            message = f"No tokenizer of {vocab_size} pieces: {reason}"
+            raise TooManyPieces(message, int(most.group(1))) from None
         raise InputError(f"No tokenizer of {vocab_size} pieces: {reason}") from None
     Path(f"{prefix}.vocab").unlink()
     os.replace(f"{prefix}.model", out / MODEL_NAME)

@@ -135,6 +135,23 @@ def test_what_is_no_adapters_is_not_replaced(dictionary, base, tmp_path):
     assert (tmp_path / "adapter" / "notes.txt").read_text() == "precious"
 
 
+def test_what_a_file_browser_leaves_is_passed_over_and_carried_over(good, copy):
+    """An .nfs file is of a process that has a removed file open: it goes with it."""
+    found, folder = adapter_folder.read(good), copy
+    for name in (".DS_Store", "Thumbs.db", "._adapter.json", ".nfs000001"):
+        (folder / name).write_bytes(b"x")
+    adapter_folder.check_place(folder)
+    rest = {k: v for k, v in found.description.items() if k not in ("json_sha256", "schema")}
+    for _ in range(2):
+        copies = {name: good / name for name in ("dict.txt", "sentencepiece.bpe.model")}
+        copies = {name: path for name, path in copies.items() if path.exists()}
+        adapter_folder.write(folder, found.tensors, rest, copies)
+        again = adapter_folder.read(folder)
+        assert again.description["files"].keys() == found.description["files"].keys()
+        left = {path.name for path in folder.iterdir()} - set(adapter_folder.FILES)
+        assert left == {".DS_Store", "Thumbs.db", "._adapter.json"}
+
+
 def test_the_content_of_a_folder_that_was_being_moved_is_found(good, copy):
     os.rename(copy, copy.with_name(".adapter.old"))  # killed between the two moves
     assert folders.current(copy) == copy.with_name(".adapter.old")

@@ -51,6 +51,14 @@ def test_restore_file_of_another_criterion(bench):
     refused(bench, done, "optimizer of a run with MaskedLmLoss", "--finetune-from-model")
 
 
+def test_pointer_of_git_lfs(bench):
+    """What a clone without Git LFS has in the base's place."""
+    pointer = bench.folder / "model.pt"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    done = bench.train(finetune_from_model=pointer)
+    refused(bench, done, "model.pt is a pointer of Git LFS", "git lfs pull")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_truncated_base(bench, share):
     done = bench.train(finetune_from_model=bench.cut(bench.base, share=share))

@@ -32,6 +32,12 @@ from helpers import TINY  # noqa: E402
         ({"criterion": "sentence_prediction"}, ["--criterion sentence_prediction does not"]),
         ({"adamw_betas": "0.9"}, ["--adamw-betas '0.9' is not a pair"]),
         ({"arch": None}, ["--arch is missing"]),
+        ({"maximize_best_checkpoint_metric": None}, ["keep the worst epoch. Give --best-check"]),
+        ({"best_checkpoint_metric": None}, ["highest loss"]),
+        ({"best_checkpoint_metric": "f1"}, ["f1 is unknown; expected accuracy, .* f1_good"]),
+        ({"valid_subset": "test,valid"}, ["a test set never does. Give --valid-subset valid,test"]),
+        ({"disable_validation": True}, ["--disable-validation: without a validation nothing"]),
+        ({"validate_interval": 2}, ["--validate-interval 2 with --max-epoch 1: without a valid"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -59,6 +65,19 @@ def test_learning_rate_at_which_training_diverges(bench):
     assert done.stderr.startswith("fairseq_peft: error: The gradients' norm is nan: training has")
     assert "--lr" in done.stderr and len(done.stderr.splitlines()) == 1
     assert sorted(path.name for path in bench.save_dir.iterdir()) == ["run.json"]
+
+
+def test_colon_in_the_name_of_the_data_folder(bench):
+    """fairseq reads a list of folders there, and ends in a traceback."""
+    data = bench.own_data()
+    refused(bench, bench.train(data=data.rename(data.with_name("a:b"))), "a:b has a ':' in its")
+
+
+def test_metrics_that_take_no_line_are_noticed_before_training(bench):
+    (bench.save_dir / "metrics.jsonl").mkdir(parents=True)
+    done = bench.train()
+    assert done.returncode == 1 and "begin training epoch" not in done.stdout
+    assert "metrics.jsonl cannot be written (Is a directory)" in done.stderr
 
 
 def test_save_dir_that_is_a_file(bench):

@@ -201,6 +201,7 @@ def test_every_form_of_the_report_has_it(add, tmp_path, capsys):
     assert max(map(len, printed.splitlines())) <= 120
     (row,) = (r for r in json.loads((tmp_path / "out/report.json").read_text()) if r["conclusion"])
     assert set(comparisons.FIELDS) <= set(row)
+    assert (tmp_path / "out/books-confusion.png").stat().st_size > 5_000
     with (tmp_path / "out/report.csv").open() as file:
         (line,) = (r for r in csv.DictReader(file) if r["conclusion"])
     assert line["conclusion"] == row["conclusion"]
@@ -227,7 +228,7 @@ def test_result_keeps_the_chosen_epoch(make_run):
     for epoch in (1, 2, 3):
         found = predictions.Predictions(epoch)
         found.add("test", TARGET, TARGET)
-        predictions.write(predictions.path_of(folder, epoch), found)
+        predictions.write(predictions.path_of(folder, 100 * epoch), found)
     for _ in range(2):  # again: there is nothing more to move
         assert main(["result", str(folder)]) == 0
         assert predictions.read(folder / predictions.NAME).epoch == 2

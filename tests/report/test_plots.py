@@ -57,16 +57,55 @@ def test_accuracy_figure_has_each_seed_and_the_mean(make_run, make_baseline):
         make_run("full", seed, [(200, 1000), (220, 1100)], init="scratch")
         make_run("lora", seed)
     make_baseline(epochs=[(330, 1640)])
-    runs, _ = load(make_run)
-    figure = plots.accuracy_figure("books", [run.result for run in runs])
-    valid, test = figure.axes
-    assert (valid.get_title(), test.get_title()) == ("on valid", "on test")
-    assert len(test.lines) == 2 * (2 + 1) + 1  # a line a seed, the mean; the baseline
-    curves = [[round(float(y), 6) for y in line.get_ydata()] for line in test.lines]
-    assert [75.0, 80.0] in curves and [85.0, 90.0] in curves
-    assert [80.0, 85.0] in curves and [50.0, 55.0] in curves and [82.0, 82.0] in curves
+    runs, rows = load(make_run)
+    figure = plots.accuracy_figure("books", [run.result for run in runs], rows)
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    assert list(panels) == ["full, scratch", "full", "lora"]
+    full = panels["full"]
+    assert len(full.lines) == 2 * (2 + 1) + 1  # test and valid: a line a seed, the mean; tfidf
+    curves = [[round(float(y), 6) for y in line.get_ydata()] for line in full.lines]
+    for curve in ([75, 80], [85, 90], [80, 85], [82, 82], [75, 80]):
+        assert curve in curves
+    grey = next(line for line in panels["lora"].lines if line.get_label() == "full, test")
+    assert [round(float(y), 6) for y in grey.get_ydata()] == [80.0, 85.0]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [text.split(",")[0] for text in legend] == ["pretrained", "scratch", "tfidf"]
+    assert sorted(legend) == ["full, test", "test", "tfidf", "valid"]
+
+
+def test_every_method_is_in_the_accuracy_figure(make_run):
+    names = [f"method{n}" for n in range(14)]
+    for name in names:
+        make_run(name, 1)
+    runs, rows = load(make_run)
+    figure = plots.accuracy_figure("books", [run.result for run in runs], rows)
+    assert sorted(axis.get_title() for axis in figure.axes) == sorted(names)
+    # no panel lies on another, and the last one of each column names its axis
+    figure.canvas.draw()
+    boxes = [axis.get_tightbbox().padded(-1) for axis in figure.axes]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    columns = {}
+    for axis in figure.axes:
+        columns.setdefault(round(axis.get_position().x0, 3), []).append(axis)
+    assert len(columns) == 5
+    for column in columns.values():
+        lowest = min(column, key=lambda axis: axis.get_position().y0)
+        assert [axis for axis in column if axis.get_xlabel()] == [lowest]
+
+
+@pytest.mark.parametrize(("num_classes", "has_numbers"), [(3, True), (20, False), (21, None)])
+def test_confusion_figure(num_classes, has_numbers):
+    names = [f"class{n}" for n in range(num_classes)]
+    classes = [{"class": name, "predicted_as": {name: 3, names[0]: 1}} for name in names[1:]]
+    classes.insert(0, {"class": names[0], "predicted_as": {names[0]: 4}})
+    row = {"init": "pretrained", "method": "lora", "classes": classes}
+    figure = plots.confusion_figure("books", [row, {**row, "method": "full", "classes": None}])
+    if has_numbers is None:
+        assert figure is None
+        return
+    axis = next(axis for axis in figure.axes if axis.get_title() == "lora")
+    shares = axis.images[0].get_array()
+    assert shares[1].tolist()[:3] == [25.0, 75.0, 0.0] and shares[0, 0] == 100
+    assert [text.get_text() for text in axis.texts[3:5]] == ["25", "75"][: 2 * has_numbers]
 
 
 def test_parameters_figure(make_run, make_baseline):
@@ -90,7 +129,7 @@ def test_one_seed_without_full_and_with_unequal_epochs(make_run):
     make_run("head_only", 1, [(300, 1500)])
     runs, rows = load(make_run)
     results = [run.result for run in runs]
-    assert plots.accuracy_figure("books", results) is None
+    assert plots.confusion_figure("books", rows) is None
     bars = plots.parameters_figure("books", rows).axes[0].containers
     assert sorted(bar.has_yerr for bar in bars) == [False, True]
     lines = plots.loss_figure("books", results, rows).axes[0].lines
@@ -114,9 +153,10 @@ def test_both_libraries_stand_in_one_figure(make_run):
     make_run("full", 1, [(300, 1500), (320, 1600)])
     make_run("hf-full", 1, [(300, 1400), (320, 1700)])
     make_run("hf-lora", 1, [(300, 1000), (320, 1000)])
-    runs, _ = load(make_run)
-    _, test = plots.accuracy_figure("books", [run.result for run in runs]).axes
-    means = {line.get_label(): list(line.get_ydata()) for line in test.lines}
-    named = {label: y for label, y in means.items() if not label.startswith("_")}
-    assert set(named) == {"pretrained, 1 seed", "Hugging Face, 1 seed"}
-    assert [round(float(y), 6) for y in named["Hugging Face, 1 seed"]] == [70.0, 85.0]
+    runs, rows = load(make_run)
+    figure = plots.accuracy_figure("books", [run.result for run in runs], rows)
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    assert set(panels) == {"full", "hf-full", "hf-lora"}
+    lines = {line.get_label(): list(line.get_ydata()) for line in panels["hf-full"].lines}
+    assert [round(float(y), 6) for y in lines["test"]] == [70.0, 85.0]
+    assert [round(float(y), 6) for y in lines["full, test"]] == [75.0, 80.0]

@@ -130,3 +130,15 @@ def test_write_is_whole_or_not_at_all(tmp_path):
         write_atomic(tmp_path / "a", "two\udc80")
     assert (tmp_path / "a").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_that_takes_no_file_is_one_sentence(make_run, capsys, monkeypatch):
+    from fairseq_peft.report import tensorboard
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tensorboard, "write_hparams", refuse)
+    assert main(["result", str(make_run(finish=False))]) == 1
+    error = capsys.readouterr().err
+    assert "Permission denied. Give rights there" in error and "Traceback" not in error

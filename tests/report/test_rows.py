@@ -1,5 +1,7 @@
 """Statistics against numbers worked out by hand, and the rows made of them."""
 
+import json
+
 import pytest
 
 from fairseq_peft.report.rows import build_rows
@@ -11,6 +13,8 @@ from fairseq_peft.report.stats import (
     sampling_error,
     t_quantile,
 )
+
+MACRO_F1 = {"metric": "macro_f1", "subset": "dev", "maximize": True}
 
 
 def rows_of(make_run):
@@ -47,7 +51,37 @@ def test_paired_difference_with_few_pairs():
 
 
 def test_sampling_error():
-    assert sampling_error(0.5, 10000) == pytest.approx(0.0098)
+    # in the middle that of the normal distribution, 1.96 * sqrt(.25 / n)
+    assert sampling_error(0.5, 10000) == pytest.approx(0.0098, rel=1e-3)
+    # at the ends z^2 / (n + z^2), where the normal distribution leaves nothing open
+    for accuracy in (0.0, 1.0):
+        assert sampling_error(accuracy, 100) == pytest.approx(0.036995, rel=1e-4)
+
+
+def test_scores_and_the_metric_that_chose(make_run):
+    for seed, (macro_f1, mcc) in {1: (0.7, 0.4), 2: (0.8, 0.6)}.items():
+        path = make_run("lora", seed) / "result.json"
+        result = json.loads(path.read_text())
+        result.update(
+            test_macro_f1=macro_f1, test_mcc=mcc, chosen_by=MACRO_F1, best_value=macro_f1 + 0.1
+        )
+        path.write_text(json.dumps(result))
+    make_run("full", 1)
+    rows = rows_of(make_run)
+    row = rows["books", "pretrained", "lora"]
+    assert (row["test_macro_f1_mean"], row["test_mcc_mean"]) == pytest.approx((0.75, 0.5))
+    assert row["test_macro_f1_sd"] == pytest.approx(0.1 / 2**0.5)
+    assert row["test_mcc_sd"] == pytest.approx(0.2 / 2**0.5)
+    assert (row["metric"], row["best_value_mean"]) == ("macro_f1 on dev", pytest.approx(0.85))
+    full = rows["books", "pretrained", "full"]  # as results of before
+    assert (full["metric"], full["best_value_mean"]) == ("accuracy", full["valid_accuracy_mean"])
+
+
+def test_runs_whose_checkpoints_another_metric_chose_are_noted(make_run):
+    make_run("lora", 1)
+    make_run("lora", 2, chosen_by={**MACRO_F1, "subset": "valid"})
+    row = rows_of(make_run)["books", "pretrained", "lora"]
+    assert row["metric"] is None and "its runs differ in chosen_by" in row["notes"][0]
 
 
 def test_row(make_run):

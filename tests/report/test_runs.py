@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from fairseq_peft.cli import main
 from fairseq_peft.errors import InputError
+from fairseq_peft.report.rows import build_rows
 from fairseq_peft.report.runs import find_runs
 
 
@@ -36,7 +38,7 @@ def test_nothing_there(tmp_path, make_run):
     with pytest.raises(InputError, match="is not a folder"):
         find_runs(tmp_path / "nowhere")
     make_run(finish=False)
-    with pytest.raises(InputError, match=r"no result.json .* \(1 unfinished runs\)"):
+    with pytest.raises(InputError, match=r"no result.json .* counts \(1 unfinished runs\)"):
         find_runs(make_run.root)
 
 
@@ -67,10 +69,75 @@ def test_wrong_field(make_run, key, value, said):
         find_runs(make_run.root)
 
 
-def test_two_results_for_one_seed(make_run):
-    folder = make_run(seed=1)
-    copy = folder.parent / "copy"
-    copy.mkdir()
-    (copy / "result.json").write_bytes((folder / "result.json").read_bytes())
-    with pytest.raises(InputError, match="both books/pretrained/full/seed1"):
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rows", {"test": "2000"}, "'rows' has '2000' for test"),
+        ("rows", {"test": True}, "'rows' has True"),
+        ("hyperparameters", {"lr": "fast"}, "'lr' is 'fast'"),
+        ("hyperparameters", {"lr": float("inf")}, "'lr' is inf"),
+        ("labels", "01", "'labels' is '01'"),
+        ("chosen_by", {"metric": ["mcc"], "subset": "valid"}, "'chosen_by' is"),
+        ("chosen_by", "mcc", "'chosen_by' is 'mcc'"),
+        ("best_value", "0.5", "'best_value' is '0.5'"),
+        ("method", "lo\nra", "expected a name on one line"),
+        ("data", "\ud800", "expected a name on one line"),
+    ],
+)
+def test_a_wrong_field_that_only_tables_read(make_run, key, value, said):
+    path = make_run() / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(InputError, match=said):
         find_runs(make_run.root)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"seed": ' + b"1" * 5000 + b"}"])
+def test_a_broken_result_costs_its_row(make_run, capsys, content):
+    make_run("full", 1)
+    folder = make_run("lora", 1)
+    (folder / "result.json").write_bytes(content)
+    assert main(["report", str(make_run.root)]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if line.startswith("pretrained  full")]
+    assert "pretrained  lora" not in text
+    said = " ".join(text.split())
+    assert f"Left out of the tables: {folder} (" in said and "result.json' is not JSON" in said
+
+
+@pytest.mark.parametrize("name", ["copy", "a-copy", "../../copy"])
+def test_a_copied_run_does_not_count(make_run, name):
+    """Whatever the order of the paths, the one at its place in the tree does."""
+    folder = make_run(seed=1)
+    make_run(seed=2)
+    copy = folder.parent / name
+    copy.mkdir(parents=True)
+    (copy / "result.json").write_bytes((folder / "result.json").read_bytes())
+    finished, (left_out,) = find_runs(make_run.root)
+    assert [run.path.name for run in finished] == ["seed1", "seed2"]
+    assert left_out.path.samefile(copy) and left_out.finished
+    assert f"as '{folder}' is, which counts: a copy of it" in left_out.reason
+
+
+def by_hand(make_run, name, **run):
+    """The folder runs/NAME of a run that was started without a script."""
+    folder = make_run.root / name
+    make_run(**run).rename(folder)
+    return folder
+
+
+def test_what_a_run_is_its_files_say(make_run):
+    by_hand(make_run, "mine", method="lora", seed=1)
+    by_hand(make_run, "other", method="lora", seed=2)
+    by_hand(make_run, "scratch", method="lora", seed=1, init="scratch")
+    runs, left_out = find_runs(make_run.root)
+    rows = {(row["init"], row["method"]): row["seeds"] for row in build_rows(runs)}
+    assert rows == {("pretrained", "lora"): [1, 2], ("scratch", "lora"): [1]}
+    assert {one.reason for one in left_out} == set()
+
+
+def test_two_runs_by_hand_that_differ_in_a_knob(make_run):
+    first = by_hand(make_run, "a", method="lora")
+    by_hand(make_run, "b", method="lora", method_config={"rank": 64})
+    _, (second,) = find_runs(make_run.root)
+    assert f"as '{first}' is, which counts. They differ (method_config)" in second.reason
+    assert 'give it another "method" in' in second.reason

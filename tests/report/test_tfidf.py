@@ -8,7 +8,7 @@ import pytest
 from fairseq_peft.cli import main
 from fairseq_peft.report import tfidf
 from fairseq_peft.report.runs import find_runs
-from fairseq_peft.text import raw_text
+from fairseq_peft.text import corpus, raw_text
 
 GOOD, BAD = ["superbe", "magnifique", "touchant"], ["ennuyeux", "lourd", "raté"]
 NEUTRAL = ["livre", "auteur", "histoire", "page", "roman", "style", "fin"]
@@ -160,7 +160,52 @@ def test_bad_input(raw, tmp_path, capsys, damage, said):
 
 def test_no_folder(tmp_path, capsys):
     assert main(["tfidf", str(tmp_path / "no"), "--runs", str(tmp_path)]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
+
+
+def as_rows(raw):
+    for split in ("train", "valid", "test"):
+        texts = (raw / f"{split}.review").read_text(encoding="utf-8").splitlines()
+        labels = (raw / f"{split}.label").read_text().splitlines()
+        yield from ((text, label, split) for text, label in zip(texts, labels))
+
+
+def write_tsv(raw, path):
+    lines = ["text\tlabel\tsplit", *("\t".join(row) for row in as_rows(raw))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_jsonl(raw, path):
+    names = ("text", "label", "split")
+    lines = [json.dumps(dict(zip(names, row))) for row in as_rows(raw)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("kind", "write"), [("tsv", write_tsv), ("jsonl", write_jsonl)])
+def test_a_file_is_read_as_its_folder(raw, tmp_path, kind, write):
+    path, runs = tmp_path / f"my.books.{kind}", tmp_path / "runs"
+    write(raw, path)
+    for source in (raw, path):
+        assert main(["tfidf", str(source), "--runs", str(runs)]) == 0
+    folder, file = (
+        json.loads((runs / name / "baseline/tfidf/seed1/result.json").read_text())
+        for name in ("raw", "my.books")
+    )
+    for key in ("rows", "labels", "test_accuracy", "trainable_parameters", "task_bytes"):
+        assert folder[key] == file[key]
+
+
+def test_a_file_without_splits_is_split_as_for_training(raw, tmp_path):
+    path = tmp_path / "books.tsv"
+    lines = ["text\tlabel", *("\t".join(row[:2]) for row in as_rows(raw))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    expected = corpus.read_corpus(path, seed=7, test_share=0.2)
+    data = tfidf.read_data(path, split={"seed": 7, "test_share": 0.2})
+    assert data["test"][0] == [row.text for row in expected.rows["test"]]
+    words = ["--seed", "7", "--test-share", "0.2"]
+    assert main(["tfidf", str(path), "--runs", str(tmp_path / "runs"), *words]) == 0
+    result = json.loads((tmp_path / "runs/books/baseline/tfidf/seed1/result.json").read_text())
+    assert result["rows"] == {"train": 84, "valid": 12, "test": 24}
 
 
 @pytest.fixture

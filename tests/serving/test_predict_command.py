@@ -3,7 +3,10 @@ happens."""
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import lzma
 import os
 import pty
 import signal
@@ -17,6 +20,7 @@ pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
 import fairseq_peft  # noqa: E402
+from fairseq_peft import cli  # noqa: E402
 
 #: Lines as bytes, and the text that is predicted.
 LINES = [
@@ -31,7 +35,7 @@ LINES = [
     (b"a\x00b\x0bc\x0c", "a\x00b\x0bc\x0c"),
     ("beau\u2028vif\x85nul".encode(), "beau\u2028vif\x85nul"),
     (b"fort " * 50_000, "fort " * 50_000),
-    (b"\xef\xbb\xbfvif", "\ufeffvif"),
+    (b"\xef\xbb\xbfvif", "vif"),
     (b"\r", ""),
     (b"vif", "vif"),
 ]
@@ -75,7 +79,11 @@ def test_row_n_is_that_of_line_n(predict, expected):
     assert len({row["probability"] for row in rows}) > 6  # else a shift would not show
     assert done.stderr.decode().splitlines() == [
         "fairseq-peft predict: warning: 1 of the lines is not UTF-8: what could not be decoded was "
-        "read as U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8."
+        "read as U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8.",
+        "fairseq-peft predict: warning: 1 of the lines is begun by a byte order mark in mid-file, "
+        "which was removed.",
+        "fairseq-peft predict: warning: 1 of the texts is longer than the model reads, and cut.",
+        "fairseq-peft predict: warning: 1 of the texts has pieces that the model does not know.",
     ]
 
 
@@ -193,6 +201,114 @@ def test_precision_and_device_are_passed_on(predict):
 def test_pairs_are_cut_at_the_first_tab():
     from fairseq_peft.commands.predict import Lines
 
-    lines = Lines([b"beau\tvif\tnul\r\n", b"sans tab\n", b"\n"], num_texts=2)
+    lines = Lines(iter([b"beau\tvif\tnul\r\n", b"sans tab\n", b"\n"]), num_texts=2)
     assert list(lines) == [("beau", "vif\tnul"), ("sans tab", ""), ("", "")]
     assert lines.without_tab == 2
+
+
+TEXTS = ["beau vif", 'nul, "triste"', "fade\nlent", "vif"]
+
+
+@pytest.fixture(scope="module")
+def main(base, adapter):
+    """``main(capsys, file, ...)``: output and errors of predict in this process."""
+
+    def run(capfd, *words, status=0):
+        words = ["predict", "--base", base, "--adapter", adapter, *words]
+        found = cli.main([str(word) for word in words])
+        printed = capfd.readouterr()
+        assert found == status, printed.err
+        return printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def labels(base, adapter):
+    return fairseq_peft.Classifier.load(base, adapter).predict(TEXTS).labels
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_table_comes_back_with_the_prediction_beside(
+    main, labels, tmp_path, capfd, delimiter, quoting
+):
+    path, out = tmp_path / f"in.{'tsv' if delimiter == chr(9) else 'csv'}", tmp_path / "out"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator="\n")
+        writer.writerows([("id", "avis"), *enumerate(TEXTS)])
+    main(capfd, path, "--text-column", "avis", "--out", out)
+    with open(out, newline="") as file:
+        header, *rows = csv.reader(file, delimiter=delimiter)
+    assert header == ["id", "avis", "prediction", "probability"]
+    assert [row[:3] for row in rows] == [
+        [str(number), text, label] for number, (text, label) in enumerate(zip(TEXTS, labels))
+    ]
+    assert all(line in out.read_text() for line in path.read_text().splitlines()[1:3])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "jsonl.gz"])
+def test_objects_come_back_with_the_prediction_beside(main, labels, tmp_path, capfd, suffix):
+    rows = [{"text": text, "stars": [1.5, None]} for text in TEXTS]
+    content = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
+    content = content.encode()
+    path = tmp_path / f"in.{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    out, _ = main(capfd, path)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [row.pop("prediction") for row in found] == labels
+    assert all(0.3 < row.pop("probability") <= 1 for row in found) and found == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "text"),
+    [
+        ("a.csv", ["--format", "jsonl"], "--format jsonl would be ignored"),
+        ("a.txt", ["--text-column", "a"], "a.txt is no table"),
+        ("a.csv", ["--text2-column", "text"], "--text2-column text would be ignored"),
+        ("a.csv", ["--text-column", "avis"], "Expected one 'avis'"),
+        ("a.csv", ["--out", "{path}"], "is the input itself"),
+        ("a.csv", ["--out", "{path}/x"], "cannot be written: Not a directory"),
+        ("done.csv", [], "has a column 'prediction' already"),
+        ("late.txt", ["--out", "{path}.out"], "begins as UTF-16"),
+    ],
+)
+def test_refusals_of_tables_leave_nothing(main, tmp_path, capfd, name, flags, text):
+    path = tmp_path / name
+    header = "text,prediction" if name == "done.csv" else "text,id"
+    wide = "vif\n".encode("utf-16") * 3 + b"x"
+    path.write_bytes(wide if name == "late.txt" else f"{header}\nvif,1\n".encode())
+    before = path.read_bytes()
+    flags = [flag.format(path=path) for flag in flags]
+    _, errors = main(capfd, path, *flags, status=1)
+    assert text in errors.splitlines()[-1]
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, lzma.compress, lambda data: data.decode().encode("utf-16")]
+)
+def test_packed_lines_and_utf_16_give_a_row_a_line(main, tmp_path, capfd, pack):
+    path = tmp_path / "texts"
+    path.write_bytes(b"beau vif\nnul triste\nvif\n")
+    expected, _ = main(capfd, path)
+    path.write_bytes(pack(path.read_bytes()))
+    assert main(capfd, path) == (expected, "") and expected.count("\n") == 3
+
+
+def test_a_merged_checkpoint_needs_no_adapter(base, adapter, train, data, main, tmp_path, capfd):
+    """Neither that of a head with a dense layer nor that of a linear one."""
+    path = tmp_path / "texts"
+    path.write_bytes(b"beau vif\nnul triste\nvif\n")
+    for name in ("lora", "linear"):
+        folder, merged = train(name) / "adapter", tmp_path / f"{name}.pt"
+        assert cli.main(["merge", str(folder), str(merged), "--base", str(base)]) == 0
+        capfd.readouterr()
+        words = ["predict", "--base", str(merged), "--data", str(data), str(path)]
+        assert cli.main(words) == 0
+        found = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+        own = fairseq_peft.Classifier.load(base, folder).predict(["beau vif", "nul triste", "vif"])
+        assert [label for label, _ in found] == own.labels
+        assert [float(share) for _, share in found] == pytest.approx(
+            [row.probability for row in own], abs=1e-4
+        )

@@ -29,3 +29,18 @@ def test_layers_compute_in_the_precision_of_the_classifier(load, train, texts, n
         assert set(products.count) == {torch.float32}
     else:  # the head's, of a row each
         assert products.largest[torch.bfloat16] > 8 >= products.largest[torch.float32]
+
+
+def test_the_default_type_of_torch_changes_nothing(load, train, texts):
+    """``precision`` says fp32, so fp32 it is; VeRA draws its matrices from a seed."""
+    for name in ("lora", "vera"):
+        expected = torch.as_tensor(load(name).predict(texts[:8]).probabilities)
+        torch.set_default_dtype(torch.float64)
+        try:
+            classifier = load(name)
+            with Products() as products:
+                found = torch.as_tensor(classifier.predict(texts[:8]).probabilities)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert set(products.count) == {torch.float32}
+        assert torch.equal(found.float(), expected.float())

@@ -48,9 +48,9 @@ def same(a, b, whole=False):
 
 
 def all_predictions(folder):
-    """The files of predictions by epoch: name -> bytes."""
+    """The files of predictions by update: name -> bytes."""
     found = {path.name: path.read_bytes() for path in (folder / predictions.FOLDER).iterdir()}
-    assert sorted(found) == [f"epoch{line['epoch']}.npz" for line in metrics(folder)]
+    assert set(found) == {f"update{line['num_updates']}.npz" for line in metrics(folder)}
     return found
 
 

@@ -18,6 +18,7 @@ import adapter_folders  # noqa: E402
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.runs.choice import Best, Choice  # noqa: E402
 from fairseq_peft.tasks.best_adapter import BestAdapter, describe_base  # noqa: E402
 
 ACCURACIES = [0.5, 0.75, 0.625, 0.75, 0.5]
@@ -41,26 +42,34 @@ def keep(dictionary, base, tmp_path):
     }
     reference = {"path": "base.pt", "sha256": adapter_folder.fingerprint(base)}
 
-    def make(resumes=False, subsets=("valid", "test")):
+    def make(resumes=False, lines=()):
         copies = {"dict.txt": words}
-        return BestAdapter(str(tmp_path), described, copies, reference, subsets, resumes)
+        best = Best(Choice(), lines)
+        return BestAdapter(str(tmp_path), described, copies, reference, best, resumes)
 
     return make
 
 
-def line(epoch, accuracy, subset="valid"):
+def line(epoch, accuracy):
     numbers = {"accuracy": accuracy, "loss": float("nan")}
-    return {"epoch": epoch, "num_updates": 9 * epoch, "subsets": {subset: numbers}}
+    return {"epoch": epoch, "num_updates": 9 * epoch, "subsets": {"valid": numbers}}
+
+
+def offer(kept, model, line):
+    """As a run does: what was measured is decided on, then kept."""
+    kept.best.offer(line["subsets"]["valid"]["accuracy"], line["num_updates"])
+    kept.offer(model, line)
 
 
 @pytest.mark.parametrize("restart", range(len(ACCURACIES) + 1))
 def test_it_is_the_best_epoch_the_latest_on_ties(dictionary, base, keep, tmp_path, restart):
     """As checkpoint_best.pt, wherever the run was interrupted and taken up again."""
-    kept, chosen = keep(), []
+    kept, chosen, lines = keep(), [], []
     for epoch, accuracy in enumerate(ACCURACIES, start=1):
         if epoch == restart + 1 and restart:
-            kept = keep(resumes=True)
-        kept.offer(adapter_folders.perturbed(dictionary, base, seed=epoch), line(epoch, accuracy))
+            kept = keep(True, lines)
+        lines.append(line(epoch, accuracy))
+        offer(kept, adapter_folders.perturbed(dictionary, base, seed=epoch), lines[-1])
         chosen.append(adapter_folder.read(tmp_path / "adapter").description["metrics"]["epoch"])
     assert chosen == [1, 2, 2, 4, 4]
     found = adapter_folder.read(tmp_path / "adapter")
@@ -71,27 +80,19 @@ def test_it_is_the_best_epoch_the_latest_on_ties(dictionary, base, keep, tmp_pat
 
 def test_a_new_run_does_not_look_at_the_folder_of_an_old_one(dictionary, base, keep, tmp_path):
     model = adapter_folders.perturbed(dictionary, base)
-    keep().offer(model, line(1, 0.9))
-    keep().offer(model, line(1, 0.5))
+    offer(keep(), model, line(1, 0.9))
+    offer(keep(), model, line(1, 0.5))
     assert adapter_folder.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.5
-
-
-def test_valid_chooses_whatever_comes_first(dictionary, base, keep, tmp_path):
-    kept = keep(subsets=("test", "valid"))
-    subsets = {"test": {"accuracy": 0.9}, "valid": {"accuracy": 0.4}}
-    model = adapter_folders.perturbed(dictionary, base)
-    kept.offer(model, {"epoch": 1, "num_updates": 1, "subsets": subsets})
-    assert adapter_folder.read(tmp_path / "adapter").description["metrics"]["accuracy"] == 0.4
 
 
 def test_a_damaged_folder_of_its_own_is_told_and_written_anew(dictionary, base, keep, tmp_path,
                                                               caplog):  # fmt: skip
     model = adapter_folders.perturbed(dictionary, base)
-    keep().offer(model, line(1, 0.9))
+    offer(keep(), model, line(1, 0.9))
     (tmp_path / "adapter" / "dict.txt").write_text("")
-    kept = keep(resumes=True)
+    kept = keep(True, [line(1, 0.9)])
     assert any("The next validation writes it anew" in r.getMessage() for r in caplog.records)
-    kept.offer(model, line(2, 0.1))
+    offer(kept, model, line(2, 0.1))
     assert adapter_folder.read(tmp_path / "adapter").description["metrics"]["epoch"] == 2
 
 

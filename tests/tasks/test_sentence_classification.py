@@ -23,6 +23,7 @@ from fairseq_peft.data import checks  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import log as run_log  # noqa: E402
 from fairseq_peft.runs import predictions  # noqa: E402
+from fairseq_peft.runs.choice import Best, Choice  # noqa: E402
 from fairseq_peft.tasks.predictions import Collector  # noqa: E402
 from fairseq_peft.tasks.running import Run  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
@@ -182,7 +183,7 @@ def right_but_first(target):
 
 def test_counts_are_exact_and_losses_in_nats(make_task, tmp_path):
     task = make_task()
-    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1})
+    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1}, Best(Choice()))
     task.begin_epoch(1, None)
     task.begin_valid_epoch(1, None)
     evaluate(task, "valid", right_but_first)
@@ -210,7 +211,7 @@ def test_collapse_to_one_class_is_said(make_task, caplog):
 
 def test_an_epoch_is_one_line_after_the_last_subset(make_task, tmp_path):
     task = make_task()
-    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1})
+    task.run = Run(str(tmp_path), ["valid", "test"], {"schema": 1}, Best(Choice()))
     task.begin_epoch(1, None)
     with metrics.aggregate("train"):
         criterion = SentenceClassificationCriterion(task, HEAD)
@@ -233,11 +234,12 @@ def test_predictions_are_kept_in_the_order_of_the_data(make_task, tmp_path):
     """Batches come by length: the first row of each is the one that ``Oracle`` gets wrong."""
     task = make_task()
     collector = Collector()
-    task.run = SimpleNamespace(predictions=collector, end_subset=lambda *_: None)
+    best = Best(Choice())
+    task.run = SimpleNamespace(predictions=collector, best=best, end_subset=lambda *_: None)
     evaluate(task, "valid", right_but_first)
     evaluate(task, "test", right_but_first)
-    collector.write(tmp_path, 3)
-    found = predictions.read(predictions.path_of(tmp_path, 3))
+    collector.write(tmp_path, 3, 27)
+    found = predictions.read(predictions.path_of(tmp_path, 27))
     assert found.epoch == 3 and list(found.target) == ["valid", "test"]
     for split in found.target:
         dataset = task.load_dataset(split)
@@ -268,7 +270,10 @@ def test_summed_outputs_of_two_workers_are_those_of_one(make_task):
         sample = dataset.collater([dataset[i] for i in rows])
         sample["net_input"]["predicted"] = right_but_first(sample["target"])
         logged.append(criterion(Oracle(None), sample)[2])
-    summed = {key: torch.tensor(sum(float(log[key]) for log in logged)) for key in logged[0]}
+    summed = {
+        key: torch.as_tensor(sum(log[key] for log in logged), dtype=torch.double)
+        for key in logged[0]
+    }
     results = []
     for outputs in (logged, [summed]):
         with metrics.aggregate(new_root=True) as agg:

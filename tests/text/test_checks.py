@@ -89,3 +89,15 @@ def test_cls_books_has_the_duplicates_its_readme_speaks_of():
         "valid": 400,
         "test": 2000,
     }
+
+
+def test_odd_labels_are_said():
+    splits = {
+        "train": {"labels": {"0.5": 3, "1.5": 1, "2": 4}},
+        "valid": {"labels": {"2": 4}},
+    }
+    decimals, single, missing = checks.label_warnings(splits)
+    assert "2 labels are decimals (0.5, 1.5)" in decimals
+    assert "1 classes have one row in train (1.5)" in single
+    assert "2 classes have no row in valid (0.5, 1.5)" in missing
+    assert checks.label_warnings({"train": {"labels": {"a": 2, "b.5": 2}}}) == []

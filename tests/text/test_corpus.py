@@ -109,6 +109,18 @@ def test_pairs(tmp_path):
         read_corpus(raw)
 
 
+def test_labels_that_look_equal_are_one_class_and_counted(tmp_path):
+    raw = write(tmp_path / "raw")
+    (raw / "train.review").write_text("a\nb\nc\nd\ne\n")
+    labels = ["été", "e\u0301te\u0301", "\u200bété", "été ", "non"]
+    (raw / "train.label").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    for split in ("valid", "test"):
+        (raw / f"{split}.label").write_text("été\n", encoding="utf-8")
+    corpus = read_corpus(raw)
+    assert corpus.labels == ["non", "été"]
+    assert corpus.notes == {"rows_with_cleaned_labels": 3, "spellings_of_labels_joined": 3}
+
+
 def test_labels_in_fixed_order():
     assert sort_labels({"10", "9", "-1", "2.5"}) == ["-1", "2.5", "9", "10"]
     assert sort_labels({"pos", "neg", "10", "9"}) == ["10", "9", "neg", "pos"]
@@ -129,7 +141,7 @@ def test_tsv_with_splits(tmp_path):
     [
         ("text\tclass\na\t1\n", r"data\.tsv:1: the columns are \['text', 'class'\]"),
         ("text\tlabel\na\t1\nb\t0\tc\n", r"data\.tsv:3 has 3 fields, the header 2"),
-        ("text\tlabel\tsplit\na\t1\tdev\n", r"data\.tsv:2: split 'dev'"),
+        ("text\tlabel\tsplit\na\t1\tall\n", r"data\.tsv:2: split 'all'"),
         ("text\tlabel\n", r"data\.tsv has no rows"),
         ("text\tlabel\tsplit\na\t1\ttrain\nb\t0\ttrain\n", r"no row belongs to valid"),
     ],
@@ -159,7 +171,7 @@ def test_json_lines(tmp_path):
     [
         ("{", r"data\.jsonl:2 is not JSON"),
         ("[1]", r":2 is not an object"),
-        ('{"text": "a", "label": 0.5}', r":2: label is 0\.5\. Expected a string"),
+        ('{"text": "a", "label": [0]}', r":2: label is \[0\]\. Expected a string"),
         ('{"text": null, "label": 1}', r":2: text is null"),
         ('{"text": "a"}', r":2: fields \['text'\], the rows before have \['label', 'text'\]"),
         ('{"text": "\\ud800", "label": 1}', r":2: text has half a surrogate pair"),
@@ -175,9 +187,9 @@ def test_json_refusals(tmp_path, line, message):
 def test_other_paths(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_corpus(tmp_path / "nothing")
-    (tmp_path / "data.csv").write_text("text,label\n")
-    with pytest.raises(InputError, match=r"named \.tsv or \.jsonl"):
-        read_corpus(tmp_path / "data.csv")
+    (tmp_path / "data.txt").write_text("text,label\n")
+    with pytest.raises(InputError, match=r"named \.tsv, \.csv, \.jsonl, \.json"):
+        read_corpus(tmp_path / "data.txt")
 
 
 def test_stratified_splits():

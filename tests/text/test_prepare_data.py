@@ -1,5 +1,6 @@
 """`fairseq-peft prepare-data` and scripts/prepare_data.sh: ids, order, and all or nothing."""
 
+import csv
 import json
 import os
 import shutil
@@ -152,6 +153,41 @@ def test_running_again(raw, tmp_path, monkeypatch, capfd, caplog):
     assert left_behind(tmp_path) == ["dest", "elsewhere"]
 
 
+def test_a_default_vocabulary_that_is_too_large_is_lowered_and_said(
+    raw, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(prepare_data, "preprocess", quick_preprocess)
+    caplog.set_level("INFO")
+    (raw / "valid.label").write_text("10\n" * 9)
+    assert prepare(raw, tmp_path / "dest") == 0
+    assert "warning: 1 classes have no row in valid (9)" in caplog.text
+    stats = json.loads((tmp_path / "dest/stats.json").read_text())
+    most = stats["notes"]["vocabulary_lowered_to"]
+    assert stats["vocabulary_rows"] == most + 2 < 100
+    assert f"vocabulary lowered to: {most}" in caplog.text
+    assert prepare(raw, tmp_path / "dest") == 0
+    assert "is finished already" in caplog.text
+
+
+def test_a_table_with_its_columns_named(raw, tmp_path, monkeypatch, caplog):
+    """The same rows as of files of lines give the same files."""
+    monkeypatch.setattr(prepare_data, "preprocess", quick_preprocess)
+    caplog.set_level("INFO")
+    assert prepare(raw, tmp_path / "lines", "--vocab-size", 35) == 0
+    with open(tmp_path / "data.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["note", "id", "avis", "split"])
+        for split in ("train", "valid", "test"):
+            texts = (tmp_path / f"lines/raw/{split}.review").read_text().splitlines()
+            labels = (tmp_path / f"lines/raw/{split}.label").read_text().splitlines()
+            writer.writerows((label, 0, text, split) for text, label in zip(texts, labels))
+    flags = ["--text-column", "avis", "--label-column", "note", "--vocab-size", 35]
+    assert prepare(tmp_path / "data.csv", tmp_path / "table", *flags) == 0
+    for name in ("dict.txt", "labels.txt", "raw/train.review", "input0/test.bin", "label/test.bin"):
+        assert (tmp_path / "table" / name).read_bytes() == (tmp_path / "lines" / name).read_bytes()
+    assert prepare(tmp_path / "data.csv", tmp_path / "other", *flags[:2]) == 1
+
+
 def test_given_model_and_dictionary(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_data, "preprocess", quick_preprocess)
     assert prepare(raw, tmp_path / "one", "--vocab-size", 35) == 0
@@ -295,6 +331,16 @@ def test_script_dry_run_prints_the_command_and_writes_nothing(tmp_path):
         "--drop-duplicates train --seed 3 --force"
     )
     assert left_behind(tmp_path) == []
+
+
+def test_script_takes_the_columns_of_a_packed_table(tmp_path):
+    columns = {"TEXT_COLUMN": "my text", "TEXT2_COLUMN": "b", "LABEL_COLUMN": "3", "HEADER": "0"}
+    done = shell("--dry-run", "/data/a.csv.gz", DATA_BIN=str(tmp_path), **columns)
+    assert done.stdout.strip().endswith(
+        f"{tmp_path}/a --text-column my\\ text --text2-column b --label-column 3 --no-header"
+    )
+    assert "--header" in shell("--dry-run", "a.csv", HEADER="1").stdout
+    assert "expected 0 or 1" in shell("--dry-run", "a.csv", HEADER="yes").stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""fairseq's own idea of the best validation, made to follow that of the task.
+
+fairseq keeps its best score, and how long it waits for a better one, as attributes of two
+functions: from one job of ``fairseq-hydra-train --multirun`` to the next. And it looks for a best
+only where it writes a checkpoint anyway. A task with a run (``runs.choice.Best``) decides itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from fairseq import checkpoint_utils
+
+#: Where fairseq-train's own functions are: as a command, as a program, or in a spawned process.
+TRAIN = ("fairseq_cli.train", "__main__", "__mp_main__")
+
+
+def install() -> None:
+    """Wrap fairseq's functions; once, says ``saving.install``."""
+    checkpoint_utils.load_checkpoint = _load_checkpoint(checkpoint_utils.load_checkpoint)
+    checkpoint_utils.save_checkpoint = _save_checkpoint(checkpoint_utils.save_checkpoint)
+
+
+def _load_checkpoint(original):
+    """Called once a job, before its first update: what the job before has left is forgotten, and a
+    run that goes on knows how long it has waited for a better validation."""
+
+    @functools.wraps(original)
+    def load_checkpoint(cfg, trainer, **more):
+        _forget(checkpoint_utils.save_checkpoint, "best")
+        for module in _train_modules():
+            _forget(module.should_stop_early, "best", "num_runs")
+            if not hasattr(module.validate_and_save, "__wrapped__"):
+                module.validate_and_save = _validate_and_save(module.validate_and_save)
+        found = original(cfg, trainer, **more)
+        best = _best(trainer.task)
+        if best is not None and best.value is not None:
+            for module in _train_modules():
+                module.should_stop_early.best = best.value
+                module.should_stop_early.num_runs = best.waited
+        return found
+
+    return load_checkpoint
+
+
+def _save_checkpoint(original):
+    """Called after a validation, or with None for its score after none."""
+
+    @functools.wraps(original)
+    def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
+        best, function = _best(trainer.task), checkpoint_utils.save_checkpoint
+        if best is not None:
+            trainer.task.run.saved_update = trainer.get_num_updates()
+            if val_loss is not None:
+                chosen = best.update == trainer.get_num_updates()
+                function.best = val_loss if chosen or best.value is None else best.value
+        return original(cfg, trainer, epoch_itr, val_loss)
+
+    return save_checkpoint
+
+
+def _validate_and_save(original):
+    """A validation that finds a new best has its checkpoint, also where fairseq would write none:
+    within an epoch (``--validate-interval-updates``), or with ``--save-interval``."""
+
+    @functools.wraps(original)
+    def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
+        found = original(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+        (score, *_), _ = found
+        best, update = _best(task), trainer.get_num_updates()
+        chosen = score is not None and best is not None and best.update == update
+        if chosen and task.run.saved_update != update:
+            checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, score)
+        return found
+
+    return validate_and_save
+
+
+def _train_modules():
+    modules = (sys.modules.get(name) for name in TRAIN)
+    return [module for module in modules if hasattr(module, "validate_and_save")]
+
+
+def _best(task):
+    return getattr(getattr(task, "run", None), "best", None)
+
+
+def _forget(function, *names):
+    for name in names:
+        vars(function).pop(name, None)

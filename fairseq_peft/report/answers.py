@@ -1,0 +1,135 @@
+"""What runs predicted of each row of the test set: who was right, and what was taken for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.report.runs import KEY, Run
+from fairseq_peft.runs import predictions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one run, of N rows of test.
+
+    Attributes:
+        labels: names of the classes.
+        target: (N,) class ids of the data, in the order of ``labels``.
+        predicted: (N,) class ids that the run gave.
+    """
+
+    labels: list[str]
+    target: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def classes(self) -> np.ndarray:
+        """(N,) classes of the data by name: two runs may number them differently."""
+        import numpy as np
+
+        return np.asarray(self.labels, dtype=str)[self.target]
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.target == self.predicted
+
+
+def read_all(rows: list[dict], runs: list[Run]) -> tuple[dict, bool]:
+    """(data, init, method) -> seed -> answers; and whether any run has a file of them.
+
+    A broken file costs its row all of them, with a note in the row.
+    """
+    answers, broken = {}, set()
+    notes = {tuple(row[name] for name in KEY[:3]): row["notes"] for row in rows}
+    for run in runs:
+        *key, seed = (run.result[name] for name in KEY)
+        key = tuple(key)
+        try:
+            found = read_answers(run)
+        except InputError as error:
+            broken.add(key)
+            notes[key].append(f"it is not compared row by row: {error}")
+            continue
+        if found is not None:
+            answers.setdefault(key, {})[seed] = found
+    any_file = bool(answers or broken)
+    for key in broken:
+        answers.pop(key, None)
+    return answers, any_file
+
+
+def read_answers(run: Run) -> Answers | None:
+    """None: the run has no test set, or no file.
+
+    Raises:
+        InputError: the file is broken, or speaks of another run than result.json.
+    """
+    path, result = run.path / predictions.NAME, run.result
+    if result["test_accuracy"] is None:
+        return None
+    try:
+        found = predictions.read(path)
+    except FileNotFoundError:
+        return None
+    labels = result.get("labels") or []
+    target, predicted = (part.get("test") for part in (found.target, found.predicted))
+    if target is None or not len(target) or max(target.max(), predicted.max()) >= len(labels):
+        raise InputError(f"'{path}' has no classes of the test set that result.json names")
+    answers = Answers(labels, target, predicted)
+    num_right = answers.right.sum()
+    expected = round(result["test_accuracy"] * len(target))
+    if found.epoch != (result["best_epoch"] or 0) or num_right != expected:
+        raise InputError(
+            f"'{path}' has {num_right} of {len(target)} rows right after epoch {found.epoch}, "
+            f"result.json {expected} after epoch {result['best_epoch']}; delete the file, only "
+            "training again brings the right one back"
+        )
+    return answers
+
+
+def add_classes(rows: list[dict], answers: dict) -> None:
+    """Give each row ``classes``, the confusion matrix and what follows from it; None without
+    answers. The counts are of all its seeds together."""
+    for row in rows:
+        by_seed = answers.get(tuple(row[name] for name in KEY[:3]))
+        row["classes"] = by_seed and per_class(list(by_seed.values()))
+
+
+def per_class(answers: list[Answers]) -> list[dict] | None:
+    """A dict a class, in the order of the first run; None where the runs name other classes.
+
+    ``rows`` of the class, ``precision``, ``recall`` and ``f1`` (None where nothing is divided by
+    nothing), and ``predicted_as``, the class's row of the confusion matrix: class -> rows, without
+    zeros.
+    """
+    import numpy as np
+
+    names = answers[0].labels
+    ids = {name: number for number, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=int)  # (true, predicted)
+    for one in answers:
+        if set(one.labels) != set(names):
+            return None
+        order = np.array([ids[name] for name in one.labels])
+        np.add.at(counts, (order[one.target], order[one.predicted]), 1)
+    found = []
+    for number, (name, line) in enumerate(zip(names, counts)):
+        hits, of_class, given = (
+            int(n) for n in (line[number], line.sum(), counts[:, number].sum())
+        )
+        found.append(
+            {
+                "class": name,
+                "rows": of_class,
+                "precision": hits / given if given else None,
+                "recall": hits / of_class if of_class else None,
+                "f1": 2 * hits / (of_class + given) if of_class + given else None,
+                "predicted_as": {names[k]: int(line[k]) for k in line.nonzero()[0]},
+            }
+        )
+    return found

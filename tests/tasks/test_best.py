@@ -1,0 +1,203 @@
+"""One decision of the best validation: checkpoint, adapter, predictions, result follow it."""
+
+from __future__ import annotations
+
+import json
+import random
+from math import nan
+
+import pytest
+from helpers import PACKAGE, TINY, random_rows, train_flags, write_data
+from runs import metrics
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("fairseq")
+
+from fairseq_peft import cli  # noqa: E402
+from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
+from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.runs import predictions  # noqa: E402
+from fairseq_peft.runs.choice import Best, Choice, choice  # noqa: E402
+from fairseq_peft.runs.log import valid_lines  # noqa: E402
+
+LABELS = ["bad", "good"]
+
+
+def line(update, value, metric="accuracy"):
+    return {"epoch": 1, "num_updates": update, "subsets": {"valid": {metric: value}}}
+
+
+# ---- The decision --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metric, values, expected",
+    [
+        ("accuracy", [0.5, 0.75, 0.6, 0.75, 0.7], 4),
+        ("loss", [0.5, 0.3, 0.4, 0.3, nan], 4),
+        ("mcc", [-0.5, -0.2, -0.3], 2),
+        ("f1_good", [0.0, 0.0], 2),
+        ("loss", [0.5000001, 0.5000002], 2),  # equal, as far as fairseq looks
+        ("accuracy", [nan, 0.1], 2),
+        ("accuracy", [nan], None),
+    ],
+)
+def test_while_it_trains_and_afterwards_it_is_the_same(metric, values, expected):
+    lines = [line(i, value, metric) for i, value in enumerate(values, start=1)]
+    best = Best(Choice(metric), lines)
+    assert best.update == expected
+    found = Choice(metric).best_of(lines)
+    assert found == (None if expected is None else lines[expected - 1])
+
+
+def test_it_waits_for_a_strictly_better_one_as_patience_does():
+    best = Best(Choice(), [line(1, 0.5), line(2, 0.5), line(3, 0.4)])
+    assert (best.update, best.waited) == (2, 2)
+    best.offer(0.6, 4)
+    assert best.waited == 0
+
+
+def test_what_was_repeated_counts_with_its_last_line():
+    lines = [line(1, 0.1), line(2, 0.9), line(3, 0.2), line(2, 0.3)]
+    assert valid_lines(lines) == [lines[0], lines[3]]
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (("accuracy", False, ["valid"]), "Give --best-checkpoint-metric accuracy --maximize-best"),
+        (("loss", True, ["valid"]), "highest loss"),
+        (("f1", True, ["valid"]), r"f1 is unknown; .* f1_good"),
+        (("f1_none", True, ["valid"]), "f1_none is unknown"),
+        (("accuracy", True, ["test", "valid"]), "Give --valid-subset valid,test"),
+        (("accuracy", True, ["test1"]), "Give --valid-subset valid,test1"),
+    ],
+)
+def test_flags_that_contradict_are_refused_with_the_line_to_type(given, said):
+    with pytest.raises(InputError, match=said):
+        choice(*given, labels=LABELS)
+
+
+# ---- By fairseq-train ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def hard_data(tmp_path_factory):
+    """Unequal classes, and a fifth of the rows mislabelled: the metrics choose differently."""
+    rng, rows = random.Random(3), {}
+    for split, items in random_rows(sizes=(("train", 200), ("valid", 120), ("test", 61))).items():
+        items = [item for i, item in enumerate(items) if item[1] == "bad" or i % 3 == 0]
+        rows[split] = [
+            (words, LABELS[label == "bad"] if rng.random() < 0.2 else label)
+            for words, label in items
+        ]
+    return write_data(tmp_path_factory.mktemp("hard") / "data", rows, LABELS)
+
+
+@pytest.fixture(scope="session")
+def train(fairseq, hard_data, base_checkpoint):
+    def run(save_dir, ok=True, **more):
+        given = {"finetune_from_model": base_checkpoint, "from_scratch": None, "lr": 2e-2}
+        given = {**given, "max_epoch": 7, **more}
+        done = fairseq("train", *train_flags(hard_data, save_dir, **given))
+        assert (done.returncode == 0) is ok, done.stderr
+        return done.stdout if ok else done.stderr
+
+    return run
+
+
+def chosen(lines, metric):
+    """Computed here from the lines alone: the last of the best."""
+    sign = -1 if metric == "loss" else 1
+    return max(lines, key=lambda at: (sign * at["subsets"]["valid"][metric], at["num_updates"]))
+
+
+def check(folder, expected):
+    """Everything that a run keeps is of the line ``expected``."""
+    update, subsets = expected["num_updates"], expected["subsets"]
+    adapter = adapter_folder.read(folder / "adapter")
+    assert adapter.description["metrics"]["num_updates"] == update
+    best = torch.load(folder / "checkpoint_best.pt", weights_only=True)
+    assert best["optimizer_history"][-1]["num_updates"] == update
+    assert all(torch.equal(best["model"][n], tensor) for n, tensor in adapter.tensors.items())
+    assert cli.main(["result", str(folder)]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["best_update"], result["best_epoch"]) == (update, expected["epoch"])
+    assert result["test_accuracy"] == subsets["test"]["accuracy"]
+    found = predictions.read(folder / predictions.NAME)
+    assert found.num_correct("test") == subsets["test"]["num_correct"]
+
+
+#: What fairseq does where neither flag is given: the lowest loss.
+LOSS = {"best_checkpoint_metric": None, "maximize_best_checkpoint_metric": None}
+CASES = {
+    "accuracy": {},
+    "macro_f1": {"best_checkpoint_metric": "macro_f1"},
+    "f1_good": {"best_checkpoint_metric": "f1_good"},
+    "neither flag": LOSS,
+    "within the epoch": {"validate_interval_updates": 4, "best_checkpoint_metric": "macro_f1"},
+    "every second epoch": {"validate_interval": 2},
+    "a checkpoint every third epoch": {"save_interval": 3},
+    "the two best, stopped early": {"keep_best_checkpoints": 2, "patience": 2},
+}
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", CASES)
+def test_all_that_is_kept_is_of_one_validation(train, tmp_path, name):
+    more = CASES[name]
+    train(tmp_path / "run", **more)
+    lines = metrics(tmp_path / "run")
+    metric = "loss" if more is LOSS else more.get("best_checkpoint_metric", "accuracy")
+    expected = chosen(lines, metric)
+    print(name, [(at["num_updates"], round(at["subsets"]["valid"][metric], 3)) for at in lines])
+    if "within" in name:
+        assert expected["num_updates"] % 17  # not at the end of one
+    if metric != "accuracy":  # else any of them could have chosen
+        assert expected != chosen(lines, "accuracy")
+    check(tmp_path / "run", expected)
+    names = {path.name for path in (tmp_path / "run").glob("checkpoint.best_*")}
+    assert len(names) == more.get("keep_best_checkpoints", 0)
+
+
+@pytest.mark.end_to_end
+def test_a_run_that_goes_on_decides_as_one_in_one_go(train, tmp_path):
+    """Within the epoch, and with --patience, whose count fairseq forgets when it ends."""
+    more = {"validate_interval_updates": 5, "patience": 4}
+    train(tmp_path / "one", **more)
+    train(tmp_path / "two", **more, max_epoch=1)
+    train(tmp_path / "two", **more)
+    lines = metrics(tmp_path / "one")
+    assert lines[-1]["epoch"] < 7  # it stopped early
+    updates = [[at["num_updates"] for at in metrics(tmp_path / name)] for name in ("one", "two")]
+    assert updates[0] == updates[1]
+    for name in ("one", "two"):
+        check(
+            tmp_path / name,
+            chosen(lines, "accuracy")
+            if name == "one"
+            else chosen(metrics(tmp_path / name), "accuracy"),
+        )
+    refused = train(tmp_path / "two", ok=False, best_checkpoint_metric="mcc", max_epoch=9)
+    assert "was the highest accuracy on valid so far" in refused
+
+
+@pytest.mark.end_to_end
+def test_jobs_of_a_multirun_know_nothing_of_each_other(fairseq, hard_data, tmp_path):
+    """fairseq keeps the best score, and how long it waits, in functions, from job to job."""
+    words = [f"common.user_dir={PACKAGE}", "common.cpu=true", f"+task.data={hard_data}"]
+    words += ["+task._name=sentence_classification", "+task.from_scratch=true"]
+    words += ["+model._name=roberta_small_lora", "optimization.max_epoch=3"]
+    words += [f"+model.{name}={value}" for name, value in TINY.items()]
+    words += ["~criterion", "+criterion._name=sentence_classification"]
+    words += ["+optimizer._name=peft_adamw", "optimization.lr=[0.02],[1e-7]"]
+    words += ["dataset.batch_size=8", "dataset.valid_subset='valid,test'", "dataset.num_workers=0"]
+    words += ["checkpoint.save_dir=run", "checkpoint.no_epoch_checkpoints=true"]
+    words = ["--multirun", *words, "checkpoint.patience=1"]
+    words += ["hydra.sweep.dir=jobs", "hydra.sweep.subdir=${hydra.job.num}"]
+    done = fairseq("hydra-train", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(path.parent for path in tmp_path.rglob("run.json"))
+    assert len(jobs) == 2, list(tmp_path.rglob("*"))
+    for job in jobs:
+        check(job, chosen(metrics(job), "loss"))
