@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,12 @@ def replaced(folder: Path | str) -> Iterator[Path]:
     old content or the new one, whole, where ``current`` finds it.
     """
     folder = Path(os.path.realpath(folder))
-    new, old = _beside(folder, "new"), _beside(folder, "old")
+    # Its own for each process: two that write one folder at once each move a whole one there.
+    new, old = _beside(folder, f"new-{socket.gethostname()}-{os.getpid()}"), _beside(folder, "old")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if old.exists() and not folder.exists():  # killed between the two moves below
         os.rename(old, folder)
-    for left in (new, old):  # of a process that was killed
+    for left in (new, old, *_left_by_the_dead(folder)):
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir(exist_ok=True)  # an .nfs file may hold it back until its reader ends
     try:
@@ -52,6 +54,25 @@ def current(folder: Path | str) -> Path:
 
 def _beside(folder, kind):
     return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _left_by_the_dead(folder):
+    """What processes of this machine that were killed have left of a new ``folder``."""
+    mark = f".{folder.name}.new-{socket.gethostname()}-"
+    for path in folder.parent.iterdir():
+        pid = path.name[len(mark) :]
+        if path.name.startswith(mark) and pid.isdigit() and not _lives(int(pid)):
+            yield path
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _flush(path):

@@ -12,6 +12,7 @@
 #   ROOT     the project's root                  ARGS   what stands before `--`
 #   PYTHON   the Python everything runs with     EXTRA  what follows `--`, for fairseq-train verbatim
 #   DRY_RUN  1: print the commands, change nothing
+#   CHANGE   --redo or --extend, where the script has set TAKES_CHANGE=1 before
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SCRIPT=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
@@ -19,6 +20,7 @@ DRY_RUN=${DRY_RUN:-0}
 LOG=${LOG:-}   # where `step` sends the output of its command; empty: to the terminal
 ARGS=()
 EXTRA=()
+CHANGE=()
 export DRY_RUN
 
 # find_python: PYTHON as given, else the active virtual environment, else .venv, else the first python3.
@@ -70,11 +72,22 @@ parse_args() {
     case $1 in
       -h | --help) show_help; exit 0 ;;
       --dry-run) DRY_RUN=1 ;;
+      --redo | --extend) [ "${TAKES_CHANGE:-0}" = 1 ] || die "unknown option '$1'; see $(basename "$SCRIPT") --help"
+                         CHANGE=("$1") ;;
       --) shift; EXTRA=("$@"); break ;;
       -*) die "unknown option '$1'; see $(basename "$SCRIPT") --help (flags of fairseq-train go after --)" ;;
       *) ARGS+=("$1") ;;
     esac
     shift
+  done
+}
+
+# refuse_variables "NAME USE"...: an error where one of these variables is set, which a script would ignore.
+refuse_variables() {
+  local pair name
+  for pair in "$@"; do
+    name=${pair%% *}
+    [ -z "${!name:-}" ] || die "$name=${!name} would be ignored: this script has no such variable. ${pair#* }."
   done
 }
 

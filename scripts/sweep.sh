@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune methods x starts x seeds, several at once, each learning rate picked on valid.
 #
-# Usage: sweep.sh [--dry-run] [-- FLAGS OF fairseq-train]
+# Usage: sweep.sh [--dry-run] [--redo | --extend] [-- FLAGS OF fairseq-train]
 #
 #   BASE=model.pt DATA=data-bin/cls-books JOBS=2 bash scripts/sweep.sh
 #
@@ -12,7 +12,10 @@
 # For each cell with more than one learning rate in its grid, every rate runs once with the first
 # seed, under RUNS-grid/; the rate with the highest accuracy on valid is taken, and its run is the first seed's run.
 # Then the other seeds run with that rate. Runs that are done are skipped, so an interrupted sweep goes on where it
-# was. Failures are listed at the end, and the exit status says so.
+# was. Failures are listed at the end with the reason, and the exit status says so; a cell whose first run fails is
+# left. A run of another plan (data, base, knobs or flags) that is there is a failure that says what differs: --redo
+# throws such runs away, --extend goes on with them for more EPOCHS (see finetune.sh). Two sweeps may share RUNS: a run
+# that the other one trains is waited for.
 #
 # The runs are children of one worker (fairseq-peft worker), which imports torch, fairseq and the plugin once: each is
 # as isolated and as reproducible as a process of its own, and starts without the seconds that imports take. Without a
@@ -26,6 +29,7 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+TAKES_CHANGE=1
 parse_args "$@"
 
 DATA=${DATA:-$ROOT/data-bin/cls-books}                 # folder that prepare_data.sh made
@@ -39,13 +43,20 @@ MEMBERS=${MEMBERS:-1}                                  # runs of a cell in one p
 THREADS=${THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}  # CPU threads a run
 EVERY=${EVERY:-10}                                     # seconds between progress lines
 WORKER=${WORKER:-start}                                # start (one for this sweep), none, or where one listens
+refuse_variables "METHODS Say CELLS, such as CELLS=pretrained/lora" "METHOD Say CELLS, such as CELLS=pretrained/lora" \
+  "INIT Say CELLS, such as CELLS=scratch/full" "LABEL Say CELLS, and FLAGS_<NAME>" "CELL Say CELLS" "SEED Say SEEDS" \
+  "LR Say LR_<METHOD> or LR_SCRATCH" "EPOCH Say EPOCHS" "JOB Say JOBS" "BATCH Say BATCH_SIZE"
 export DATA THREADS WORKER
 
 NAME=$(basename "$DATA")
 FAILED=()
 NUM_DONE=0 NUM_SKIPPED=0 NUM_ALL=0 STARTED=$SECONDS
-declare -A RUNNING=() GROUPS_OF=()
+declare -A RUNNING=() GROUPS_OF=() LOG_OF=() SUCCEEDED=()
 QUEUE=()  # runs that wait for their group to be full: RUNS START METHOD SEED LR, a line each
+for list in "$CELLS" "$SEEDS"; do
+  twice=$(tr ' ' '\n' <<<"$list" | sort | uniq -d | head -n 1)
+  [ -z "$twice" ] || die "'$list' names $twice twice. Name each once."
+done
 [[ $MEMBERS =~ ^[1-9][0-9]*$ ]] || die "MEMBERS=$MEMBERS is no number of runs: give 1 or more."
 
 knob() {  # PREFIX LABEL: the value of the variable PREFIX_LABEL, empty if it is not set
@@ -89,11 +100,28 @@ reap() {  # take note of the runs that ended
     if [ -n "${GROUPS_OF[$pid]:-}" ]; then
       finish_group "${GROUPS_OF[$pid]}"
     else
-      NUM_DONE=$((NUM_DONE + 1))
-      [ "$status" = 0 ] || FAILED+=("${RUNNING[$pid]}")
+      note "$status" "${RUNNING[$pid]}" "${LOG_OF[$pid]}"
     fi
-    unset "RUNNING[$pid]" "GROUPS_OF[$pid]"
+    unset "RUNNING[$pid]" "GROUPS_OF[$pid]" "LOG_OF[$pid]"
   done
+}
+
+note() {  # STATUS TEXT LOG: a run has ended
+  local why
+  NUM_DONE=$((NUM_DONE + 1))
+  if [ "$1" = 0 ]; then
+    SUCCEEDED[${2%% *}]=1
+  else
+    why=$(grep 'error: ' "$3" | tail -n 1) || true
+    FAILED+=("$2${why:+: ${why#*error: }}")
+    printf 'failed: %s\n' "${FAILED[@]: -1}" >&2
+  fi
+}
+
+has_failed() {  # CELL: whether a run of it has
+  local text
+  for text in ${FAILED[@]+"${FAILED[@]}"}; do [[ $text != "$1 "* ]] || return 0; done
+  return 1
 }
 
 LAST=0
@@ -119,8 +147,8 @@ wait_cell() {  # CELL: until none of its runs is running
 finetune() {  # RUNS START METHOD SEED LR [--dry-run]: one run
   local flags
   read -ra flags <<<"${FLAGS_OF[$2/$3]}"
-  RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 \
-    bash "$ROOT/scripts/finetune.sh" "${@:6}" -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
+  RUNS=$1 INIT=$2 METHOD=${METHOD_OF[$2/$3]} LABEL=$3 SEED=$4 LR=$5 CELLS='' SEEDS='' WAIT=1 \
+    bash "$ROOT/scripts/finetune.sh" "${@:6}" ${CHANGE[@]+"${CHANGE[@]}"} -- ${flags[@]+"${flags[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
 }
 
 start() {  # RUNS START METHOD SEED LR: one run in the background, or in the queue of its group
@@ -130,8 +158,20 @@ start() {  # RUNS START METHOD SEED LR: one run in the background, or in the que
     finetune "$@" --dry-run
     return
   fi
-  if [ -f "$1/$NAME/$2/$3/seed$4/result.json" ]; then
-    NUM_DONE=$((NUM_DONE + 1)) NUM_SKIPPED=$((NUM_SKIPPED + 1))
+  local log="$1/logs/$NAME-$2-$3-seed$4.log"
+  reap
+  if [ -z "${SUCCEEDED[$2/$3]:-}" ] && has_failed "$2/$3"; then
+    note 1 "$text" <(echo "error: not started, because the first run of this cell failed")
+    return
+  fi
+  mkdir -p "$1/logs"
+  if [ -f "$1/$NAME/$2/$3/seed$4/result.json" ] && [ ${#CHANGE[@]} = 0 ]; then  # done, if it is of this plan
+    if finetune "$@" >"$log" 2>&1; then
+      NUM_SKIPPED=$((NUM_SKIPPED + 1))
+      note 0 "$text" "$log"
+    else
+      note 1 "$text" "$log"
+    fi
     return
   fi
   if [ "$MEMBERS" -gt 1 ] && [ "$2" != scratch ] && [ "${METHOD_OF[$2/$3]}" != full ]; then
@@ -141,9 +181,8 @@ start() {  # RUNS START METHOD SEED LR: one run in the background, or in the que
   fi
   wait_for "$JOBS"
   [ "$WORKER" != start ] || start_worker
-  mkdir -p "$1/logs"
-  finetune "$@" >"$1/logs/$NAME-$2-$3-seed$4.log" 2>&1 &
-  RUNNING[$!]=$text
+  finetune "$@" >"$log" 2>&1 &
+  RUNNING[$!]=$text LOG_OF[$!]=$log
   progress "started $text"
 }
 
@@ -174,18 +213,19 @@ train_group() {  # RUN...: train them; the results are taken when it has ended
   export OMP_NUM_THREADS=$THREADS
   for run in "$@"; do
     read -ra words <<<"$run"
-    finetune "${words[@]}" --dry-run
-  done | sed -n 's/^.* -m fairseq_cli\.train //p' | peft_cli "${way[@]}" -
+    STEP=plan finetune "${words[@]}" || true  # it fails again when its result is to be taken, and is noted there
+  done | sed '/ is done\.$/d' | peft_cli "${way[@]}" -
 }
 
 finish_group() {  # RUNS, a line each: take the results; a run that is not trained to its end has failed
-  local run words
+  local run words log status
   while read -r run; do
     read -ra words <<<"$run"
-    NUM_DONE=$((NUM_DONE + 1))
     mkdir -p "${words[0]}/logs"
-    STEP=finish finetune "${words[@]}" >"${words[0]}/logs/$NAME-${words[1]}-${words[2]}-seed${words[3]}.log" 2>&1 ||
-      FAILED+=("${words[1]}/${words[2]} seed ${words[3]} lr ${words[4]}")
+    log=${words[0]}/logs/$NAME-${words[1]}-${words[2]}-seed${words[3]}.log
+    status=0
+    STEP=finish finetune "${words[@]}" >"$log" 2>&1 </dev/null || status=$?
+    note "$status" "${words[1]}/${words[2]} seed ${words[3]} lr ${words[4]}" "$log"
   done <<<"$1"
 }
 
@@ -233,6 +273,7 @@ pick() {  # CELL: sets PICKED_LR and PICKED_RUN, or leaves them empty if a run o
   rates=${GRID[$1]}
   PICKED_LR=$rates PICKED_RUN=
   case $rates in *" "*) ;; *) return ;; esac
+  if has_failed "$1"; then PICKED_LR=; return; fi
   for rate in $rates; do runs+=("$RUNS-grid/lr$rate/$NAME/$1/seed$FIRST"); done
   for run in "${runs[@]}"; do
     [ -f "$run/result.json" ] || { PICKED_LR=; return; }
@@ -273,11 +314,15 @@ for cell in $CELLS; do
     [ -n "$PICKED_LR" ] || continue
   fi
   target=$RUNS/$NAME/$cell/seed$FIRST
-  if [ -n "$PICKED_RUN" ] && [ ! -f "$target/result.json" ]; then
+  if [ -n "$PICKED_RUN" ] && ! cmp -s "$PICKED_RUN/plan.json" "$target/plan.json"; then
+    if [ -f "$target/result.json" ] && [ -f "$target/plan.json" ] && [ ${#CHANGE[@]} = 0 ]; then
+      FAILED+=("$cell seed $FIRST: $target holds a run of another plan than $PICKED_RUN, the one picked now; give --redo")
+      continue
+    fi
     mkdir -p "$(dirname "$target")"
-    rm -rf "$target.tmp" "$target"
-    cp -r "$PICKED_RUN" "$target.tmp"
-    mv "$target.tmp" "$target"
+    rm -rf "$target.$$" "$target"
+    cp -r "$PICKED_RUN" "$target.$$"
+    mv "$target.$$" "$target"
   fi
   seeds=("${ALL_SEEDS[@]:1}")
   case $MEMBERS:${GRID[$cell]} in 1:* | *" "*) ;; *) seeds=("${ALL_SEEDS[@]}") ;; esac

@@ -32,6 +32,11 @@ def read_frozen(directory: str) -> dict:
     return _read(directory, ("frozen_sha256",))
 
 
+def read_knobs(directory: str) -> dict:
+    """``peft`` and ``method_config`` of the run.json in ``directory``; {} if there is none."""
+    return _read(directory, ("peft", "method_config"))
+
+
 def _read(directory, keys):
     try:
         with open(os.path.join(directory, "run.json"), encoding="utf-8") as file:

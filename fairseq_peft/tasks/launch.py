@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 
+from fairseq.distributed import utils as distributed_utils
+
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import best
 from fairseq_peft.injection import counting
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
+from fairseq_peft.runs import lock
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.tasks.running import Run
@@ -53,6 +57,8 @@ def launch(task, cfg):
     check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
     if state:
         checks.check_start(start.path, state, model, task.dictionary, task.cfg)
+        if not start.resumes:
+            record.check_start_knobs(start.path, state, model)
     model.check_base(state["model"] if state else None)
     if not state:  # else the model does so when fairseq has loaded the base
         model.adopt_base()
@@ -61,13 +67,20 @@ def launch(task, cfg):
     for split in [task.cfg.train_subset, *task.cfg.valid_subset.split(",")]:
         task.load_dataset(split)
 
+    # From here on the folder is this process's.
+    take_folder(task, start)
+    best.forget()
+
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
         logger.info(line)
+    described = record.describe_run(task.cfg, model, start, task.labels, task.datasets, choice)
+    if start.resumes:
+        record.check_same_knobs(task.cfg.save_dir, described)
     run = Run(
         save_dir=task.cfg.save_dir,
         subsets=task.cfg.valid_subset.split(","),
-        described=record.describe_run(task.cfg, model, start, task.labels, task.datasets, choice),
+        described=described,
         best=best_so_far(choice, task.cfg.save_dir, start, state),
         verify_frozen=task.cfg.verify_frozen,
     )
@@ -76,6 +89,23 @@ def launch(task, cfg):
     if state and not task.cfg.full_checkpoints:
         run.base_ref = slim.base_ref_of_run(model, FAMILY, state, start, run.save_dir)
     return model, run
+
+
+def take_folder(task, start: checks.Start) -> None:
+    """Lock the run's folder against other processes, in the first process of this run.
+
+    Raises:
+        InputError: another process writes it, or has written it since this one looked.
+    """
+    if distributed_utils.get_global_rank() != 0:
+        return
+    save_dir = task.cfg.save_dir
+    lock.take(save_dir)
+    if checks.start(task.cfg) != start:
+        raise InputError(
+            f"{save_dir} was trained by another process in the meantime. Start again: the run goes "
+            "on from there."
+        )
 
 
 def choose(cfg, labels, start: checks.Start) -> choices.Choice:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 
 import fairseq
 import torch
 from fairseq.logging import metrics
 
-from fairseq_peft import __version__, scores
+from fairseq_peft import __version__, methods, scores
+from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.models import folder
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.runs import log as run_log
+
+#: Knobs of methods that change what trained tensors compute, and not their shapes.
+FUNCTION = {
+    *("alpha", "alpha_pattern", "rslora", "scaling", "activation", "style", "placement"),
+    *("positions", "feedforward"),
+}
 
 
 def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
@@ -73,6 +82,71 @@ def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
         # The first launch knew what the run started from; this one was not told.
         run.update(run_log.read_start(cfg.save_dir))
     return run
+
+
+def check_same_knobs(save_dir: str, described: dict) -> None:
+    """Raise InputError where a run goes on with other knobs than it began with.
+
+    Most change no shape (``--lora-alpha``), so a checkpoint loads all the same, and the rest of the
+    run would be of another method.
+
+    Args:
+        save_dir: has the run.json of the first launch.
+        described: the content of this launch's.
+    """
+    begun = run_log.read_knobs(save_dir)
+    if not begun or begun["peft"] != described["peft"]:
+        return  # another method has other tensors: the checkpoint does not load
+    now = json.loads(json.dumps(described["method_config"]))
+    differ = knob_differences(begun["method_config"], now)
+    if differ:
+        raise InputError(
+            f"{save_dir} was begun with {described['peft']} and {_sentence(differ, 0)}, and would "
+            f"go on with {_sentence(differ, 1)}. Go on as it was begun, or start another run in "
+            "another --save-dir."
+        )
+
+
+def check_start_knobs(path: str, state: dict, model) -> None:
+    """Raise InputError where a new run starts from what a method has learnt in ``path``, and its
+    knobs would let that compute something else."""
+    given = (state.get("cfg") or {}).get("model")
+    if not isinstance(given, dict) or not given.get("peft"):
+        return  # a base
+    flags = {flag: given.get(flag) for flag in methods.setting(given["peft"], {}).flags()}
+    before = {
+        method.name: asdict(method.config) for method in methods.setting(given["peft"], flags)
+    }
+    now = {method.name: asdict(method.config) for method in model.setting}
+    differ = {
+        name: pair
+        for name, pair in knob_differences(before, now).items()
+        if name.split(".")[1] in FUNCTION
+    }
+    if differ:
+        raise InputError(
+            f"{path} was trained with {_sentence(differ, 0)}; with {_sentence(differ, 1)} the same "
+            "tensors compute something else. Give the knobs that it was trained with, or start "
+            "from its base."
+        )
+
+
+def knob_differences(before: dict, now: dict) -> dict:
+    """Knob -> (before, now), of the knobs that both have with different values; those of one of
+    several methods are called ``lora.alpha``."""
+    differ = {}
+    for name in before.keys() & now.keys():
+        old, new = before[name], now[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found = knob_differences(old, new)
+            differ.update({f"{name}.{knob}": pair for knob, pair in found.items()})
+        elif old != new:
+            differ[name] = (old, new)
+    return dict(sorted(differ.items()))
+
+
+def _sentence(differ, place):
+    return ", ".join(f"{name} = {pair[place]}" for name, pair in differ.items())
 
 
 def versions() -> dict:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -115,7 +116,7 @@ def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
         path = ROOT / "scripts" / name
         done = run_script(path, "--dry-run", cwd=inputs, **environment)
         assert done.returncode == 0, done.stderr
-        words = done.stdout.split()
+        words = shlex.split(done.stdout)
         flags = {names.get(word, word): words[i + 1] for i, word in enumerate(words[:-1])}
         compared = ("--lr", "--seed", "--epochs", "--batch-size", "--precision", "--subsets")
         found.append({flag: flags[flag] for flag in (*compared, "--save-dir", "--require-epochs")})

@@ -122,19 +122,34 @@ def test_failures_are_listed_and_the_rest_runs(data, knobs):
     }
     done = script("sweep.sh", **knobs(**more))
     assert done.returncode == 1
-    assert "failed: pretrained/head_only seed 1 lr 1e-3" in done.stderr
+    assert "failed: pretrained/head_only seed 1 lr 1e-3: The base checkpoint" in done.stderr
     assert (data / "failing/demo/scratch/head_only/seed1/result.json").exists()
     log = (data / "failing/logs/demo-pretrained-head_only-seed1.log").read_text()
     assert "missing.pt does not exist" in log and "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"METHODS": "lora"}, "METHODS=lora would be ignored"),
+        ({"SEED": "1"}, "SEED=1 would be ignored"),
+        ({"SEEDS": "1 1"}, "'1 1' names 1 twice"),
+        ({"CELLS": "scratch/lora scratch/lora"}, "names scratch/lora twice"),
+    ],
+)
+def test_sweep_names_what_it_would_ignore(data, knobs, more, message):
+    done = script("sweep.sh", **knobs(**more))
+    assert done.returncode == 1 and message in done.stderr
 
 
 def test_finetune_refuses_bad_knobs(data, knobs):
     for more, message in [
         ({"INIT": "pretrained", "BASE": ""}, "INIT=pretrained needs BASE"),
         ({"INIT": "scrath"}, "INIT=scrath is unknown"),
+        ({"INIT": "scratch", "METHODS": "lora"}, "METHODS=lora would be ignored"),
         ({"INIT": "scratch", "DATA": data}, "label/train.idx does not exist"),
     ]:
-        done = script("finetune.sh", **{**knobs(), **more})
+        done = script("finetune.sh", **{**knobs(CELLS="", SEEDS=""), **more})
         assert done.returncode == 1 and message in done.stderr
 
 
@@ -221,6 +236,8 @@ def test_a_kill_is_a_failed_run_and_the_next_sweep_completes(data, knobs, victim
     assert left_behind(data) == []
     more = {**LONG, "EPOCHS": "1", "RUNS": data / name, "WORKER": "none"}
     done = script("sweep.sh", **knobs(**more))
+    assert done.returncode == 1 and "max_epoch 100000, now 1" in done.stderr
+    done = script("sweep.sh", "--redo", **knobs(**more))
     assert done.returncode == 0, done.stderr
     assert (data / name / "demo/scratch/lora/seed1/result.json").exists()
 

@@ -1,0 +1,249 @@
+"""The plan of a run: what decides its result, written before it trains and compared afterwards.
+
+It is read off the command line that fairseq-train gets, so it says what really runs, whoever wrote
+the flags, and off the files that it reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.runs.log import write_json
+
+NAME = "plan.json"
+
+#: Flags of fairseq-train that do not change what a run computes: where it writes, what it shows.
+_PLACES = (
+    *("--user-dir", "--save-dir", "--log-format", "--log-interval", "--log-file"),
+    *("--tensorboard-logdir", "--num-workers", "--method-label", "--finetune-from-model"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the result of a run.
+
+    Attributes:
+        data: the data folder.
+        data_sha256: of its dictionaries and rows.
+        base: the base checkpoint's path; None from scratch.
+        base_sha256: of that file.
+        arch: the architecture, and with it the method.
+        peft: the method, where several are given.
+        seed: of head, method, batches and dropout.
+        lr: peak learning rate.
+        max_epoch, max_update: where training ends; 0: nowhere.
+        batch_size, max_tokens, update_freq, world_size: what an update is made of.
+        scheduler: name of the learning rate's schedule.
+        warmup_updates, total_updates: of the schedule; total_updates 0: it has no end.
+        metric: what chooses the checkpoint.
+        subsets: the evaluated splits.
+        precision: fp32 or bf16.
+        flags: all other flags, each with its values.
+        versions: of what a result depends on, to be told, not to be compared.
+    """
+
+    data: str
+    data_sha256: str | None
+    base: str | None
+    base_sha256: str | None
+    arch: str
+    peft: str | None
+    seed: int
+    lr: str
+    max_epoch: int
+    max_update: int
+    batch_size: int
+    max_tokens: int
+    update_freq: str
+    world_size: int
+    scheduler: str
+    warmup_updates: int
+    total_updates: int
+    metric: str
+    subsets: str
+    precision: str
+    flags: list
+    versions: dict
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of fairseq-train that a plan names, as fairseq reads them (the last one counts),
+    and all other words."""
+    parser = argparse.ArgumentParser(add_help=False, usage="the flags of fairseq-train")
+    parser.add_argument("--arch", default="")
+    parser.add_argument("--peft")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lr", default="0.25")
+    parser.add_argument("--max-epoch", type=int, default=0)
+    parser.add_argument("--max-update", type=int, default=0)
+    parser.add_argument("--batch-size", "--max-sentences", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=0)
+    parser.add_argument("--update-freq", default="1")
+    parser.add_argument("--distributed-world-size", dest="world_size", type=int, default=1)
+    parser.add_argument("--lr-scheduler", dest="scheduler", default="fixed")
+    parser.add_argument("--warmup-updates", type=int, default=0)
+    parser.add_argument("--total-num-update", dest="total_updates", type=int, default=0)
+    parser.add_argument("--best-checkpoint-metric", dest="metric", default="loss")
+    parser.add_argument("--valid-subset", dest="subsets", default="valid")
+    parser.add_argument("--precision", default="fp32")
+    for flag in _PLACES:
+        parser.add_argument(flag)
+    try:
+        found, rest = parser.parse_known_args(words)
+        found.lr = ",".join(_rate(rate) for rate in found.lr.strip("[]()").split(","))
+        found.update_freq = ",".join(str(freq) for freq in frequencies(found.update_freq))
+    except (SystemExit, ValueError):
+        raise InputError(
+            "The flags behind -- are none of fairseq-train: see the line above, and "
+            "fairseq-train --help."
+        ) from None
+    return found, rest
+
+
+def _rate(text):
+    try:
+        return f"{float(text):g}"
+    except ValueError:  # fairseq-train refuses it; a dry run of a sweep has none yet
+        return text
+
+
+def frequencies(text: str) -> list[int]:
+    """``--update-freq`` as a list, one entry an epoch, the last one for all others."""
+    return [int(word) for word in text.strip("[]()").split(",") if word.strip()]
+
+
+def num_updates(found: argparse.Namespace, batches: list[int]) -> int:
+    """Updates of a run.
+
+    Args:
+        found: ``max_epoch``, ``max_update`` and ``update_freq`` count.
+        batches: batches that each epoch has in one process; the last entry for all others.
+    """
+    each = frequencies(found.update_freq)
+    total = sum(
+        math.ceil(batches[min(epoch, len(batches) - 1)] / each[min(epoch, len(each) - 1)])
+        for epoch in range(found.max_epoch)
+    )
+    limits = [limit for limit in (total, found.max_update) if limit > 0]
+    return min(limits, default=0)
+
+
+def make(words: list[str], files: bool = True) -> Plan:
+    """The plan of a command line of fairseq-train, its program left out.
+
+    Args:
+        words: begin with the data folder.
+        files: read the data and the base for their fingerprints.
+
+    Raises:
+        InputError: there is no such base, or a flag has no value.
+    """
+    data, *rest = words
+    found, flags = parse(rest)
+    base = found.finetune_from_model
+    known = {field.name for field in fields(Plan)}
+    return Plan(
+        data=data,
+        data_sha256=data_fingerprint(Path(data)) if files else None,
+        base=base,
+        base_sha256=_sha256(Path(base)) if files and base else None,
+        flags=_grouped(flags),
+        versions=_versions(),
+        **{name: value for name, value in vars(found).items() if name in known},
+    )
+
+
+def read(folder: Path) -> Plan | None:
+    """The plan of the run in ``folder``; None where it has none: an earlier version's, or none."""
+    try:
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        return Plan(**{field.name: found[field.name] for field in fields(Plan)})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / NAME} cannot be read ({error}). Start the run afresh with --redo."
+        ) from None
+
+
+def write(folder: Path, plan: Plan) -> None:
+    write_json(str(folder / NAME), asdict(plan))
+
+
+def differences(before: Plan, now: Plan) -> dict:
+    """Field -> (before, now), where the two are not one run; of the flags, only those that
+    differ."""
+    told = {"data", "base", "versions"}  # the files themselves are compared
+    found = {
+        field.name: (getattr(before, field.name), getattr(now, field.name))
+        for field in fields(Plan)
+        if field.name not in told and getattr(before, field.name) != getattr(now, field.name)
+    }
+    if "flags" in found:
+        old, new = found["flags"]
+        found["flags"] = (
+            " ".join(flag for flag in old if flag not in new) or "none",
+            " ".join(flag for flag in new if flag not in old) or "none",
+        )
+    return found
+
+
+def sentence(differ: dict) -> str:
+    """``lr 0.001, now 0.002; max_epoch 1, now 4``; files by their names, not by their digests."""
+    return "; ".join(
+        f"{name.replace('_sha256', '')} has changed"
+        if name.endswith("_sha256")
+        else f"{name} {old}, now {new}"
+        for name, (old, new) in differ.items()
+    )
+
+
+def data_fingerprint(data: Path) -> str:
+    """SHA-256 of the dictionaries and rows of a data folder."""
+    digest = hashlib.sha256()
+    for path in sorted(data.glob("*/*")):
+        if path.suffix in (".bin", ".idx") or path.name == "dict.txt":
+            digest.update(f"{path.relative_to(data)} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        if not path.exists():
+            raise InputError(f"The base checkpoint {path} does not exist.") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    return digest.hexdigest()
+
+
+def _grouped(words):
+    """["--dropout", "0.2", "--cpu"] -> ["--cpu", "--dropout 0.2"]."""
+    found = []
+    for word in words:
+        if word.startswith("--") or not found:
+            found.append(word)
+        else:
+            found[-1] += f" {word}"
+    return sorted(found)
+
+
+def _versions():
+    found = {}
+    for name in ("fairseq_peft", "torch", "fairseq"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,167 @@
+"""The plan of a run: what it reads off a command line, and what it calls another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from helpers import ROOT, TINY_FLAGS
+
+pytest.importorskip("fairseq")
+
+from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.runs import lock, plan  # noqa: E402
+from fairseq_peft.sweeps import finetune  # noqa: E402
+
+
+@pytest.fixture
+def knobs(data_folder, tmp_path):
+    """Knobs of a run from scratch on 67 rows, so 9 batches of 8 an epoch."""
+    return finetune.Knobs(
+        data=str(data_folder),
+        runs=str(tmp_path / "runs"),
+        method="lora",
+        label="lora",
+        base=None,
+        size="roberta_small",
+        seed=1,
+        lr="1e-3",
+        epochs=3,
+        batch_size=8,
+        warmup=10,
+        precision="fp32",
+        subsets="valid,test",
+        threads=1,
+        arch_args=TINY_FLAGS,
+        flags=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "updates"),
+    [
+        ([], 27),
+        (["--update-freq", "4"], 9),
+        (["--update-freq", "[1,3]"], 15),
+        (["--batch-size", "64"], 6),
+        (["--max-sent", "64"], 6),  # fairseq takes abbreviations
+        (["--max-epoch", "5"], 45),
+        (["--max-update", "20"], 20),
+        (["--distributed-world-size", "2"], 15),
+    ],
+)
+def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updates):
+    assert finetune.num_rows(data_folder) == 67
+    words = finetune.command(replace(knobs, flags=flags))
+    found = plan.make(words)
+    assert (found.total_updates, found.warmup_updates) == (updates, updates // 10)
+
+
+def test_batches_by_tokens_are_those_of_the_run(knobs):
+    """They differ from epoch to epoch, and the last update of training is the schedule's."""
+    flags = ["--max-tokens", "64", "--cpu"]
+    words = finetune.command(replace(knobs, flags=flags))
+    found = plan.make(words)
+    assert found.total_updates > 27
+    finetune.run(replace(knobs, flags=flags))
+    lines = (knobs.folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["num_updates"] == found.total_updates
+    assert json.loads(lines[-1])["lr"] == 0
+
+
+def test_another_plan_is_refused_with_what_differs(knobs):
+    folder = knobs.folder
+    now = plan.make(finetune.command(knobs))
+    assert not finetune.adopt(folder, now)
+    assert not finetune.adopt(folder, now)  # the same one goes on
+    for change, message in [
+        ({"lr": "2e-3"}, "lr 0.001, now 0.002"),
+        ({"epochs": 4}, "max_epoch 3, now 4"),
+        ({"flags": ["--lora-rank", "64"]}, "flags none, now --lora-rank 64"),
+        ({"seed": 2}, "seed 1, now 2"),
+    ]:
+        other = plan.make(finetune.command(replace(knobs, **change)))
+        with pytest.raises(InputError, match=f"holds another run: .*{message}"):
+            finetune.adopt(folder, other)
+    assert plan.read(folder) == now
+    same = plan.make(finetune.command(replace(knobs, lr="0.001", threads=2)))
+    assert plan.differences(now, same) == {}
+
+
+def test_other_data_is_another_plan(knobs, data_folder, tmp_path):
+    before = plan.data_fingerprint(data_folder)
+    copy = tmp_path / data_folder.name
+    subprocess.run(["cp", "-r", str(data_folder), str(copy)], check=True)
+    assert plan.data_fingerprint(copy) == before
+    with open(copy / "label" / "train.bin", "r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+    now, other = (
+        plan.make(finetune.command(replace(knobs, data=str(d)))) for d in (data_folder, copy)
+    )
+    assert plan.sentence(plan.differences(now, other)) == "data has changed"
+
+
+def test_redo_throws_away_and_extend_goes_on_only_where_it_is_exact(knobs):
+    folder = knobs.folder
+    flags = ["--lr-scheduler", "fixed"]
+
+    def planned(**change):
+        return plan.make(
+            finetune.command(replace(knobs, **{"warmup": 0, "flags": flags, **change}))
+        )
+
+    finetune.adopt(folder, planned())
+    result = folder / "result.json"
+    (folder / "checkpoint_last.pt").touch()
+    result.write_text('{"ended_by": "early stop"}')
+    with pytest.raises(InputError, match="cannot be extended: .*but early stop"):
+        finetune.adopt(folder, planned(epochs=5), "extend")
+    result.write_text('{"ended_by": "max_epoch: 3"}')
+    for change, message in [
+        ({"epochs": 5, "flags": []}, "only --lr-scheduler fixed"),
+        ({"epochs": 5, "lr": "2e-3"}, "lr 0.001, now 0.002"),
+        ({"epochs": 2}, "2 are fewer"),
+        ({"epochs": 5, "warmup": 50}, "warmup_updates 0, now 22"),
+    ]:
+        with pytest.raises(InputError, match=f"cannot be extended: .*{message}"):
+            finetune.adopt(folder, planned(**change), "extend")
+    assert not finetune.adopt(folder, planned(epochs=5), "extend")
+    assert not (folder / "result.json").exists() and (folder / "checkpoint_last.pt").exists()
+    assert not finetune.adopt(folder, planned(seed=2), "redo")
+    assert not (folder / "checkpoint_last.pt").exists()
+
+
+def test_a_lock_ends_with_its_process_and_is_for_one(tmp_path):
+    code = (
+        "import sys; from fairseq_peft.runs import lock; lock.take(sys.argv[1]); "
+        "print('has it', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert other.stdout.readline() == b"has it\n"
+        with pytest.raises(
+            lock.Busy, match=f"is in use: process {other.pid} on .* writes this run"
+        ):
+            lock.take(tmp_path)
+    finally:
+        other.kill()
+        other.communicate()
+    lock.take(tmp_path)
+    lock.take(tmp_path)  # it has it
+    lock.release(tmp_path)
+
+
+def test_torchrun_without_a_world_size_is_told_the_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--distributed-world-size 2" in lock._advice()
