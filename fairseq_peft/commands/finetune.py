@@ -62,11 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fairseq_peft.sweeps import finetune
+    from fairseq_peft.sweeps.knobs import Knobs
 
     flags = args.flags
     if flags and flags[0] != "--":
         raise InputError(f"'{flags[0]}' is no option. Flags of fairseq-train go behind --.")
-    knobs = finetune.Knobs(
+    knobs = Knobs(
         data=args.data,
         runs=args.runs,
         method=args.method,

@@ -12,159 +12,23 @@ import os
 import re
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report.result import keep_predictions, summarise, write_result
 from fairseq_peft.report.tensorboard import write_hparams
 from fairseq_peft.runs import lock, plan
+from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, command
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parents[1]
 #: What fairseq logs where it ends a run itself.
 ENDS = re.compile(
     r"Stopping training due to (?P<limit>[a-z_]+: .+)|(?P<early>early stop since .+)|"
     r"stopping training because (?P<rate>current learning rate .+)"
 )
-#: Schedules that do not know how long the run will be: going on is as if it had never stopped.
-ENDLESS = ("fixed", "inverse_sqrt")
-
-
-@dataclass
-class Knobs:
-    """The knobs of a run, as ``fairseq-peft finetune`` has them.
-
-    Attributes:
-        data: folder that ``prepare-data`` made.
-        runs: where runs land.
-        method: a method, or several with + between.
-        label: what the run is called in reports; its folder.
-        base: checkpoint to start from; None: from scratch.
-        warmup: per cent of the updates.
-        arch_args: more flags of the architecture.
-        flags: more flags of fairseq-train.
-        keep: checkpoints to keep when done: best or none.
-        worker: where a worker listens; None: a process of its own.
-    """
-
-    data: str
-    runs: str
-    method: str
-    label: str
-    base: str | None
-    size: str
-    seed: int
-    lr: str
-    epochs: int
-    batch_size: int
-    warmup: float
-    precision: str
-    subsets: str
-    threads: int
-    arch_args: list
-    flags: list
-    keep: str = "best"
-    worker: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        init = "pretrained" if self.base else "scratch"
-        name = os.path.basename(os.path.normpath(self.data))
-        return Path(self.runs) / name / init / self.label / f"seed{self.seed}"
-
-
-def command(knobs: Knobs) -> list[str]:
-    """The words of fairseq-train, behind the program, with the schedule of what really runs.
-
-    Raises:
-        InputError: there is no such data, or a flag that cannot be read.
-    """
-    found, _ = plan.parse(_words(knobs, []))
-    updates = plan.num_updates(found, batches(knobs, found))
-    schedule = []
-    if found.scheduler in ("polynomial_decay", *ENDLESS):
-        schedule = ["--warmup-updates", str(int(updates * knobs.warmup / 100))]
-    if found.scheduler == "polynomial_decay":
-        schedule += ["--total-num-update", str(updates)]
-    return [knobs.data, *_words(knobs, schedule)]
-
-
-def _words(knobs, schedule):
-    alone = not re.search("[+,]", knobs.method)
-    arch = ["--arch", f"{knobs.size}_{knobs.method}" if alone else knobs.size]
-    if not alone:
-        arch += ["--peft", knobs.method]
-    if knobs.label != knobs.method:
-        arch += ["--method-label", knobs.label]
-    start = ["--finetune-from-model", knobs.base] if knobs.base else ["--from-scratch"]
-    name = "sentence_classification"
-    return [
-        *("--user-dir", str(PACKAGE), *arch, "--task", name, "--criterion", name, *start),
-        *("--optimizer", "peft_adamw", "--lr", knobs.lr, "--lr-scheduler", "polynomial_decay"),
-        *(*schedule, "--clip-norm", "1.0"),
-        *("--max-epoch", str(knobs.epochs), "--batch-size", str(knobs.batch_size)),
-        *("--seed", str(knobs.seed), "--precision", knobs.precision),
-        *("--valid-subset", knobs.subsets),
-        *("--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"),
-        *("--no-epoch-checkpoints", "--save-dir", str(knobs.folder), "--num-workers", "0"),
-        *("--log-format", "simple", "--log-interval", "50", *knobs.arch_args, *knobs.flags),
-    ]
-
-
-def batches(knobs: Knobs, found) -> list[int]:
-    """Batches that each epoch of a run has in one of its processes; one entry if all have as many.
-
-    Args:
-        found: the flags (``plan.parse``).
-
-    Raises:
-        InputError: the data is missing.
-    """
-    if found.max_tokens:
-        any_end = ["--total-num-update", "1"] if found.scheduler == "polynomial_decay" else []
-        each = _batches_by_tokens([knobs.data, *_words(knobs, any_end)])
-    else:  # every batch but the last one is full: ``data.buckets``
-        each = [-(-num_rows(Path(knobs.data)) // found.batch_size)]
-    return [-(-number // found.world_size) for number in each]
-
-
-def num_rows(data: Path) -> int:
-    """Rows of train, from the index of its labels, which holds their number behind 18 bytes."""
-    path = data / "label" / "train.idx"
-    try:
-        with open(path, "rb") as file:
-            return struct.unpack("<Q", file.read(26)[18:])[0]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist. Make the folder with scripts/prepare_data.sh."
-        ) from None
-    except (OSError, struct.error) as error:
-        raise InputError(f"{path} cannot be read ({error}). Prepare the data again.") from None
-
-
-def _batches_by_tokens(words):
-    """Where tokens limit a batch, the rows decide how many there are, and they differ from epoch to
-    epoch: the task makes them as it will in the run."""
-    from fairseq import options, tasks
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-
-    cfg = convert_namespace_to_omegaconf(
-        options.parse_args_and_arch(options.get_training_parser(), input_args=words)
-    )
-    task = tasks.setup_task(cfg.task)
-    task.build_classifier(cfg.model)  # says how long a row may be
-    dataset = task.load_dataset(cfg.dataset.train_subset)
-    limits = (cfg.dataset.max_tokens, cfg.dataset.batch_size, cfg.common.seed)
-    iterator = task.get_batch_iterator(dataset, *limits)
-    return [
-        len(iterator.batch_sampler(dataset, epoch))
-        for epoch in range(1, max(cfg.optimization.max_epoch, 1) + 1)
-    ]
 
 
 def dry_run(knobs: Knobs) -> list[str]:

@@ -16,12 +16,13 @@ pytest.importorskip("fairseq")
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import lock, plan  # noqa: E402
 from fairseq_peft.sweeps import finetune  # noqa: E402
+from fairseq_peft.sweeps import knobs as knobs_of  # noqa: E402
 
 
 @pytest.fixture
 def knobs(data_folder, tmp_path):
     """Knobs of a run from scratch on 67 rows, so 9 batches of 8 an epoch."""
-    return finetune.Knobs(
+    return knobs_of.Knobs(
         data=str(data_folder),
         runs=str(tmp_path / "runs"),
         method="lora",
@@ -55,8 +56,8 @@ def knobs(data_folder, tmp_path):
     ],
 )
 def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updates):
-    assert finetune.num_rows(data_folder) == 67
-    words = finetune.command(replace(knobs, flags=flags))
+    assert knobs_of.num_rows(data_folder) == 67
+    words = knobs_of.command(replace(knobs, flags=flags))
     found = plan.make(words)
     assert (found.total_updates, found.warmup_updates) == (updates, updates // 10)
 
@@ -64,7 +65,7 @@ def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updat
 def test_batches_by_tokens_are_those_of_the_run(knobs):
     """They differ from epoch to epoch, and the last update of training is the schedule's."""
     flags = ["--max-tokens", "64", "--cpu"]
-    words = finetune.command(replace(knobs, flags=flags))
+    words = knobs_of.command(replace(knobs, flags=flags))
     found = plan.make(words)
     assert found.total_updates > 27
     finetune.run(replace(knobs, flags=flags))
@@ -75,7 +76,7 @@ def test_batches_by_tokens_are_those_of_the_run(knobs):
 
 def test_another_plan_is_refused_with_what_differs(knobs):
     folder = knobs.folder
-    now = plan.make(finetune.command(knobs))
+    now = plan.make(knobs_of.command(knobs))
     assert not finetune.adopt(folder, now)
     assert not finetune.adopt(folder, now)  # the same one goes on
     for change, message in [
@@ -84,11 +85,11 @@ def test_another_plan_is_refused_with_what_differs(knobs):
         ({"flags": ["--lora-rank", "64"]}, "flags none, now --lora-rank 64"),
         ({"seed": 2}, "seed 1, now 2"),
     ]:
-        other = plan.make(finetune.command(replace(knobs, **change)))
+        other = plan.make(knobs_of.command(replace(knobs, **change)))
         with pytest.raises(InputError, match=f"holds another run: .*{message}"):
             finetune.adopt(folder, other)
     assert plan.read(folder) == now
-    same = plan.make(finetune.command(replace(knobs, lr="0.001", threads=2)))
+    same = plan.make(knobs_of.command(replace(knobs, lr="0.001", threads=2)))
     assert plan.differences(now, same) == {}
 
 
@@ -102,7 +103,7 @@ def test_other_data_is_another_plan(knobs, data_folder, tmp_path):
         file.seek(0)
         file.write(bytes([first[0] ^ 1]))
     now, other = (
-        plan.make(finetune.command(replace(knobs, data=str(d)))) for d in (data_folder, copy)
+        plan.make(knobs_of.command(replace(knobs, data=str(d)))) for d in (data_folder, copy)
     )
     assert plan.sentence(plan.differences(now, other)) == "data has changed"
 
@@ -113,7 +114,7 @@ def test_redo_throws_away_and_extend_goes_on_only_where_it_is_exact(knobs):
 
     def planned(**change):
         return plan.make(
-            finetune.command(replace(knobs, **{"warmup": 0, "flags": flags, **change}))
+            knobs_of.command(replace(knobs, **{"warmup": 0, "flags": flags, **change}))
         )
 
     finetune.adopt(folder, planned())
