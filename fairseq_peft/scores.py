@@ -39,7 +39,7 @@ def from_counts(hit, target, predicted) -> dict:
 
 def f1_of_class(meters, k: int) -> float:
     """F1 of class k from fairseq's meters; 0 where no row is of it or predicted as it."""
-    hit, target, predicted = (round(meters[f"_{kind}_{k}"].sum) for kind in KINDS)
+    hit, target, predicted = meters[COUNTS].sum[:, k].tolist()
     return 2 * hit / (target + predicted) if target + predicted else 0.0
 
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.end_to_end
 
-PACKAGE = Path(__file__).resolve().parents[2] / "fairseq_peft"
+PACKAGE = Path(__file__).resolve().parents[2] / "fairseq_peft" / "fairseq_fixes"
 FAULTS = """
 import resource, sys
 import torch

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from helpers import PACKAGE, random_rows, train_flags, write_data
 
+from fairseq_peft.runs import lock
+
 LABELS = ["bad", "good"]
 
 
@@ -51,6 +53,12 @@ class Bench:
         return self.fairseq("validate", *words, *(["--task", task] if task else []))
 
 
+def left_behind(save_dir):
+    """Names of what is there, but for the lock: who took its file away while another process waits
+    for it would let two train."""
+    return sorted(path.name for path in save_dir.rglob("*") if path.name != lock.TRAINING)
+
+
 def refused(bench, done, *parts):
     """One sentence of ours with ``parts`` in it, and nothing left behind."""
     assert done.returncode == 1, done.stdout[-2000:]
@@ -61,6 +69,6 @@ def refused(bench, done, *parts):
     for part in parts:
         assert re.search(part, ours[0]), f"{part!r} is not in: {ours[0]}"
     assert ours[0].rstrip().endswith("."), ours[0]
-    left = [path.name for path in bench.save_dir.rglob("*")] if bench.save_dir.is_dir() else []
+    left = left_behind(bench.save_dir) if bench.save_dir.is_dir() else []
     assert left == [], f"left behind: {left}"
     assert "begin training epoch" not in done.stdout
