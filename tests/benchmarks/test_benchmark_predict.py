@@ -10,7 +10,7 @@ import pytest
 from benchmarking import benchmark
 
 TINY = ["--texts", "12", "--warmup", "2"]
-OURS = ("ours-fp32", "ours-lora-bf16", "stock-one-by-one", "stock-batch32")
+OURS = ("ours-fp32", "ours-lora-fp32", "stock-one-by-one", "stock-batch32")
 
 
 def tiny_run(out, *flags, **env):
