@@ -28,9 +28,8 @@ def _load_checkpoint(original):
 
     @functools.wraps(original)
     def load_checkpoint(cfg, trainer, **more):
-        _forget(checkpoint_utils.save_checkpoint, "best")
+        forget()
         for module in _train_modules():
-            _forget(module.should_stop_early, "best", "num_runs")
             if not hasattr(module.validate_and_save, "__wrapped__"):
                 module.validate_and_save = _validate_and_save(module.validate_and_save)
         found = original(cfg, trainer, **more)
@@ -86,6 +85,9 @@ def _best(task):
     return getattr(getattr(task, "run", None), "best", None)
 
 
-def _forget(function, *names):
-    for name in names:
-        vars(function).pop(name, None)
+def forget() -> None:
+    """Forget the best score of an earlier run of this process, and how long it has waited."""
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    for module in _train_modules():
+        for name in ("best", "num_runs"):
+            vars(module.should_stop_early).pop(name, None)

@@ -13,7 +13,6 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
-from fairseq_peft.fairseq_fixes import best
 from fairseq_peft.injection import counting
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
@@ -69,7 +68,6 @@ def launch(task, cfg):
 
     # From here on the folder is this process's.
     take_folder(task, start)
-    best.forget()
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):

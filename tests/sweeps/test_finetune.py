@@ -16,7 +16,7 @@ pytest.importorskip("fairseq")
 from fairseq import checkpoint_utils  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
-from fairseq_peft.fairseq_fixes import best  # noqa: E402
+from fairseq_peft.checkpoints import best  # noqa: E402
 from fairseq_peft.runs import lock  # noqa: E402
 
 
