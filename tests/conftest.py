@@ -15,10 +15,17 @@ from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named by their argument: packed ones hold the time, and workers must agree on names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Mark what ``test.sh fast`` leaves out; among several workers, long files come first."""
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name. Give it an id.")
         if "fork_server" in item.fixturenames:
             item.add_marker("end_to_end")
         if hasattr(item, "callspec") and item.callspec.params.get("given"):
