@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import struct
@@ -110,8 +111,16 @@ def batches(knobs: Knobs, found) -> list[int]:
         any_end = ["--total-num-update", "1"] if found.scheduler == "polynomial_decay" else []
         each = _batches_by_tokens([knobs.data, *_words(knobs, any_end)])
     else:  # every batch but the last one is full: ``data.buckets``
-        each = [-(-num_rows(Path(knobs.data)) // found.batch_size)]
+        rows = num_rows(Path(knobs.data))
+        each = [-(-(min(rows, _train_examples(knobs.flags)) or rows) // found.batch_size)]
     return [-(-number // found.world_size) for number in each]
+
+
+def _train_examples(flags) -> int:
+    """``--train-examples`` among ``flags``; 0 if it is not there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--train-examples", type=int, default=0)
+    return max(parser.parse_known_args(flags)[0].train_examples, 0)
 
 
 def num_rows(data: Path) -> int:

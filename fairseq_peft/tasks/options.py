@@ -30,6 +30,12 @@ class SentenceClassificationConfig(FairseqDataclass):
     from_scratch: bool = field(
         default=False, metadata={"help": "train from random weights, without a base checkpoint"}
     )
+    train_examples: int = field(
+        default=0,
+        metadata={
+            "help": "train on so many rows alone, drawn by --seed, of each class as many (0: all)"
+        },
+    )
     verify_frozen: bool = field(
         default=False,
         metadata={"help": "compare all frozen tensors at each validation with the start (SHA-256)"},
