@@ -16,7 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val, argname):
-    """Bytes are named by their argument: packed ones hold the time, and workers must agree on names."""
+    """Bytes are named by their argument: packed ones hold the time, and workers must agree."""
     return argname if isinstance(val, bytes) else None
 
 

@@ -56,8 +56,24 @@ def test_only_train_is_drawn_from(data_folder):
 
 
 def test_the_schedule_is_of_the_rows_that_are_drawn(data_folder):
-    chosen = dict(data=str(data_folder), runs="runs", method="lora", label="lora", base=None)
-    chosen.update(size="roberta_small", seed=1, lr="1e-3", epochs=10, batch_size=4, warmup=10)
-    chosen.update(precision="fp32", subsets="valid,test", threads=1, arch_args=[])
-    words = knobs.command(knobs.Knobs(**chosen, flags=["--train-examples", "6"]))
+    words = knobs.command(
+        knobs.Knobs(
+            data=str(data_folder),
+            runs="runs",
+            method="lora",
+            label="lora",
+            base=None,
+            size="roberta_small",
+            seed=1,
+            lr="1e-3",
+            epochs=10,
+            batch_size=4,
+            warmup=10,
+            precision="fp32",
+            subsets="valid,test",
+            threads=1,
+            arch_args=[],
+            flags=["--train-examples", "6"],
+        )
+    )
     assert words[words.index("--total-num-update") + 1] == "20"
