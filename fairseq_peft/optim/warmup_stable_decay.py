@@ -4,8 +4,6 @@ Hu et al. 2024, arXiv:2404.06395, section 4. Training can go on from anywhere in
 and how long it lasts need not be known before the end begins.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import List
 
@@ -29,8 +27,9 @@ class WarmupStableDecayConfig(FairseqDataclass):
         default=0.2, metadata={"help": "share of all updates, at the end, in which it falls to 0"}
     )
     total_num_update: int = field(
-        default=II("optimization.max_update"), metadata={"help": "updates of the whole run"}
+        default=0, metadata={"help": "updates of the whole run (0: --max-update)"}
     )
+    max_update: int = II("optimization.max_update")
     lr: List[float] = II("optimization.lr")
 
 
@@ -50,23 +49,23 @@ class WarmupStableDecay(FairseqLRScheduler):
 
     def __init__(self, cfg, optimizer):
         super().__init__(cfg, optimizer)
-        if not 0 < cfg.decay_share <= 1 or cfg.total_num_update < 1:
+        self.total = cfg.total_num_update or cfg.max_update
+        if not 0 < cfg.decay_share <= 1 or self.total < 1:
             raise InputError(
-                f"--decay-share {cfg.decay_share} of --total-num-update {cfg.total_num_update}: "
-                "expected a share above 0 and at most 1, of 1 update or more."
+                f"--decay-share {cfg.decay_share} of --total-num-update {self.total}: expected a "
+                "share above 0 and at most 1, of 1 update or more."
             )
-        if cfg.warmup_updates > (1 - cfg.decay_share) * cfg.total_num_update:
+        if cfg.warmup_updates > (1 - cfg.decay_share) * self.total:
             raise InputError(
                 f"--warmup-updates {cfg.warmup_updates} reaches into the end of the run, the last "
-                f"{cfg.decay_share:g} of {cfg.total_num_update} updates. Give fewer, or a smaller "
+                f"{cfg.decay_share:g} of {self.total} updates. Give fewer, or a smaller "
                 "--decay-share."
             )
-        self.step_update(0)
 
     def step_update(self, num_updates):
         """Called by the trainer at the start, and after each update."""
         cfg = self.cfg
-        shape = (cfg.warmup_updates, cfg.decay_share, cfg.total_num_update)
+        shape = (cfg.warmup_updates, cfg.decay_share, self.total)
         self.optimizer.set_lr(learning_rate(num_updates, cfg.lr[0], *shape))
         return self.optimizer.get_lr()
 

@@ -36,7 +36,8 @@ def test_parts_that_do_not_fit_are_refused(values, message):
 
 
 def config(**values):
-    given = {"warmup_updates": 2, "decay_share": 0.2, "total_num_update": 10, "lr": [1.0]}
+    given = {"warmup_updates": 2, "decay_share": 0.2, "total_num_update": 10}
+    given |= {"max_update": 0, "lr": [1.0]}
     return WarmupStableDecayConfig(**{**given, **values})
 
 
@@ -47,3 +48,17 @@ def test_the_optimizer_gets_the_rate_of_the_next_update(monkeypatch):
     schedule = WarmupStableDecay(config(), optimizer)
     assert [schedule.step_update(made) for made in (1, 2, 8, 9)] == [1, 1, 1, 0.5]
     assert rates[0] == 0.5 and schedule.step_begin_epoch(2) == 0.5
+
+
+def test_fairseq_reads_its_flags():
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.optim.lr_scheduler import build_lr_scheduler
+
+    words = (
+        "data --task masked_lm --arch roberta_small --optimizer peft_adamw --lr 0.5 --max-update 9"
+    )
+    words += " --lr-scheduler warmup_stable_decay --warmup-updates 3 --decay-share 0.3"
+    args = options.parse_args_and_arch(options.get_training_parser(), input_args=words.split())
+    schedule = build_lr_scheduler(convert_namespace_to_omegaconf(args).lr_scheduler, None)
+    assert schedule.total == 9 and schedule.cfg.decay_share == 0.3
