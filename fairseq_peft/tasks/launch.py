@@ -80,6 +80,7 @@ def launch(task, cfg):
         subsets=task.cfg.valid_subset.split(","),
         described=described,
         best=best_so_far(choice, task.cfg.save_dir, start, state),
+        eval_test=task.cfg.eval_test,
         verify_frozen=task.cfg.verify_frozen,
     )
     if not task.cfg.no_save:
