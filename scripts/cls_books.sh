@@ -3,7 +3,7 @@
 #
 # Usage: cls_books.sh [--dry-run] [PART...]
 #
-#   JOBS=8 PRECISION=bf16 bash scripts/cls_books.sh               # one GPU, or a large machine: everything
+#   JOBS=8 bash scripts/cls_books.sh                             # one GPU, or a large machine: everything
 #   bash scripts/cls_books.sh main                                # two cores: the table first, resumable
 #
 # Parts, in the order in which a slow machine should make them; all of them without an argument:
@@ -33,7 +33,7 @@ RUNS=${RUNS:-$ROOT/runs}                               # runs land in RUNS-<part
 OUT=${OUT:-$ROOT/docs/results}                         # the reports land in OUT/<part>
 EPOCHS=${EPOCHS:-6}                                    # of every part but epochs and few
 JOBS=${JOBS:-1}                                        # runs at once
-PRECISION=${PRECISION:-fp32}                           # fp32 or bf16
+PRECISION=${PRECISION:-auto}                           # fp32, bf16, or auto: the faster one here
 LR_SCRATCH=${LR_SCRATCH:-1e-4 2e-4 3e-4}               # grids of learning rates; each cell's best on valid is taken
 LR_FULL=${LR_FULL:-5e-5 1e-4 2e-4}                     # fine-tuning of all weights
 LR_LORA=${LR_LORA:-1e-3 2e-3 4e-3}                     # LoRA on q_proj, v_proj

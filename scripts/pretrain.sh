@@ -15,14 +15,14 @@
 # The recipe of docs/pretraining.md, which goes on from a checkpoint: one thread, 75 minutes beside other work, 20.5
 # million tokens. 28 million more took 106 minutes, lowered the loss and not the errors of classifiers.
 #   RAW="novels-fr.txt.xz reviews.txt:10" EXCLUDE="valid.txt test.txt" SAVE_DIR=checkpoints/fr-more \
-#     START=model.pt SPM=sentencepiece.bpe.model DICT=dict.txt PRECISION=bf16 THREADS=1 LR=8e-4 WARMUP=300 \
+#     START=model.pt SPM=sentencepiece.bpe.model DICT=dict.txt THREADS=1 LR=8e-4 WARMUP=300 \
 #     TOKENS_PER_UPDATE=4096 TOKENS_SHORT=128 UPDATES_SHORT=4200 UPDATES_LONG=800 scripts/pretrain.sh -- \
 #     --mask-prob 0.25 --dropout 0 --attention-dropout 0
 #
 # That of ../shared/models/roberta_small_fr_modern, on a GPU: whole words, many of them masked at first, sources read as
 # often as they are worth, large batches, a constant rate with a linear end.
 #   RAW="press.txt films.txt:1.5 games.txt:4 own-train.txt:6" EXCLUDE="valid.txt test.txt" SAVE_DIR=checkpoints/fr-modern \
-#     SPM=sentencepiece.bpe.model DICT=dict.txt PRECISION=bf16 TOKENS_PER_UPDATE=65536 LR=1.2e-3 WARMUP=300 DECAY=0.45 \
+#     SPM=sentencepiece.bpe.model DICT=dict.txt TOKENS_PER_UPDATE=65536 LR=1.2e-3 WARMUP=300 DECAY=0.45 \
 #     WHOLE_WORDS=1 TOKENS_SHORT=128 MASK_SHORT=0.3 UPDATES_SHORT=16600 MASK_LONG=0.18 UPDATES_LONG=6465 \
 #     INIT_EMBEDDINGS=random scripts/pretrain.sh -- --dropout 0 --attention-dropout 0
 #
@@ -51,7 +51,7 @@
 #   SEED=1 THREADS=      threads default to the number of cores
 #   ARCH=roberta_small ARCH_ARGS=    for example ARCH_ARGS="--encoder-layers 2 --encoder-embed-dim 128"
 #   OPTIM_ARGS=          the optimizer and its flags, as words
-#   PRECISION=fp32       or bf16: layers under autocast, faster where the processor has it
+#   PRECISION=auto       the faster one here of fp32 and bf16 (layers under autocast, weights in fp32)
 #   HALF=0               1: model.pt in half precision
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -86,7 +86,7 @@ THREADS=${THREADS:-$(getconf _NPROCESSORS_ONLN)} # threads
 ARCH=${ARCH:-roberta_small}                     # architecture
 ARCH_ARGS=${ARCH_ARGS:-}                        # flags of it, words split at spaces
 OPTIM_ARGS=${OPTIM_ARGS:---optimizer peft_adamw --adamw-betas (0.9,0.98) --adamw-eps 1e-6 --weight-decay 0.01}
-PRECISION=${PRECISION:-fp32}                    # fp32 or bf16 (weights stay fp32)
+PRECISION=${PRECISION:-auto}                    # fp32, bf16, or auto: the faster one here
 HALF=${HALF:-0}                                 # 1: model.pt in half precision
 PROGRESS_S=${PROGRESS_S:-8}                     # seconds between progress lines
 

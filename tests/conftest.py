@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections import Counter
@@ -10,6 +11,9 @@ import pytest
 from fork_server import ForkServer
 from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 
+# Numbers are compared to the last bit, on every processor: what --precision auto means is no matter
+# of the machine here (tests/test_precision.py has its own say).
+os.environ["FAIRSEQ_PEFT_PRECISION"] = "fp32"
 # Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
 # of the tests that interrupt one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

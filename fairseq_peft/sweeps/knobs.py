@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs import plan
 
@@ -90,7 +91,7 @@ def _words(knobs, schedule):
         *("--optimizer", "peft_adamw", "--lr", knobs.lr, "--lr-scheduler", "polynomial_decay"),
         *(*schedule, "--clip-norm", "1.0"),
         *("--max-epoch", str(knobs.epochs), "--batch-size", str(knobs.batch_size)),
-        *("--seed", str(knobs.seed), "--precision", knobs.precision),
+        *("--seed", str(knobs.seed), "--precision", precision.resolve(knobs.precision)),
         *("--valid-subset", knobs.subsets),
         *("--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"),
         *("--no-epoch-checkpoints", "--save-dir", str(knobs.folder), "--num-workers", "0"),
