@@ -90,7 +90,7 @@ def average(
     model, saved, task = load(kept[0].path, data, base)
     own = mean([one.path for one in kept], sorted(model.own_names()), base)
     model.load_state_dict({**model.state_dict(), **own})
-    splits = list(kept[0].line["subsets"])
+    splits = list(dict.fromkeys(split for line in lines for split in line["subsets"]))
     subsets, predicted = score(model, saved, task, splits, choice)
     predicted.epoch = kept[-1].line["epoch"]
     head = found.description["head"]["name"]

@@ -34,12 +34,14 @@ def run(args) -> int:
         raise InputError(f"{args.out} exists. Give another folder, or --force to write over it.")
 
     import logging
+    import warnings
 
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.combining.average import average
 
     for name in ("fairseq.data.data_utils", "fairseq.tasks", "fairseq_peft.tasks"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="'pin_memory'")  # fairseq always asks for it
     which, number = ("last", args.last) if args.last is not None else ("best", args.best)
     made = average(args.run_dir, which, number, args.out / "adapter", args.data, args.base)
     in_report = (args.run_dir / "result.json").exists()
@@ -50,10 +52,9 @@ def run(args) -> int:
     metric = made.choice.metric
     lines = [f"{args.out}: the mean of {number} checkpoints, after {places} updates"]
     for split, found in made.subsets.items():
-        single = chosen["subsets"][split][metric]
-        lines.append(
-            f"  {metric} on {split}: {found[metric]:.4f}; the best of them alone {single:.4f}"
-        )
+        single = chosen["subsets"].get(split)  # none with --eval-test best
+        alone = f"; the best of them alone {single[metric]:.4f}" if single else ""
+        lines.append(f"  {metric} on {split}: {found[metric]:.4f}{alone}")
     if not in_report:
         lines.append(f"  not in the report: {args.run_dir} has no result.json")
     sys.stdout.write("\n".join(lines) + "\n")

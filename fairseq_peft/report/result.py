@@ -128,9 +128,19 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
                 "train_loss": _finite(line["train"]["loss"]),
                 "valid_accuracy": valid[i],
                 "test_accuracy": test[i],
+                **{f"{name}_value": value for name, value in _values(choice, line).items()},
             }
             for i, line in enumerate(lines)
         ],
+    }
+
+
+def _values(choice: Choice, line: dict) -> dict[str, float | None]:
+    """What chooses, as it is on valid and on test; None where it is not known."""
+    splits = {"valid": choice.subset, "test": "test"}
+    return {
+        name: _finite(line["subsets"].get(split, {}).get(choice.metric))
+        for name, split in splits.items()
     }
 
 

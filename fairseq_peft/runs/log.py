@@ -13,6 +13,9 @@ from fairseq_peft.files import whole
 
 logger = logging.getLogger(__name__)
 
+#: Numbers of a line of metrics.jsonl that TensorBoard does not show.
+COUNTED = ("num_correct", "num_examples", "num_tokens", "seconds")
+
 
 def write_json(path: str, value) -> None:
     """Write ``value`` whole or not at all: see ``files.whole``."""
@@ -124,7 +127,9 @@ class RunLog:
         write_json(os.path.join(directory, "run.json"), run)
 
     def epoch(self, record: dict) -> None:
-        """Append one line to metrics.jsonl and show its numbers in TensorBoard."""
+        """Append one line to metrics.jsonl and show its numbers in TensorBoard, where the run has
+        come to by then: at its number of updates, as a validation within an epoch has the epoch's
+        number, too."""
         with open(os.path.join(self.directory, "metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._make_writer is None:
@@ -132,8 +137,8 @@ class RunLog:
         if self.writer is None:
             self.writer = self._make_writer(self.directory)
         for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
-            for name in ("accuracy", "loss", "macro_f1", "mcc", "tokens_per_second"):
-                if name in numbers:
-                    self.writer.add_scalar(f"{name}/{subset}", numbers[name], record["epoch"])
-        self.writer.add_scalar("learning_rate", record["lr"], record["epoch"])
+            for name, value in numbers.items():
+                if name not in COUNTED:
+                    self.writer.add_scalar(f"{name}/{subset}", value, record["num_updates"])
+        self.writer.add_scalar("learning_rate", record["lr"], record["num_updates"])
         self.writer.flush()
