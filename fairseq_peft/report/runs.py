@@ -28,7 +28,7 @@ RESULT_FIELDS = {
     "task_bytes": (int, True),
     "num_epochs": (int, True),
     "best_epoch": (int, True),
-    "valid_accuracy": (NUMBER, False),
+    "valid_accuracy": (NUMBER, True),  # null for a task of numbers
     "test_accuracy": (NUMBER, True),
     "test_macro_f1": (NUMBER, True),
     "test_mcc": (NUMBER, True),
