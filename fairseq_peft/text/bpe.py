@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.text import raw_text
+from fairseq_peft.text.corpus import SPECIALS
 from fairseq_peft.text.subwords import KINDS, Bert, Gpt2, Nothing, Sentencepiece, Subwords
 
 TOLD = "bpe.json"
@@ -145,6 +146,7 @@ def write_with_dictionary(
         if pieces is None:
             counts = Counter(piece for text in texts for piece in subwords.encode([text])[0])
             pieces = sorted(counts, key=lambda piece: (-counts[piece], piece))
+        pieces = [piece for piece in pieces if piece not in SPECIALS]  # fairseq has rows for them
         with whole(folder / raw_text.DICT_NAME) as temporary:
             temporary.write_bytes("".join(f"{piece} 1\n" for piece in pieces).encode("utf-8"))
     else:
