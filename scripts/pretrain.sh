@@ -222,7 +222,7 @@ prepare_text() {
     --srcdict "$WORK/text/dict.txt" --trainpref "$WORK/text/train.pieces" \
     --validpref "$WORK/text/valid.pieces" --destdir "$WORK/data-bin.tmp" --workers 1
   run rm -f "$WORK/text/train.pieces" "$WORK/text/valid.pieces"
-  run cp "$WORK/text/"* "$SAVE_DIR" # dict.txt, and what text is cut with
+  run cp -R "$WORK/text/." "$SAVE_DIR" # dict.txt, and what text is cut with
   run mv "$WORK/data-bin.tmp" "$WORK/data-bin"
 }
 
