@@ -176,3 +176,24 @@ def test_the_baseline_reads_the_same_pieces(trained, tmp_path):
     run("tfidf", *words, "--bpe-dir", data)
     result = tmp_path / "mine/baseline/tfidf-pieces-38/seed1/result.json"
     assert json.loads(result.read_text())["rows"]["test"] == 25
+
+
+@pytest.mark.parametrize("trained", ["gpt2"], indirect=True)
+def test_stock_fairseq_reads_and_classifies_the_same(trained, tmp_path):
+    """Its hub interface, on the merged model, with the files of the data folder."""
+    from fairseq.models.roberta import RobertaModel
+
+    _, data, save_dir = trained
+    run("merge", save_dir / "checkpoint_best.pt", tmp_path / "merged.pt")
+    flags = bpe.find(data).fairseq_flags()
+    hub = RobertaModel.from_pretrained(str(tmp_path), "merged.pt", str(data), **flags).eval()
+    rows = rows_of(data)
+    classifier = fairseq_peft.Classifier.load(None, save_dir / "adapter")
+    (head,) = hub.model.classification_heads
+    for row, (_, own) in zip(rows, classifier.logits(rows)):
+        tokens = hub.encode(*row)
+        if len(tokens) <= 40:
+            with torch.no_grad():
+                found = hub.predict(head, tokens, return_logits=True)[0]
+            assert torch.allclose(found, own, atol=TOLERANCE["fp32"], rtol=0)
+    assert min(len(hub.encode(*row)) for row in rows) <= 40
