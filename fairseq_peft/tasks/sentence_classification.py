@@ -87,6 +87,7 @@ class SentenceClassificationTask(FairseqTask):
         self.run = None
         # Of the batches that were asked for last: post_validate is not told which split it was.
         self._split = None
+        self._validates = False
 
     # Set-up
 
@@ -339,6 +340,27 @@ class SentenceClassificationTask(FairseqTask):
                 self.run.best.choice.metric, lambda meters: round(scores.f1_of_class(meters, k), 6)
             )
 
+        if self.kind == scores.NUMBER and self.run and self._validates:
+            metrics.log_derived("spearman", self._spearman)
+
+    def _spearman(self, meters):
+        """Of the whole split, once the meters have all of it; NaN before. fairseq asks for it after
+        each batch, too, and to choose before ``post_validate``."""
+        split = self._split
+        if round(float(meters[scores.SUMS].sum[0])) < len(self.datasets[split]):
+            return float("nan")
+        return round(self._numbers(split)["spearman"], 6)
+
+    def _numbers(self, split):
+        found = self._answers(split)
+        return scores.of_numbers(found.predicted[split], found.target[split])
+
+    def _answers(self, split):
+        """What the validation that goes on has answered, with all of ``split``."""
+        if split not in self.run.predictions.found.target:
+            self.run.predictions.end_subset(split, self.datasets[split].targets)
+        return self.run.predictions.found
+
     def _f1_class(self):
         """Number of the class whose F1 chooses the best validation; None if something else does."""
         name = self.run.best.choice.f1_class if self.run else None
@@ -347,8 +369,14 @@ class SentenceClassificationTask(FairseqTask):
     def begin_valid_epoch(self, epoch, model):
         """Called before a validation, which is at the end of each epoch, and where training
         ends."""
+        self._validates = True
         if self.run:
             self.run.begin_validation(epoch, surgery.unwrap(model))
+
+    def train_step(self, *args, **kwargs):
+        """Called with each batch of training: fairseq's step."""
+        self._validates = False
+        return super().train_step(*args, **kwargs)
 
     def valid_step(self, sample, model, criterion):
         """Called with each batch of a validation: fairseq's step, and its predictions are noted."""
@@ -383,11 +411,9 @@ class SentenceClassificationTask(FairseqTask):
                 "(try another learning rate, or more epochs)"
             )
         if self.run:
-            self.run.predictions.end_subset(self._split, self.datasets[self._split].targets)
+            self._answers(self._split)
             if self.kind == scores.NUMBER:
-                found = self.run.predictions.found
-                result = scores.of_numbers(found.predicted[self._split], found.target[self._split])
-                stats.update({name: round(result[name], 6) for name in scores.METRICS[self.kind]})
+                result = self._numbers(self._split)
             result = {"loss": float(agg["loss"].avg), **result}
             if self._f1_class() is not None:
                 k = self._f1_class()

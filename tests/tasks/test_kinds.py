@@ -146,7 +146,7 @@ def test_a_run_learns_and_a_resumed_one_is_the_same(trained):
     lines = metrics(one)
     values = [line["subsets"]["valid"][CHOSEN[kind]] for line in lines]
     print(kind, values)
-    assert max(values) > 0.6 and len(lines) == 6
+    assert max(values) > 0.4 and len(lines) == 6
     assert of_one_go(lines) == of_one_go(metrics(two))
 
 
