@@ -103,7 +103,8 @@ def average(
         "metrics": {
             "subset": choice.subset,
             "metric": choice.metric,
-            "accuracy": subsets[choice.subset]["accuracy"],
+            "value": choice.value(subsets),
+            **{k: v for k, v in subsets[choice.subset].items() if k == "accuracy"},
             "epoch": kept[-1].line["epoch"],
             "num_updates": kept[-1].line["num_updates"],
             "subsets": finite(subsets),
@@ -116,9 +117,7 @@ def average(
             "updates": [one.line["num_updates"] for one in kept],
         },
     }
-    copies = {adapter_folder.DICTIONARY: found.dictionary}
-    if found.tokenizer is not None:
-        copies[adapter_folder.TOKENIZER] = found.tokenizer
+    copies = {adapter_folder.DICTIONARY: found.dictionary, **found.text_files}
     adapter_folder.write(out, tensors, described, copies)
     return Average(kept, choice, subsets, predicted)
 
@@ -244,9 +243,12 @@ def score(model, saved, task, splits: list[str], choice: Choice):
                 collector.add(sample["id"], criterion.predicted)
                 task.reduce_metrics([logged], criterion)
         found[split] = {"loss": float(meters["loss"].avg), **scores.from_meters(meters)}
-        found[split].pop("predicted")
+        found[split].pop("predicted", None)
         if choice.f1_class is not None:
             k = task.labels.index(choice.f1_class)
             found[split][choice.metric] = scores.f1_of_class(meters, k)
         collector.end_subset(split, dataset.targets)
+        if task.kind == scores.NUMBER:
+            rows = collector.found
+            found[split].update(scores.of_numbers(rows.predicted[split], rows.target[split]))
     return found, collector.found

@@ -71,16 +71,15 @@ def write_result(run_dir: Path, out: Path, name: str, made) -> None:
     result = read_result(run_dir / "result.json")
     valid, test = made.subsets[made.choice.subset], made.subsets.get("test", {})
     last = made.kept[-1].line
+    scored = [key for key in result if key.startswith("test_")]
     result.update(
         method=f"{result['method']}-{name}",
         averaged=[one.line["num_updates"] for one in made.kept],
         best_epoch=last["epoch"],
         best_update=last["num_updates"],
         best_value=made.choice.value(made.subsets),
-        valid_accuracy=valid["accuracy"],
-        test_accuracy=test.get("accuracy"),
-        test_macro_f1=test.get("macro_f1"),
-        test_mcc=test.get("mcc"),
+        valid_accuracy=valid.get("accuracy"),
+        **{key: test.get(key[len("test_") :]) for key in scored},
     )
     predictions.write(out / predictions.NAME, made.predictions)
     write_result(out, result)

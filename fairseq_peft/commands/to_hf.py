@@ -27,6 +27,12 @@ def add_arguments(parser):
     parser.add_argument(
         "--spm", type=Path, help="sentencepiece model (sentencepiece.bpe.model, as --dict)"
     )
+    parser.add_argument(
+        "--bpe-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder that has its dict.txt, and says how its text is read (that of the checkpoint)",
+    )
     parser.add_argument("--head", help="the classification head, if there are several")
     parser.add_argument(
         "--labels",
@@ -59,6 +65,7 @@ def run(args) -> int:
         args.out,
         args.dict,
         args.spm,
+        bpe_dir=args.bpe_dir,
         head=args.head,
         labels=args.labels.split(",") if args.labels else None,
         checked=not args.no_check,

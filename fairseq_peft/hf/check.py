@@ -10,7 +10,8 @@ import torch
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
-from fairseq_peft.text.raw_text import load_tokenizer
+from fairseq_peft.text.corpus import LINE_BREAKS
+from fairseq_peft.text.subwords import Subwords
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
 LIMIT = 1e-5
@@ -102,28 +103,33 @@ def models(
 
 
 def reading(
-    spm: Path, dictionary, folder: Path, rows: Sequence[str], ids: Sequence[int] | None = None
+    subwords: Subwords | None,
+    dictionary,
+    folder: Path,
+    rows: Sequence[str],
+    ids: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """How many of ``rows`` and of random texts are read alike, with the arguments and errors of
-    ``texts``; nothing where there is no sentencepiece model."""
-    if not spm.is_file():
+    ``texts``; nothing where fairseq has nothing to read text with."""
+    if subwords is None:
         return {}
-    encoder = TextEncoder(spm, dictionary)
+    encoder = TextEncoder(subwords, dictionary)
 
     def encode(rows):
         found = encoder.items([(row,) for row in rows], [10**9] * len(rows))
         return found if ids is None else [[ids[i] for i in row] for row in found]
 
-    same, ties = texts(encode, folder, [*random_texts(spm), *rows])
+    same, ties = texts(encode, folder, [*random_texts(subwords), *rows])
     return {"texts": same, "ties": ties}
 
 
-def random_texts(spm: Path) -> list[str]:
-    """Texts of random pieces."""
-    pieces = load_tokenizer(spm)
+def random_texts(subwords: Subwords) -> list[str]:
+    """Texts of random pieces, each a line."""
+    pieces = subwords.vocabulary()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, len(pieces), (NUM_TEXTS, 24), generator=generator)
-    return [pieces.decode(row) for row in ids.tolist()]
+    ids = torch.randint(len(pieces), (NUM_TEXTS, 24), generator=generator)
+    found = [subwords.decode([pieces[i] for i in row]) for row in ids.tolist()]
+    return [LINE_BREAKS.sub(" ", text) for text in found]
 
 
 def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, vocabulary, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
-from fairseq_peft.text import spm_file
+from fairseq_peft.text import bpe, spm_file
 
 CHECKPOINT = "model.pt"
 #: Files of weights, the first that there is.
@@ -73,7 +73,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
             if checked:
                 batches = finetuned.random_batches(words, flags["max_positions"])
                 found.update(check.models(model, head, folder, batches, vocab.ids))
-                found.update(check.reading(spm, words, folder, texts, vocab.ids))
+                found.update(check.reading(bpe.find(new), words, folder, texts, vocab.ids))
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}). Give another place."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fairseq_peft.scores import is_share
+
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
@@ -21,17 +23,22 @@ def mean_sd(row: dict, of: str = "test_accuracy") -> str:
 
 def mcc(row: dict) -> str:
     """From -1 to 1, so not in per cent."""
-    mean, sd = row["test_mcc_mean"], row["test_mcc_sd"]
+    return plain_score(row, "test_mcc")
+
+
+def plain_score(row: dict, of: str) -> str:
+    """Not in per cent."""
+    mean, sd = row[f"{of}_mean"], row[f"{of}_sd"]
     if mean is None:
         return "-"
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def score(metric: str | None, value: float | None) -> str:
-    """A loss is in nats, and an MCC from -1 to 1; all others are fractions."""
+    """Shares are in per cent; a loss is in nats, correlations are from -1 to 1."""
     if metric is None or value is None:
         return "-"
-    return f"{value:.3f}" if metric.split()[0] in ("mcc", "loss") else f"{100 * value:.2f}"
+    return f"{100 * value:.2f}" if is_share(metric.split()[0]) else f"{value:.3f}"
 
 
 def taken_for(row: dict) -> tuple[str, str]:

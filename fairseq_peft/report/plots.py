@@ -12,9 +12,9 @@ from fairseq_peft.report.comparisons import BASELINE, FULL
 from fairseq_peft.report.drawing import BLACK, BLUE, GREY, ORANGE
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
+from fairseq_peft.scores import is_share
 
 SUBSETS = {"test": (BLUE, "o", "-"), "valid": (ORANGE, "^", "--")}
-PLAIN = ("mcc", "loss")  # metrics that are no share, so not in per cent
 X_AXES = {"epoch": "epoch", "num_updates": "update"}
 MAX_COLUMNS = 5  # of panels beside each other
 LEGEND_LINE = 0.22  # inches
@@ -72,7 +72,7 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
     Against updates, where a run is validated within an epoch.
     """
     key = "accuracy" if metric == "accuracy" else "value"  # as earlier versions wrote it
-    scale = 1 if metric in PLAIN else 100
+    scale = 100 if is_share(metric) else 1
     groups = [([r for r in _results_of(row, results) if r["curve"]], row) for row in rows]
     at = _x_axis([result for group, _ in groups for result in group])
     panels = []  # (row, its results, subset -> a curve for each seed)
@@ -132,7 +132,7 @@ def _x_axis(results: list[dict]) -> str:
 def confusion_figure(data: str, rows: list[dict]):
     """A confusion matrix a method and start: of the rows of each class (down), the share that was
     given each class (across), over all seeds."""
-    rows = [row for row in rows if row["classes"]]
+    rows = [r for r in rows if r["classes"] and any(one["predicted_as"] for one in r["classes"])]
     if not rows:
         return None
     names = [one["class"] for one in rows[0]["classes"]]

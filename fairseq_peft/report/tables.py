@@ -10,6 +10,7 @@ from pathlib import Path
 from fairseq_peft.report import cells, drawing
 from fairseq_peft.report.footer import by_data, footer_lines
 from fairseq_peft.report.runs import LeftOut
+from fairseq_peft.scores import LABELS, NUMBER
 
 MAX_WIDTH = 120
 GAP = "  "
@@ -36,6 +37,20 @@ SCORE_COLUMNS = (
     ("test\naccuracy %", cells.mean_sd),
     ("test\nmacro-F1 %", lambda row: cells.mean_sd(row, "test_macro_f1")),
     ("test\nMCC", cells.mcc),
+)
+#: The same where a row has any number of labels, and where it has a number.
+LABEL_COLUMNS = (
+    *SCORE_COLUMNS[:4],
+    ("test: all\nlabels right %", cells.mean_sd),
+    ("test\nmicro-F1 %", lambda row: cells.mean_sd(row, "test_micro_f1")),
+    ("test\nmacro-F1 %", lambda row: cells.mean_sd(row, "test_macro_f1")),
+)
+NUMBER_COLUMNS = (
+    *ACCURACY_COLUMNS[:4],
+    *SCORE_COLUMNS[2:4],
+    ("test\nPearson", lambda row: cells.plain_score(row, "test_pearson")),
+    ("test\nSpearman", lambda row: cells.plain_score(row, "test_spearman")),
+    ("test\nMSE", lambda row: cells.plain_score(row, "test_mse")),
 )
 CLASS_COLUMNS = (
     ("<init", lambda row: row["init"]),
@@ -106,8 +121,15 @@ def markdown(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
 def _tables(rows: list[dict]):
     """(data, title, columns, rows) of every table, data set after data set."""
     for data, part in by_data(rows).items():
-        yield data, "accuracy", ACCURACY_COLUMNS, part
-        yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
+        kinds = {row["kind"] for row in part}
+        if kinds == {NUMBER}:
+            yield data, "correlation and error", NUMBER_COLUMNS, part
+        else:
+            yield data, "accuracy", ACCURACY_COLUMNS, part
+        if kinds == {LABELS}:
+            yield data, "F1 of labels", LABEL_COLUMNS, part
+        elif kinds != {NUMBER}:
+            yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
         yield data, "cost", COST_COLUMNS, part
         if any(row["classes"] for row in part):
             yield data, _classes_title(part), CLASS_COLUMNS, list(_weakest(part))

@@ -10,11 +10,13 @@ import sys
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.scores import METRICS
 
 logger = logging.getLogger(__name__)
 
-#: Numbers of a line of metrics.jsonl that TensorBoard does not show.
-COUNTED = ("num_correct", "num_examples", "num_tokens", "seconds")
+#: What TensorBoard shows of a split, of whichever kind of task.
+SHOWN = ("loss", *sorted({name for names in METRICS.values() for name in names}))
+SHOWN = (*SHOWN, "tokens_per_second")
 
 
 def write_json(path: str, value) -> None:
@@ -138,7 +140,7 @@ class RunLog:
             self.writer = self._make_writer(self.directory)
         for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
             for name, value in numbers.items():
-                if name not in COUNTED:
+                if name in SHOWN or name.startswith("f1_"):
                     self.writer.add_scalar(f"{name}/{subset}", value, record["num_updates"])
         self.writer.add_scalar("learning_rate", record["lr"], record["num_updates"])
         self.writer.flush()

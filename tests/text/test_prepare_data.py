@@ -259,7 +259,7 @@ def test_binarised_data_that_differs_from_the_text_is_refused(tmp_path, damage):
         (["--seed", "2"], "--seed has no effect"),
         (["--vocab-size", "4"], "--vocab-size 4: expected at least 16"),
         (["--max-positions", "2"], "--max-positions 2: expected at least 8"),
-        (["--spm", "nothing"], "nothing cannot be read"),
+        (["--spm", "nothing"], "nothing does not exist"),
         (["--vocab-size", "9000"], "Vocabulary size too high"),
         (["--spm", "{raw}/train.label"], "is not a sentencepiece model"),
     ],
@@ -340,6 +340,8 @@ def test_script_takes_the_columns_of_a_packed_table(tmp_path):
         f"{tmp_path}/a --text-column my\\ text --text2-column b --label-column 3 --no-header"
     )
     assert "--header" in shell("--dry-run", "a.csv", HEADER="1").stdout
+    given = shell("--dry-run", "a.csv", BPE="bert", BPE_DIR="my files", BPE_CASED="1").stdout
+    assert given.strip().endswith("--bpe bert --bpe-dir my\\ files --bpe-cased")
     assert "expected 0 or 1" in shell("--dry-run", "a.csv", HEADER="yes").stderr
 
 
