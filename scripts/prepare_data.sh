@@ -21,6 +21,8 @@
 #   BPE_CASED=1        with BPE=bert: case and accents count
 #   VOCAB_SIZE         train one of so many pieces, two less than embedding rows (default 7998)
 #   SPM_TEXT           ... on this text file, a text a line (default: the texts of train)
+#   KIND               what a row has: classes (one, the default), labels (any number of them, a|b), or number
+#   LABEL_SEPARATOR    between the labels of a row (|)
 #   DROP_DUPLICATES    `train`: drop the rows of train whose text valid or test has, too
 #   MAX_POSITIONS      positions of the model, for the share that is cut (default 256)
 #   SEED, VALID_SHARE, TEST_SHARE   split a file that has no split column (defaults 1, 0.1, 0.1)
@@ -47,6 +49,8 @@ BPE_DIR=${BPE_DIR:-}                   # folder with its files and dict.txt
 BPE_CASED=${BPE_CASED:-0}              # 1: a cased BERT
 VOCAB_SIZE=${VOCAB_SIZE:-}             # pieces of a model to train
 SPM_TEXT=${SPM_TEXT:-}                 # text to train it on
+KIND=${KIND:-}                         # what a row has: classes (one), labels (any number), or number
+LABEL_SEPARATOR=${LABEL_SEPARATOR:-}   # between the labels of a row
 DROP_DUPLICATES=${DROP_DUPLICATES:-}   # train, or empty: keep and report
 MAX_POSITIONS=${MAX_POSITIONS:-}       # of the model
 SEED=${SEED:-}                         # of the split of a file without one
@@ -88,6 +92,8 @@ option --bpe-dir "$BPE_DIR"
 [ "$BPE_CASED" = 0 ] || options+=(--bpe-cased)
 option --vocab-size "$VOCAB_SIZE"
 option --spm-text "$SPM_TEXT"
+option --kind "$KIND"
+option --label-separator "$LABEL_SEPARATOR"
 option --drop-duplicates "$DROP_DUPLICATES"
 option --max-positions "$MAX_POSITIONS"
 option --seed "$SEED"

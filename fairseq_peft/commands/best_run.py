@@ -20,7 +20,7 @@ def run(args) -> int:
     # By what chose within each run, if that is the same in all.
     choice = choices.pop() if len(choices) == 1 else Choice()
     key, sign = "valid_accuracy", 1
-    if all("best_value" in result for result in results) and choice.metric != "accuracy":
+    if choice.metric != "accuracy":
         key, sign = "best_value", 1 if choice.maximize else -1
     best = max(range(len(results)), key=lambda i: (sign * results[i][key], -i))
     sys.stdout.write(args.runs[best] + "\n")

@@ -43,6 +43,7 @@ def describe_folder(path: Path) -> dict:
         "method": told["method"]["peft"],
         "knobs": told["method"]["knobs"],
         "targets": told["method"]["targets"],
+        **({"answers": told["kind"]} if "kind" in told else {}),
         "head": f"{told['head']['kind']}, {told['head']['num_classes']} classes "
         f"({', '.join(told['labels'])})",
         **sizes(found.tensors, HEADS),

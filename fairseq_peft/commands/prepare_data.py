@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.scores import CLASSES, LABELS, METRICS, NUMBER
 from fairseq_peft.text import bpe, tables
 
 SCHEMA = 1
@@ -56,6 +57,17 @@ def add_arguments(parser) -> None:
         help="drop rows of train whose text valid or test has",
     )
     parser.add_argument("--max-positions", type=int, default=256, help="of the model (%(default)s)")
+    parser.add_argument(
+        "--kind",
+        choices=list(METRICS),
+        default=CLASSES,
+        help="what a row has: one class, any number of labels, or a number (%(default)s)",
+    )
+    parser.add_argument(
+        "--label-separator",
+        metavar="TEXT",
+        help="between the labels of a row, with --kind labels (|)",
+    )
     parser.add_argument("--seed", type=int, help="for a file without split column (1)")
     parser.add_argument("--valid-share", type=float, help="the same (0.1)")
     parser.add_argument("--test-share", type=float, help="the same (0.1)")
@@ -75,6 +87,8 @@ def run(args) -> int:
         knobs["valid_share"],
         knobs["test_share"],
         tables.columns_of(args),
+        args.kind,
+        args.label_separator or corpora.SEPARATOR,
     )
     settings = {
         "raw_sha256": digest(
@@ -89,6 +103,7 @@ def run(args) -> int:
         "spm_text_sha256": args.spm_text and digest(read(args.spm_text)),
         "drop_duplicates": args.drop_duplicates,
         "max_positions": args.max_positions,
+        **({} if args.kind == CLASSES else {"kind": args.kind}),
     }
     if is_finished(args.dest, settings, args.force):
         logger.info("%s is finished already, from the same data and settings.", args.dest)
@@ -118,6 +133,11 @@ def check_options(args) -> None:
             raise InputError(
                 f"{flag} has no effect with {bpe.given(args)}, which is a finished model. Drop one."
             )
+    if args.label_separator is not None and args.kind != LABELS:
+        raise InputError(
+            f"--label-separator has no effect with --kind {args.kind}. Give --kind {LABELS}, or "
+            "drop it."
+        )
     if args.vocab_size is not None and args.vocab_size < 16:
         raise InputError(f"--vocab-size {args.vocab_size}: expected at least 16.")
     if args.max_positions < 8:
@@ -157,7 +177,8 @@ def is_finished(dest: Path, settings: dict, force: bool) -> bool:
     if force:
         return False
     before = json.loads((dest / DONE).read_text(encoding="utf-8")).get("settings", {})
-    changed = [name for name in settings if settings[name] != before.get(name)]
+    names = dict.fromkeys([*settings, *before])
+    changed = [name for name in names if settings.get(name) != before.get(name)]
     if changed:
         raise InputError(
             f"{dest} was made with other data or settings ({', '.join(changed)}). "
@@ -181,7 +202,7 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
     labels = corpus.labels
     if args.drop_duplicates:
         corpus = checks.drop_duplicates(corpus)
-        left = {row.label for row in corpus.rows["train"]}
+        left = {name for row in corpus.rows["train"] for name in corpus.names(row)}
         if left != set(labels):
             raise InputError(f"--drop-duplicates leaves no row of {set(labels) - left} in train.")
 
@@ -201,6 +222,7 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
         "schema": SCHEMA,
         "raw": str(args.raw.resolve()),
         "settings": settings,
+        "kind": corpus.kind,
         "labels": labels,
         "pairs": corpus.has_pairs,
         "vocabulary_rows": len(dictionary),
@@ -209,7 +231,7 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
         "max_tokens": args.max_positions - checks.SPECIAL_TOKENS[corpus.has_pairs],
         "splits": {
             split: checks.split_statistics(
-                corpus.rows[split], tokens[split], known, args.max_positions
+                corpus.rows[split], tokens[split], known, args.max_positions, corpus.kind
             )
             for split in corpus.splits
         },
@@ -220,7 +242,10 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
         "dropped_train_rows": num_rows - len(corpus.rows["train"]),
         "notes": corpus.notes,
     }
-    write_lines(build / "labels.txt", labels)
+    if corpus.kind != NUMBER:
+        write_lines(build / "labels.txt", labels)
+    if corpus.kind != CLASSES:
+        write_lines(build / "kind.txt", [corpus.kind])
     for split in corpus.splits:
         rows = corpus.rows[split]
         write_lines(build / "raw" / f"{split}.review", [row.text for row in rows])
@@ -281,9 +306,14 @@ def binarise(build: Path, corpus, tokens, dictionary: list[str]) -> None:
         f"input{n}": {split: [texts[n] for texts in tokens[split]] for split in corpus.splits}
         for n in range(num_texts)
     }
-    fields["label"] = {
-        split: [[row.label] for row in corpus.rows[split]] for split in corpus.splits
-    }
+    if corpus.kind == NUMBER:  # stock fairseq's own layout
+        for split in corpus.splits:
+            lines = [row.label for row in corpus.rows[split]]
+            write_lines(build / "label" / f"{split}.label", lines)
+    else:
+        fields["label"] = {
+            split: [corpus.names(row) for row in corpus.rows[split]] for split in corpus.splits
+        }
     # A given dictionary is neither sorted by frequency nor padded, so class k is line k.
     write_lines(text_dir / "label.dict", [f"{label} 1" for label in corpus.labels])
     for name, rows_of in fields.items():

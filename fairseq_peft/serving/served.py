@@ -26,6 +26,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
+from fairseq_peft.scores import CLASSES
 from fairseq_peft.text import bpe
 from fairseq_peft.text.raw_text import DICT_NAME, MODEL_NAME
 
@@ -41,12 +42,14 @@ class Reader:
         encoder: text -> tokens.
         max_tokens: longest row, with the special tokens.
         num_texts: texts of a row, 1 or 2.
+        kind: what is predicted of a row (``scores``): a class, any number of labels, or a number.
     """
 
     labels: tuple[str, ...]
     encoder: TextEncoder
     max_tokens: int
     num_texts: int
+    kind: str = CLASSES
 
     def check(self, row: Union[str, Sequence[str]], number: int) -> tuple[str, ...]:
         """The texts of a row.
@@ -130,6 +133,7 @@ def from_checkpoint(path, data=None, kind=None) -> tuple[nn.Module, str, Reader,
         TextEncoder(subwords, dictionary, not task.get("no_init_token", False)),
         model.max_positions() - model.num_reserved,
         2 if (folder / "input1").is_dir() else 1,
+        saved.get("kind", CLASSES),
     )
     return model, head, reader, (cfg.get("model") or {}).get("precision") or "fp32"
 
@@ -205,7 +209,9 @@ def read_folder(found: AdapterFolder, encoder: Optional[TextEncoder] = None) -> 
         sha256 = description["dictionary"]["sha256"]
         dictionary = dictionary_of(words, sha256, found.folder)
         encoder = TextEncoder(found.subwords(), dictionary, given["begin"])
-    return Reader(tuple(description["labels"]), encoder, given["max_tokens"], given["num_texts"])
+    kind = description.get("kind", CLASSES)
+    labels = tuple(description["labels"])
+    return Reader(labels, encoder, given["max_tokens"], given["num_texts"], kind)
 
 
 def from_complete(found: AdapterFolder) -> tuple[nn.Module, str, Reader]:

@@ -127,6 +127,8 @@ def _train_examples(flags) -> int:
 def num_rows(data: Path) -> int:
     """Rows of train, from the index of its labels, which holds their number behind 18 bytes."""
     path = data / "label" / "train.idx"
+    if (data / "label" / "train.label").exists():  # a number a row
+        path = data / "input0" / "train.idx"
     try:
         with open(path, "rb") as file:
             return struct.unpack("<Q", file.read(26)[18:])[0]

@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+from fairseq_peft import scores
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
@@ -66,7 +67,8 @@ class BestAdapter:
         metrics = {
             "subset": choice.subset,
             "metric": choice.metric,
-            "accuracy": line["subsets"][choice.subset]["accuracy"],
+            "value": choice.value(line["subsets"]),
+            **{k: v for k, v in line["subsets"][choice.subset].items() if k == "accuracy"},
             "epoch": line["epoch"],
             "num_updates": line["num_updates"],
             "subsets": finite(line["subsets"]),
@@ -99,6 +101,7 @@ def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
     described = {
         "head_name": cfg.classification_head_name,
         "labels": list(task.labels),
+        **({} if task.kind == scores.CLASSES else {"kind": task.kind}),
         "input": {
             "max_tokens": task.max_tokens,
             "begin": not cfg.no_init_token,

@@ -10,8 +10,9 @@ import logging
 
 from fairseq.distributed import utils as distributed_utils
 
+from fairseq_peft import scores
 from fairseq_peft.checkpoints import slim
-from fairseq_peft.data import checks
+from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.models.roberta import FAMILY, HEADS
@@ -45,7 +46,7 @@ def launch(task, cfg):
     # Where training starts.
     checks.flags(task.cfg)
     start = checks.start(task.cfg)
-    choice = choose(task.cfg, task.labels, start)
+    choice = choose(task.cfg, task.labels, start, task.kind)
     state = read_start(start)
     if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
         began = ((state or {}).get("cfg") or {}).get("model") or {}
@@ -75,7 +76,9 @@ def launch(task, cfg):
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
         logger.info(line)
-    described = record.describe_run(task.cfg, model, start, task.labels, task.datasets, choice)
+    described = record.describe_run(
+        task.cfg, model, start, task.labels, task.kind, task.datasets, choice
+    )
     if start.resumes:
         record.check_same_knobs(task.cfg.save_dir, described)
     run = Run(
@@ -110,7 +113,7 @@ def take_folder(task, start: checks.Start) -> None:
         )
 
 
-def choose(cfg, labels, start: checks.Start) -> choices.Choice:
+def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     """What chooses the best validation of a run.
 
     Raises:
@@ -119,7 +122,7 @@ def choose(cfg, labels, start: checks.Start) -> choices.Choice:
     """
     subsets = cfg.valid_subset.split(",")
     choice = choices.choice(
-        cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, subsets, labels
+        cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, subsets, labels, kind
     )
     if not cfg.no_save:
         check_validates(cfg)
@@ -184,6 +187,8 @@ def adopt_labels(task, start: checks.Start, state: dict, reset_head: bool) -> No
     if head not in state["model"] or (reset_head and not start.resumes):
         saved = {key: value for key, value in saved.items() if key != "labels"}
     labels = saved.get("labels")
+    if labels is not None:
+        targets.check_kind(task.cfg.data, task.kind, saved.get("kind", scores.CLASSES))
     if labels is not None and set(labels) != set(task.labels):
         raise InputError(
             f"The head of {start.path} knows {len(labels)} classes ({', '.join(labels)}), "

@@ -26,7 +26,7 @@ FUNCTION = {
 }
 
 
-def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
+def describe_run(cfg, model, start, labels, kind, datasets, choice) -> dict:
     """The content of run.json (schema: docs/design.md).
 
     Args:
@@ -34,6 +34,7 @@ def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
         model: with its head and its method.
         start: where training starts from (``data.checks.start``).
         labels: class names in the order of the outputs.
+        kind: of the task (``scores``).
         datasets: split -> data set.
         choice: what chooses the best validation (``runs.choice.Choice``).
     """
@@ -49,6 +50,7 @@ def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
         "base": start.base,
         "method_config": model.setting.knobs(),
         "labels": list(labels),
+        "kind": kind,
         "chosen_by": choice.described(),
         "validated": {
             "every_epochs": cfg.validate_interval,
@@ -210,7 +212,7 @@ class EpochRecorder:
     def _line(self, now, num_updates) -> dict:
         train = metrics.get_meters("train")
         result = scores.from_meters(train)
-        result.pop("predicted")
+        result.pop("predicted", None)
         seconds = now - self.start - self.validation_seconds
         num_tokens = round(train["_tokens"].sum)
         self.has_line = True

@@ -45,7 +45,7 @@ PARTS = {
     "files": part(0),
     "folders": part(0),
     "seeds": part(0),
-    "scores": part(0),
+    "scores": part(0, inside="numpy"),
     "digests": part(0, TORCH),
     "keys": part(1),
     "precision": part(1, inside="torch"),
