@@ -40,7 +40,7 @@ from fairseq_peft.injection import surgery
 logger = logging.getLogger(__name__)
 
 #: Where the entry stands in a checkpoint.
-ENTRY = "base"
+ENTRY = checkpoint_file.SLIM
 FIELDS = {"path": str, "relative": str, "sha256": str, "names": list, "names_sha256": str}
 
 

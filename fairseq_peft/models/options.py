@@ -14,19 +14,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_peft import methods
-from fairseq_peft.architectures import SIZES
 from fairseq_peft.methods.base import field_types, flag_name
-
-
-def _size(name):
-    return {
-        "encoder_layers": SIZES[name].num_layers,
-        "encoder_embed_dim": SIZES[name].embed_dim,
-        "encoder_ffn_embed_dim": SIZES[name].ffn_dim,
-        "encoder_attention_heads": SIZES[name].num_heads,
-        "max_positions": SIZES[name].max_positions,
-    }
-
 
 #: name -> (type, what holds where neither the user nor the size says otherwise, help), for the
 #: models of every family.
@@ -134,13 +122,21 @@ def config_class(name: str, own: dict, base: type = FairseqDataclass) -> type:
 RobertaPeftConfig = config_class("RobertaPeftConfig", ROBERTA)
 
 
-def architecture(size: str, method: str):
-    """The function that fairseq calls to complete a config for ``--arch <size>_<method>``."""
-    presets = {name: default for name, (_, default, _) in ROBERTA.items()}
-    presets.update(_size(size), peft=method)
+def architecture(method: str, from_base):
+    """The function that fairseq calls to complete a config for an ``--arch`` of ``method``.
+
+    Args:
+        from_base: called with the flags first: what the base decides (``sizes.from_start``).
+    """
+    presets = {name: default for name, (_, default, _) in ROBERTA.items() if default is not None}
+    presets.update(peft=method)
     presets.update(dict.fromkeys(METHOD_FIELDS))
 
-    return lambda args: fill(args, presets)
+    def complete(args):
+        from_base(args)
+        fill(args, presets)
+
+    return complete
 
 
 def fill(args, presets: dict) -> None:

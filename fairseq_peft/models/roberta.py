@@ -1,26 +1,37 @@
-"""RoBERTa with any method injected: ``roberta_small``, ``roberta_base``, ``roberta_large``,
-each with a suffix a method."""
+"""RoBERTa with any method injected: ``roberta_lora``, with the sizes of its base; or with sizes by
+name, ``roberta_small``, ``roberta_base``, ``roberta_large``; each with a suffix a method.
+
+``roberta_peft`` is ``roberta_full``, for ``--peft`` with several methods.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 
 import numpy as np
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import ARCH_MODEL_REGISTRY, register_model, register_model_architecture
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    register_model,
+    register_model_architecture,
+)
 from fairseq.models.roberta import RobertaModel
 from omegaconf import OmegaConf
 
 from fairseq_peft import methods
+from fairseq_peft.adapters.base import renamed
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
-from fairseq_peft.models import heads
+from fairseq_peft.models import heads, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
 from fairseq_peft.models.options import RobertaPeftConfig, architecture
 from fairseq_peft.models.peft_model import PeftModel
+from fairseq_peft.models.sizes import Size
 from fairseq_peft.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -29,12 +40,41 @@ HEADS = "classification_heads."
 
 FAMILY = Family("encoder.sentence_encoder", (STACK,))
 
+_BODY = "encoder.sentence_encoder."
+#: What a RoBERTa's base decides.
+BASE_SIZES = sizes.BaseSizes(
+    Size("encoder_layers", sizes.num_layers(_BODY + "layers.")),
+    Size("encoder_embed_dim", sizes.num_columns(_BODY + "embed_tokens.weight")),
+    Size("encoder_ffn_embed_dim", sizes.num_rows(_BODY + "layers.0.fc1.weight")),
+    Size("encoder_attention_heads", divides="encoder_embed_dim"),
+    Size("max_positions", sizes.num_rows(_BODY + "embed_positions.weight", less=2)),
+    # Behind the last layer stands a norm where each block begins with one.
+    Size("encoder_normalize_before", sizes.is_there(_BODY + "layer_norm.weight")),
+    Size("layernorm_embedding", sizes.is_there(_BODY + "layernorm_embedding.weight")),
+    Size(
+        "untie_weights_roberta",
+        sizes.is_untied("encoder.lm_head.weight", _BODY + "embed_tokens.weight"),
+        default=False,
+    ),
+    Size("activation_fn", default="gelu"),
+    words=_BODY + "embed_tokens.weight",
+    names=renamed,
+    kind="RoBERTa",
+    # What the model computes, whatever the base says.
+    only={
+        "no_scale_embedding": True,
+        "encoder_learned_pos": True,
+        "no_token_positional_embeddings": False,
+    },
+)
+
 
 @register_model("roberta_peft", dataclass=RobertaPeftConfig)
 class RobertaPeftModel(PeftModel, RobertaModel):
     """fairseq's RoBERTa with methods of ``fairseq_peft.methods`` injected."""
 
     family = FAMILY
+    base_sizes = BASE_SIZES
     reads_lm_head = True
 
     @classmethod
@@ -46,6 +86,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         """Build the plain model, then inject the method; seeds come from the task."""
         values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
         args = argparse.Namespace(**values)
+        sizes.check_known(args, BASE_SIZES)
         if args.encoder_embed_dim % args.encoder_attention_heads:
             raise InputError(
                 f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into "
@@ -204,15 +245,35 @@ def load_embeddings(model, path: str) -> None:
     logger.info(f"token embeddings and LM bias from {path}")
 
 
+def _sizes_of(name: str) -> dict:
+    """The flags that the size ``name`` stands for."""
+    dims = SIZES[name]
+    return {
+        "encoder_layers": dims.num_layers,
+        "encoder_embed_dim": dims.embed_dim,
+        "encoder_ffn_embed_dim": dims.ffn_dim,
+        "encoder_attention_heads": dims.num_heads,
+        "max_positions": dims.max_positions,
+    }
+
+
 def _register_architectures():
-    for size in SIZES:
-        for method in methods.available():
-            names = [f"{size}_{method}"]
-            if size == "roberta_small" and method == "full":
-                names.append(size)
-            for name in names:
-                if name not in ARCH_MODEL_REGISTRY:
-                    register_model_architecture("roberta_peft", name)(architecture(size, method))
+    names = {"roberta_small": ("roberta_small", "full")}
+    for method in methods.available():
+        names[f"roberta_{method}"] = (None, method)
+        names.update({f"{size}_{method}": (size, method) for size in SIZES})
+    for name, (size, method) in names.items():
+        BASE_SIZES.name(name, f"roberta_{method}", _sizes_of(size) if size else None)
+        if name not in ARCH_MODEL_REGISTRY:
+            register_model_architecture("roberta_peft", name)(_completed(name, method))
+    # fairseq registers a model's own name as an architecture that completes nothing.
+    BASE_SIZES.name("roberta_peft", "roberta_peft")
+    ARCH_CONFIG_REGISTRY["roberta_peft"] = _completed("roberta_peft", "full")
+
+
+def _completed(name, method):
+    from_base = functools.partial(sizes.from_start, table=BASE_SIZES, arch=name)
+    return architecture(method, from_base)
 
 
 _register_architectures()
