@@ -1,7 +1,7 @@
 """The models' flags: RoBERTa's own, those of every family, one for every knob of every method.
 
-A field is None until somebody sets it; ``roberta.architecture`` fills in what its name says. So a flag
-of a method that is not chosen can be told from one that was left alone, and fairseq-train,
+A field is None until somebody sets it; ``roberta.architecture`` fills in what its name says. So a
+flag of a method that is not chosen can be told from one that was left alone, and fairseq-train,
 fairseq-hydra-train and checkpoints share one path.
 """
 
