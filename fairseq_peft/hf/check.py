@@ -10,6 +10,7 @@ import torch
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
+from fairseq_peft.text import bpe
 from fairseq_peft.text.raw_text import load_tokenizer
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
@@ -108,7 +109,7 @@ def reading(
     ``texts``; nothing where there is no sentencepiece model."""
     if not spm.is_file():
         return {}
-    encoder = TextEncoder(spm, dictionary)
+    encoder = TextEncoder(bpe.sentencepiece(spm), dictionary)
 
     def encode(rows):
         found = encoder.items([(row,) for row in rows], [10**9] * len(rows))

@@ -230,11 +230,12 @@ def copy_tokenizer(model: Path, dictionary: Path | None, out: Path) -> None:
                 f"{len(missing)} of the {len(pieces)} pieces of {model} are not in {dictionary}, "
                 f"'{missing[0]}' for one. Give the dict.txt that was made with this model."
             )
-        _copy(dictionary, out / DICT_NAME)
-    _copy(model, out / MODEL_NAME)
+        copy(dictionary, out / DICT_NAME)
+    copy(model, out / MODEL_NAME)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, which is there whole or not at all; a file is its own copy."""
     if source.resolve() != target.resolve():
         with whole(target) as temporary:
             shutil.copyfile(source, temporary)
