@@ -6,20 +6,27 @@ decides what a checkpoint holds (``slim.py``), one with a run which is the best 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
+import logging
 import os
 import shutil
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.trainer import Trainer
 
 from fairseq_peft.checkpoints import best, slim
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+
+logger = logging.getLogger(__name__)
 
 
 def install() -> None:
@@ -28,6 +35,8 @@ def install() -> None:
         return
     Trainer.state_dict = _state_dict(Trainer.state_dict)
     checkpoint_utils.load_checkpoint_to_cpu = _load(checkpoint_utils.load_checkpoint_to_cpu)
+    convert = checkpoint_utils.convert_namespace_to_omegaconf
+    checkpoint_utils.convert_namespace_to_omegaconf = _convert(convert)
     checkpoint_utils.torch_persistent_save = _save(checkpoint_utils.torch_persistent_save)
     PathManager.copy = staticmethod(_copy(PathManager.copy))
     best.install()
@@ -61,6 +70,24 @@ def _load(original):
         return state
 
     return load_checkpoint_to_cpu
+
+
+def _convert(original):
+    """fairseq looks up what an older checkpoint's args name, and fails with a KeyError where that
+    is somebody else's. Whoever starts from it needs the weights alone."""
+
+    @functools.wraps(original)
+    def convert_namespace_to_omegaconf(args):
+        known = {"task": TASK_REGISTRY, "arch": ARCH_MODEL_REGISTRY}
+        known.update((name, entry["registry"]) for name, entry in REGISTRIES.items())
+        told = dict(vars(args))
+        for name, registry in known.items():
+            if told.get(name) is not None and told[name] not in registry:
+                logger.info(f"the checkpoint's {name} {told[name]!r} is not known here: left out")
+                del told[name]
+        return original(argparse.Namespace(**told))
+
+    return convert_namespace_to_omegaconf
 
 
 def _save(original):

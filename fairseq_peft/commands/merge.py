@@ -9,6 +9,7 @@ is loaded into fairseq's own model, and its logits are compared with those of th
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -53,8 +54,30 @@ def run(args) -> int:
     sys.stdout.write(
         f"{args.out}: {len(weights)} tensors, {args.dtype}; on {len(batches)} random batches its "
         f"logits differ from the unmerged model's by {difference:.1e} at most\n"
+        f"{hub_call(args.out, cfg, model)}\n"
     )
     return 0
+
+
+def hub_call(out: Path, cfg: dict, model) -> str:
+    """The Python with which stock fairseq opens the merged file ``out``: the data folder and its
+    tokenizer, which are not in the file, are three arguments."""
+    stock = stock_class(model)
+    data = os.path.abspath(cfg["task"]["data"])
+    words = [os.path.abspath(out.parent), out.name]
+    more = {"data_name_or_path": data, **tokenizer_arguments(data)}
+    call = ", ".join([*map(repr, words), *(f"{name}={value!r}" for name, value in more.items())])
+    name = stock.__name__
+    return f"from {stock.__module__} import {name}\n{name}.from_pretrained({call})"
+
+
+def tokenizer_arguments(data: str) -> dict:
+    """What ``from_pretrained`` of fairseq's hub is told of the tokenizer of a data folder; without
+    one it takes ids."""
+    path = os.path.join(data, "sentencepiece.bpe.model")
+    if not os.path.isfile(path):
+        return {"bpe": None}
+    return {"bpe": "sentencepiece", "sentencepiece_model": path}
 
 
 def merge(path: Path, model) -> None:
@@ -116,12 +139,11 @@ def stock_config(cfg: dict, model, head) -> dict:
     """The checkpoint's configuration with fairseq's own task, criterion and architecture."""
     import argparse
 
-    from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
 
     from fairseq_peft.models.heads import kind_of
 
-    names = {registered: name for name, registered in MODEL_REGISTRY.items()}
-    stock = next(base for base in type(model).__mro__[1:] if base in names)
+    names, stock = registered(), stock_class(model)
     parser = argparse.ArgumentParser(add_help=False)
     stock.add_args(parser)
     flags, known = [*vars(parser.parse_args([]))], vars(model.args)
@@ -152,6 +174,19 @@ def stock_config(cfg: dict, model, head) -> dict:
         sizes["pooler_activation_fn"] = "linear"
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
     return {**kept, **own, "common": common, "model": sizes}
+
+
+def registered() -> dict:
+    """Class -> name of every model that fairseq knows."""
+    from fairseq.models import MODEL_REGISTRY
+
+    return {model_class: name for name, model_class in MODEL_REGISTRY.items()}
+
+
+def stock_class(model) -> type:
+    """fairseq's own class that the plugin's ``model`` stands on."""
+    names = registered()
+    return next(base for base in type(model).__mro__[1:] if base in names)
 
 
 def stock_model(cfg: dict, model, weights: dict):

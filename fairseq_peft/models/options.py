@@ -1,7 +1,7 @@
 """The models' flags: RoBERTa's own, those of every family, one for every knob of every method.
 
-A field is None until somebody sets it; ``architecture`` fills in what its name says. So a flag
-of a method that is not chosen can be told from one that was left alone, and fairseq-train,
+A field is None until somebody sets it; ``roberta.architecture`` fills in what its name says. So a
+flag of a method that is not chosen can be told from one that was left alone, and fairseq-train,
 fairseq-hydra-train and checkpoints share one path.
 """
 
@@ -126,23 +126,6 @@ def config_class(name: str, own: dict, base: type = FairseqDataclass) -> type:
 
 #: The dataclass behind ``fairseq-train --arch roberta_*``.
 RobertaPeftConfig = config_class("RobertaPeftConfig", ROBERTA)
-
-
-def architecture(method: str, from_base):
-    """The function that fairseq calls to complete a config for an ``--arch`` of ``method``.
-
-    Args:
-        from_base: called with the flags first: what the base decides (``sizes.from_start``).
-    """
-    presets = {name: default for name, (_, default, _) in ROBERTA.items() if default is not None}
-    presets.update(peft=method)
-    presets.update(dict.fromkeys(METHOD_FIELDS))
-
-    def complete(args):
-        from_base(args)
-        fill(args, presets)
-
-    return complete
 
 
 def fill(args, presets: dict) -> None:

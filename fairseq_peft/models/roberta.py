@@ -7,7 +7,6 @@ name, ``roberta_small``, ``roberta_base``, ``roberta_large``; each with a suffix
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 
 import numpy as np
@@ -29,7 +28,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import heads, norms, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
-from fairseq_peft.models.options import RobertaPeftConfig, architecture
+from fairseq_peft.models.options import METHOD_FIELDS, ROBERTA, RobertaPeftConfig, fill
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
 from fairseq_peft.seeds import stream_seed
@@ -283,23 +282,36 @@ def _sizes_of(name: str) -> dict:
     }
 
 
+def architecture(size: str | None, method: str, name: str | None = None):
+    """The function that fairseq calls to complete a config for ``--arch <size>_<method>``.
+
+    Args:
+        size: None for the sizes of the base.
+        name: what ``--arch`` says, where it is not that.
+    """
+    name = name or f"{size or 'roberta'}_{method}"
+    presets = {flag: default for flag, (_, default, _) in ROBERTA.items() if default is not None}
+    presets.update(peft=method)
+    presets.update(dict.fromkeys(METHOD_FIELDS))
+    BASE_SIZES.name(name, f"roberta_{method}", _sizes_of(size) if size else None)
+
+    def complete(args):
+        sizes.from_start(args, BASE_SIZES, name)
+        fill(args, presets)
+
+    return complete
+
+
 def _register_architectures():
     names = {"roberta_small": ("roberta_small", "full")}
     for method in methods.available():
         names[f"roberta_{method}"] = (None, method)
         names.update({f"{size}_{method}": (size, method) for size in SIZES})
     for name, (size, method) in names.items():
-        BASE_SIZES.name(name, f"roberta_{method}", _sizes_of(size) if size else None)
         if name not in ARCH_MODEL_REGISTRY:
-            register_model_architecture("roberta_peft", name)(_completed(name, method))
+            register_model_architecture("roberta_peft", name)(architecture(size, method, name))
     # fairseq registers a model's own name as an architecture that completes nothing.
-    BASE_SIZES.name("roberta_peft", "roberta_peft")
-    ARCH_CONFIG_REGISTRY["roberta_peft"] = _completed("roberta_peft", "full")
-
-
-def _completed(name, method):
-    from_base = functools.partial(sizes.from_start, table=BASE_SIZES, arch=name)
-    return architecture(method, from_base)
+    ARCH_CONFIG_REGISTRY["roberta_peft"] = architecture(None, "full", "roberta_peft")
 
 
 _register_architectures()
