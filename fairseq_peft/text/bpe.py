@@ -193,16 +193,17 @@ def from_arguments(args) -> tuple[Subwords | None, Path | None]:
     Raises:
         InputError: flags contradict each other, or a file is missing or damaged.
     """
+    given = getattr(args, "dict", None)
     if args.bpe_cased and args.bpe != Bert.kind:
         raise InputError("--bpe-cased goes with --bpe bert alone. Leave it out, or give both.")
     if args.spm:
         if args.bpe not in (None, Sentencepiece.kind) or args.bpe_dir:
             other = f"--bpe-dir {args.bpe_dir}" if args.bpe_dir else f"--bpe {args.bpe}"
             raise InputError(f"{other} and --spm name two ways to read text. Leave one out.")
-        return sentencepiece(args.spm), args.dict
+        return sentencepiece(args.spm), given
     if args.bpe is None and args.bpe_dir is None:
-        return None, args.dict
-    folder = args.bpe_dir or (args.dict.parent if args.dict else None)
+        return None, given
+    folder = args.bpe_dir or (given.parent if given else None)
     if folder is None and args.bpe == Sentencepiece.kind:
         return None, None  # one is trained
     if folder is None and args.bpe != Nothing.kind:
@@ -218,7 +219,7 @@ def from_arguments(args) -> tuple[Subwords | None, Path | None]:
         raise InputError(
             f"{folder} does not say how it reads text. Give --bpe, one of {', '.join(KINDS)}."
         )
-    dictionary = args.dict
+    dictionary = given
     if dictionary is None and folder is not None and (folder / raw_text.DICT_NAME).is_file():
         dictionary = folder / raw_text.DICT_NAME
     return found, dictionary
