@@ -15,6 +15,7 @@ from fairseq_peft.architectures import SIZES
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.checkpoints.file import told
 from fairseq_peft.errors import InputError
+from fairseq_peft.hf.weights import has_lm_head
 from fairseq_peft.models.roberta import BASE_SIZES, HEADS
 
 #: The name of a head that comes from there: fairseq's own default.
@@ -122,6 +123,7 @@ def load(base: Base, head: str | None):
         InputError: the weights do not fit.
     """
     model = build(base.flags, base.dictionary)
+    model.reads_lm_head = has_lm_head(base.weights)
     own = None if head is None else f"{HEADS}{head}."
     weights = {n: t for n, t in base.weights.items() if not n.startswith(HEADS)}
     if own is not None:

@@ -8,14 +8,14 @@ in tokenizer.json; from there they are written as vocab.txt, and as encoder.json
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
-from fairseq_peft.hf import tokenizer
+from fairseq_peft.hf import tokenizer, vocabulary
 from fairseq_peft.hf.vocabulary import Vocabulary
-from fairseq_peft.text import bpe, raw_text, subwords
+from fairseq_peft.text import bpe, raw_text, spm_file, subwords
 
 #: tokenizer.json's part -> what it has to say for text to be read as fairseq's ``--bpe bert`` does.
 WORDPIECE = {
@@ -81,19 +81,16 @@ def lacking(content: dict, wanted: dict) -> str:
     return ""
 
 
-def check_pieces(found: subwords.Subwords, symbols: list[str]) -> None:
+def check_pieces(found: subwords.Subwords, symbols: Sequence[str]) -> None:
     """Raise InputError where text may be cut into a piece that has no row of its own."""
+    files = " and ".join(str(path) for name, path in found.files.items() if name != bpe.TOLD)
     pieces = found.known()
-    missing = pieces - set(symbols)
-    if missing:
-        files = " and ".join(str(path) for name, path in found.files.items() if name != bpe.TOLD)
-        raise InputError(
-            f"{len(missing)} of the {len(pieces)} pieces of {files} are not in the dictionary, "
-            f"{min(missing)!r} for one. Give the dict.txt that was made with it."
-        )
+    if found.kind == "sentencepiece":
+        pieces = spm_file.read(found.files[raw_text.MODEL_NAME]).scores
+    tokenizer.check_pieces(files, pieces, symbols)
 
 
-def numbered(symbols: list[str], numbers: dict[str, int]) -> list[str]:
+def numbered(symbols: Sequence[str], numbers: Mapping[str, int]) -> list[str]:
     """Tokens by GPT-2's numbers, as fairseq's dict.txt names them; the specials, and what GPT-2 has
     not, keep their names."""
     kept = (*tokenizer.SPECIALS, tokenizer.MASK)
@@ -107,7 +104,7 @@ def _word_pieces(vocab: Vocabulary, out: Path) -> Reader:
         reason = "its tokenizer.json folds case without accents, or accents without case"
         return Reader(None, reason, vocab.symbols)
     rows = dict(zip(vocab.ids, vocab.symbols))
-    names = dict(zip((*tokenizer.SPECIALS, tokenizer.MASK), subwords.Bert.SPECIALS_IN_ORDER))
+    names = dict(zip((*tokenizer.SPECIALS, tokenizer.MASK), vocabulary.BERT))
     text = "".join(f"{names.get(rows[row], rows[row])}\n" for row in sorted(rows))
     _write(out / "vocab.txt", text)
     _write(out / bpe.TOLD, json.dumps({"bpe": "bert", "cased": cased}) + "\n")
