@@ -20,6 +20,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.trainer import Trainer
+from omegaconf import open_dict
 
 from fairseq_peft.checkpoints import best, slim
 from fairseq_peft.checkpoints import file as checkpoint_file
@@ -81,11 +82,15 @@ def _convert(original):
         known = {"task": TASK_REGISTRY, "arch": ARCH_MODEL_REGISTRY}
         known.update((name, entry["registry"]) for name, entry in REGISTRIES.items())
         told = dict(vars(args))
-        for name, registry in known.items():
-            if told.get(name) is not None and told[name] not in registry:
-                logger.info(f"the checkpoint's {name} {told[name]!r} is not known here: left out")
-                del told[name]
-        return original(argparse.Namespace(**told))
+        foreign = {n: told[n] for n in known if told.get(n) not in (None, *known[n])}
+        if foreign:
+            logger.info(f"the checkpoint names what is not known here, and left out: {foreign}")
+        cfg = original(argparse.Namespace(**{n: told[n] for n in told if n not in foreign}))
+        with open_dict(cfg):
+            for group, name in (("task", "task"), ("model", "arch")):
+                if cfg[group] is None:  # fairseq looks into it
+                    cfg[group] = {"_name": told.get(name)}
+        return cfg
 
     return convert_namespace_to_omegaconf
 
