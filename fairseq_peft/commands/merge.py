@@ -61,8 +61,8 @@ def run(args) -> int:
 
 
 def to_stock_eps(path: Path, model, head: str | None, dtype: str) -> str:
-    """Rescale the merged weights so that fairseq's layer norms, whose eps is fixed, compute what the
-    model's own do (``models.norms``); what the user should know of it, in lines.
+    """Rescale the merged weights so that fairseq's layer norms, whose eps is fixed, compute what
+    the model's own do (``models.norms``); what the user should know of it, as lines.
 
     Raises:
         InputError: half precision cannot hold what the rescaled layers compute.
@@ -83,7 +83,7 @@ def to_stock_eps(path: Path, model, head: str | None, dtype: str) -> str:
     nn.Module.load_state_dict(model, norms.for_stock(model.state_dict(), model.args))
     note = (
         f"fairseq's layer norms have eps {norms.STOCK_EPS}, this model's {eps}: its weights are "
-        "rescaled, so that the file computes the same there. It is for use: train on with the plugin"
+        "rescaled, so that the file computes the same there; do not train it on"
     )
     if head is None:
         note += ". The LM head's norm has no such scale; its logits moved as said"
