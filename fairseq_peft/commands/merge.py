@@ -41,6 +41,7 @@ def run(args) -> int:
     state, model, batches, head, expected = finetuned.load(args)
     check_pooler(args.checkpoint, model)
     merge(args.checkpoint, model)
+    notes = to_stock_eps(args.checkpoint, model, head, args.dtype)
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
     weights = stock_weights(model)
     check_finite(args.checkpoint, weights, args.dtype)
@@ -54,9 +55,39 @@ def run(args) -> int:
     sys.stdout.write(
         f"{args.out}: {len(weights)} tensors, {args.dtype}; on {len(batches)} random batches its "
         f"logits differ from the unmerged model's by {difference:.1e} at most\n"
-        f"{hub_call(args.out, cfg, model)}\n"
+        f"{notes}{hub_call(args.out, cfg, model)}\n"
     )
     return 0
+
+
+def to_stock_eps(path: Path, model, head: str | None, dtype: str) -> str:
+    """Rescale the merged weights so that fairseq's layer norms, whose eps is fixed, compute what
+    the model's own do (``models.norms``); what the user should know of it, as lines.
+
+    Raises:
+        InputError: half precision cannot hold what the rescaled layers compute.
+    """
+    from torch import nn
+
+    from fairseq_peft.models import norms
+
+    eps = norms.eps_of(model.args)
+    if eps == norms.STOCK_EPS:
+        return ""
+    if dtype == "fp16":
+        raise InputError(
+            f"{path} has --layer-norm-eps {eps}, and fairseq's own models {norms.STOCK_EPS}: its "
+            "weights are rescaled for them, and what they compute then is too large for fp16. Give "
+            "--dtype bf16 or fp32."
+        )
+    nn.Module.load_state_dict(model, norms.for_stock(model.state_dict(), model.args))
+    note = (
+        f"fairseq's layer norms have eps {norms.STOCK_EPS}, this model's {eps}: its weights are "
+        "rescaled, so that the file computes the same there; do not train it on"
+    )
+    if head is None:
+        note += ". The LM head's norm has no such scale; its logits moved as said"
+    return note + "\n"
 
 
 def hub_call(out: Path, cfg: dict, model) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
-from fairseq_peft.text import corpus, sources, tables
+from fairseq_peft.text import bpe, corpus, sources, tables
 
 #: The columns that a table gets.
 NEW_COLUMNS = ("prediction", "probability")
@@ -46,6 +46,11 @@ def add_arguments(parser):
     parser.add_argument("--adapter", type=Path, help="adapter folder that training wrote")
     parser.add_argument(
         "--data", type=Path, help="without --adapter: folder with dict.txt and sentencepiece model"
+    )
+    parser.add_argument(
+        "--bpe",
+        choices=list(bpe.KINDS),
+        help="without --adapter: how that folder's text is cut into pieces (what the folder says)",
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="(as in training)")
@@ -203,6 +208,7 @@ def load(args):
         args.base,
         args.adapter,
         data=args.data,
+        bpe=args.bpe,
         precision=args.precision,
         device=args.device,
         allow_other_base=args.allow_other_base,

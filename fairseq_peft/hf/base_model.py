@@ -15,7 +15,7 @@ from fairseq_peft.architectures import SIZES
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.checkpoints.file import told
 from fairseq_peft.errors import InputError
-from fairseq_peft.hf.weights import WORDS, is_tied
+from fairseq_peft.hf.weights import has_lm_head
 from fairseq_peft.models.roberta import BASE_SIZES, HEADS
 
 #: The name of a head that comes from there: fairseq's own default.
@@ -116,21 +116,18 @@ def build(flags: dict, dictionary, seed: int = 1, **more):
 
 
 def load(base: Base, head: str | None):
-    """The base's model with its weights, and its head if it is named, in eval mode.
+    """The base's model with its weights, and its head if it is named, in eval mode. An LM head that
+    the base has not is random.
 
     Raises:
         InputError: the weights do not fit.
     """
     model = build(base.flags, base.dictionary)
+    model.reads_lm_head = has_lm_head(base.weights)
     own = None if head is None else f"{HEADS}{head}."
     weights = {n: t for n, t in base.weights.items() if not n.startswith(HEADS)}
     if own is not None:
         weights.update({n: t for n, t in base.weights.items() if n.startswith(own)})
         model.register_classification_head(head, len(weights[f"{own}out_proj.weight"]))
-        # A classifier reads no LM head, and may have come without one.
-        for name, tensor in model.state_dict().items():
-            if name.startswith("encoder.lm_head."):
-                tied = name == "encoder.lm_head.weight" and is_tied(base.weights)
-                weights.setdefault(name, weights[WORDS] if tied else tensor)
     model.load_state_dict(weights)
     return model.eval()

@@ -10,7 +10,7 @@ import torch
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
-from fairseq_peft.text.raw_text import load_tokenizer
+from fairseq_peft.text.subwords import Subwords
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
 LIMIT = 1e-5
@@ -48,12 +48,14 @@ def models(
     folder: Path,
     batches: Iterable[torch.Tensor],
     ids: Sequence[int] | None = None,
+    features_only: bool = False,
 ) -> dict[str, float]:
     """The largest differences of features, and of LM or class logits, by what is compared.
 
     Args:
         model: fairseq's, in eval mode.
         head: its classification head; None for the LM head.
+        features_only: whether there is neither head.
         folder: the folder of Hugging Face's.
         batches: token ids (B, T), padded at the right. Where there is padding, nothing is compared:
             fairseq sets its embeddings to zero, Hugging Face does not.
@@ -64,14 +66,18 @@ def models(
     """
     transformers = load_transformers()
     kind = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM"
+    more = {}
+    if features_only:  # without a pooler: it would be random, and warned of
+        kind, more = "AutoModel", {"add_pooling_layer": False}
     try:
-        theirs = getattr(transformers, kind).from_pretrained(folder).eval()
+        theirs = getattr(transformers, kind).from_pretrained(folder, **more)
     except OSError as error:
         raise InputError(f"transformers does not open {folder} ({str(error)[:200]}).") from error
     pad = model.encoder.dictionary.pad()
     rows = torch.arange(len(model.encoder.dictionary)) if ids is None else torch.tensor(ids)
+    theirs.float().eval()
     logits = "class logits" if head else "LM logits"
-    seen = {"features": [], logits: []}
+    seen = {"features": []} if features_only else {"features": [], logits: []}
 
     def see(name, ours, other):
         # Rounding grows with size; features are of size 10.
@@ -85,6 +91,8 @@ def models(
             output = theirs(**given, output_hidden_states=True)
             features = model(tokens, features_only=True)[0]
             see("features", features[there], output.hidden_states[-1][there])
+            if features_only:
+                continue
             if head:
                 ours = model(tokens, features_only=True, classification_head_name=head)[0]
                 see(logits, ours, output.logits)
@@ -102,28 +110,36 @@ def models(
 
 
 def reading(
-    spm: Path, dictionary, folder: Path, rows: Sequence[str], ids: Sequence[int] | None = None
+    reader: Subwords | None,
+    dictionary,
+    folder: Path,
+    rows: Sequence[str],
+    ids: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """How many of ``rows`` and of random texts are read alike, with the arguments and errors of
-    ``texts``; nothing where there is no sentencepiece model."""
-    if not spm.is_file():
+    ``texts``; nothing where nothing reads text.
+
+    Args:
+        reader: cuts text into pieces.
+    """
+    if reader is None:
         return {}
-    encoder = TextEncoder(spm, dictionary)
+    encoder = TextEncoder(reader, dictionary)
 
     def encode(rows):
         found = encoder.items([(row,) for row in rows], [10**9] * len(rows))
         return found if ids is None else [[ids[i] for i in row] for row in found]
 
-    same, ties = texts(encode, folder, [*random_texts(spm), *rows])
+    same, ties = texts(encode, folder, [*random_texts(reader, dictionary), *rows])
     return {"texts": same, "ties": ties}
 
 
-def random_texts(spm: Path) -> list[str]:
+def random_texts(reader: Subwords, dictionary) -> list[str]:
     """Texts of random pieces."""
-    pieces = load_tokenizer(spm)
+    pieces = reader.vocabulary() or dictionary.symbols[dictionary.nspecial : -1]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, len(pieces), (NUM_TEXTS, 24), generator=generator)
-    return [pieces.decode(row) for row in ids.tolist()]
+    rows = torch.randint(len(pieces), (NUM_TEXTS, 24), generator=generator)
+    return [reader.decode([pieces[i] for i in row]) for row in rows.tolist()]
 
 
 def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:

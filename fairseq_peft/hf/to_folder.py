@@ -1,8 +1,9 @@
 """A fairseq checkpoint as a folder that Hugging Face's library opens by itself.
 
-config.json, model.safetensors           RobertaForSequenceClassification, or RobertaForMaskedLM
+config.json, model.safetensors           RobertaForSequenceClassification, RobertaForMaskedLM, or,
+                                         without any head, RobertaModel
 tokenizer.json, tokenizer_config.json    text -> fairseq's ids
-dict.txt, sentencepiece.bpe.model        copies, for the way back
+dict.txt, and the files of --bpe         copies, for the way back
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.text import bpe
+from fairseq_peft.text.subwords import Subwords
 
 
 def convert(
@@ -31,6 +34,7 @@ def convert(
     dictionary: Path | None = None,
     spm: Path | None = None,
     *,
+    reader: Subwords | None = None,
     head: str | None = None,
     labels: Sequence[str] | None = None,
     checked: bool = True,
@@ -46,6 +50,8 @@ def convert(
             folder, which is merged into its base.
         dictionary, spm: its dict.txt and its sentencepiece model; None for those beside it, or in
             the adapter folder.
+        reader: what cuts text into pieces, if it is no sentencepiece model; None for what lies
+            beside it, or in the adapter folder.
         head: the classification head, where there are several.
         labels: class names in the order of the outputs; else the checkpoint's, else LABEL_0, ...
         checked: whether both sides compute, and read, the same (``check.py``); needs transformers.
@@ -60,7 +66,7 @@ def convert(
     Raises:
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
     """
-    dictionary, spm = files(checkpoint, dictionary, spm)
+    dictionary, reader = files(checkpoint, dictionary, spm, reader)
     if checked:
         check.load_transformers()
     given = read(checkpoint, dictionary, base, allow_other_base, trust)
@@ -69,12 +75,15 @@ def convert(
         check_begin(checkpoint, given.state)
     names = class_names(checkpoint, given, head, labels)
     tied = weights.is_tied(given.weights)
-    config = hf_config.roberta(Namespace(**given.flags), len(given.dictionary), names, tied)
+    bare = head is None and not weights.has_lm_head(given.weights)
+    config = hf_config.roberta(
+        Namespace(**given.flags), len(given.dictionary), names, tied, lm_head=not bare
+    )
     tensors = weights.convert_to_hf(given.weights, head)
     tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
     contents = {
         "config.json": config,
-        "tokenizer.json": tokenizer.build(spm, given.dictionary.symbols),
+        "tokenizer.json": tokenizer.build(reader, given.dictionary.symbols),
         "tokenizer_config.json": tokenizer.settings(given.flags["max_positions"]),
     }
     found = {"kind": config["architectures"][0], "labels": names, "tensors": len(tensors)}
@@ -87,9 +96,9 @@ def convert(
                 text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
             shutil.copyfile(dictionary, new / adapter_folder.DICTIONARY)
-            shutil.copyfile(spm, new / adapter_folder.TOKENIZER)
+            bpe.write(reader, new)
             if checked:
-                found.update(compare(given, head, spm, new, texts))
+                found.update(compare(given, head, reader, new, texts, bare))
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}). Give another place."
@@ -97,24 +106,29 @@ def convert(
     return found
 
 
-def files(checkpoint: Path, dictionary: Path | None, spm: Path | None) -> tuple[Path, Path]:
-    """The checkpoint's dict.txt and sentencepiece model: those given, else those beside it, or in
-    the adapter folder.
+def files(
+    checkpoint: Path, dictionary: Path | None, spm: Path | None, reader: Subwords | None = None
+) -> tuple[Path, Subwords]:
+    """The checkpoint's dict.txt and what cuts text into its pieces: those given, else those beside
+    it, or in the adapter folder.
 
     Raises:
-        InputError: one of the three does not exist.
+        InputError: one of them does not exist.
     """
     if not checkpoint.is_dir():
         finetuned.check_file(checkpoint)
     beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    found = (
-        dictionary or beside / adapter_folder.DICTIONARY,
-        spm or beside / adapter_folder.TOKENIZER,
-    )
-    for flag, path in zip(("--dict", "--spm"), found):
-        if not path.is_file():
-            raise InputError(f"{path} does not exist. Give the checkpoint's own with {flag}.")
-    return found
+    dictionary = dictionary or beside / adapter_folder.DICTIONARY
+    if not dictionary.is_file():
+        raise InputError(f"{dictionary} does not exist. Give the checkpoint's own with --dict.")
+    if reader is None:
+        reader = bpe.sentencepiece(spm) if spm else bpe.find(beside)
+    if reader is None:
+        raise InputError(
+            f"{beside / adapter_folder.TOKENIZER} does not exist. Give the checkpoint's own with "
+            "--spm, or what else reads its text with --bpe and --bpe-dir."
+        )
+    return dictionary, reader
 
 
 def read(
@@ -244,9 +258,11 @@ def class_names(checkpoint: Path, base: base_model.Base, head: str | None, given
     return names
 
 
-def compare(base: base_model.Base, head, spm: Path, folder: Path, texts: Sequence[str]) -> dict:
+def compare(
+    base: base_model.Base, head, reader, folder: Path, texts: Sequence[str], bare: bool = False
+) -> dict:
     """What ``check.py`` finds of the folder: differences, and how many texts were read alike."""
     model = base_model.load(base, head)
     batches = finetuned.random_batches(base.dictionary, base.flags["max_positions"])
-    found = check.models(model, head, folder, batches)
-    return {**found, **check.reading(spm, base.dictionary, folder, texts)}
+    found = check.models(model, head, folder, batches, features_only=bare)
+    return {**found, **check.reading(reader, base.dictionary, folder, texts)}

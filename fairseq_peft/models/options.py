@@ -51,6 +51,12 @@ ROBERTA = {
     "max_positions": (int, None, "longest sequence, with <s>, </s> and prompt tokens"),
     "activation_fn": (str, "gelu", "activation of the feed-forward block (gelu)"),
     "pooler_activation_fn": (str, "tanh", "activation of the classification head (tanh)"),
+    "layer_norm_eps": (
+        float,
+        1e-5,
+        "what layer norms add to the variance; fairseq's own models have 1e-5, BERT's kin 1e-12 "
+        "(1e-5)",
+    ),
     "encoder_normalize_before": (bool, False, "layer norm before each block instead of after it"),
     "layernorm_embedding": (bool, True, "layer norm on the embeddings (on)"),
     "untie_weights_roberta": (bool, False, "own output matrix for the LM head"),

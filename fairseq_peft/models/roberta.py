@@ -26,7 +26,7 @@ from fairseq_peft.adapters.base import renamed
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
-from fairseq_peft.models import heads, sizes
+from fairseq_peft.models import heads, norms, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
 from fairseq_peft.models.options import METHOD_FIELDS, ROBERTA, RobertaPeftConfig, fill
 from fairseq_peft.models.peft_model import PeftModel
@@ -36,6 +36,7 @@ from fairseq_peft.seeds import stream_seed
 logger = logging.getLogger(__name__)
 
 HEADS = "classification_heads."
+LM_HEAD = "encoder.lm_head."
 
 FAMILY = Family("encoder.sentence_encoder", (STACK,))
 
@@ -56,6 +57,7 @@ BASE_SIZES = sizes.BaseSizes(
         default=False,
     ),
     Size("activation_fn", default="gelu"),
+    Size("layer_norm_eps", default=norms.STOCK_EPS),
     words=_BODY + "embed_tokens.weight",
     names=renamed,
     kind="RoBERTa",
@@ -102,7 +104,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
 
     def trains(self, name, chosen):
         """Of the heads, all that are read: an LM head is not, where there are others."""
-        if name.startswith("encoder.lm_head.") and not self.reads_lm_head:
+        if name.startswith(LM_HEAD) and not self.reads_lm_head:
             return False
         return name.startswith(HEADS) or super().trains(name, chosen)
 
@@ -198,6 +200,30 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         linear = {key: state_dict.pop(key) for key in heads.linear_keys(state_dict, prefix + HEADS)}
         super().upgrade_state_dict_named(state_dict, name)
         state_dict.update({key: linear[key] for key in linear if key[len(prefix) :] in own})
+        self._fill_lm_head(state_dict, prefix)
+
+    def _fill_lm_head(self, state_dict, prefix):
+        """A base may have no LM head, which a classifier does not read: it is as it stands then. A
+        tied output matrix is the embedding's."""
+        names = [key for key in super().state_dict() if key.startswith(LM_HEAD)]
+        words = prefix + self.family.path("embed_tokens.weight")
+        lacking = not any(prefix + key in state_dict for key in names)
+        head = self.encoder.lm_head
+        tied = head.weight is self.encoder.sentence_encoder.embed_tokens.weight
+        if tied and words in state_dict:
+            state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
+        if lacking and (self.accepts_base or not self.reads_lm_head):
+            own = super().state_dict()
+            for key in names:
+                state_dict.setdefault(prefix + key, own[key])
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As ``PeftModel.load_state_dict``; a fresh LM head that is read is told."""
+        if self.reads_lm_head and not any(".lm_head." in key for key in state_dict):
+            trains = self.encoder.lm_head.dense.weight.requires_grad
+            text = "it trains" if trains else f"and --peft {self.setting.name} does not train it"
+            logger.warning(f"the base has no LM head: a fresh one is random at first, {text}")
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _check_heads(self, state_dict, prefix):
         for head_name, head in self.classification_heads.items():

@@ -94,6 +94,7 @@ class Classifier:
         adapter: Union[str, Path, None] = None,
         *,
         data: Union[str, Path, None] = None,
+        bpe: Optional[str] = None,
         precision: Optional[str] = None,
         device: str = "cpu",
         allow_other_base: bool = False,
@@ -103,8 +104,9 @@ class Classifier:
         Args:
             base: a fairseq checkpoint; None for an adapter folder that holds a whole model.
             adapter: an adapter folder; without it, ``base`` must have a classification head.
-            data: for a checkpoint without folder: where its dict.txt and sentencepiece model are
-                (its data folder by default).
+            data: for a checkpoint without folder: where its dict.txt and sentencepiece model are,
+                or the files of another ``--bpe`` (its data folder by default).
+            bpe: for a checkpoint without folder: its ``--bpe`` (what ``data`` says by default).
             precision: fp32, or bf16 (as in training by default).
             device: cpu, cuda, ...
             allow_other_base: take a base that the adapter was not trained on.
@@ -115,8 +117,13 @@ class Classifier:
         if adapter is None:
             if base is None:
                 raise InputError("There is neither a base nor an adapter. Give at least one.")
-            model, head, reader, trained = served.from_checkpoint(base, data)
+            model, head, reader, trained = served.from_checkpoint(base, data, bpe)
             return cls(model, precision or trained, device)._whole(head, reader)._ready()
+        if bpe is not None:
+            raise InputError(
+                f"--bpe {bpe} would be ignored: the adapter folder says how it reads text. Leave "
+                "one of the two out."
+            )
         if data is not None:
             raise InputError(
                 f"The data folder {data} would be ignored: the adapter folder has its own "

@@ -23,7 +23,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.tasks.launch import launch
 from fairseq_peft.tasks.options import SentenceClassificationConfig
-from fairseq_peft.text import raw_text
+from fairseq_peft.text import bpe, raw_text
 
 logger = logging.getLogger(__name__)
 
@@ -202,16 +202,17 @@ class SentenceClassificationTask(FairseqTask):
         ``</s>``, as the data folder's were made.
 
         Raises:
-            InputError: the folder has no sentencepiece model.
+            InputError: the folder does not say how it reads text.
         """
-        path = Path(self.cfg.data) / raw_text.MODEL_NAME
-        if not path.is_file():
+        subwords = bpe.find(self.cfg.data)
+        if subwords is None:
             raise InputError(
-                f"{path} does not exist: without the sentencepiece model of the data, the text of "
-                "--prompt-init-text has no tokens. Copy it there (scripts/prepare_data.sh does), "
+                f"{Path(self.cfg.data) / raw_text.MODEL_NAME} does not exist: without the "
+                "sentencepiece model of the data, or the files of another --bpe, the text of "
+                "--prompt-init-text has no tokens. Copy them there (scripts/prepare_data.sh does), "
                 "or give --prompt-init vocab."
             )
-        return TextEncoder(path, self.dictionary).tokens(text)
+        return TextEncoder(subwords, self.dictionary).tokens(text)
 
     def load_dataset(self, split, combine=False, **kwargs):
         """Called by the launch for every split, then by fairseq again: the second call returns what

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
-    "sentencepiece", "transformers", "peft", "adapters", "safetensors", "hydra", "omegaconf",
+    "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
+    "omegaconf",
 }  # fmt: skip
 
 
@@ -52,7 +53,8 @@ PARTS = {
     "runs": part(1, inside="torch numpy"),
     "fairseq_fixes": part(1, FAIRSEQ),
     "architectures": part(1),
-    "text": part(1, "numpy scipy", "sentencepiece"),  # neither torch nor fairseq, even in functions
+    # Neither torch nor fairseq, even in functions.
+    "text": part(1, "numpy scipy", "sentencepiece tokenizers"),
     "report": part(2, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
     "injection": part(2, TORCH),
     "adapters": part(2, TORCH + " safetensors"),

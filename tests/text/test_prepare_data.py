@@ -259,7 +259,7 @@ def test_binarised_data_that_differs_from_the_text_is_refused(tmp_path, damage):
         (["--seed", "2"], "--seed has no effect"),
         (["--vocab-size", "4"], "--vocab-size 4: expected at least 16"),
         (["--max-positions", "2"], "--max-positions 2: expected at least 8"),
-        (["--spm", "nothing"], "nothing cannot be read"),
+        (["--spm", "nothing"], "nothing does not exist"),
         (["--vocab-size", "9000"], "Vocabulary size too high"),
         (["--spm", "{raw}/train.label"], "is not a sentencepiece model"),
     ],
