@@ -49,7 +49,7 @@ from fairseq_peft.cli import main; sys.exit(main())' "$HF_PACKAGES" "$@"
 
 train() {
   if [ -n "$BASE" ]; then
-    hf_cli to-hf "$BASE" "$RUN/base" --dict "$DATA/input0/dict.txt" --spm "$DATA/sentencepiece.bpe.model" --force ||
+    hf_cli to-hf "$BASE" "$RUN/base" --dict "$DATA/input0/dict.txt" --bpe-dir "$DATA" --force ||
       return
   fi
   hf_cli finetune-hf "$DATA" "${HF_BASE:-$RUN/base}" --save-dir "$RUN" --method "$METHOD" --label "$LABEL" \

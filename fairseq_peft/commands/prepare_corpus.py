@@ -44,10 +44,10 @@ def run(args) -> int:
         raise InputError(
             "--dict without --spm or --bpe. Give the sentencepiece model it belongs to."
         )
-    subwords, dictionary = bpe.from_arguments(args)
-    if subwords and args.vocab_size:
-        flag = "--spm" if args.spm else "--bpe"
+    if bpe.given(args) and args.vocab_size:
+        flag = bpe.given(args)
         raise InputError(f"--vocab-size with {flag} would be ignored. Leave one of them out.")
+    subwords, dictionary = bpe.from_arguments(args)
 
     from fairseq_peft.text import raw_text
 

@@ -112,12 +112,11 @@ def check_options(args) -> None:
         raise InputError(
             "--dict without --spm or --bpe: give the sentencepiece model it belongs to, too."
         )
-    is_finished = args.spm or args.bpe_dir or args.dict or args.bpe not in (None, "sentencepiece")
     for name in ("vocab_size", "spm_text"):
-        if is_finished and getattr(args, name) is not None:
-            flag, other = "--" + name.replace("_", "-"), "--spm" if args.spm else "--bpe"
+        if bpe.given(args) and getattr(args, name) is not None:
+            flag = "--" + name.replace("_", "-")
             raise InputError(
-                f"{flag} has no effect with {other}, which is a finished model. Drop one."
+                f"{flag} has no effect with {bpe.given(args)}, which is a finished model. Drop one."
             )
     if args.vocab_size is not None and args.vocab_size < 16:
         raise InputError(f"--vocab-size {args.vocab_size}: expected at least 16.")

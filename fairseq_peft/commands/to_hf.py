@@ -15,7 +15,6 @@ from pathlib import Path
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.commands.export import check_out
 from fairseq_peft.errors import InputError
-from fairseq_peft.text import bpe
 
 
 def add_arguments(parser):
@@ -29,7 +28,12 @@ def add_arguments(parser):
     parser.add_argument(
         "--spm", type=Path, help="sentencepiece model (sentencepiece.bpe.model, as --dict)"
     )
-    bpe.add_arguments(parser)
+    parser.add_argument(
+        "--bpe-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder that has its dict.txt, and says how its text is read (that of the checkpoint)",
+    )
     parser.add_argument("--head", help="the classification head, if there are several")
     parser.add_argument(
         "--labels",
@@ -57,12 +61,12 @@ def run(args) -> int:
 
     if not args.no_check:
         check.quiet()
-    reader, dictionary = bpe.from_arguments(args)
     found = to_folder.convert(
         args.checkpoint,
         args.out,
-        dictionary,
-        reader=reader,
+        args.dict,
+        args.spm,
+        bpe_dir=args.bpe_dir,
         head=args.head,
         labels=args.labels.split(",") if args.labels else None,
         checked=not args.no_check,

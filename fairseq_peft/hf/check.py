@@ -10,6 +10,7 @@ import torch
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
+from fairseq_peft.text.corpus import LINE_BREAKS
 from fairseq_peft.text.subwords import Subwords
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
@@ -48,14 +49,12 @@ def models(
     folder: Path,
     batches: Iterable[torch.Tensor],
     ids: Sequence[int] | None = None,
-    features_only: bool = False,
 ) -> dict[str, float]:
     """The largest differences of features, and of LM or class logits, by what is compared.
 
     Args:
-        model: fairseq's, in eval mode.
+        model: fairseq's, in eval mode. Without a head that is read, features are all it has.
         head: its classification head; None for the LM head.
-        features_only: whether there is neither head.
         folder: the folder of Hugging Face's.
         batches: token ids (B, T), padded at the right. Where there is padding, nothing is compared:
             fairseq sets its embeddings to zero, Hugging Face does not.
@@ -65,17 +64,16 @@ def models(
         InputError: a difference is more than rounding.
     """
     transformers = load_transformers()
-    kind = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM"
-    more = {}
+    kind, more = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM", {}
+    features_only = head is None and not model.reads_lm_head
     if features_only:  # without a pooler: it would be random, and warned of
         kind, more = "AutoModel", {"add_pooling_layer": False}
     try:
-        theirs = getattr(transformers, kind).from_pretrained(folder, **more)
+        theirs = getattr(transformers, kind).from_pretrained(folder, **more).float().eval()
     except OSError as error:
         raise InputError(f"transformers does not open {folder} ({str(error)[:200]}).") from error
     pad = model.encoder.dictionary.pad()
     rows = torch.arange(len(model.encoder.dictionary)) if ids is None else torch.tensor(ids)
-    theirs.float().eval()
     logits = "class logits" if head else "LM logits"
     seen = {"features": []} if features_only else {"features": [], logits: []}
 
@@ -110,36 +108,33 @@ def models(
 
 
 def reading(
-    reader: Subwords | None,
+    subwords: Subwords | None,
     dictionary,
     folder: Path,
     rows: Sequence[str],
     ids: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """How many of ``rows`` and of random texts are read alike, with the arguments and errors of
-    ``texts``; nothing where nothing reads text.
-
-    Args:
-        reader: cuts text into pieces.
-    """
-    if reader is None:
+    ``texts``; nothing where fairseq has nothing to read text with."""
+    if subwords is None:
         return {}
-    encoder = TextEncoder(reader, dictionary)
+    encoder = TextEncoder(subwords, dictionary)
 
     def encode(rows):
         found = encoder.items([(row,) for row in rows], [10**9] * len(rows))
         return found if ids is None else [[ids[i] for i in row] for row in found]
 
-    same, ties = texts(encode, folder, [*random_texts(reader, dictionary), *rows])
+    same, ties = texts(encode, folder, [*random_texts(subwords, dictionary), *rows])
     return {"texts": same, "ties": ties}
 
 
-def random_texts(reader: Subwords, dictionary) -> list[str]:
-    """Texts of random pieces."""
-    pieces = reader.vocabulary() or dictionary.symbols[dictionary.nspecial : -1]
+def random_texts(subwords: Subwords, dictionary) -> list[str]:
+    """Texts of random pieces, each a line."""
+    pieces = subwords.vocabulary() or dictionary.symbols[dictionary.nspecial : -1]
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(pieces), (NUM_TEXTS, 24), generator=generator)
-    return [reader.decode([pieces[i] for i in row]) for row in rows.tolist()]
+    ids = torch.randint(len(pieces), (NUM_TEXTS, 24), generator=generator)
+    found = [subwords.decode([pieces[i] for i in row]) for row in ids.tolist()]
+    return [LINE_BREAKS.sub(" ", text) for text in found]
 
 
 def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:

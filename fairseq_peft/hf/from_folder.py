@@ -59,7 +59,6 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
     state = {name: t.float() for name, t in weights.convert_from_hf(tensors, head).items()}
     check_rows(folder, vocab, state)
     state = vocab.reorder(state)
-    bare = head is None and not weights.has_lm_head(state)
     found = {"labels": labels, "tensors": len(state), "lm_head": weights.has_lm_head(state)}
     try:
         with folders.replaced(out) as new:
@@ -82,7 +81,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
             torch.save(checkpoint(base, labels), new / CHECKPOINT)
             if checked:
                 batches = finetuned.random_batches(words, flags["max_positions"])
-                found.update(check.models(model, head, folder, batches, vocab.ids, bare))
+                found.update(check.models(model, head, folder, batches, vocab.ids))
                 found.update(check.reading(bpe.find(new), words, folder, texts, vocab.ids))
     except OSError as error:
         raise InputError(

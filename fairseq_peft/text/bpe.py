@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.text import raw_text
+from fairseq_peft.text.corpus import SPECIALS
 from fairseq_peft.text.subwords import KINDS, Bert, Gpt2, Nothing, Sentencepiece, Subwords
 
 TOLD = "bpe.json"
@@ -145,6 +146,7 @@ def write_with_dictionary(
         if pieces is None:
             counts = Counter(piece for text in texts for piece in subwords.encode([text])[0])
             pieces = sorted(counts, key=lambda piece: (-counts[piece], piece))
+        pieces = [piece for piece in pieces if piece not in SPECIALS]  # fairseq has rows for them
         with whole(folder / raw_text.DICT_NAME) as temporary:
             temporary.write_bytes("".join(f"{piece} 1\n" for piece in pieces).encode("utf-8"))
     else:
@@ -186,6 +188,14 @@ def add_arguments(parser) -> None:
     )
 
 
+def given(args) -> str | None:
+    """The flag that names a finished way to read text; None where one is to be trained."""
+    if args.spm:
+        return "--spm"
+    trains = args.bpe in (None, Sentencepiece.kind) and not args.bpe_dir and not args.dict
+    return None if trains else "--bpe"
+
+
 def from_arguments(args) -> tuple[Subwords | None, Path | None]:
     """What the flags name, ``--spm`` and ``--dict`` among them, and its dict.txt; None for what
     they leave open.
@@ -193,17 +203,17 @@ def from_arguments(args) -> tuple[Subwords | None, Path | None]:
     Raises:
         InputError: flags contradict each other, or a file is missing or damaged.
     """
-    given = getattr(args, "dict", None)
+    dictionary = getattr(args, "dict", None)
     if args.bpe_cased and args.bpe != Bert.kind:
         raise InputError("--bpe-cased goes with --bpe bert alone. Leave it out, or give both.")
     if args.spm:
         if args.bpe not in (None, Sentencepiece.kind) or args.bpe_dir:
             other = f"--bpe-dir {args.bpe_dir}" if args.bpe_dir else f"--bpe {args.bpe}"
             raise InputError(f"{other} and --spm name two ways to read text. Leave one out.")
-        return sentencepiece(args.spm), given
+        return sentencepiece(args.spm), dictionary
     if args.bpe is None and args.bpe_dir is None:
-        return None, given
-    folder = args.bpe_dir or (given.parent if given else None)
+        return None, dictionary
+    folder = args.bpe_dir or (dictionary.parent if dictionary else None)
     if folder is None and args.bpe == Sentencepiece.kind:
         return None, None  # one is trained
     if folder is None and args.bpe != Nothing.kind:
@@ -219,7 +229,6 @@ def from_arguments(args) -> tuple[Subwords | None, Path | None]:
         raise InputError(
             f"{folder} does not say how it reads text. Give --bpe, one of {', '.join(KINDS)}."
         )
-    dictionary = given
     if dictionary is None and folder is not None and (folder / raw_text.DICT_NAME).is_file():
         dictionary = folder / raw_text.DICT_NAME
     return found, dictionary

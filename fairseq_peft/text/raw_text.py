@@ -9,8 +9,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
@@ -128,6 +126,8 @@ def hold_out(lines: list, num_valid: int, seed: int) -> tuple[list, list]:
             f"{num_valid} lines to hold out of {len(lines)}. Expected at least 1, and less than "
             f"the text has."
         )
+    import numpy as np  # here, as flags of commands come from this room
+
     chosen = set(np.random.default_rng(seed).choice(len(lines), num_valid, replace=False).tolist())
     train = [line for i, line in enumerate(lines) if i not in chosen]
     return train, [lines[i] for i in sorted(chosen)]
