@@ -207,9 +207,10 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         tied output matrix is the embedding's."""
         names = [key for key in super().state_dict() if key.startswith(LM_HEAD)]
         words = prefix + self.family.path("embed_tokens.weight")
-        lacking = not any(prefix + key in state_dict for key in names)
         head = self.encoder.lm_head
         tied = head.weight is self.encoder.sentence_encoder.embed_tokens.weight
+        untold = [key for key in names if not (tied and key == LM_HEAD + "weight")]
+        lacking = not any(prefix + key in state_dict for key in untold)
         if tied and words in state_dict:
             state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
         if lacking and (self.accepts_base or not self.reads_lm_head):
