@@ -205,17 +205,15 @@ class RobertaPeftModel(PeftModel, RobertaModel):
     def _fill_lm_head(self, state_dict, prefix):
         """A base may have no LM head, which a classifier does not read: it is as it stands then. A
         tied output matrix is the embedding's."""
-        names = [key for key in super().state_dict() if key.startswith(LM_HEAD)]
+        own = {key: t for key, t in super().state_dict().items() if key.startswith(LM_HEAD)}
         words = prefix + self.family.path("embed_tokens.weight")
-        lacking = not any(prefix + key in state_dict for key in names)
-        head = self.encoder.lm_head
-        tied = head.weight is self.encoder.sentence_encoder.embed_tokens.weight
-        if tied and words in state_dict:
-            state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
+        if self.encoder.lm_head.weight is self.encoder.sentence_encoder.embed_tokens.weight:
+            del own[f"{LM_HEAD}weight"]
+            if words in state_dict:
+                state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
+        lacking = not any(prefix + key in state_dict for key in own)
         if lacking and (self.accepts_base or not self.reads_lm_head):
-            own = super().state_dict()
-            for key in names:
-                state_dict.setdefault(prefix + key, own[key])
+            state_dict.update({prefix + key: own[key] for key in own})
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As ``PeftModel.load_state_dict``; a fresh LM head that is read is told."""
