@@ -220,7 +220,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         if self.reads_lm_head and not any(".lm_head." in key for key in state_dict):
             trains = self.encoder.lm_head.dense.weight.requires_grad
             text = "it trains" if trains else f"and --peft {self.setting.name} does not train it"
-            logger.warning(f"the base has no LM head: a fresh one is random at first, {text}")
+            logger.info(f"the base has no LM head: a fresh one is random at first, {text}")
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _check_heads(self, state_dict, prefix):
