@@ -55,7 +55,7 @@ def run(args) -> int:
     sys.stdout.write(
         f"{args.out}: {len(weights)} tensors, {args.dtype}; on {len(batches)} random batches its "
         f"logits differ from the unmerged model's by {difference:.1e} at most\n"
-        f"{notes}{hub_call(args.out, cfg, model)}\n"
+        f"{notes}{hub_call(args.checkpoint, args.out, cfg, model)}\n"
     )
     return 0
 
@@ -90,25 +90,25 @@ def to_stock_eps(path: Path, model, head: str | None, dtype: str) -> str:
     return note + "\n"
 
 
-def hub_call(out: Path, cfg: dict, model) -> str:
+def hub_call(checkpoint: Path, out: Path, cfg: dict, model) -> str:
     """The Python with which stock fairseq opens the merged file ``out``: the data folder and its
-    tokenizer, which are not in the file, are three arguments."""
+    tokenizer, which are not in the file, are arguments."""
+    from fairseq_peft.text import bpe
+
     stock = stock_class(model)
     data = os.path.abspath(cfg["task"]["data"])
+    places = [place for place in (data, os.path.abspath(checkpoint)) if os.path.isdir(place)]
+    found = next(filter(None, map(bpe.find, places)), None)
+    flags = {"data_name_or_path": data, "bpe": None, **(found.fairseq_flags() if found else {})}
     words = [os.path.abspath(out.parent), out.name]
-    more = {"data_name_or_path": data, **tokenizer_arguments(data)}
-    call = ", ".join([*map(repr, words), *(f"{name}={value!r}" for name, value in more.items())])
-    name = stock.__name__
-    return f"from {stock.__module__} import {name}\n{name}.from_pretrained({call})"
-
-
-def tokenizer_arguments(data: str) -> dict:
-    """What ``from_pretrained`` of fairseq's hub is told of the tokenizer of a data folder; without
-    one it takes ids."""
-    path = os.path.join(data, "sentencepiece.bpe.model")
-    if not os.path.isfile(path):
-        return {"bpe": None}
-    return {"bpe": "sentencepiece", "sentencepiece_model": path}
+    call = ", ".join([*map(repr, words), *(f"{name}={value!r}" for name, value in flags.items())])
+    lines = [
+        f"from {stock.__module__} import {stock.__name__}",
+        f"{stock.__name__}.from_pretrained({call})",
+    ]
+    if data not in places:
+        lines.insert(0, f"# {data} is not here: name a folder with the same dictionaries instead")
+    return "\n".join(lines)
 
 
 def merge(path: Path, model) -> None:

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.end_to_end
 from bench import Bench  # noqa: E402
 from bench import refused as refused_training  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
+from fairseq.models import ARCH_CONFIG_REGISTRY  # noqa: E402
+from fairseq.models.bart import BARTModel  # noqa: E402
 from fairseq.models.roberta import RobertaModel  # noqa: E402
 from helpers import (  # noqa: E402
     PACKAGE,
@@ -32,6 +34,7 @@ from hf_models import write_tokenizer  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
 from fairseq_peft.checkpoints import finetuned, slim  # noqa: E402
+from fairseq_peft.models.roberta import RobertaPeftModel  # noqa: E402
 
 SIZES = {
     "encoder_layers": 3,
@@ -73,6 +76,12 @@ def bare(args, model):
     return {"args": None, "cfg": None, "model": model}
 
 
+def headless(args, model):
+    """The encoder alone."""
+    state = newer(args, {name: t for name, t in model.items() if ".lm_head." not in name})
+    return {**state, "cfg": {"model": Namespace(arch="foreign_arch", **args)}}
+
+
 def lying(args, model):
     """Its flags are those of another model, as somebody who prunes layers may leave them."""
     wrong = {"encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072}
@@ -86,6 +95,7 @@ BASES = {
     "newer": ({"encoder_normalize_before": True, "activation_fn": "relu"}, newer, {}),
     "untied": ({"untie_weights_roberta": True, "layernorm_embedding": False}, newer, {}),
     "bare": ({}, bare, HEADS),
+    "headless": ({}, headless, {}),
     "lying": ({}, lying, {}),
 }
 #: What Hugging Face's library does not compute.
@@ -140,6 +150,53 @@ def write(data, tmp_path, monkeypatch):
 def features(model, tokens):
     with torch.no_grad():
         return model(tokens, features_only=True)[0]
+
+
+BART = {
+    **{"decoder_layers": 1, "decoder_attention_heads": 3, "decoder_embed_dim": 24},
+    **{"decoder_ffn_embed_dim": 20, "max_source_positions": 44, "max_target_positions": 44},
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"encoder_normalize_before": True, "decoder_normalize_before": True},  # BARThez
+        {"no_scale_embedding": False, "activation_fn": "relu"},
+    ],
+    ids=["bart", "norms before", "scaled"],
+)
+def test_the_encoder_of_an_encoder_decoder(more, data, dictionary, tmp_path):
+    torch.manual_seed(3)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    args = Namespace(**SIZES, **BART, **more)
+    ARCH_CONFIG_REGISTRY["bart_base"](args)
+    bart = BARTModel.build_model(args, task).eval()
+    with torch.no_grad():
+        for parameter in bart.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    args.max_positions = 1024  # as they all say
+    state = {"args": args, "model": bart.state_dict(), "best_loss": 1.0}
+    torch.save(state, tmp_path / "bart.pt")
+    run("export-checkpoint", tmp_path / "bart.pt", "--encoder", "--out", tmp_path / "base.pt")
+
+    given = Namespace(_name="roberta_full", restore_file=str(tmp_path / "base.pt"))
+    ARCH_CONFIG_REGISTRY["roberta_full"](given)
+    model = RobertaPeftModel.build_model(given, task)
+    model.load_state_dict(slim.read(str(tmp_path / "base.pt"))["model"])
+    tokens = next(finetuned.random_batches(dictionary, 40))
+    with torch.no_grad():
+        expected = bart.encoder(tokens)["encoder_out"][0].transpose(0, 1)
+        found = features(model.eval(), tokens)
+    text = tokens.ne(dictionary.pad())
+    assert (found - expected)[text].abs().max() < TOLERANCE["fp32"]
+
+
+def test_what_has_no_encoder_is_told_so(write, tmp_path, capsys):
+    _, base = write("older")
+    words = ("export-checkpoint", base, "--encoder", "--out", tmp_path / "out.pt")
+    assert "base.pt is no encoder-decoder" in refused(capsys, *words)
 
 
 @pytest.mark.parametrize("name", BASES)

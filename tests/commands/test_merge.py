@@ -12,6 +12,7 @@ from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
 
 from fairseq_peft import cli, methods
 from fairseq_peft.checkpoints import slim
+from fairseq_peft.commands.merge import hub_call
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -299,6 +300,12 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(trained, tmp_path, 
     part = name.split(",")[-1]
     assert f"{trained(name)}: --peft {part} cannot be merged: it adds computation" in line
     assert "fold" not in line and not list(tmp_path.iterdir())
+
+
+def test_a_data_folder_that_is_gone_is_told_in_the_call(build, tmp_path):
+    cfg = {"task": {"data": str(tmp_path / "gone")}}
+    lines = hub_call(tmp_path / "adapter", tmp_path / "m.pt", cfg, build("lora")).splitlines()
+    assert lines[0].startswith(f"# {tmp_path}/gone is not here") and "bpe=None" in lines[-1]
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
