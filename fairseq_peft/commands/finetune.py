@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text("--epochs", type=int, default=5, help="passes over train (5)")
     text("--batch-size", type=int, default=16, help="rows an update (16)")
     text("--warmup", type=float, default=6, help="per cent of the updates (6)")
-    text("--precision", default="fp32", help="fp32 or bf16 (fp32)")
+    text("--precision", default="auto", help="fp32, bf16, or auto: the faster one (auto)")
     text("--subsets", default="valid,test", help="evaluated every epoch (valid,test)")
     text("--threads", type=int, default=os.cpu_count(), help="CPU threads (all)")
     text("--keep", choices=("best", "none"), default="best", help="checkpoints to keep (best)")

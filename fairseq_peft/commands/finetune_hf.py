@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.precision import NAMES, resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-update", type=int, default=0, help="stop after so many updates (no limit)")
     add("--batch-size", type=int, default=16, help="rows an update (16)")
     add("--warmup", type=int, default=6, help="per cent of the updates (6)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="fp32 or bf16 (fp32)")
+    add("--precision", choices=NAMES, default="auto", help="(%(default)s: the faster one)")
     add("--subsets", default="valid,test", help="the first chooses the epoch (valid,test)")
     add("--dropout", type=float, default=0.1, help="of residual branches and embeddings (0.1)")
     add("--attention-dropout", type=float, default=0.1, help="of attention weights (0.1)")
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.hf import train
 
+    args.precision = resolve(args.precision)
     given = {key: value for key, value in vars(args).items() if key not in ("verb", "run")}
     train.run(train.Options(**{**given, "subsets": tuple(args.subsets.split(","))}))
     return 0

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.precision import NAMES, resolve
 from fairseq_peft.text import bpe, corpus, sources, tables
 
 #: The columns that a table gets.
@@ -53,7 +54,7 @@ def add_arguments(parser):
         help="without --adapter: how that folder's text is cut into pieces (what the folder says)",
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="(as in training)")
+    parser.add_argument("--precision", choices=NAMES, help="(as in training)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows at once (%(default)s)")
     parser.add_argument(
         "--window",
@@ -209,7 +210,7 @@ def load(args):
         args.adapter,
         data=args.data,
         bpe=args.bpe,
-        precision=args.precision,
+        precision=args.precision and resolve(args.precision),
         device=args.device,
         allow_other_base=args.allow_other_base,
     )

@@ -28,7 +28,13 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import heads, norms, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
-from fairseq_peft.models.options import METHOD_FIELDS, ROBERTA, RobertaPeftConfig, fill
+from fairseq_peft.models.options import (
+    METHOD_FIELDS,
+    ROBERTA,
+    RobertaPeftConfig,
+    decide_precision,
+    fill,
+)
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
 from fairseq_peft.seeds import stream_seed
@@ -94,8 +100,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
                 "--encoder-attention-heads "
                 f"{args.encoder_attention_heads} heads: give a multiple."
             )
-        if args.precision not in ("fp32", "bf16"):
-            raise InputError(f"--precision {args.precision!r} is unknown: give fp32 or bf16.")
+        decide_precision(cfg, args)
         model = cls(args, PeftRobertaEncoder(args, task.source_dictionary))
         if args.init_embeddings:
             load_embeddings(model, args.init_embeddings)
@@ -205,25 +210,22 @@ class RobertaPeftModel(PeftModel, RobertaModel):
     def _fill_lm_head(self, state_dict, prefix):
         """A base may have no LM head, which a classifier does not read: it is as it stands then. A
         tied output matrix is the embedding's."""
-        names = [key for key in super().state_dict() if key.startswith(LM_HEAD)]
+        own = {key: t for key, t in super().state_dict().items() if key.startswith(LM_HEAD)}
         words = prefix + self.family.path("embed_tokens.weight")
-        head = self.encoder.lm_head
-        tied = head.weight is self.encoder.sentence_encoder.embed_tokens.weight
-        untold = [key for key in names if not (tied and key == LM_HEAD + "weight")]
-        lacking = not any(prefix + key in state_dict for key in untold)
-        if tied and words in state_dict:
-            state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
+        if self.encoder.lm_head.weight is self.encoder.sentence_encoder.embed_tokens.weight:
+            del own[f"{LM_HEAD}weight"]
+            if words in state_dict:
+                state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
+        lacking = not any(prefix + key in state_dict for key in own)
         if lacking and (self.accepts_base or not self.reads_lm_head):
-            own = super().state_dict()
-            for key in names:
-                state_dict.setdefault(prefix + key, own[key])
+            state_dict.update({prefix + key: own[key] for key in own})
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         """As ``PeftModel.load_state_dict``; a fresh LM head that is read is told."""
         if self.reads_lm_head and not any(".lm_head." in key for key in state_dict):
             trains = self.encoder.lm_head.dense.weight.requires_grad
             text = "it trains" if trains else f"and --peft {self.setting.name} does not train it"
-            logger.warning(f"the base has no LM head: a fresh one is random at first, {text}")
+            logger.info(f"the base has no LM head: a fresh one is random at first, {text}")
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _check_heads(self, state_dict, prefix):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs import plan
 
@@ -94,7 +96,7 @@ def _words(knobs, schedule):
         *("--optimizer", "peft_adamw", "--lr", knobs.lr, "--lr-scheduler", "polynomial_decay"),
         *(*schedule, "--clip-norm", "1.0"),
         *("--max-epoch", str(knobs.epochs), "--batch-size", str(knobs.batch_size)),
-        *("--seed", str(knobs.seed), "--precision", knobs.precision),
+        *("--seed", str(knobs.seed), "--precision", precision.resolve(knobs.precision)),
         *("--valid-subset", knobs.subsets),
         *("--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"),
         *("--no-epoch-checkpoints", "--save-dir", str(knobs.folder), "--num-workers", "0"),
@@ -115,8 +117,16 @@ def batches(knobs: Knobs, found) -> list[int]:
         any_end = ["--total-num-update", "1"] if found.scheduler == "polynomial_decay" else []
         each = _batches_by_tokens([knobs.data, *_words(knobs, any_end)])
     else:  # every batch but the last one is full: ``data.buckets``
-        each = [-(-num_rows(Path(knobs.data)) // found.batch_size)]
+        rows = num_rows(Path(knobs.data))
+        each = [-(-(min(rows, _train_examples(knobs.flags)) or rows) // found.batch_size)]
     return [-(-number // found.world_size) for number in each]
+
+
+def _train_examples(flags) -> int:
+    """``--train-examples`` among ``flags``; 0 if it is not there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--train-examples", type=int, default=0)
+    return max(parser.parse_known_args(flags)[0].train_examples, 0)
 
 
 def num_rows(data: Path) -> int:

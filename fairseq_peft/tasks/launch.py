@@ -49,6 +49,9 @@ def launch(task, cfg):
     start = checks.start(task.cfg)
     choice = choose(task.cfg, task.labels, start)
     state = read_start(start)
+    if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
+        began = ((state or {}).get("cfg") or {}).get("model") or {}
+        cfg.precision = began.get("precision") or cfg.precision
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
         adopt_sizes(cfg, state, start.path)
         adopt_labels(task, start, state, cfg.reset_head)
@@ -83,6 +86,7 @@ def launch(task, cfg):
         subsets=task.cfg.valid_subset.split(","),
         described=described,
         best=best_so_far(choice, task.cfg.save_dir, start, state),
+        eval_test=task.cfg.eval_test,
         verify_frozen=task.cfg.verify_frozen,
     )
     if not task.cfg.no_save:

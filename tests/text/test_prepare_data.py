@@ -340,6 +340,8 @@ def test_script_takes_the_columns_of_a_packed_table(tmp_path):
         f"{tmp_path}/a --text-column my\\ text --text2-column b --label-column 3 --no-header"
     )
     assert "--header" in shell("--dry-run", "a.csv", HEADER="1").stdout
+    given = shell("--dry-run", "a.csv", BPE="bert", BPE_DIR="my files", BPE_CASED="1").stdout
+    assert given.strip().endswith("--bpe bert --bpe-dir my\\ files --bpe-cased")
     assert "expected 0 or 1" in shell("--dry-run", "a.csv", HEADER="yes").stderr
 
 
