@@ -47,12 +47,14 @@ class Size(NamedTuple):
         shown: the value that tensors show; None where they show none. Without it, none ever do.
         default: what holds where neither tensors nor args tell; None: the user has to say it.
         divides: the flag whose value has to be a multiple of this one; else args are not believed.
+        asked: whether the user is asked for it where nothing tells.
     """
 
     flag: str
     shown: Callable[[Tensors], Any] | None = None
     default: Any = None
     divides: str | None = None
+    asked: bool = True
 
 
 # ---- What tensors show ---------------------------------------------------------------------------
@@ -77,6 +79,11 @@ def num_columns(name: str):
 def is_there(name: str):
     """Whether there is such a tensor."""
     return lambda tensors: name in tensors
+
+
+def if_there(name: str, value):
+    """``value`` where there is such a tensor; where there is none, nothing is shown."""
+    return lambda tensors: value if name in tensors else None
 
 
 def is_untied(name: str, other: str):
@@ -228,7 +235,7 @@ def _complete(args, table, arch, found, path):
         raise InputError(_contradiction(table, arch, wrong, path))
     fill(args, found)
     for size in table.sizes:
-        if getattr(args, size.flag, None) is None:
+        if size.asked and getattr(args, size.flag, None) is None:
             raise InputError(_unknown(size, found, path))
 
 
@@ -271,7 +278,7 @@ def _unknown(size, found, path):
 
 def check_known(args, table: BaseSizes) -> None:
     """Raise InputError where neither a name, nor a flag, nor a base has said all sizes."""
-    missing = [s.flag for s in table.sizes if getattr(args, s.flag, None) is None]
+    missing = [s.flag for s in table.sizes if s.asked and getattr(args, s.flag, None) is None]
     if missing:
         flags = ", ".join(map(_dashed, missing))
         raise InputError(
