@@ -33,6 +33,8 @@ from fairseq_peft.models.sizes import Size
 
 FAMILY = Family("decoder", (STACK,))
 
+#: Flags that follow from ``decoder_embed_dim``, which a flag may change.
+_FOLLOW = ("decoder_input_dim", "decoder_output_dim")
 _WORDS = "decoder.embed_tokens.weight"
 _LAST_NORM = "decoder.layer_norm.weight"
 _POSITIONS = "decoder.embed_positions.weight"
@@ -186,7 +188,8 @@ def _register_architectures():
         ARCH_CONFIG_REGISTRY[size](args)
         if size != "transformer_lm" and not any(getattr(args, flag, None) for flag in REFUSED):
             names[f"{size}_peft"] = (size, None)
-            own = {s.flag: getattr(args, s.flag) for s in BASE_SIZES.sizes if hasattr(args, s.flag)}
+            told = {flag for flag in vars(args) if flag not in _FOLLOW}
+            own = {s.flag: getattr(args, s.flag) for s in BASE_SIZES.sizes if s.flag in told}
             BASE_SIZES.name(f"{size}_peft", "transformer_lm_full", own)
     for method in methods.available():
         names[f"transformer_lm_{method}"] = ("transformer_lm", method)

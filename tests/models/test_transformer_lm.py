@@ -267,9 +267,9 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     checkpoint and the merged weights, which give one loss."""
     data = data_folder / "input0"
 
-    def train(arch, folder, max_update, *more):
+    def train(arch, folder, max_update, *more, sizes=SIZES):
         done = fairseq(
-            *("train", data, "--task", "language_modeling", "--cpu", "--arch", arch, *SIZES),
+            *("train", data, "--task", "language_modeling", "--cpu", "--arch", arch, *sizes),
             *("--sample-break-mode", "none"),
             *("--criterion", "cross_entropy", "--optimizer", "adam", "--lr", 1e-2),
             *(
@@ -299,8 +299,9 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     plugin = ("--user-dir", PACKAGE)
     flags = ("--peft", "lora,prefix", "--peft-targets", "all-linear", "--lora-rank", 4)
     train("transformer_lm_gpt_peft", "both", 30, *plugin, *flags, "--finetune-from-model", base)
-    flags = ("--peft", "lora", "--peft-targets", "all-linear,embed_tokens", "--lora-rank", 4)
-    train("transformer_lm_gpt_peft", "lora", 30, *plugin, *flags, "--finetune-from-model", base)
+    flags = ("--peft-targets", "all-linear,embed_tokens", "--lora-rank", 4)
+    given = (*plugin, *flags, "--finetune-from-model", base)
+    train("transformer_lm_lora", "lora", 30, *given, sizes=("--tokens-per-sample", 16))
 
     before = torch.load(base, weights_only=False)["model"]
     for name in ("both", "lora"):
