@@ -250,7 +250,9 @@ def _contradiction(table, arch, wrong, path):
         f"--arch {arch} and its flags do not fit {path}: {differ}. Give --arch "
         f"{table.any_size[arch]}{drop}, which takes its sizes from the base"
     )
-    return text + (f", or {' '.join(fit)}." if fit else ".")
+    # A switch that is on cannot be typed off.
+    off = any(base is False for _, base in pairs)
+    return f"{text}." if off else f"{text}, or {' '.join(fit)}."
 
 
 def _dashed(flag):
@@ -258,10 +260,8 @@ def _dashed(flag):
 
 
 def _words(flag, value):
-    """What is typed for ``flag``: a switch that is off is left out."""
-    if isinstance(value, bool):
-        return [_dashed(flag)] if value else []
-    return [_dashed(flag), str(value)]
+    """What is typed for ``flag``."""
+    return [_dashed(flag)] if value is True else [_dashed(flag), str(value)]
 
 
 def _unknown(size, found, path):

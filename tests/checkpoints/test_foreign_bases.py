@@ -297,6 +297,12 @@ def test_fairseq_hydra_train_takes_the_sizes_too(write, data, fairseq, tmp_path)
         ("newer", "roberta_base_lora", {}, [r"embed_dim 768 .*Give --arch roberta_lora, which"]),
         ("newer", "roberta_base_lora", {}, [re.escape(", or --encoder-layers 3 --encoder-embed")]),
         ("untied", "roberta_lora", {"activation_fn": "relu"}, ["relu .the base has gelu"]),
+        (
+            "older",
+            "roberta_lora",
+            {"encoder_normalize_before": True},
+            ["before True .the base has False.*without --encoder-normalize-before.* the base[.]$"],
+        ),
     ],
 )
 def test_what_contradicts_the_base_is_told_what_fits(
