@@ -251,7 +251,7 @@ def _contradiction(table, arch, wrong, path):
         f"{table.any_size[arch]}{drop}, which takes its sizes from the base"
     )
     # A switch that is on cannot be typed off.
-    off = any(base is False for _, base in pairs)
+    off = any(base is False for _, base in wrong.values())
     return f"{text}." if off else f"{text}, or {' '.join(fit)}."
 
 
