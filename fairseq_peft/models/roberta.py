@@ -72,6 +72,7 @@ BASE_SIZES = sizes.BaseSizes(
         "no_scale_embedding": True,
         "encoder_learned_pos": True,
         "no_token_positional_embeddings": False,
+        "token_dropout": False,  # ESM's
     },
 )
 
