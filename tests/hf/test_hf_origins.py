@@ -103,12 +103,18 @@ def test_bert_is_a_roberta(older, folder, tmp_path):
     rows = [2, 0, 3, 1, *range(5, len(tokens)), 4]
     before = weights_of(folder / "lm.pt")
     close(before, weights_of(tmp_path / "back" / "model.pt"), rows)
-    reader = bpe.find(tmp_path / "back")
-    assert reader.kind == "bert" and reader.options == {"cased": False}
+    place = bpe.locate(tmp_path / "back")
+    assert place.kind == "bert" and place.options == {"cased": False}
     assert (tmp_path / "back" / "vocab.txt").read_text().split("\n") == [*tokens, ""]
     lines = (tmp_path / "back" / "dict.txt").read_text().splitlines()
     assert [line.split(" ")[0] for line in lines] == tokens[5:]
-    # And on: as a RoBERTa that reads WordPiece.
+
+
+def test_bert_goes_back_as_a_roberta_that_reads_word_pieces(folder, tmp_path):
+    pytest.importorskip("tokenizers")
+    run("to-hf", folder / "lm.pt", tmp_path / "hf", "--no-check")
+    word_pieces(as_bert(tmp_path / "hf"))
+    run("from-hf", tmp_path / "hf", tmp_path / "back", "--no-check")
     run("to-hf", tmp_path / "back" / "model.pt", tmp_path / "again", "--no-check")
     run("from-hf", tmp_path / "again", tmp_path / "third", "--no-check")
     for path in (tmp_path / "back").iterdir():
