@@ -9,6 +9,7 @@ is loaded into fairseq's own model, and its logits are compared with those of th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -93,12 +94,10 @@ def to_stock_eps(path: Path, model, head: str | None, dtype: str) -> str:
 def hub_call(checkpoint: Path, out: Path, cfg: dict, model) -> str:
     """The Python with which stock fairseq opens the merged file ``out``: the data folder and its
     tokenizer, which are not in the file, are arguments."""
-    from fairseq_peft.text import bpe
-
     stock = stock_class(model)
     data = os.path.abspath(cfg["task"]["data"])
     places = [place for place in (data, os.path.abspath(checkpoint)) if os.path.isdir(place)]
-    found = next(filter(None, map(bpe.find, places)), None)
+    found = next(filter(None, map(reader, places)), None)
     flags = {"data_name_or_path": data, "bpe": None, **(found.fairseq_flags() if found else {})}
     words = [os.path.abspath(out.parent), out.name]
     call = ", ".join([*map(repr, words), *(f"{name}={value!r}" for name, value in flags.items())])
@@ -109,6 +108,16 @@ def hub_call(checkpoint: Path, out: Path, cfg: dict, model) -> str:
     if data not in places:
         lines.insert(0, f"# {data} is not here: name a folder with the same dictionaries instead")
     return "\n".join(lines)
+
+
+def reader(folder: str):
+    """What reads text as ``folder`` does; None where it does not say, or where its files are
+    damaged: the merged model is whole all the same."""
+    from fairseq_peft.text import bpe
+
+    with contextlib.suppress(InputError):
+        return bpe.find(folder)
+    return None
 
 
 def merge(path: Path, model) -> None:

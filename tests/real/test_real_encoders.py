@@ -70,10 +70,12 @@ def encoder(request, library, package, tmp_path_factory):
         for split, number in NUM_ROWS.items():
             for part in ("review", "label"):
                 text = Path(shared, "data", "cls-books", f"{split}.{part}").read_text("utf-8")
-                rows = text.split("\n")[:number]
+                rows = text.rstrip("\n").split("\n")
+                rows = rows[:: len(rows) // number][:number]  # its classes come one after the other
                 (raw / f"{split}.{part}").write_text("\n".join(rows) + "\n", "utf-8")
-    # At the ends, published tokenizers keep a space that sentencepiece drops.
-    texts = [line.strip() for line in lines(1000, special=False)]
+    # XLM-R's published tokenizer keeps a space at the end of a text, which sentencepiece drops, and
+    # control characters are spaces to both: texts end with a full stop.
+    texts = [line.strip() + " ." for line in lines(1000, special=False)]
     (place / "texts").write_text("\n".join(texts) + "\n", "utf-8")
     told = printed("from-hf", folder, place / "base", "--check-text", place / "texts")
     return Encoder(name, folder, place / "base", told, raw)
