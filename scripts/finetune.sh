@@ -25,7 +25,7 @@ METHOD=${METHOD:-full}                  # a method (fairseq-peft methods lists t
 LABEL=${LABEL:-$METHOD}                 # what the run is called in reports
 INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
 BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
-SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
+SIZE=${SIZE:-auto}                      # auto (BASE's, and roberta_small from scratch), roberta_small, _base or _large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 STEP=${STEP:-all}                       # all; plan and finish: before and after fairseq-peft sweep-members trains it
 WAIT=${WAIT:-0}                         # 1: wait while another process has the run

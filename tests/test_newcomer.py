@@ -39,7 +39,7 @@ def reviews(number, seed):
     for i in range(number):
         opinion = ("positif", "négatif")[i % 2]
         parts = [f"{rng.choice(SUBJECTS)} est {rng.choice(WORDS[opinion])}" for _ in range(3)]
-        yield f"N° {i}: {parts[0]}, {parts[1]}\n« {parts[2]} », dit-on; \"oui\"", opinion
+        yield f'N° {i}: {parts[0]}, {parts[1]}\n« {parts[2]} », dit-on; "oui"', opinion
 
 
 def block():
@@ -122,7 +122,9 @@ def test_from_an_own_table_to_labels(here):
     assert "Traceback" not in err
 
     places = [
-        f"avis/pretrained/{method}/seed{seed}" for method in ("lora", "head_only") for seed in (1, 2)
+        f"avis/pretrained/{method}/seed{seed}"
+        for method in ("lora", "head_only")
+        for seed in (1, 2)
     ]
     for place in places:
         folder = here / "runs" / place

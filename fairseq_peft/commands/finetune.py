@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text("--method", default="full", help="a method, or several with + between (full)")
     text("--label", help="what the run is called in reports (the method)")
     text("--runs", default="runs", metavar="DIR", help="where runs land (runs)")
-    text("--size", default="roberta_small", help="architecture (roberta_small)")
+    text(
+        "--size",
+        default="auto",
+        help="roberta_small, roberta_base or roberta_large; auto: the base's, and roberta_small "
+        "from scratch (auto)",
+    )
     text("--seed", type=int, default=1, help="seed of head, method, batches and dropout (1)")
     text("--lr", default="1e-4", help="peak learning rate (1e-4)")
     text("--epochs", type=int, default=5, help="passes over train (5)")

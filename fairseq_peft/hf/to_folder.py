@@ -1,6 +1,7 @@
 """A fairseq checkpoint as a folder that Hugging Face's library opens by itself.
 
-config.json, model.safetensors           RobertaForSequenceClassification, or RobertaForMaskedLM
+config.json, model.safetensors           RobertaForSequenceClassification, RobertaForMaskedLM, or,
+                                         without any head, RobertaModel
 tokenizer.json, tokenizer_config.json    text -> fairseq's ids; of GPT-2's byte pairs vocab.json and
                                          merges.txt, too
 dict.txt, sentencepiece.bpe.model        copies, for the way back (or the files of another --bpe)
@@ -74,7 +75,10 @@ def convert(
         check_begin(checkpoint, given.state)
     names = class_names(checkpoint, given, head, labels)
     tied = weights.is_tied(given.weights)
-    config = hf_config.roberta(Namespace(**given.flags), len(given.dictionary), names, tied)
+    lm_head = weights.has_lm_head(given.weights)
+    config = hf_config.roberta(
+        Namespace(**given.flags), len(given.dictionary), names, tied, lm_head
+    )
     tensors = weights.convert_to_hf(given.weights, head)
     tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
     contents = {

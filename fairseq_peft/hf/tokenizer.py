@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import spm_file
-from fairseq_peft.text.subwords import Gpt2, Sentencepiece, Subwords
+from fairseq_peft.text.subwords import Bert, Gpt2, Nothing, Sentencepiece, Subwords
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
@@ -48,9 +48,12 @@ def contents(subwords: Subwords, symbols: Sequence[str], max_positions: int) -> 
                 "add_prefix_space": False,
             },
         }
+    if isinstance(subwords, (Bert, Nothing)):
+        parts = word_pieces if isinstance(subwords, Bert) else words
+        return {"tokenizer.json": parts(subwords, symbols), "tokenizer_config.json": told}
     raise InputError(
         f"Text that is cut by --bpe {subwords.kind} has no counterpart among the tokenizers of "
-        "Hugging Face's RoBERTa. Known are sentencepiece and gpt2."
+        "Hugging Face's. Known are sentencepiece, gpt2, bert and none."
     )
 
 
@@ -87,6 +90,49 @@ def gpt2(subwords: Gpt2, symbols: Sequence[str]) -> dict:
                 "vocab": vocab,
                 "merges": merges,
             },
+        },
+    }
+
+
+def word_pieces(subwords: Bert, symbols: Sequence[str]) -> dict:
+    """tokenizer.json of WordPiece, by BERT's rules of words.
+
+    Raises:
+        InputError: a piece is not in the dictionary: the library would look for shorter ones.
+    """
+    check_pieces(subwords.files["vocab.txt"], subwords.known(), symbols)
+    return {
+        **_frame(symbols),
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": not subwords.options.get("cased", False),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {symbol: row for row, symbol in enumerate(symbols)},
+        },
+    }
+
+
+def words(subwords: Nothing, symbols: Sequence[str]) -> dict:
+    """tokenizer.json of text whose tokens stand between spaces."""
+    return {
+        **_frame(symbols),
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "unk_token": "<unk>",
+            "vocab": {symbol: row for row, symbol in enumerate(symbols)},
         },
     }
 
@@ -147,7 +193,7 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
     }
 
 
-def check_pieces(model: Path, pieces: Iterable[str], symbols: Sequence[str]) -> None:
+def check_pieces(model: Path | str, pieces: Iterable[str], symbols: Sequence[str]) -> None:
     """Raise InputError where a piece of the sentencepiece model ``model`` is not in fairseq's
     dictionary."""
     pieces = set(pieces)

@@ -28,6 +28,8 @@ class Knobs:
         method: a method, or several with + between.
         label: what the run is called in reports; its folder.
         base: checkpoint to start from; None: from scratch.
+        size: roberta_small, roberta_base or roberta_large; auto: the base's, and from scratch
+            roberta_small.
         warmup: per cent of the updates.
         arch_args: more flags of the architecture.
         flags: more flags of fairseq-train.
@@ -78,10 +80,13 @@ def command(knobs: Knobs) -> list[str]:
 
 
 def _words(knobs, schedule):
-    alone = not re.search("[+,]", knobs.method)
-    arch = ["--arch", f"{knobs.size}_{knobs.method}" if alone else knobs.size]
-    if not alone:
-        arch += ["--peft", knobs.method]
+    size = knobs.size
+    if size == "auto":
+        size = "roberta" if knobs.base else "roberta_small"
+    if not re.search("[+,]", knobs.method):
+        arch = ["--arch", f"{size}_{knobs.method}"]
+    else:
+        arch = ["--arch", "roberta_peft" if size == "roberta" else size, "--peft", knobs.method]
     if knobs.label != knobs.method:
         arch += ["--method-label", knobs.label]
     start = ["--finetune-from-model", knobs.base] if knobs.base else ["--from-scratch"]

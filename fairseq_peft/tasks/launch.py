@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_peft import scores
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
+from fairseq_peft.models import sizes
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
@@ -52,6 +54,7 @@ def launch(task, cfg):
         began = ((state or {}).get("cfg") or {}).get("model") or {}
         cfg.precision = began.get("precision") or cfg.precision
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
+        adopt_sizes(cfg, state, start.path)
         adopt_labels(task, start, state, cfg.reset_head)
 
     # The model, and whether it can start there.
@@ -174,6 +177,19 @@ def read_start(start: checks.Start) -> dict | None:
     if start.path is None:
         return None
     return slim.read(start.path, start.base if start.resumes else None)
+
+
+def adopt_sizes(cfg, state: dict, path: str) -> None:
+    """Set the flags of the model that its start decides: on a command line they are set already,
+    ``fairseq-hydra-train`` has not looked.
+
+    Raises:
+        InputError: a flag, or the name of the architecture, says something else.
+    """
+    name = cfg._name
+    table = getattr(ARCH_MODEL_REGISTRY.get(name), "base_sizes", None)
+    if table is not None and name in table.named:
+        sizes.complete(cfg, table, name, state, path)
 
 
 def adopt_labels(task, start: checks.Start, state: dict, reset_head: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 from fairseq.logging import metrics
 
 from fairseq_peft import __version__, methods, scores
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.models import folder
@@ -113,13 +114,10 @@ def check_same_knobs(save_dir: str, described: dict) -> None:
 def check_start_knobs(path: str, state: dict, model) -> None:
     """Raise InputError where a new run starts from what a method has learnt in ``path``, and its
     knobs would let that compute something else."""
-    given = (state.get("cfg") or {}).get("model")
-    if not isinstance(given, dict) or not given.get("peft"):
+    told = methods.told(checkpoint_file.told(state))
+    if told is None:
         return  # a base
-    flags = {flag: given.get(flag) for flag in methods.setting(given["peft"], {}).flags()}
-    before = {
-        method.name: asdict(method.config) for method in methods.setting(given["peft"], flags)
-    }
+    before = {method.name: asdict(method.config) for method in told}
     now = {method.name: asdict(method.config) for method in model.setting}
     differ = {
         name: pair

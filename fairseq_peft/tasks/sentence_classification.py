@@ -121,8 +121,8 @@ class SentenceClassificationTask(FairseqTask):
         if not hasattr(ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name)), "inject"):
             raise InputError(
                 f"--arch {name} does not go with --task sentence_classification, which needs one "
-                "of this plugin's architectures: roberta_small, roberta_base_lora, "
-                "roberta_large_adapter, ... Give one as --arch."
+                "of this plugin's architectures: roberta_lora, roberta_adapter, "
+                "roberta_small_full, ... Give one as --arch."
             )
         if from_checkpoint:
             model = self.build_classifier(cfg)

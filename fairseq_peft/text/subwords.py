@@ -6,6 +6,7 @@ does (``fairseq.data.encoders``); byte pairs need no other library here.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import raw_text
 
+#: Words whose pieces are remembered.
+NUM_WORDS = 2**16
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -132,15 +135,15 @@ class Gpt2(Subwords):
                 f"{path} lacks {len(lacking)} of the pieces of {merges}, {min(lacking)!r} for one. "
                 "Give the two files that belong together."
             )
-        self.cache = {}
+        self.cut_word = functools.lru_cache(NUM_WORDS)(self._cut)
 
     def _pieces(self, text):
         for word in self.words.findall(text):
-            if word not in self.cache:
-                letters = [self.letters[byte] for byte in word.encode("utf-8")]
-                found = merge(letters, self.ranks)
-                self.cache[word] = [str(self.encoder[piece]) for piece in found]
-            yield from self.cache[word]
+            yield from self.cut_word(word)
+
+    def _cut(self, word):
+        found = merge([self.letters[byte] for byte in word.encode("utf-8")], self.ranks)
+        return [str(self.encoder[piece]) for piece in found]
 
     def decode(self, pieces):
         names = {str(number): name for name, number in self.encoder.items()}
@@ -171,17 +174,15 @@ class Codes(Subwords):
         self.ranks, self.end_apart = self._read(path)
         if not self.ranks:
             raise InputError(f"{path} holds no pair. Give the codes of --bpe {self.kind}.")
-        self.cache = {}
+        self.cut_word = functools.lru_cache(NUM_WORDS)(self._cut)
 
     def _read(self, path) -> tuple[dict[tuple[str, str], int], bool]:
         """The pairs by rank, and whether the end of a word is a letter of its own."""
         raise NotImplementedError
 
     def _pieces(self, text):
-        for word in text.split(" "):
-            if word and word not in self.cache:
-                self.cache[word] = self._cut(word)
-            yield from self.cache[word] if word else ()
+        for word in filter(None, text.split(" ")):
+            yield from self.cut_word(word)
 
     def _cut(self, word):
         if len(word) == 1:

@@ -67,6 +67,7 @@ PARTS = {
     "optim": part(5, FAIRSEQ),
     "models": part(6, FAIRSEQ),
     "checkpoints": part(7, FAIRSEQ),
+    "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
     "tasks": part(8, FAIRSEQ),
     "combining": part(9, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
