@@ -1,5 +1,5 @@
-"""The path of a newcomer, as README.md has it: an own CSV, prepared, a sweep with early stopping that
-is interrupted, goes on and is extended, the report, and new rows classified."""
+"""The path of a newcomer, as README.md has it: an own CSV, prepared, a sweep with early stopping
+that is interrupted, goes on and is extended, the report, and new rows classified."""
 
 from __future__ import annotations
 

@@ -102,9 +102,11 @@ def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
         done = False
     elif differ and change == "extend":
         check_extension(folder, before, now, differ, done)
-        if done:
+        if done and _ended_by(folder).startswith("early stop"):
+            plan.write(folder, now)  # with more epochs it would have ended there, too
+        elif done:
             (folder / "result.json").unlink()
-        done = False
+            done = False
     elif differ:
         raise InputError(
             f"{folder} holds another run: {plan.sentence(differ)}. Give --redo to throw it away, "
@@ -130,10 +132,14 @@ def check_extension(folder: Path, before, now, differ: dict, done: bool) -> None
         )
     elif others:
         why = plan.sentence(others)
+        if "warmup_updates" in others:
+            why += "; --warmup 0 is the same for any number of epochs"
     elif now.max_epoch < before.max_epoch:
         why = f"it has {before.max_epoch} epochs, and {now.max_epoch} are fewer"
     elif _plans_updates(now):
         why = f"{now.peft or now.arch} plans its ranks for all updates of a run"
+    elif done and _ended_by(folder).startswith("early stop"):
+        return
     elif done and not _ended_by(folder).startswith("max_epoch"):
         why = f"what ended it is not --max-epoch, but {_ended_by(folder)}"
     elif done and not (folder / "checkpoint_last.pt").exists():
