@@ -15,14 +15,18 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, TINY_FLAGS
+from helpers import ROOT, TINY, TINY_FLAGS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
+from fairseq.dataclass.configs import FairseqConfig  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 from runs import metrics  # noqa: E402
+
+from fairseq_peft.checkpoints import finetuned  # noqa: E402
 
 pytestmark = pytest.mark.end_to_end
 
@@ -78,7 +82,9 @@ def here(tmp_path, python):
         words.add_symbol(pieces.id_to_piece(i))
     words.save(str(tmp_path / "dict.txt"))
     words.add_symbol("<mask>")
-    adapter_folders.save_base(tmp_path / "model.pt", adapter_folders.base_state(words))
+    cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+    cfg.update(model={"_name": "roberta_small", **TINY}, task={"_name": "masked_lm"})
+    finetuned.write(tmp_path / "model.pt", {}, cfg, adapter_folders.base_state(words))
     command = tmp_path / "bin" / "fairseq-peft"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} -m fairseq_peft.cli "$@"\n')
