@@ -91,6 +91,14 @@ refuse_variables() {
   done
 }
 
+# refuse_prefixes "PREFIX USE"...: the same where the name of any variable begins like this.
+refuse_prefixes() {
+  local pair name
+  for pair in "$@"; do
+    for name in $(compgen -v "${pair%% *}"); do refuse_variables "$name ${pair#* }"; done
+  done
+}
+
 # run CMD...: run it, or print it (quoted, ready to paste) under --dry-run.
 run() {
   if [ "$DRY_RUN" = 1 ]; then
@@ -143,4 +151,9 @@ fairseq_cli() {
 # peft_cli VERB ARGS...: `fairseq-peft VERB ...`, installed or not.
 peft_cli() {
   run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
+}
+
+# exec_peft_cli VERB ARGS...: the same in place of this script, also under --dry-run, which the verb knows itself.
+exec_peft_cli() {
+  exec env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
 }

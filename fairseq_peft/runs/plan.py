@@ -7,6 +7,7 @@ the flags, and off the files that it reads.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -216,6 +217,16 @@ def data_fingerprint(data: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        found = None  # opening it says what is wrong
+    return _sha256_of(path, found and (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1000)
+def _sha256_of(path: Path, _state) -> str:
+    """Computed once for each state of a file: a sweep has many plans of one base."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

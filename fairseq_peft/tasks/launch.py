@@ -42,29 +42,10 @@ def launch(task, cfg):
     Raises:
         InputError: whatever the run would fail at, or ignore.
     """
-    # Where training starts.
-    checks.flags(task.cfg)
-    start = checks.start(task.cfg)
-    choice = choose(task.cfg, task.labels, start)
-    state = read_start(start)
-    if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
-        adopt_labels(task, start, state, cfg.reset_head)
-
-    # The model, and whether it can start there.
-    model = task.build_classifier(cfg)
-    model.accepts_base = not start.resumes  # what a run has written itself lacks nothing
-    check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
-    if state:
-        checks.check_start(start.path, state, model, task.dictionary, task.cfg)
-        if not start.resumes:
-            record.check_start_knobs(start.path, state, model)
-    model.check_base(state["model"] if state else None)
-    if not state:  # else the model does so when fairseq has loaded the base
-        model.adopt_base()
+    model, start, state, choice = prepare(task, cfg)
 
     # Every row of every split; they are cut to the room that the model leaves.
-    for split in [task.cfg.train_subset, *task.cfg.valid_subset.split(",")]:
-        task.load_dataset(split)
+    load_data(task)
 
     # From here on the folder is this process's.
     take_folder(task, start)
@@ -87,6 +68,48 @@ def launch(task, cfg):
     if state and not task.cfg.full_checkpoints:
         run.base_ref = slim.base_ref_of_run(model, FAMILY, state, start, run.save_dir)
     return model, run
+
+
+def prepare(task, cfg):
+    """The model that a run trains, checked, with nothing written: a sweep asks for it, too, before
+    its first run.
+
+    Args and errors: as ``launch``.
+
+    Returns:
+        The model; where training starts (``checks.Start``); the checkpoint of that place, None from
+        scratch; what chooses the best validation.
+    """
+    # Where training starts.
+    checks.flags(task.cfg)
+    start = checks.start(task.cfg)
+    choice = choose(task.cfg, task.labels, start)
+    state = read_start(start)
+    if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
+        adopt_labels(task, start, state, cfg.reset_head)
+
+    # The model, and whether it can start there.
+    model = task.build_classifier(cfg)
+    model.accepts_base = not start.resumes  # what a run has written itself lacks nothing
+    check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
+    if state:
+        checks.check_start(start.path, state, model, task.dictionary, task.cfg)
+        if not start.resumes:
+            record.check_start_knobs(start.path, state, model)
+    model.check_base(state["model"] if state else None)
+    if not state:  # else the model does so when fairseq has loaded the base
+        model.adopt_base()
+    return model, start, state, choice
+
+
+def load_data(task) -> None:
+    """Load every split that a run reads.
+
+    Raises:
+        InputError: what ``data.checks.load_split`` says of their rows.
+    """
+    for split in [task.cfg.train_subset, *task.cfg.valid_subset.split(",")]:
+        task.load_dataset(split)
 
 
 def take_folder(task, start: checks.Start) -> None:
