@@ -36,7 +36,7 @@ WAIT=${WAIT:-0}                         # 1: wait while another process has the 
 WORKER=${WORKER:-none}                  # none, or where a worker listens that spares the imports: fairseq-peft worker
 
 refuse_variables "METHODS Say METHOD" "SEEDS Say SEED, or use sweep.sh" "CELLS Say INIT and METHOD, or use sweep.sh" \
-  "EPOCH Say EPOCHS" "RATE Say LR" "BATCH Say BATCH_SIZE" "METRICS Say METRIC" "JOBS Use sweep.sh" "MEMBERS Use sweep.sh"
+  "EPOCH Say EPOCHS" "RATE Say LR" "BATCH Say BATCH_SIZE" "METRICS Say METRIC"
 refuse_prefixes "LR_ Say LR, or use sweep.sh" "FLAGS_ Give flags behind --, or use sweep.sh"
 case $INIT in
   pretrained) [ -n "$BASE" ] || die "INIT=pretrained needs BASE, a checkpoint. Set BASE=model.pt, or INIT=scratch."

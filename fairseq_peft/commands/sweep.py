@@ -16,6 +16,7 @@ import os
 import sys
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.sweeps.cells import check_twice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,13 +65,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"JOBS={args.jobs} is no number of runs: give 1 or more.")
     threads = args.threads or -(-(os.cpu_count() or 1) // args.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before anything that reads it is imported
+    seeds = _seeds(args.seeds)
     knobs = arguments.knobs(
         args, threads=threads, method="", label="", base=args.base, seed=0, lr=""
     )
     sweep = Sweep(
         knobs=knobs,
         cells=cells.read(args.cells.split(), _named(args.cell_flags), _named(args.rates)),
-        seeds=_seeds(args.seeds),
+        seeds=seeds,
         jobs=args.jobs,
         members=args.members,
         change=arguments.change(args),
@@ -118,14 +120,18 @@ def failures(schedule):
         yield f"{run}: {why}"
     for cell, number in schedule.not_started.items():
         if number:
-            yield f"{cell}: {number} more runs not started, because of that"
+            yield f"{cell}: {number} more run{'s' * (number > 1)} not started, because of that"
 
 
 def _seeds(text):
     try:
-        return [int(word) for word in text.split()]
+        seeds = [int(word) for word in text.split()]
     except ValueError:
         raise InputError(f"SEEDS '{text}': seeds are whole numbers, such as 1 2 3.") from None
+    if not seeds:
+        raise InputError("A sweep needs seeds, such as 1 2 3.")
+    check_twice(seeds, "seed")
+    return seeds
 
 
 def _named(given):

@@ -85,7 +85,7 @@ class Lines:
         ran = schedule.num_done - schedule.num_skipped
         num_stopped = sum(schedule.not_started.values())
         remaining = schedule.num_runs - schedule.num_done - num_stopped
-        left = "?" if ran <= 0 else f"{spent * remaining / ran:.0f}"
+        left = f"{spent * remaining / ran:.0f}" if ran > 0 else "?" if remaining else "0"
         return (
             f"{spent:5.0f} s  {schedule.num_done} of {schedule.num_runs} done, {len(watched)} "
             f"running, {len(schedule.failed)} failed, about {left} s left"

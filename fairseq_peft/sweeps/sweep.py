@@ -16,7 +16,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.report import runs as report_runs
 from fairseq_peft.runs import lock, plan
 from fairseq_peft.sweeps import check, finetune
-from fairseq_peft.sweeps.cells import Cell, check_twice
+from fairseq_peft.sweeps.cells import Cell
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.job import Job
 from fairseq_peft.sweeps.knobs import Knobs, command
@@ -48,14 +48,11 @@ class Sweep:
     change: str | None = None
 
     def __post_init__(self):
-        check_twice(self.seeds, "seed")
         for name in ("jobs", "members"):
             if getattr(self, name) < 1:
                 raise InputError(
                     f"{name.upper()}={getattr(self, name)} is no number of runs: give 1 or more."
                 )
-        if not self.seeds:
-            raise InputError("A sweep needs seeds, such as 1 2 3.")
         based = [cell for cell in self.cells if cell.start == "pretrained"]
         if based and not self.knobs.base:
             raise InputError(f"The cell {based[0]} needs a base: give BASE, a checkpoint.")

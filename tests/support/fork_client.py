@@ -2,9 +2,8 @@
 
 Scripts get it as their PYTHON (tests/support/fork_server.py). The number of threads and what else
 is read while Python starts are the server's. What cannot be a fork is a process of its own: other
-options of Python, and a worker, which has a parent to watch, a sweep, which has one as a fork of its
-own, and their clients, which must have the
-same environment.
+options of Python, and a worker, which has a parent to watch, a sweep, which forks one, and their
+clients, which must have the same environment.
 """
 
 from __future__ import annotations
