@@ -38,8 +38,8 @@ parse_args "$@"
 CELLS=${CELLS:-scratch/full pretrained/full pretrained/head_only pretrained/lora pretrained/adapter pretrained/prompt}   # start/method
 SEEDS=${SEEDS:-1 2 3}                   # the first one tunes the learning rate
 LR_SCRATCH=${LR_SCRATCH:-}              # grid of every cell that starts from scratch (1e-4 2e-4 5e-4)
-# LR_<METHOD>, such as LR_LORA or LR_LORA_PREFIX        grid of another cell; default: fairseq-peft methods --rates METHOD
-# FLAGS_<NAME>, such as FLAGS_LORA or FLAGS_PISSA       flags of the cells of that name
+# LR_<METHOD>=                          # grid of another cell, such as LR_LORA (fairseq-peft methods --rates METHOD)
+# FLAGS_<NAME>=                         # flags of the cells of that name, such as FLAGS_LORA
 BASE=${BASE:-}                          # checkpoint to start from, for the cells pretrained/...
 SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"

@@ -157,7 +157,7 @@ def make(words: list[str], files: bool = True) -> Plan:
         base=base,
         base_sha256=_sha256(Path(base)) if files and base else None,
         flags=_grouped(flags),
-        versions=_versions(),
+        versions=versions("fairseq_peft", "torch", "fairseq"),
         **{name: value for name, value in vars(found).items() if name in known},
     )
 
@@ -216,6 +216,20 @@ def data_fingerprint(data: Path) -> str:
     return digest.hexdigest()
 
 
+def base_fingerprint(base: Path) -> str:
+    """SHA-256 of a checkpoint, or of the weights and the config in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not base.is_dir():
+        return _sha256(base)
+    digest = hashlib.sha256()
+    for path in sorted([*base.glob("*.safetensors"), *base.glob("config.json")]):
+        digest.update(f"{path.name} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def _sha256(path: Path) -> str:
     try:
         found = path.stat()
@@ -250,9 +264,10 @@ def _grouped(words):
     return sorted(found)
 
 
-def _versions():
+def versions(*names: str) -> dict:
+    """Package -> its version; None where it is not installed."""
     found = {}
-    for name in ("fairseq_peft", "torch", "fairseq"):
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

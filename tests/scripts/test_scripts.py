@@ -87,7 +87,7 @@ def knobs_in(text):
 def test_help_prints_every_knob(path, tmp_path):
     text = path.read_text(encoding="utf-8")
     wanted = knobs_in(text)
-    if path.name.startswith("finetune"):
+    if path.name.startswith(("finetune", "sweep")):
         wanted = knobs_in(LIBRARIES[1].read_text(encoding="utf-8")) + wanted
     assert len(wanted) > 5
     assert knobs_in(run_script(path, "--help", cwd=tmp_path).stdout) == wanted
@@ -105,7 +105,7 @@ def test_help_prints_every_knob(path, tmp_path):
     ids=["defaults", "given"],
 )
 def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
-    """What decides whether two runs can be compared stands once, in finetune_lib.sh."""
+    """What decides whether two runs can be compared is the same in both."""
     found = []
     names = {"--max-epoch": "--epochs", "--valid-subset": "--subsets"}
     for name in ("finetune.sh", "finetune_hf.sh"):
@@ -119,7 +119,7 @@ def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
         words = shlex.split(done.stdout)
         flags = {names.get(word, word): words[i + 1] for i, word in enumerate(words[:-1])}
         compared = ("--lr", "--seed", "--epochs", "--batch-size", "--precision", "--subsets")
-        found.append({flag: flags[flag] for flag in (*compared, "--save-dir", "--require-epochs")})
+        found.append({flag: flags[flag] for flag in (*compared, "--save-dir")})
         own = knobs_in(path.read_text(encoding="utf-8"))
         assert not set(own) & set(knobs_in(LIBRARIES[1].read_text(encoding="utf-8")))
     assert found[0] == found[1]
