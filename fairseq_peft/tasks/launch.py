@@ -7,6 +7,8 @@ the middle of the run.
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 
 from fairseq.distributed import utils as distributed_utils
 
@@ -17,7 +19,7 @@ from fairseq_peft.injection import counting
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
-from fairseq_peft.runs import lock
+from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.tasks.running import Run
@@ -49,6 +51,7 @@ def launch(task, cfg):
 
     # From here on the folder is this process's.
     take_folder(task, start)
+    write_plan(task, start)
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
@@ -127,6 +130,19 @@ def take_folder(task, start: checks.Start) -> None:
             f"{save_dir} was trained by another process in the meantime. Start again: the run goes "
             "on from there."
         )
+
+
+def write_plan(task, start: checks.Start) -> None:
+    """Write plan.json of a run that a command line has started; ``fairseq-hydra-train`` has none.
+
+    Raises:
+        InputError: the run in the folder would go on as another.
+    """
+    data, words = task.cfg.data, sys.argv[1:]
+    if distributed_utils.get_global_rank() != 0 or data not in words or "--task" not in words:
+        return
+    words.remove(data)
+    plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
 def choose(cfg, labels, start: checks.Start) -> choices.Choice:
