@@ -30,6 +30,7 @@ BASE=${BASE:-}                          # checkpoint to start from, for INIT=pre
 SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 METRIC=${METRIC:-accuracy}              # chooses the checkpoint: accuracy, macro_f1, mcc, loss or f1_<class>
+EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
 PATIENCE=${PATIENCE:-0}                 # end after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas
 WAIT=${WAIT:-0}                         # 1: wait while another process has the run
@@ -48,5 +49,6 @@ esac
 [ "$WAIT" = 0 ] || START+=(--wait)
 
 exec_peft_cli finetune "${RUN_KNOBS[@]}" "${START[@]}" --method "$METHOD" --label "$LABEL" --size "$SIZE" \
-  --arch-args=" $ARCH_ARGS" --seed "$SEED" --lr "$LR" --metric "$METRIC" --patience "$PATIENCE" \
+  --arch-args=" $ARCH_ARGS" --seed "$SEED" --lr "$LR" --metric "$METRIC" \
+  --eval-test "$EVAL_TEST" --patience "$PATIENCE" \
   --class-weights "$CLASS_WEIGHTS" -- ${EXTRA[@]+"${EXTRA[@]}"}

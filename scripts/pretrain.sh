@@ -15,13 +15,21 @@
 # The recipe of docs/pretraining.md, which goes on from a checkpoint: one thread, 75 minutes beside other work, 20.5
 # million tokens. 28 million more took 106 minutes, lowered the loss and not the errors of classifiers.
 #   RAW="novels-fr.txt.xz reviews.txt:10" EXCLUDE="valid.txt test.txt" SAVE_DIR=checkpoints/fr-more \
-#     START=model.pt SPM=sentencepiece.bpe.model DICT=dict.txt PRECISION=bf16 THREADS=1 LR=8e-4 WARMUP=300 \
+#     START=model.pt SPM=sentencepiece.bpe.model DICT=dict.txt THREADS=1 LR=8e-4 WARMUP=300 \
 #     TOKENS_PER_UPDATE=4096 TOKENS_SHORT=128 UPDATES_SHORT=4200 UPDATES_LONG=800 scripts/pretrain.sh -- \
 #     --mask-prob 0.25 --dropout 0 --attention-dropout 0
 #
+# That of ../shared/models/roberta_small_fr_modern, on a GPU: whole words, many of them masked at first, sources read as
+# often as they are worth, large batches, a constant rate with a linear end.
+#   RAW="press.txt films.txt:1.5 games.txt:4 own-train.txt:6" EXCLUDE="valid.txt test.txt" SAVE_DIR=checkpoints/fr-modern \
+#     SPM=sentencepiece.bpe.model DICT=dict.txt TOKENS_PER_UPDATE=65536 LR=1.2e-3 WARMUP=300 DECAY=0.45 \
+#     WHOLE_WORDS=1 TOKENS_SHORT=128 MASK_SHORT=0.3 UPDATES_SHORT=16600 MASK_LONG=0.18 UPDATES_LONG=6465 \
+#     INIT_EMBEDDINGS=random scripts/pretrain.sh -- --dropout 0 --attention-dropout 0
+#
 # Knobs (environment variables):
 #   RAW=                 UTF-8 text, one sentence or paragraph a line; .xz too; several with spaces
-#                        between them, or as arguments; FILE:8 is read eight times a pass
+#                        between them, or as arguments; FILE:8 is read eight times a pass, FILE:2.5 on average
+#                        two and a half times
 #   EXCLUDE=             text to leave out, as the task's valid and test: lines, or columns of RAW
 #   SAVE_DIR=            folder to write
 #   START=               a model.pt to go on from; needs its SPM (and DICT)
@@ -34,13 +42,16 @@
 #   TOKENS_LONG=256      block length of the second, and the positions of the model; UPDATES_LONG=2700
 #   TOKENS_PER_UPDATE=2048  makes the batch: 32 blocks of 64, 8 of 256
 #   LR=6e-4 WARMUP=200   peak, updates to reach it; then straight down to 0 at the last update
+#   DECAY=1              or a share of the updates: the rate stays at its peak, and falls in that last part
+#   MASK_SHORT=0.15 MASK_LONG=0.15   share of the tokens that is masked in each phase
+#   WHOLE_WORDS=0        1: words are masked as a whole, not piece by piece
 #   SAVE_EVERY=500       updates from checkpoint to checkpoint (each is validated)
 #   VALID_EVERY=500      updates from validation to validation
 #   LOG_EVERY=20         updates a point of the training curve
 #   SEED=1 THREADS=      threads default to the number of cores
 #   ARCH=roberta_small ARCH_ARGS=    for example ARCH_ARGS="--encoder-layers 2 --encoder-embed-dim 128"
 #   OPTIM_ARGS=          the optimizer and its flags, as words
-#   PRECISION=fp32       or bf16: layers under autocast, faster where the processor has it
+#   PRECISION=auto       the faster one here of fp32 and bf16 (layers under autocast, weights in fp32)
 #   HALF=0               1: model.pt in half precision
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -63,6 +74,10 @@ UPDATES_LONG=${UPDATES_LONG:-2700}              # its updates; 0 leaves it out
 TOKENS_PER_UPDATE=${TOKENS_PER_UPDATE:-2048}    # batch size x block length
 LR=${LR:-6e-4}                                  # peak learning rate
 WARMUP=${WARMUP:-200}                           # updates up to it
+DECAY=${DECAY:-1}                               # share of the updates in which the rate falls; 1: all behind WARMUP
+MASK_SHORT=${MASK_SHORT:-0.15}                  # masked tokens of the first phase
+MASK_LONG=${MASK_LONG:-0.15}                    # masked tokens of the second
+WHOLE_WORDS=${WHOLE_WORDS:-0}                   # 1: mask whole words
 SAVE_EVERY=${SAVE_EVERY:-500}                   # updates between checkpoints
 VALID_EVERY=${VALID_EVERY:-500}                 # updates between validations
 LOG_EVERY=${LOG_EVERY:-20}                      # updates between points of the curve
@@ -71,7 +86,7 @@ THREADS=${THREADS:-$(getconf _NPROCESSORS_ONLN)} # threads
 ARCH=${ARCH:-roberta_small}                     # architecture
 ARCH_ARGS=${ARCH_ARGS:-}                        # flags of it, words split at spaces
 OPTIM_ARGS=${OPTIM_ARGS:---optimizer peft_adamw --adamw-betas (0.9,0.98) --adamw-eps 1e-6 --weight-decay 0.01}
-PRECISION=${PRECISION:-fp32}                    # fp32 or bf16 (weights stay fp32)
+PRECISION=${PRECISION:-auto}                    # fp32, bf16, or auto: the faster one here
 HALF=${HALF:-0}                                 # 1: model.pt in half precision
 PROGRESS_S=${PROGRESS_S:-8}                     # seconds between progress lines
 
@@ -82,6 +97,10 @@ read -ra ARCH_WORDS <<<"$ARCH_ARGS"
 read -ra OPTIM_WORDS <<<"$OPTIM_ARGS"
 WORK=$SAVE_DIR/work
 TOTAL=0
+SCHEDULE=(--lr-scheduler polynomial_decay)
+[ "$DECAY" = 1 ] || SCHEDULE=(--lr-scheduler warmup_stable_decay --decay-share "$DECAY")
+WORDS=()
+[ "$WHOLE_WORDS" = 0 ] || WORDS=(--mask-whole-words)
 
 check_knobs() {
   local name
@@ -94,6 +113,10 @@ check_knobs() {
   for name in UPDATES_SHORT UPDATES_LONG WARMUP SEED; do
     [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || die "$name='${!name}' is not a whole number"
   done
+  for name in MASK_SHORT MASK_LONG DECAY; do
+    [[ ${!name} =~ ^(0?\.[0-9]*[1-9][0-9]*|1)$ ]] || die "$name='${!name}' is not a share, such as 0.3"
+  done
+  [[ $WHOLE_WORDS =~ ^[01]$ ]] || die "WHOLE_WORDS='$WHOLE_WORDS'; expected 0 or 1"
   TOTAL=$((UPDATES_SHORT + UPDATES_LONG))
   [ "$TOTAL" -gt "$WARMUP" ] ||
     die "UPDATES_SHORT + UPDATES_LONG is $TOTAL; expected more than WARMUP=$WARMUP"
@@ -120,6 +143,9 @@ settings() {
   for name in START EXCLUDE; do # only where given: folders from before these knobs go on
     [ -z "${!name}" ] || printf '%s=%s\n' "$name" "${!name}"
   done
+  [ "$DECAY" = 1 ] || printf 'DECAY=%s\n' "$DECAY"
+  [ "$MASK_SHORT,$MASK_LONG,$WHOLE_WORDS" = 0.15,0.15,0 ] ||
+    printf 'MASK_SHORT=%s\nMASK_LONG=%s\nWHOLE_WORDS=%s\n' "$MASK_SHORT" "$MASK_LONG" "$WHOLE_WORDS"
   for name in SPM DICT VOCAB_SIZE VALID_LINES INIT_EMBEDDINGS TOKENS_SHORT UPDATES_SHORT TOKENS_LONG \
     UPDATES_LONG TOKENS_PER_UPDATE LR WARMUP SEED ARCH ARCH_ARGS OPTIM_ARGS PRECISION; do
     printf '%s=%s\n' "$name" "${!name}"
@@ -253,10 +279,10 @@ repair_checkpoint() {
   fi
 }
 
-# train_phase NAME LENGTH LAST_UPDATE PREVIOUS: goes on from its own last checkpoint, else from the
+# train_phase NAME LENGTH MASKED LAST_UPDATE PREVIOUS: goes on from its own last checkpoint, else from the
 # PREVIOUS phase's (optimizer and schedule included, data from the start), else from scratch.
 train_phase() {
-  local name=$1 length=$2 last=$3 previous=$4 dir=$WORK/$1 start=()
+  local name=$1 length=$2 masked=$3 last=$4 previous=$5 dir=$WORK/$1 start=()
   if [ -e "$dir/done" ]; then
     printf '%-60s  done before\n' "training on blocks of $length"
     return
@@ -276,11 +302,11 @@ train_phase() {
     start=(--init-embeddings "$WORK/init.npz")
   fi
   watched "training on blocks of $length" "$dir/train.log" fairseq_cli train "$WORK/data-bin" \
-    --user-dir "$ROOT/fairseq_peft" --task masked_lm --criterion masked_lm --mask-prob 0.15 \
-    --sample-break-mode none --tokens-per-sample "$length" \
+    --user-dir "$ROOT/fairseq_peft" --task masked_lm --criterion masked_lm --mask-prob "$masked" \
+    "${WORDS[@]+"${WORDS[@]}"}" --sample-break-mode none --tokens-per-sample "$length" \
     --arch "$ARCH" --max-positions "$TOKENS_LONG" "${ARCH_WORDS[@]+"${ARCH_WORDS[@]}"}" \
     --batch-size $((TOKENS_PER_UPDATE / length)) --required-batch-size-multiple 1 --num-workers 0 \
-    --precision "$PRECISION" "${OPTIM_WORDS[@]}" --clip-norm 1.0 --lr "$LR" --lr-scheduler polynomial_decay \
+    --precision "$PRECISION" "${OPTIM_WORDS[@]}" --clip-norm 1.0 --lr "$LR" "${SCHEDULE[@]}" \
     --warmup-updates "$WARMUP" --total-num-update "$TOTAL" --max-update "$last" \
     --seed "$SEED" --save-dir "$dir" --save-interval 1000000 --validate-interval 1000000 \
     --save-interval-updates "$SAVE_EVERY" --keep-interval-updates 1 \
@@ -311,11 +337,11 @@ export OMP_NUM_THREADS=$THREADS
 [ -n "$START" ] || [ "$INIT_EMBEDDINGS" = random ] || [ -e "$WORK/init.npz" ] || svd_embeddings
 previous=
 if [ "$UPDATES_SHORT" -gt 0 ]; then
-  train_phase short "$TOKENS_SHORT" "$UPDATES_SHORT" ""
+  train_phase short "$TOKENS_SHORT" "$MASK_SHORT" "$UPDATES_SHORT" ""
   previous=short
 fi
 if [ "$UPDATES_LONG" -gt 0 ]; then
-  train_phase long "$TOKENS_LONG" "$TOTAL" "$previous"
+  train_phase long "$TOKENS_LONG" "$MASK_LONG" "$TOTAL" "$previous"
   previous=long
 fi
 finish "$WORK/$previous"

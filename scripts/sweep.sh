@@ -44,6 +44,7 @@ BASE=${BASE:-}                          # checkpoint to start from, for the cell
 SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 METRIC=${METRIC:-accuracy}              # chooses checkpoint and rate: accuracy, macro_f1, mcc, loss or f1_<class>
+EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
 PATIENCE=${PATIENCE:-0}                 # end a run after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas
 JOBS=${JOBS:-1}                         # runs at once
@@ -60,6 +61,7 @@ for name in "${!LR_@}"; do [ -z "${!name}" ] || GRIDS+=(--rates "${name#LR_}=${!
 for name in "${!FLAGS_@}"; do [ -z "${!name}" ] || GRIDS+=(--cell-flags "${name#FLAGS_}=${!name}"); done
 
 exec_peft_cli sweep "${RUN_KNOBS[@]}" ${BASE:+--base "$BASE"} --cells "$CELLS" --seeds "$SEEDS" \
-  ${GRIDS[@]+"${GRIDS[@]}"} --size "$SIZE" --arch-args=" $ARCH_ARGS" --metric "$METRIC" --patience "$PATIENCE" \
+  ${GRIDS[@]+"${GRIDS[@]}"} --size "$SIZE" --arch-args=" $ARCH_ARGS" --metric "$METRIC" \
+  --eval-test "$EVAL_TEST" --patience "$PATIENCE" \
   --class-weights "$CLASS_WEIGHTS" --jobs "$JOBS" --members "$MEMBERS" --every "$EVERY" --worker "$WORKER" \
   -- ${EXTRA[@]+"${EXTRA[@]}"}

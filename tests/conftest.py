@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections import Counter
@@ -10,13 +11,16 @@ import pytest
 from fork_server import ForkServer
 from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 
+# Numbers are compared to the last bit, on every processor: what --precision auto means is no matter
+# of the machine here (tests/test_precision.py has its own say).
+os.environ["FAIRSEQ_PEFT_PRECISION"] = "fp32"
 # Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
 # of the tests that interrupt one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val, argname):
-    """Bytes are named by their argument: packed ones hold the time, and workers must agree on names."""
+    """Bytes are named by their argument: packed ones hold the time, and workers must agree."""
     return argname if isinstance(val, bytes) else None
 
 

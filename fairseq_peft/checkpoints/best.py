@@ -65,6 +65,8 @@ def _validate_and_save(original):
 
     @functools.wraps(original)
     def validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
+        if _best(task) is not None:
+            valid_subsets = Subsets(valid_subsets, task.run, trainer)
         found = original(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
         (score, *_), _ = found
         best, update = _best(task), trainer.get_num_updates()
@@ -74,6 +76,21 @@ def _validate_and_save(original):
         return found
 
     return validate_and_save
+
+
+class Subsets(list):
+    """The splits of a validation; those behind the first only if it goes on (``--eval-test``)."""
+
+    def __init__(self, names, run, trainer):
+        super().__init__(names)
+        self.run = run
+        self.trainer = trainer
+
+    def __iter__(self):
+        names = super().__iter__()
+        yield next(names)
+        if self.run.goes_on(self.trainer.get_num_updates()):
+            yield from names
 
 
 def _train_modules():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text("--label", help="what the run is called in reports (the method)")
     text("--seed", type=int, default=1, help="seed of head, method, batches and dropout (1)")
     text("--lr", default="1e-4", help="peak learning rate (1e-4)")
-    text("--threads", type=int, default=os.cpu_count(), help="CPU threads (all)")
+    text("--threads", type=int, default=arguments.cores(), help="CPU threads (all)")
     text("--worker", metavar="ADDRESS", help="where a worker listens that spares the imports")
     text("--wait", action="store_true", help="wait while another process has the run")
     arguments.add(parser)

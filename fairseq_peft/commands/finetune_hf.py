@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.precision import NAMES, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-update", type=int, default=0, help="stop after so many updates (no limit)")
     add("--batch-size", type=int, default=16, help="rows an update (16)")
     add("--warmup", type=int, default=6, help="per cent of the updates (6)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="fp32 or bf16 (fp32)")
+    add("--precision", choices=NAMES, default="auto", help="(%(default)s: the faster one)")
     add("--subsets", default="valid,test", help="the first chooses the epoch (valid,test)")
     add("--dropout", type=float, default=0.1, help="of residual branches and embeddings (0.1)")
     add("--attention-dropout", type=float, default=0.1, help="of attention weights (0.1)")
@@ -57,13 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is opened, nothing is looked up
 
-    import os
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is opened, nothing is looked up
-
     from fairseq_peft.hf.options import Options
     from fairseq_peft.sweeps import finetune_hf
 
+    args.precision = resolve(args.precision)
     names = [field.name for field in fields(Options)]
     given = {name: value for name, value in vars(args).items() if name in names}
     options = Options(**{**given, "subsets": tuple(args.subsets.split(","))})

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.precision import NAMES, resolve
 from fairseq_peft.text import corpus, sources, tables
 
 #: The columns that a table gets.
@@ -48,7 +49,7 @@ def add_arguments(parser):
         "--data", type=Path, help="without --adapter: folder with dict.txt and sentencepiece model"
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="(as in training)")
+    parser.add_argument("--precision", choices=NAMES, help="(as in training)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows at once (%(default)s)")
     parser.add_argument(
         "--window",
@@ -203,7 +204,7 @@ def load(args):
         args.base,
         args.adapter,
         data=args.data,
-        precision=args.precision,
+        precision=args.precision and resolve(args.precision),
         device=args.device,
         allow_other_base=args.allow_other_base,
     )

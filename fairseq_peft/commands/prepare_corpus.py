@@ -3,7 +3,8 @@
 Writes OUT/sentencepiece.bpe.model, OUT/dict.txt, OUT/train.pieces and OUT/valid.pieces. Blank lines
 are left out. fairseq id = sentencepiece id + 1 from piece 3 on.
 
-A text counts N times as FILE:N: text of the task's own domain is short, and is read more often.
+A text counts N times as FILE:N (2.5: half of its lines three times, drawn by --seed): text of the
+task's own domain is short, and is read more often.
 Lines are held out before, and what else has a longer text of theirs (over 100 characters between
 tabs) is left out of train. Text of the task's valid and test splits must not be trained on:
 --exclude leaves out each line that is in those files, or has a column (between tabs) that is; of
@@ -52,7 +53,7 @@ def run(args) -> int:
     if len(kept) < len(train):
         copies = len(train) - len(kept)
         logger.info("%s lines left out of train, as they hold a held-out text", f"{copies:,}")
-    train, valid = raw_text.repeat(kept), [line for line, _ in valid]
+    train, valid = raw_text.repeat(kept, args.seed), [line for line, _ in valid]
     args.out.mkdir(parents=True, exist_ok=True)
     if args.spm:
         raw_text.copy_tokenizer(args.spm, args.dict, args.out)

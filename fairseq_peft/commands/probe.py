@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
+from fairseq_peft.precision import NAMES, resolve
 
 ARCH, SEED = "roberta_small", 1
 
@@ -38,7 +39,7 @@ def add_arguments(parser):
     parser.add_argument("--arch", help=f"without MODEL.pt: the model's size ({ARCH})")
     parser.add_argument("--seed", type=int, help=f"without MODEL.pt: of random weights ({SEED})")
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the layers (%(default)s)"
+        "--precision", choices=NAMES, default="auto", help="of the layers (%(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there, too")
     finetuned.add_trust_argument(parser)
@@ -46,6 +47,7 @@ def add_arguments(parser):
 
 def run(args) -> int:
     check(args)
+    args.precision = resolve(args.precision)
 
     import logging
 

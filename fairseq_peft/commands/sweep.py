@@ -58,14 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fairseq_peft.sweeps import arguments, cells
+    from fairseq_peft.sweeps import arguments, cells, start
     from fairseq_peft.sweeps.sweep import Sweep
 
     if args.jobs < 1:
         raise InputError(f"JOBS={args.jobs} is no number of runs: give 1 or more.")
-    threads = args.threads or -(-(os.cpu_count() or 1) // args.jobs)
+    threads = args.threads or -(-arguments.cores() // args.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before anything that reads it is imported
     seeds = _seeds(args.seeds)
+    args.precision = start.precision(args.precision)
     knobs = arguments.knobs(
         args, threads=threads, method="", label="", base=args.base, seed=0, lr=""
     )

@@ -176,6 +176,11 @@ def flags(cfg) -> None:
             "--fp16 and --bf16 would cast the weights and hide them from --optimizer peft_adamw. "
             "Give --precision bf16: layers under autocast, weights in fp32."
         )
+    if cfg.eval_test not in ("each", "best"):
+        raise InputError(
+            f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "
+            "alone)."
+        )
     if cfg.max_valid_steps is not None:
         raise InputError(
             f"--max-valid-steps {cfg.max_valid_steps} would leave rows out of every evaluation. "

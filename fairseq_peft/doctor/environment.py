@@ -100,6 +100,10 @@ if not answer["import_errors"].keys() & {"torch", "fairseq"}:
     sys.path.insert(0, package_parent)
     try:
         import fairseq_peft
+        from fairseq_peft import precision
+        cuda = precision.uses_cuda()
+        answer["features"]["bf16_speed"] = precision.bf16_speed(cuda)
+        answer["features"]["precision"] = precision.resolve("auto", cuda)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "checkpoint.pt")
             torch.save({"args": argparse.Namespace(arch="x"), "model": {}}, path)

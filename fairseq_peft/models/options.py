@@ -13,7 +13,7 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf, open_dict
 
-from fairseq_peft import methods
+from fairseq_peft import methods, precision
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.methods.base import field_types, flag_name
 
@@ -28,6 +28,17 @@ def _size(name):
     }
 
 
+def decide_precision(cfg, args) -> None:
+    """Put what ``--precision`` means here into ``args``, and into ``cfg``, which checkpoints keep:
+    a run says what ran, not ``auto``.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    cfg.precision = args.precision = precision.resolve(args.precision)
+    precision.warn_if_slow(args.precision)
+
+
 #: name -> (type, what holds where neither the user nor the size says otherwise, help), for the
 #: models of every family.
 COMMON = {
@@ -39,8 +50,9 @@ COMMON = {
     ),
     "precision": (
         str,
-        "fp32",
-        "fp32, or bf16: layers under bf16 autocast, weights stay fp32 (fp32)",
+        "auto",
+        "fp32, bf16 (layers under bf16 autocast, weights stay fp32), or auto: what is faster here "
+        "(auto)",
     ),
     "frozen_dropout": (
         str,

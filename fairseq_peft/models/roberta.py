@@ -19,7 +19,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import heads
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
-from fairseq_peft.models.options import RobertaPeftConfig, architecture
+from fairseq_peft.models.options import RobertaPeftConfig, architecture, decide_precision
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.seeds import stream_seed
 
@@ -52,8 +52,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
                 "--encoder-attention-heads "
                 f"{args.encoder_attention_heads} heads: give a multiple."
             )
-        if args.precision not in ("fp32", "bf16"):
-            raise InputError(f"--precision {args.precision!r} is unknown: give fp32 or bf16.")
+        decide_precision(cfg, args)
         model = cls(args, PeftRobertaEncoder(args, task.source_dictionary))
         if args.init_embeddings:
             load_embeddings(model, args.init_embeddings)

@@ -26,7 +26,7 @@ from fairseq_peft import methods
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models.decoder import STACK, Decoder
-from fairseq_peft.models.options import COMMON, config_class, fill
+from fairseq_peft.models.options import COMMON, config_class, decide_precision, fill
 from fairseq_peft.models.peft_model import PeftModel
 
 FAMILY = Family("decoder", (STACK,))
@@ -72,6 +72,7 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = args.tokens_per_sample
         check(args)
+        decide_precision(cfg, args)
         words = task.source_dictionary
         embed_tokens = cls.build_embedding(args, words, args.decoder_embed_dim)
         model = cls(Decoder(args, task.target_dictionary, embed_tokens))
@@ -128,8 +129,6 @@ def check(args) -> None:
                 f"--{name.replace('_', '-')} {getattr(args, name)} is not --decoder-embed-dim {c}: "
                 "a map between them is not for this model. Give the same for both."
             )
-    if args.precision not in ("fp32", "bf16"):
-        raise InputError(f"--precision {args.precision!r} is unknown: give fp32 or bf16.")
 
 
 def _architecture(stock: str, peft: str | None):

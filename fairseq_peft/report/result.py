@@ -97,6 +97,8 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
     best = next(i for i, line in enumerate(lines) if line is chosen)
     at_best = chosen["subsets"].get("test", {})
     tested = [i for i, accuracy in enumerate(test) if accuracy is not None]
+    if len(tested) < len(lines):  # --eval-test best: what test would have chosen is not known
+        tested = []
     best_test = max(tested, key=lambda i: test[i], default=None)
     train = list({line["epoch"]: line["train"] for line in lines}.values())  # the last of each
     train_seconds = sum(part["seconds"] for part in train)

@@ -99,7 +99,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--total-num-update", dest="total_updates", type=int, default=0)
     parser.add_argument("--best-checkpoint-metric", dest="metric", default="loss")
     parser.add_argument("--valid-subset", dest="subsets", default="valid")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="auto")
     for flag in _PLACES:
         parser.add_argument(flag)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.sweeps.knobs import Knobs
@@ -18,12 +19,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     text("--epochs", type=int, default=5, help="passes over train (5)")
     text("--batch-size", type=int, default=16, help="rows an update (16)")
     text("--warmup", type=float, default=6, help="per cent of the updates (6)")
-    text("--precision", default="fp32", help="fp32 or bf16 (fp32)")
+    text("--precision", default="auto", help="fp32, bf16, or auto: the faster one (auto)")
     text("--subsets", default="valid,test", help="evaluated every epoch (valid,test)")
     text(
         "--metric",
         default="accuracy",
         help="what chooses the checkpoint: accuracy, macro_f1, mcc, loss, f1_<class> (accuracy)",
+    )
+    text(
+        "--eval-test",
+        choices=("each", "best"),
+        default="each",
+        help="the splits behind the first: at each epoch, or only at a new best (each)",
     )
     text("--patience", type=int, default=0, help="end after so many epochs without a better one")
     text("--class-weights", default="none", help="none, balanced, or numbers with commas (none)")
@@ -73,6 +80,7 @@ def knobs(args: argparse.Namespace, threads: int, **more) -> Knobs:
         precision=args.precision,
         subsets=args.subsets,
         metric=args.metric,
+        eval_test=args.eval_test,
         patience=args.patience,
         class_weights=args.class_weights,
         threads=threads,
@@ -81,6 +89,13 @@ def knobs(args: argparse.Namespace, threads: int, **more) -> Knobs:
         keep=args.keep,
         **more,
     )
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def change(args: argparse.Namespace) -> str | None:

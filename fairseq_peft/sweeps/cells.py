@@ -68,9 +68,9 @@ def read(names: list[str], flags: dict[str, str], rates: dict[str, str]) -> list
                 "such as pretrained/lora."
             )
     labels = [label for _, label in starts.values()]
-    _check_used(flags, {key(label): label for label in labels}, "FLAGS", "flags")
-    grids = {SCRATCH if start == "scratch" else key(label) for start, label in starts.values()}
-    _check_used(rates, dict.fromkeys(grids), "LR", "learning rates")
+    _check_used(flags, dict.fromkeys(map(key, labels)), "FLAGS", "flags")
+    grids = [SCRATCH if start == "scratch" else key(label) for start, label in starts.values()]
+    _check_used(rates, dict.fromkeys([*grids, SCRATCH]), "LR", "learning rates")
     return [
         _cell(start, label, flags.get(key(label), ""), rates) for start, label in starts.values()
     ]

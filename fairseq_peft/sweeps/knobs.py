@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs import plan
 from fairseq_peft.runs.choice import Choice
@@ -31,6 +33,7 @@ class Knobs:
         arch_args: more flags of the architecture.
         flags: more flags of fairseq-train.
         metric: what chooses the checkpoint: accuracy, macro_f1, mcc, loss or f1_<class>.
+        eval_test: each, or best: the splits behind the first only at a new best.
         patience: validations without a better one after which training ends; 0: never.
         class_weights: none, balanced, or numbers with commas.
         keep: checkpoints to keep when done: best or none.
@@ -54,6 +57,7 @@ class Knobs:
     arch_args: list
     flags: list
     metric: str = "accuracy"
+    eval_test: str = "each"
     patience: int = 0
     class_weights: str = "none"
     keep: str = "best"
@@ -96,7 +100,7 @@ def _words(knobs, schedule):
         *("--optimizer", "peft_adamw", "--lr", knobs.lr, "--lr-scheduler", "polynomial_decay"),
         *(*schedule, "--clip-norm", "1.0"),
         *("--max-epoch", str(knobs.epochs), "--batch-size", str(knobs.batch_size)),
-        *("--seed", str(knobs.seed), "--precision", knobs.precision),
+        *("--seed", str(knobs.seed), "--precision", precision.resolve(knobs.precision)),
         *("--valid-subset", knobs.subsets),
         *_choosing(knobs),
         *("--no-epoch-checkpoints", "--save-dir", str(knobs.folder), "--num-workers", "0"),
@@ -117,6 +121,8 @@ def _choosing(knobs):
         words += ["--best-checkpoint-metric", knobs.metric]
         if Choice(knobs.metric).maximize and "--maximize-best-checkpoint-metric" not in knobs.flags:
             words += ["--maximize-best-checkpoint-metric"]
+    if knobs.eval_test != "each":
+        words += ["--eval-test", knobs.eval_test]
     if knobs.patience:
         words += ["--patience", str(knobs.patience)]
     if knobs.class_weights != "none":
@@ -137,8 +143,16 @@ def batches(knobs: Knobs, found) -> list[int]:
         any_end = ["--total-num-update", "1"] if found.scheduler == "polynomial_decay" else []
         each = _batches_by_tokens([knobs.data, *_words(knobs, any_end)])
     else:  # every batch but the last one is full: ``data.buckets``
-        each = [-(-num_rows(Path(knobs.data)) // found.batch_size)]
+        rows = num_rows(Path(knobs.data))
+        each = [-(-(min(rows, _train_examples(knobs.flags)) or rows) // found.batch_size)]
     return [-(-number // found.world_size) for number in each]
+
+
+def _train_examples(flags) -> int:
+    """``--train-examples`` among ``flags``; 0 if it is not there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--train-examples", type=int, default=0)
+    return max(parser.parse_known_args(flags)[0].train_examples, 0)
 
 
 def num_rows(data: Path) -> int:

@@ -8,12 +8,14 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.sweeps import worker
 
 #: What the worker imports beside its programs.
@@ -37,6 +39,19 @@ def imports(threads: int) -> None:
                         raise
     finally:
         logging.disable(logging.NOTSET)
+
+
+def precision(name: str) -> str:
+    """What ``--precision name`` means here. Another process finds out, because a worker's parent
+    must not have asked for a GPU."""
+    if name != "auto":
+        return name
+    code = "from fairseq_peft.precision import resolve; print(resolve('auto'))"
+    words = [sys.executable, "-c", code, *sys.argv[1:]]  # they tell whether --cpu is among them
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(done.stderr.strip().splitlines()[-1].partition("InputError: ")[2])
+    return done.stdout.split()[-1]
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ def launch(task, cfg):
         subsets=task.cfg.valid_subset.split(","),
         described=described,
         best=best_so_far(choice, task.cfg.save_dir, start, state),
+        eval_test=task.cfg.eval_test,
         verify_frozen=task.cfg.verify_frozen,
     )
     if not task.cfg.no_save:
@@ -88,6 +89,9 @@ def prepare(task, cfg):
     start = checks.start(task.cfg)
     choice = choose(task.cfg, task.labels, start)
     state = read_start(start)
+    if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
+        began = ((state or {}).get("cfg") or {}).get("model") or {}
+        cfg.precision = began.get("precision") or cfg.precision
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
         adopt_labels(task, start, state, cfg.reset_head)
 

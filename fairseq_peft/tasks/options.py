@@ -30,6 +30,19 @@ class SentenceClassificationConfig(FairseqDataclass):
     from_scratch: bool = field(
         default=False, metadata={"help": "train from random weights, without a base checkpoint"}
     )
+    train_examples: int = field(
+        default=0,
+        metadata={
+            "help": "train on so many rows alone, drawn by --seed, of each class as many (0: all)"
+        },
+    )
+    eval_test: str = field(
+        default="each",
+        metadata={
+            "help": "when the splits behind the first of --valid-subset are evaluated: at each "
+            "validation (each), or only where that one finds a new best (best)"
+        },
+    )
     verify_frozen: bool = field(
         default=False,
         metadata={"help": "compare all frozen tensors at each validation with the start (SHA-256)"},

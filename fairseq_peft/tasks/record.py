@@ -53,6 +53,7 @@ def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
         "validated": {
             "every_epochs": cfg.validate_interval,
             "after_updates": cfg.validate_after_updates,
+            "test": cfg.eval_test,
         },
         "rows": {split: len(dataset) for split, dataset in datasets.items()},
         "trainable_parameters": counts.trainable,
@@ -159,13 +160,11 @@ class EpochRecorder:
 
     Args:
         log: the run's log.
-        subsets: names of the evaluated splits, in the order of evaluation.
         clock: the seconds that the run has had, counted from any moment.
     """
 
-    def __init__(self, log: run_log.RunLog, subsets: list[str], clock: Callable[[], float]):
+    def __init__(self, log: run_log.RunLog, clock: Callable[[], float]):
         self.log = log
-        self.subsets = subsets
         self.clock = clock
         # Of the epoch that runs.
         self.epoch = None
@@ -195,13 +194,13 @@ class EpochRecorder:
         self.subset_start = self.validation_start = self.clock()
         self.results = {}
 
-    def end_subset(self, split: str, result: dict, num_updates) -> dict | None:
-        """Take note of a subset's scores; after the last one, write the validation's line and
-        return it."""
+    def end_subset(self, split: str, result: dict, num_updates, done: bool) -> dict | None:
+        """Take note of a subset's scores; when the validation is done, write its line and return
+        it."""
         now = self.clock()
         self.results[split] = {**result, "seconds": now - self.subset_start}
         self.subset_start = now
-        if list(self.results) != self.subsets:
+        if not done:
             return None
         self.validation_seconds += now - self.validation_start
         line = self._line(now, int(num_updates))

@@ -30,6 +30,8 @@ class Run:
         subsets: names of the evaluated splits, in the order of evaluation.
         best: decides which validation is the best; the same in every process.
         described: the content of run.json, which is written when the first epoch begins.
+        eval_test: ``each`` or ``best``: whether the splits that do not choose are evaluated at each
+            validation, or only at a new best.
         verify_frozen: whether every validation compares the frozen tensors with the start.
         base_ref: what its checkpoints leave out; None: they hold the whole model.
         best_adapter: keeps SAVE_DIR/adapter; None: nothing is saved.
@@ -46,6 +48,7 @@ class Run:
     subsets: list[str]
     described: dict
     best: Best
+    eval_test: str = "each"
     verify_frozen: bool = False
     base_ref: slim.BaseRef | None = None
     best_adapter: BestAdapter | None = None
@@ -62,7 +65,7 @@ class Run:
         if self.recorder is None and distributed_utils.get_global_rank() == 0:
             remove_leftovers(self.save_dir, "checkpoint*", "run.json")
             log = run_log.RunLog(self.save_dir, self.described)
-            self.recorder = record.EpochRecorder(log, self.subsets, self.clock)
+            self.recorder = record.EpochRecorder(log, self.clock)
         if self.recorder:
             self.recorder.begin_epoch(epoch)
 
@@ -101,6 +104,10 @@ class Run:
         if self.recorder:
             self.recorder.begin_validation()
 
+    def goes_on(self, num_updates: int) -> bool:
+        """Whether the validation after so many updates goes on behind the split that chooses."""
+        return self.eval_test == "each" or self.best.update == int(num_updates)
+
     def end_subset(self, split: str, result: dict, num_updates: int, model) -> None:
         """After a split was evaluated, of which the first chooses; after the last one, the line and
         the predictions are written, and, at a new best, the adapter folder."""
@@ -108,7 +115,8 @@ class Run:
             self.best.offer(self.best.choice.value({split: result}), int(num_updates))
         if self.recorder is None:
             return
-        line = self.recorder.end_subset(split, result, num_updates)
+        done = split == self.subsets[-1] or not self.goes_on(num_updates)
+        line = self.recorder.end_subset(split, result, num_updates, done)
         if line:
             self.predictions.write(self.save_dir, line["epoch"], line["num_updates"])
             if self.best_adapter:

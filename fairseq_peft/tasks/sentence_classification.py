@@ -17,6 +17,7 @@ from fairseq_peft import scores
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks
 from fairseq_peft.data.buckets import bucket_batches
+from fairseq_peft.data.draws import Rows, drawn_rows
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
@@ -222,6 +223,9 @@ class SentenceClassificationTask(FairseqTask):
         """
         if split not in self.datasets:
             texts, targets = checks.load_split(self.cfg.data, split, self.dictionary, self.labels)
+            if self.cfg.train_examples and split == self.cfg.train_subset:
+                rows = drawn_rows(targets, self.cfg.train_examples, self.cfg.seed)
+                texts, targets = [Rows(text, rows) for text in texts], targets[rows]
             dataset = SentenceDataset(
                 texts,
                 targets,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import lzma
+import math
 import os
+import random
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -96,25 +98,31 @@ def longest_column(line: str) -> str:
     return max(columns(line), key=len)
 
 
-def split_weight(text: str) -> tuple[str, int]:
+def split_weight(text: str) -> tuple[str, float]:
     """The file and the number of copies of ``FILE`` (1) or ``FILE:N``; a file named so comes first.
 
     Raises:
         InputError: N is 0.
     """
     path, colon, number = text.rpartition(":")
-    if not colon or not (number.isascii() and number.isdigit()) or Path(text).is_file():
+    if not colon or not re.fullmatch(r"\d+(\.\d+)?", number, re.ASCII) or Path(text).is_file():
         return text, 1
-    if int(number) == 0:
-        raise InputError(f"{text}: 0 copies. Expected FILE or FILE:N with N of 1 or more.")
-    return path, int(number)
+    if float(number) == 0:
+        raise InputError(f"{text}: 0 copies. Expected FILE or FILE:N with N above 0.")
+    return path, float(number) if "." in number else int(number)
 
 
-def repeat(lines: list[tuple[str, int]]) -> list[str]:
+def repeat(lines: list[tuple[str, float]], seed: int = 1) -> list[str]:
     """Each line as often as it counts: all once, then again those that count more, so that copies
-    of a line stand far from each other."""
-    most = max(num_copies for _, num_copies in lines)
-    return [line for copy in range(most) for line, num_copies in lines if num_copies > copy]
+    of a line stand far from each other. Of 1.5 copies the half is there for every second line or
+    so, drawn by ``seed``."""
+    most, rng = max(num_copies for _, num_copies in lines), random.Random(seed)
+    return [
+        line
+        for copy in range(math.ceil(most))
+        for line, num_copies in lines
+        if num_copies >= copy + 1 or (num_copies > copy and rng.random() < num_copies - copy)
+    ]
 
 
 def hold_out(lines: list, num_valid: int, seed: int) -> tuple[list, list]:

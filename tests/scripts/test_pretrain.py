@@ -71,6 +71,18 @@ def test_dry_run_of_one_phase_with_random_embeddings(tmp_path):
     assert "--half" in done.stdout
 
 
+def test_dry_run_of_a_constant_rate_with_an_end_and_masks_of_whole_words(tmp_path):
+    knobs = {"RAW": "a.txt:1.5", "SAVE_DIR": "out", "DECAY": "0.45", "WHOLE_WORDS": 1}
+    done = pretrain(tmp_path, "--dry-run", MASK_SHORT="0.3", MASK_LONG="0.18", **knobs)
+    assert done.returncode == 0, done.stderr
+    phases = [line for line in done.stdout.splitlines() if "fairseq_cli.train" in line]
+    for line, masked in zip(phases, ("0.3", "0.18")):
+        assert f"--mask-prob {masked} --mask-whole-words " in line
+        assert "--lr-scheduler warmup_stable_decay --decay-share 0.45" in line
+        assert "--total-num-update 7100" in line
+    assert "prepare-corpus a.txt:1.5 --out" in done.stdout
+
+
 def test_dry_run_from_a_checkpoint(tmp_path):
     knobs = {"RAW": "a.txt own.txt:8", "SAVE_DIR": "out", "START": SCRIPT, "SPM": "m"}
     done = pretrain(tmp_path, "--dry-run", EXCLUDE="v.txt t.txt", **knobs)
@@ -95,6 +107,9 @@ def test_dry_run_from_a_checkpoint(tmp_path):
         ({"WARMUP": "9000"}, "expected more than WARMUP=9000"),
         ({"TOKENS_SHORT": "512"}, "TOKENS_SHORT=512 is above TOKENS_LONG=256"),
         ({"TOKENS_PER_UPDATE": "128"}, "less than one block of TOKENS_LONG=256"),
+        ({"MASK_SHORT": "15"}, "MASK_SHORT='15' is not a share"),
+        ({"DECAY": "0"}, "DECAY='0' is not a share"),
+        ({"WHOLE_WORDS": "yes"}, "expected 0 or 1"),
         ({"INIT_EMBEDDINGS": "glove"}, "expected svd or random"),
         ({"DICT": "d"}, "DICT is given without SPM"),
         ({"SPM": "m", "VOCAB_SIZE": "100"}, "would be ignored"),

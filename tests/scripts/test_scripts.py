@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from scripting import run_script
 
+from fairseq_peft import precision
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = [ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh")]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path not in LIBRARIES)
@@ -118,6 +120,7 @@ def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
         assert done.returncode == 0, done.stderr
         words = shlex.split(done.stdout)
         flags = {names.get(word, word): words[i + 1] for i, word in enumerate(words[:-1])}
+        flags["--precision"] = precision.resolve(flags["--precision"])  # what auto means here
         compared = ("--lr", "--seed", "--epochs", "--batch-size", "--precision", "--subsets")
         found.append({flag: flags[flag] for flag in (*compared, "--save-dir")})
         own = knobs_in(path.read_text(encoding="utf-8"))

@@ -170,6 +170,7 @@ def task_config(data, **more):
         "train_subset": "train",
         "valid_subset": "valid,test",
         "classification_head_name": HEAD,
+        "train_examples": 0,
         "verify_frozen": False,
         "max_epoch": 2,
         "max_update": 0,

@@ -47,6 +47,7 @@ PARTS = {
     "scores": part(0),
     "digests": part(0, TORCH),
     "keys": part(1),
+    "precision": part(1, inside="torch"),
     # Rooms, from the lowest.
     "layers": part(1, FAIRSEQ),
     "runs": part(1, inside="torch numpy"),

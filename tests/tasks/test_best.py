@@ -161,6 +161,33 @@ def test_all_that_is_kept_is_of_one_validation(train, tmp_path, name):
 
 
 @pytest.mark.end_to_end
+def test_test_may_be_evaluated_at_new_bests_alone(train, tmp_path):
+    """Nothing else changes: valid, the choice, the weights; the report has no best test epoch."""
+    for name in ("each", "best"):
+        train(tmp_path / name, eval_test=name)
+    each, best = (metrics(tmp_path / name) for name in ("each", "best"))
+    so_far = Best(Choice())
+    for one, two in zip(each, best):
+        chosen_now = so_far.offer(two["subsets"]["valid"]["accuracy"], two["num_updates"])
+        assert list(two["subsets"]) == (["valid", "test"] if chosen_now else ["valid"])
+        for subset, found in two["subsets"].items():
+            found.pop("seconds")
+            assert found.items() <= one["subsets"][subset].items()
+    assert len(each) == len(best) > sum("test" in at["subsets"] for at in best) > 1
+    for name in ("each", "best"):
+        check(tmp_path / name, chosen(each, "accuracy"))
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("each", "best")
+    ]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    assert results[0]["best_test_epoch"] and results[1]["best_test_epoch"] is None
+    tensors = [
+        adapter_folder.read(tmp_path / name / "adapter").tensors for name in ("each", "best")
+    ]
+    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+
+
+@pytest.mark.end_to_end
 def test_a_run_that_goes_on_decides_as_one_in_one_go(train, tmp_path):
     """Within the epoch, and with --patience, whose count fairseq forgets when it ends."""
     more = {"validate_interval_updates": 5, "patience": 4}

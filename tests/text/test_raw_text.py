@@ -165,6 +165,17 @@ def test_copies_stand_far_from_each_other():
     assert raw_text.repeat(pairs) == [*"abcde", *"bce", *"bc"]
 
 
+def test_a_part_of_a_copy_is_a_share_of_the_lines():
+    assert raw_text.split_weight("a.txt:2.5") == ("a.txt", 2.5)
+    lines = [str(i) for i in range(400)]
+    found = raw_text.repeat([(line, 1.25) for line in lines], seed=3)
+    assert found[:400] == lines and 70 < len(found) - 400 < 130
+    assert len(set(found[400:])) == len(found) - 400
+    assert found == raw_text.repeat([(line, 1.25) for line in lines], seed=3)
+    assert found != raw_text.repeat([(line, 1.25) for line in lines], seed=4)
+    assert 70 < len(raw_text.repeat([(line, 0.25) for line in lines])) < 130
+
+
 def test_a_weighted_text_is_read_more_often_but_for_what_is_held_out(tmp_path, text, lines, caplog):
     own = [f"la critique {i}" for i in range(100)]
     raw = [text, f"{write(tmp_path / 'own.txt', *own)}:3"]
@@ -179,7 +190,7 @@ def test_a_weighted_text_is_read_more_often_but_for_what_is_held_out(tmp_path, t
 
 def test_no_copies_are_refused(tmp_path, text, capsys):
     assert main(["prepare-corpus", f"{text}:0", "--out", str(tmp_path / "out")]) == 1
-    assert "0 copies. Expected FILE or FILE:N with N of 1 or more" in capsys.readouterr().err
+    assert "0 copies. Expected FILE or FILE:N with N above 0" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,153 @@
+"""``--precision``: what layers are computed in, and what ``auto`` means on this machine.
+
+Weights are fp32 whatever is chosen; bf16 is autocast. Not every processor computes in bf16: with
+AVX2 only, a step in bf16 takes 41 times as long as one in fp32. So ``auto`` asks the machine: a
+product is timed in both, once, and the answer is kept in a file for all later runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
+
+logger = logging.getLogger(__name__)
+
+#: What may be asked for.
+NAMES = ("auto", "fp32", "bf16")
+#: Says what ``auto`` means, without a measurement.
+VARIABLE = "FAIRSEQ_PEFT_PRECISION"
+#: bf16 has to be so many times as fast as fp32, at least, for ``auto`` to take it.
+WORTH_IT = 1.2
+#: One of these is there where Linux has a GPU that torch can use: NVIDIA's, AMD's, that of WSL.
+DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+#: Products (ROWS, DIM) x (DIM, DIM) are timed, as a small model has them.
+ROWS, DIM = 256, 512
+
+
+def resolve(name: str, cuda: bool | None = None) -> str:
+    """What ``--precision name`` means here: fp32 or bf16.
+
+    Args:
+        cuda: whether the model runs on a GPU; None: ``uses_cuda``.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    if name == "auto":
+        chosen = os.environ.get(VARIABLE)
+        if chosen is None:
+            speed = bf16_speed(uses_cuda() if cuda is None else cuda)
+            return "bf16" if speed >= WORTH_IT else "fp32"
+        if chosen not in NAMES[1:]:
+            raise InputError(f"{VARIABLE}={chosen} is unknown: set fp32 or bf16, or unset it.")
+        return chosen
+    if name not in NAMES:
+        raise InputError(f"--precision {name!r} is unknown: give auto, fp32 or bf16.")
+    return name
+
+
+def warn_if_slow(name: str) -> None:
+    """Warn where bf16 was asked for and is slower here than fp32."""
+    if name != "bf16" or os.environ.get(VARIABLE) is not None:
+        return
+    speed = bf16_speed(uses_cuda())
+    if speed < 1:
+        logger.warning(
+            f"--precision bf16: a product in bf16 takes {1 / speed:.1f} times as long here as one "
+            "in fp32, and a step of training more. --precision auto takes the faster one."
+        )
+
+
+def uses_cuda() -> bool:
+    """Whether fairseq puts models on a GPU here: there is one, and the command line has no
+    ``--cpu``."""
+    if "--cpu" in sys.argv or any(
+        re.fullmatch(r"\+*common\.cpu=true", word, re.IGNORECASE) for word in sys.argv
+    ):
+        return False
+    if sys.platform == "linux" and not any(map(os.path.exists, DEVICES)):
+        return False  # known without the seconds that torch takes to import
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def bf16_speed(cuda: bool) -> float:
+    """How many times as fast as in fp32 products are in bf16; measured once a machine."""
+    key = machine(cuda)
+    path = cache_path()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    speed = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(speed, (int, float)) or not speed > 0:
+        speed = measure(cuda)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as temporary:
+                known = found if isinstance(found, dict) else {}
+                text = json.dumps({**known, key: speed}, indent=1)
+                temporary.write_text(text + "\n", encoding="utf-8")
+        except OSError:  # it is measured again next time
+            pass
+    return speed
+
+
+def measure(cuda: bool) -> float:
+    """Time a product in fp32 and in bf16, in turns; the best time of each counts."""
+    import torch
+
+    device = torch.device("cuda" if cuda else "cpu")
+    seconds = {}
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16) * 3:
+            x = torch.ones(ROWS, DIM, device=device, dtype=dtype)
+            weight = torch.ones(DIM, DIM, device=device, dtype=dtype)
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(4):
+                x = torch.nn.functional.linear(x, weight) / DIM
+            if cuda:
+                torch.cuda.synchronize()
+            seconds[dtype] = min(time.perf_counter() - start, seconds.get(dtype, float("inf")))
+    return round(seconds[torch.float32] / seconds[torch.bfloat16], 3)
+
+
+def machine(cuda: bool) -> str:
+    """What a measurement belongs to: the processor and what it can do, and torch's version."""
+    torch_version = metadata.version("torch")
+    if cuda:
+        import torch
+
+        return f"{torch.cuda.get_device_name()}, torch {torch_version}"
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"{platform.processor() or platform.machine()}, torch {torch_version}"
+    model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    flags = set(re.findall(r"\b(?:avx\w*|amx_\w+|bf16)\b", text))
+    return ", ".join(
+        [
+            model[1].strip() if model else platform.machine(),
+            *sorted(flags),
+            f"torch {torch_version}",
+        ]
+    )
+
+
+def cache_path() -> Path:
+    """The file of measurements: ``precision.json`` in the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder) / "fairseq_peft" / "precision.json"

@@ -1,0 +1,79 @@
+"""``--train-examples``: a draw of the training rows, balanced, nested and of the seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import task_config
+
+pytest.importorskip("torch")
+pytest.importorskip("fairseq")
+
+from fairseq_peft.data.draws import drawn_rows  # noqa: E402
+from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.sweeps import knobs  # noqa: E402
+from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
+
+TARGETS = np.array([0] * 20 + [1] * 9 + [2] * 2)
+
+
+def test_each_class_as_often_as_it_can():
+    rows = drawn_rows(TARGETS, 6, seed=1)
+    assert np.bincount(TARGETS[rows]).tolist() == [2, 2, 2]
+    rows = drawn_rows(TARGETS, 15, seed=1)
+    counts = np.bincount(TARGETS[rows]).tolist()
+    assert counts[2] == 2 and sorted(counts[:2]) == [6, 7]
+    assert drawn_rows(TARGETS, len(TARGETS), seed=3).tolist() == list(range(len(TARGETS)))
+
+
+def test_a_draw_is_of_the_seed_and_part_of_a_larger_one():
+    draws = [tuple(drawn_rows(TARGETS, 9, seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    for num in range(3, len(TARGETS)):
+        small, large = (set(drawn_rows(TARGETS, n, seed=5)) for n in (num, num + 1))
+        assert small < large
+
+
+@pytest.mark.parametrize("num", [-1, 2, 32])
+def test_a_number_that_cannot_be_drawn_is_refused(num):
+    with pytest.raises(InputError, match=rf"--train-examples {num}: there are 31 .* 3 and 31"):
+        drawn_rows(TARGETS, num, seed=1)
+
+
+def test_only_train_is_drawn_from(data_folder):
+    whole, few = (
+        SentenceClassificationTask.setup_task(task_config(data_folder, **more))
+        for more in ({}, {"train_examples": 6, "seed": 4})
+    )
+    whole.max_tokens = few.max_tokens = 40
+    assert len(few.load_dataset("valid")) == len(whole.load_dataset("valid"))
+    train, drawn = whole.load_dataset("train"), few.load_dataset("train")
+    rows = drawn_rows(train.targets, 6, seed=4)
+    assert [(item["tokens"], item["target"]) for item in map(drawn.__getitem__, range(6))] == [
+        (train[row]["tokens"], train[row]["target"]) for row in rows
+    ]
+    assert drawn.sizes.tolist() == train.sizes[rows].tolist()
+
+
+def test_the_schedule_is_of_the_rows_that_are_drawn(data_folder):
+    words = knobs.command(
+        knobs.Knobs(
+            data=str(data_folder),
+            runs="runs",
+            method="lora",
+            label="lora",
+            base=None,
+            size="roberta_small",
+            seed=1,
+            lr="1e-3",
+            epochs=10,
+            batch_size=4,
+            warmup=10,
+            precision="fp32",
+            subsets="valid,test",
+            threads=1,
+            arch_args=[],
+            flags=["--train-examples", "6"],
+        )
+    )
+    assert words[words.index("--total-num-update") + 1] == "20"
