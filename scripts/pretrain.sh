@@ -5,7 +5,7 @@
 # fairseq-preprocess, embeddings from counts, then training on short blocks and on long ones, so that
 # all positions get trained. One optimizer and one learning-rate curve run through both phases.
 #
-# Leaves in SAVE_DIR: model.pt (no optimizer state), dict.txt, sentencepiece.bpe.model and
+# Leaves in SAVE_DIR: model.pt (no optimizer state), dict.txt, sentencepiece.bpe.model (or what BPE reads) and
 # pretrain.jsonl (updates, tokens, seconds, losses in nats); work/ beside them may be deleted then.
 # Running it again with the same knobs goes on from the last checkpoint; model.pt means all is done.
 #
@@ -32,9 +32,11 @@
 #                        two and a half times
 #   EXCLUDE=             text to leave out, as the task's valid and test: lines, or columns of RAW
 #   SAVE_DIR=            folder to write
-#   START=               a model.pt to go on from; needs its SPM (and DICT)
+#   START=               a model.pt to go on from; needs its SPM or BPE (and DICT)
 #   SPM= DICT=           a given sentencepiece model and its dict.txt (DICT may be left out); without
 #                        SPM one of VOCAB_SIZE pieces is trained
+#   BPE= BPE_DIR= BPE_CASED=0   or another way to cut text: gpt2, subword_nmt, fastbpe, bert or none (tokens with
+#                        spaces between them), the folder with its files and dict.txt, 1 for a cased BERT
 #   VOCAB_SIZE=31998     gives 32,000 rows: 4 specials and <mask>, less sentencepiece's own 3
 #   VALID_LINES=500      lines held out at random (SEED)
 #   INIT_EMBEDDINGS=svd  or random, of a fresh model
@@ -64,6 +66,9 @@ SAVE_DIR=${SAVE_DIR:-}                          # where everything goes
 START=${START:-}                                # checkpoint to go on from; empty: a fresh model
 SPM=${SPM:-}                                    # sentencepiece model; empty: train one
 DICT=${DICT:-}                                  # its dict.txt; empty: the model's order
+BPE=${BPE:-}                                    # as fairseq's --bpe; empty: sentencepiece
+BPE_DIR=${BPE_DIR:-}                            # folder with its files and dict.txt
+BPE_CASED=${BPE_CASED:-0}                       # 1: a cased BERT
 VOCAB_SIZE=${VOCAB_SIZE:-}                      # pieces of a trained one; empty: 31998
 VALID_LINES=${VALID_LINES:-500}                 # held out
 INIT_EMBEDDINGS=${INIT_EMBEDDINGS:-}            # svd or random; empty: svd, without START
@@ -126,21 +131,22 @@ check_knobs() {
     die "TOKENS_PER_UPDATE=$TOKENS_PER_UPDATE is less than one block of TOKENS_LONG=$TOKENS_LONG"
   if [ -n "$START" ]; then
     [ -f "$START" ] || die "START=$START does not exist; name the model.pt to go on from"
-    [ -n "$SPM" ] || die "START needs SPM, the sentencepiece model it was trained with"
+    [ -n "$SPM$BPE$BPE_DIR" ] || die "START needs SPM, the sentencepiece model it was trained with, or its BPE"
     [ -z "$INIT_EMBEDDINGS" ] || die "INIT_EMBEDDINGS would be ignored: START has embeddings"
   fi
   case ${INIT_EMBEDDINGS:=svd} in
     svd | random) ;;
     *) die "INIT_EMBEDDINGS='$INIT_EMBEDDINGS'; expected svd or random" ;;
   esac
-  [ -z "$DICT" ] || [ -n "$SPM" ] || die "DICT is given without SPM, the model it belongs to"
+  [ -z "$DICT" ] || [ -n "$SPM$BPE$BPE_DIR" ] || die "DICT is given without SPM, the model it belongs to"
   [ -z "$VOCAB_SIZE" ] || [ -z "$SPM" ] || die "VOCAB_SIZE would be ignored: SPM is given"
+  case $BPE_CASED in 0 | 1) ;; *) die "BPE_CASED=$BPE_CASED: expected 0 or 1" ;; esac
 }
 
 # What a checkpoint depends on; another set of knobs in the same folder is an error, not a mixture.
 settings() {
   local name
-  for name in START EXCLUDE; do # only where given: folders from before these knobs go on
+  for name in START EXCLUDE BPE BPE_DIR; do # only where given: folders from before these knobs go on
     [ -z "${!name}" ] || printf '%s=%s\n' "$name" "${!name}"
   done
   [ "$DECAY" = 1 ] || printf 'DECAY=%s\n' "$DECAY"
@@ -150,6 +156,7 @@ settings() {
     UPDATES_LONG TOKENS_PER_UPDATE LR WARMUP SEED ARCH ARCH_ARGS OPTIM_ARGS PRECISION; do
     printf '%s=%s\n' "$name" "${!name}"
   done
+  [ "$BPE_CASED" = 0 ] || printf 'BPE_CASED=1\n'
   printf 'RAW=%s\nEXTRA=%s\n' "${RAW_FILES[*]}" "${EXTRA[*]-}"
 }
 
@@ -220,14 +227,17 @@ check_start_dictionary() {
   own=$(dirname "$START")/dict.txt
   [ -f "$own" ] || return 0
   line=$(diff <(cut -d' ' -f1 "$own") <(cut -d' ' -f1 "$WORK/text/dict.txt") | head -n 1) || true
-  [ -z "$line" ] || die "START=$START comes with another dictionary: $own and ${DICT:-that of $SPM} differ \
-from line ${line%%[acd,]*} on; give DICT=$own and its SPM"
+  [ -z "$line" ] || die "START=$START comes with another dictionary: $own and ${DICT:-that of $SPM$BPE_DIR} differ \
+from line ${line%%[acd,]*} on; give DICT=$own and its SPM or BPE"
 }
 
 prepare_text() {
   local flags=(--out "$WORK/text" --valid-lines "$VALID_LINES" --seed "$SEED" --threads "$THREADS")
   [ -z "$SPM" ] || flags+=(--spm "$SPM")
   [ -z "$DICT" ] || flags+=(--dict "$DICT")
+  [ -z "$BPE" ] || flags+=(--bpe "$BPE")
+  [ -z "$BPE_DIR" ] || flags+=(--bpe-dir "$BPE_DIR")
+  [ "$BPE_CASED" = 0 ] || flags+=(--bpe-cased)
   [ -z "$VOCAB_SIZE" ] || flags+=(--vocab-size "$VOCAB_SIZE")
   [ -z "$EXCLUDE" ] || flags+=(--exclude "${EXCLUDE_FILES[@]}")
   run rm -rf "$WORK/text" "$WORK/data-bin.tmp"
@@ -237,8 +247,8 @@ prepare_text() {
   watched "fairseq-preprocess" "$WORK/prepare.log" fairseq_cli preprocess --only-source \
     --srcdict "$WORK/text/dict.txt" --trainpref "$WORK/text/train.pieces" \
     --validpref "$WORK/text/valid.pieces" --destdir "$WORK/data-bin.tmp" --workers 1
-  run cp "$WORK/text/dict.txt" "$WORK/text/sentencepiece.bpe.model" "$SAVE_DIR"
-  run rm -f "$WORK/text/train.pieces"
+  run rm -f "$WORK/text/train.pieces" "$WORK/text/valid.pieces"
+  run cp -R "$WORK/text/." "$SAVE_DIR" # dict.txt, and what text is cut with
   run mv "$WORK/data-bin.tmp" "$WORK/data-bin"
 }
 

@@ -41,9 +41,10 @@ LR_SCRATCH=${LR_SCRATCH:-}              # grid of every cell that starts from sc
 # LR_<METHOD>=                          # grid of another cell, such as LR_LORA (fairseq-peft methods --rates METHOD)
 # FLAGS_<NAME>=                         # flags of the cells of that name, such as FLAGS_LORA
 BASE=${BASE:-}                          # checkpoint to start from, for the cells pretrained/...
-SIZE=${SIZE:-roberta_small}             # roberta_small, roberta_base or roberta_large
+SIZE=${SIZE:-auto}                      # auto (BASE's, and roberta_small from scratch), roberta_small, _base or _large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
-METRIC=${METRIC:-accuracy}              # chooses checkpoint and rate: accuracy, macro_f1, mcc, loss or f1_<class>
+METRIC=${METRIC:-}                      # chooses checkpoint and rate: accuracy (default), macro_f1, mcc, loss, f1_<class>;
+#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse
 EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
 PATIENCE=${PATIENCE:-0}                 # end a run after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas

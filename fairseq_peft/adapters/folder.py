@@ -3,9 +3,11 @@
     adapter.safetensors       the tensors that the base does not give: the method's, base tensors
                               that it trained or corrected, the head; or a complete model
     adapter.json              the description (seal.py), sealed by its own SHA-256
-    dict.txt, sentencepiece.bpe.model   copies: folder and base are enough to classify
+    dict.txt, sentencepiece.bpe.model   copies: folder and base are enough to classify; where the
+                              text is of another --bpe, bpe.json and its files are in place of the
+                              last (text/bpe.py)
 
-Only safetensors and JSON are read, and every byte of the four files is covered by a SHA-256.
+Only safetensors and JSON are read, and every byte of the files is covered by a SHA-256.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from fairseq_peft.adapters.seal import (
 )
 from fairseq_peft.errors import InputError
 from fairseq_peft.keys import account
+from fairseq_peft.text import bpe
+from fairseq_peft.text.subwords import Subwords
 
 __all__ = [
     "DESCRIPTION",
@@ -79,9 +83,18 @@ class AdapterFolder:
         return self.folder / DICTIONARY
 
     @property
-    def tokenizer(self) -> Path | None:
-        """The sentencepiece model of the folder; None where the data had none."""
-        return self.folder / TOKENIZER if TOKENIZER in self.description["files"] else None
+    def text_files(self) -> dict[str, Path]:
+        """Name -> file, of those that text is cut into pieces with; empty where the data had
+        none."""
+        return {n: self.folder / n for n in bpe.FILES if n in self.description["files"]}
+
+    def subwords(self) -> Subwords | None:
+        """What cuts text into pieces; None where the data had nothing of the kind.
+
+        Raises:
+            InputError: one of its files is not what it should be.
+        """
+        return bpe.find(self.folder) if self.text_files else None
 
 
 def write(
@@ -95,7 +108,7 @@ def write(
     Args:
         tensors: name in the model -> tensor.
         description: ``FIELDS`` without tensors and files, and what else is worth telling.
-        copies: ``DICTIONARY`` and, where there is one, ``TOKENIZER`` -> the file to copy.
+        copies: ``DICTIONARY``, and names of ``bpe.FILES`` -> the file to copy.
 
     Raises:
         InputError: it cannot be written; what the folder held before is there still.
@@ -223,7 +236,7 @@ def _check_files(folder, contents, description):
     for name in (n for n in FILES if n != DESCRIPTION):
         if name in expected and name not in contents:
             raise InputError(f"{folder / name} is missing; {DESCRIPTION} names it. {AGAIN}")
-        if name not in expected and (name in contents or name != TOKENIZER):
+        if name not in expected and (name in contents or name not in bpe.FILES):
             what = "is there" if name in contents else "is missing"
             raise InputError(f"{folder / name} {what}; {DESCRIPTION} does not name it. {AGAIN}")
         if name not in expected or measure(contents[name]) == expected[name]:

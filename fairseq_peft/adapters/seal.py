@@ -6,11 +6,12 @@ import hashlib
 import json
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.text import bpe
 
 SCHEMA = 1
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 DICTIONARY, TOKENIZER = "dict.txt", "sentencepiece.bpe.model"
-FILES = (TENSORS, DESCRIPTION, DICTIONARY, TOKENIZER)
+FILES = (TENSORS, DESCRIPTION, DICTIONARY, *bpe.FILES)
 
 #: Field -> type, or fields within it, for what loading reads; the rest is for people.
 FIELDS = {

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 #: their flags in a Namespace.
 ALLOWED = [argparse.Namespace]
 
+#: The entry of a checkpoint that leaves what is its base's out of ``model`` (``slim.py``).
+SLIM = "base"
+
 #: How a file begins that Git puts where Git LFS was not installed.
 LFS = b"version https://git-lfs"
 
@@ -55,6 +58,21 @@ def read(path: str, trust: bool = False) -> dict:
             "that was published for fairseq."
         )
     return state
+
+
+def told(state: dict, group: str = "model") -> dict:
+    """The flags of a group, such as ``task``, that the checkpoint ``state`` itself names.
+
+    Newer checkpoints have them by groups (``cfg``), older ones all in one (``args``).
+    """
+    cfg = state.get("cfg")
+    own = cfg.get(group) if isinstance(cfg, dict) else None
+    for given in (own, state.get("args")):
+        if isinstance(given, argparse.Namespace):
+            return vars(given)
+        if isinstance(given, dict):
+            return given
+    return {}
 
 
 def load(path: str, trust: bool = False):

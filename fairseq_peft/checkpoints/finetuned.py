@@ -155,6 +155,7 @@ def stand_in(description: dict) -> dict:
     labels = {
         "labels": description["labels"],
         "dictionary": description["dictionary"]["sha256"],
+        **{key: description[key] for key in ("kind",) if key in description},
     }
     cfg = {**defaults, "task": task, "model": description["model"]}
     return {"cfg": cfg, "task_state": labels}

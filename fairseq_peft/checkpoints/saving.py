@@ -6,20 +6,28 @@ decides what a checkpoint holds (``slim.py``), one with a run which is the best 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
+import logging
 import os
 import shutil
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.trainer import Trainer
+from omegaconf import open_dict
 
 from fairseq_peft.checkpoints import best, slim
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+
+logger = logging.getLogger(__name__)
 
 
 def install() -> None:
@@ -28,6 +36,8 @@ def install() -> None:
         return
     Trainer.state_dict = _state_dict(Trainer.state_dict)
     checkpoint_utils.load_checkpoint_to_cpu = _load(checkpoint_utils.load_checkpoint_to_cpu)
+    convert = checkpoint_utils.convert_namespace_to_omegaconf
+    checkpoint_utils.convert_namespace_to_omegaconf = _convert(convert)
     checkpoint_utils.torch_persistent_save = _save(checkpoint_utils.torch_persistent_save)
     PathManager.copy = staticmethod(_copy(PathManager.copy))
     best.install()
@@ -61,6 +71,28 @@ def _load(original):
         return state
 
     return load_checkpoint_to_cpu
+
+
+def _convert(original):
+    """fairseq looks up what an older checkpoint's args name, and fails with a KeyError where that
+    is somebody else's. Whoever starts from it needs the weights alone."""
+
+    @functools.wraps(original)
+    def convert_namespace_to_omegaconf(args):
+        known = {"task": TASK_REGISTRY, "arch": ARCH_MODEL_REGISTRY}
+        known.update((name, entry["registry"]) for name, entry in REGISTRIES.items())
+        told = dict(vars(args))
+        foreign = {n: told[n] for n in known if told.get(n) not in (None, *known[n])}
+        if foreign:
+            logger.info(f"the checkpoint names what is not known here, and left out: {foreign}")
+        cfg = original(argparse.Namespace(**{n: told[n] for n in told if n not in foreign}))
+        with open_dict(cfg):
+            for group, name in (("task", "task"), ("model", "arch")):
+                if cfg[group] is None:  # fairseq looks into it
+                    cfg[group] = {"_name": told.get(name)}
+        return cfg
+
+    return convert_namespace_to_omegaconf
 
 
 def _save(original):

@@ -32,6 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fairseq_peft.adapters.base import fingerprint, renamed
+from fairseq_peft.adapters.folder import aliases
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
@@ -40,7 +41,7 @@ from fairseq_peft.injection import surgery
 logger = logging.getLogger(__name__)
 
 #: Where the entry stands in a checkpoint.
-ENTRY = "base"
+ENTRY = checkpoint_file.SLIM
 FIELDS = {"path": str, "relative": str, "sha256": str, "names": list, "names_sha256": str}
 
 
@@ -72,11 +73,14 @@ class BaseRef:
         sha256: its fingerprint.
         digests: name of a tensor that may be left out -> its digest in the base's file, and in a
             model that loaded it; the two differ where the file has another precision.
+        tied: second name -> such a tensor, for a name that the base's file has not: an LM head's
+            matrix, where the base has no LM head. Loading fills it in from the first.
     """
 
     path: str
     sha256: str
     digests: dict[str, tuple[str, str]]
+    tied: dict[str, str]
 
     @classmethod
     def of(cls, model, start_state: dict, start_path: str) -> BaseRef:
@@ -98,7 +102,12 @@ class BaseRef:
                 same = loaded.dtype == tensors[name].dtype
                 digests[name] = (in_file, in_file if same else digest(name, loaded))
         sha256 = entry.get("sha256") or fingerprint(start_state["model"])
-        return cls(entry["path"], sha256, digests)
+        tied = {
+            second: first
+            for second, first in aliases(own).items()
+            if first in digests and second not in tensors
+        }
+        return cls(entry["path"], sha256, digests, tied)
 
     def leave_out(self, state: dict, folder: str) -> dict:
         """The checkpoint ``state``, about to be written to ``folder``, without what is the base's,
@@ -109,8 +118,8 @@ class BaseRef:
             for name, (_, loaded) in self.digests.items()
             if name in weights and digest(name, weights[name]) == loaded
         ]
-        for name in left_out:
-            del weights[name]
+        for name in (*left_out, *(second for second, n in self.tied.items() if n in left_out)):
+            weights.pop(name, None)
         entry = {
             "path": self.path,
             "relative": os.path.relpath(self.path, folder),

@@ -78,9 +78,8 @@ def combine(
     origin = {"verb": "combine", "how": how, "rank": rank, "density": density, "seed": seed}
     origin.update(head=head, folders=[told(term) for term in terms])
     described = describe(terms, updates, origin, count(tensors))
-    copies = {adapter_folder.DICTIONARY: terms[0].found.dictionary}
-    if terms[0].found.tokenizer is not None:
-        copies[adapter_folder.TOKENIZER] = terms[0].found.tokenizer
+    first = terms[0].found
+    copies = {adapter_folder.DICTIONARY: first.dictionary, **first.text_files}
     adapter_folder.write(out, {**tensors, **heads}, described, copies)
     ranks = {name: len(update.a) for name, update in updates.items()}
     return Combined(ranks, error, size(tensors), size(heads))

@@ -2,7 +2,7 @@
 
 The output loads into fairseq like any checkpoint (--finetune-from-model, from_pretrained) and holds
 tensors and plain values only. A file that would run code is refused; with --trust-checkpoint it is
-opened, and runs it.
+opened, and runs it. With --encoder an encoder-decoder becomes a base for --arch roberta_lora.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ def add_arguments(parser):
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--half", action="store_true", help="weights in half precision")
     parser.add_argument(
+        "--encoder",
+        action="store_true",
+        help="an encoder-decoder's encoder alone (BART, BARThez), as a RoBERTa without LM head",
+    )
+    parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
         help="open the file even if that runs code that its author put there",
@@ -38,8 +43,11 @@ def run(args) -> int:
     import torch
 
     from fairseq_peft.checkpoints import slim
+    from fairseq_peft.checkpoints.encoder_only import encoder_of
 
     state = slim.read(str(args.checkpoint), trust=args.trust_checkpoint)
+    if args.encoder:
+        state = encoder_of(state, str(args.checkpoint))
     lean = {key: state.get(key) for key in KEPT}
     if args.half:
         lean["model"] = {

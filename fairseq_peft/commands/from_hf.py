@@ -1,10 +1,11 @@
-"""Write a RoBERTa, CamemBERT or XLM-R of Hugging Face's library as a fairseq checkpoint, and check
-it.
+"""Write a RoBERTa, CamemBERT, XLM-R or BERT of Hugging Face's library as a fairseq checkpoint, and
+check it.
 
-The folder holds config.json, model.safetensors (or pytorch_model.bin, as older versions wrote it)
-and tokenizer.json. The output folder holds model.pt, dict.txt and, if there is one,
-sentencepiece.bpe.model. Both sides then compute on the same tokens, and read the same texts; a
-checkpoint that differs is not written.
+The folder holds config.json, model.safetensors (or pytorch_model.bin, as older versions wrote it;
+or several files with their index) and tokenizer.json. The output folder holds model.pt, dict.txt
+and what cuts text into pieces: sentencepiece.bpe.model, if there is one, or the files of --bpe gpt2
+or bert. Both sides then compute on the same tokens, and read the same texts; a checkpoint that
+differs is not written.
 """
 
 from __future__ import annotations
@@ -38,16 +39,9 @@ def run(args) -> int:
         raise InputError("--check-text would be ignored with --no-check. Leave one out.")
 
     import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.hf import check, from_folder
     from fairseq_peft.text.raw_text import read_lines
 
-    reads = (args.folder / adapter_folder.TOKENIZER).is_file()
-    if args.check_text and not reads:
-        raise InputError(
-            f"--check-text would be ignored: {args.folder} has no {adapter_folder.TOKENIZER}, "
-            "without which fairseq reads no text."
-        )
     if not args.no_check:
         check.quiet()
     found = from_folder.convert(
@@ -57,9 +51,9 @@ def run(args) -> int:
         texts=list(read_lines([args.check_text])) if args.check_text else (),
     )
     sys.stdout.write("\n".join(report(args.out, found)) + "\n")
-    if not reads:
+    if found["bpe"] is None:
         sys.stdout.write(
-            f"{args.folder} has no {adapter_folder.TOKENIZER}: fairseq reads no text with this "
-            "checkpoint until there is one\n"
+            f"fairseq reads no text with this checkpoint: {found['reason']}. Put the files of a "
+            "--bpe beside it that cut text as its tokenizer does\n"
         )
     return 0

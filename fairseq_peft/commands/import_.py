@@ -2,7 +2,8 @@
 
 The folder is what save_pretrained of a RobertaForSequenceClassification with LoRA, DoRA, IA3,
 prompt tuning or prefix tuning wrote. The base is the fairseq checkpoint that the Hugging Face model
-was converted from or to; its dict.txt and sentencepiece model are looked for beside it.
+was converted from or to; its dict.txt and sentencepiece model, or the files of another --bpe, are
+looked for beside it.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ def run(args) -> int:
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.hf import peft_import
+    from fairseq_peft.text import bpe
 
-    dictionary = args.dict or args.base.parent / adapter_folder.DICTIONARY
-    tokenizer = args.spm or args.base.parent / adapter_folder.TOKENIZER
-    for flag, path in (("--dict", dictionary), ("--spm", tokenizer)):
+    beside = args.base.parent
+    place = None if args.spm else bpe.locate(beside)
+    tokenizer = args.spm or beside / adapter_folder.TOKENIZER
+    files = place.files if place else {adapter_folder.TOKENIZER: tokenizer}
+    dictionary = args.dict or beside / adapter_folder.DICTIONARY
+    for flag, path in (("--dict", dictionary), *(("--spm", path) for path in files.values())):
         if not path.is_file():
             raise InputError(f"{path} does not exist. Give the file of the base with {flag}.")
     imported = peft_import.load(
@@ -56,7 +61,7 @@ def run(args) -> int:
         num_texts=2 if args.pairs else 1,
         trust=args.trust_checkpoint,
     )
-    copies = {adapter_folder.DICTIONARY: dictionary, adapter_folder.TOKENIZER: tokenizer}
+    copies = {adapter_folder.DICTIONARY: dictionary, **files}
     adapter_folder.write(args.out, imported.tensors, imported.description, copies)
     told = imported.description
     sys.stdout.write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -43,6 +42,7 @@ def describe_folder(path: Path) -> dict:
         "method": told["method"]["peft"],
         "knobs": told["method"]["knobs"],
         "targets": told["method"]["targets"],
+        **({"answers": told["kind"]} if "kind" in told else {}),
         "head": f"{told['head']['kind']}, {told['head']['num_classes']} classes "
         f"({', '.join(told['labels'])})",
         **sizes(found.tensors, HEADS),
@@ -60,23 +60,19 @@ def describe_folder(path: Path) -> dict:
 
 def describe_checkpoint(path: Path, trust: bool) -> dict:
     """The rows of a checkpoint, as it lies on the disk."""
+    from fairseq_peft import methods
     from fairseq_peft.checkpoints import file as checkpoint_file
-    from fairseq_peft.methods import setting
-    from fairseq_peft.models.options import METHOD_FIELDS
     from fairseq_peft.models.roberta import HEADS
 
     state = checkpoint_file.read(str(path), trust)
-    cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
-    model = cfg.get("model")
-    if not isinstance(model, dict):  # a checkpoint from before there were configs
-        model = vars(model or state.get("args") or argparse.Namespace())
+    model = checkpoint_file.told(state)
     base, extra = state.get("base"), state.get("extra_state") or {}
     rows = {
         "kind": "checkpoint that refers to a base" if base else "checkpoint of a whole model",
         "architecture": model.get("_name") or model.get("arch"),
     }
-    if model.get("peft"):
-        chosen = setting(model["peft"], {flag: model.get(flag) for flag in METHOD_FIELDS})
+    chosen = methods.told(model)
+    if chosen is not None:
         rows.update(method=chosen.name, knobs=chosen.knobs())
     rows.update(sizes(state["model"], HEADS))
     if base:

@@ -9,6 +9,8 @@ is loaded into fairseq's own model, and its logits are compared with those of th
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +42,7 @@ def run(args) -> int:
     state, model, batches, head, expected = finetuned.load(args)
     check_pooler(args.checkpoint, model)
     merge(args.checkpoint, model)
+    notes = to_stock_eps(args.checkpoint, model, head, args.dtype)
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
     weights = stock_weights(model)
     check_finite(args.checkpoint, weights, args.dtype)
@@ -53,8 +56,68 @@ def run(args) -> int:
     sys.stdout.write(
         f"{args.out}: {len(weights)} tensors, {args.dtype}; on {len(batches)} random batches its "
         f"logits differ from the unmerged model's by {difference:.1e} at most\n"
+        f"{notes}{hub_call(args.checkpoint, args.out, cfg, model)}\n"
     )
     return 0
+
+
+def to_stock_eps(path: Path, model, head: str | None, dtype: str) -> str:
+    """Rescale the merged weights so that fairseq's layer norms, whose eps is fixed, compute what
+    the model's own do (``models.norms``); what the user should know of it, as lines.
+
+    Raises:
+        InputError: half precision cannot hold what the rescaled layers compute.
+    """
+    from torch import nn
+
+    from fairseq_peft.models import norms
+
+    eps = norms.eps_of(model.args)
+    if eps == norms.STOCK_EPS:
+        return ""
+    if dtype == "fp16":
+        raise InputError(
+            f"{path} has --layer-norm-eps {eps}, and fairseq's own models {norms.STOCK_EPS}: its "
+            "weights are rescaled for them, and what they compute then is too large for fp16. Give "
+            "--dtype bf16 or fp32."
+        )
+    nn.Module.load_state_dict(model, norms.for_stock(model.state_dict(), model.args))
+    note = (
+        f"fairseq's layer norms have eps {norms.STOCK_EPS}, this model's {eps}: its weights are "
+        "rescaled, so that the file computes the same there; do not train it on"
+    )
+    if head is None:
+        note += ". The LM head's norm has no such scale; its logits moved as said"
+    return note + "\n"
+
+
+def hub_call(checkpoint: Path, out: Path, cfg: dict, model) -> str:
+    """The Python with which stock fairseq opens the merged file ``out``: the data folder and its
+    tokenizer, which are not in the file, are arguments."""
+    stock = stock_class(model)
+    data = os.path.abspath(cfg["task"]["data"])
+    places = [place for place in (data, os.path.abspath(checkpoint)) if os.path.isdir(place)]
+    found = next(filter(None, map(reader, places)), None)
+    flags = {"data_name_or_path": data, "bpe": None, **(found.fairseq_flags() if found else {})}
+    words = [os.path.abspath(out.parent), out.name]
+    call = ", ".join([*map(repr, words), *(f"{name}={value!r}" for name, value in flags.items())])
+    lines = [
+        f"from {stock.__module__} import {stock.__name__}",
+        f"{stock.__name__}.from_pretrained({call})",
+    ]
+    if data not in places:
+        lines.insert(0, f"# {data} is not here: name a folder with the same dictionaries instead")
+    return "\n".join(lines)
+
+
+def reader(folder: str):
+    """What reads text as ``folder`` does; None where it does not say, or where its files are
+    damaged: the merged model is whole all the same."""
+    from fairseq_peft.text import bpe
+
+    with contextlib.suppress(InputError):
+        return bpe.find(folder)
+    return None
 
 
 def merge(path: Path, model) -> None:
@@ -116,12 +179,11 @@ def stock_config(cfg: dict, model, head) -> dict:
     """The checkpoint's configuration with fairseq's own task, criterion and architecture."""
     import argparse
 
-    from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
 
     from fairseq_peft.models.heads import kind_of
 
-    names = {registered: name for name, registered in MODEL_REGISTRY.items()}
-    stock = next(base for base in type(model).__mro__[1:] if base in names)
+    names, stock = registered(), stock_class(model)
     parser = argparse.ArgumentParser(add_help=False)
     stock.add_args(parser)
     flags, known = [*vars(parser.parse_args([]))], vars(model.args)
@@ -152,6 +214,19 @@ def stock_config(cfg: dict, model, head) -> dict:
         sizes["pooler_activation_fn"] = "linear"
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
     return {**kept, **own, "common": common, "model": sizes}
+
+
+def registered() -> dict:
+    """Class -> name of every model that fairseq knows."""
+    from fairseq.models import MODEL_REGISTRY
+
+    return {model_class: name for name, model_class in MODEL_REGISTRY.items()}
+
+
+def stock_class(model) -> type:
+    """fairseq's own class that the plugin's ``model`` stands on."""
+    names = registered()
+    return next(base for base in type(model).__mro__[1:] if base in names)
 
 
 def stock_model(cfg: dict, model, weights: dict):

@@ -67,6 +67,11 @@ def split_arch(arch: str):
         if arch.startswith(size + "_") and arch[len(size) + 1 :] in methods.available():
             return size, arch[len(size) + 1 :]
     known = ", ".join(architectures.COUNTED)
+    if arch in (f"roberta_{name}" for name in (*methods.available(), "peft")):
+        raise InputError(
+            f"--arch {arch} takes its sizes from a base, and here is none. Give one of {known}, "
+            "alone or with _ and a method."
+        )
     raise InputError(
         f"--arch {arch!r} is unknown. Give one of {known}, alone or with _ and one of "
         f"{', '.join(methods.available())}."

@@ -1,7 +1,9 @@
 """Classify raw text: a text a line in, a label and its probability a line out, in order.
 
-TSV: the label, a tab, its probability. JSON lines (--format jsonl): label, probability, and the
-probabilities of all classes. Row n of the output belongs to line n of the input, whatever that line
+TSV: the label, a tab, its probability; where a row has any number of labels, those with | between
+them, and the probability of just these; where it has a number, that number alone. JSON lines
+(--format jsonl): label, probability, and the probabilities of all classes; or value, the number.
+Row n of the output belongs to line n of the input, whatever that line
 holds: an empty one is classified, too. A line ends at LF or CR LF. For a model of text pairs a line
 is a text, a tab, and the second text. Bytes that are not UTF-8 become U+FFFD, and are counted.
 
@@ -27,7 +29,8 @@ from pathlib import Path
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.precision import NAMES, resolve
-from fairseq_peft.text import corpus, sources, tables
+from fairseq_peft.scores import NUMBER
+from fairseq_peft.text import bpe, corpus, sources, tables
 
 #: The columns that a table gets.
 NEW_COLUMNS = ("prediction", "probability")
@@ -47,6 +50,11 @@ def add_arguments(parser):
     parser.add_argument("--adapter", type=Path, help="adapter folder that training wrote")
     parser.add_argument(
         "--data", type=Path, help="without --adapter: folder with dict.txt and sentencepiece model"
+    )
+    parser.add_argument(
+        "--bpe",
+        choices=list(bpe.KINDS),
+        help="without --adapter: how that folder's text is cut into pieces (what the folder says)",
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
     parser.add_argument("--precision", choices=NAMES, help="(as in training)")
@@ -78,7 +86,8 @@ def run(args) -> int:
     classifier = load(args)
     if is_table:
         file.close()
-        lines = TableRows(Path(args.file), tables.columns_of(args), classifier.num_texts)
+        columns = tables.columns_of(args)
+        lines = TableRows(Path(args.file), columns, classifier.num_texts, classifier.kind)
     else:
         name = "stdin" if args.file == "-" else args.file
         lines = Lines(sources.lines(file, name), classifier.num_texts, args.format or "tsv")
@@ -204,6 +213,7 @@ def load(args):
         args.base,
         args.adapter,
         data=args.data,
+        bpe=args.bpe,
         precision=args.precision and resolve(args.precision),
         device=args.device,
         allow_other_base=args.allow_other_base,
@@ -266,7 +276,8 @@ class Lines:
 class TableRows:
     """The rows of a table; as ``Lines``, but the whole file is read first."""
 
-    def __init__(self, path: Path, columns, num_texts: int):
+    def __init__(self, path: Path, columns, num_texts: int, kind: str):
+        self.new_columns = NEW_COLUMNS[:1] if kind == NUMBER else NEW_COLUMNS
         needs = ("text", "text2")[:num_texts]
         if num_texts == 1 and columns.text2 is not None:
             raise InputError(
@@ -275,13 +286,13 @@ class TableRows:
             )
         self.reader = corpus.Reader()
         self.table = tables.read(path, self.reader, columns, needs)
-        taken = [name for name in NEW_COLUMNS if name in self.table.names]
+        taken = [name for name in self.new_columns if name in self.table.names]
         if taken:
             raise InputError(f"{path} has a column {taken[0]!r} already. Rename it.")
         self.needs = needs
         self.number = self.answered = 0
         header = self.table.header
-        self.header = "" if header is None else self.line(header, NEW_COLUMNS)
+        self.header = "" if header is None else self.line(header, self.new_columns)
 
     def __iter__(self) -> Iterator:
         for record in self.table.records:
@@ -293,8 +304,11 @@ class TableRows:
         """The row that ``answered`` counts last, with its prediction."""
         raw = self.table.records[self.answered - 1].raw
         if isinstance(raw, dict):
-            new = dict(zip(NEW_COLUMNS, (row.label, row.probability)))
+            found = row.label if row.value is None else row.value
+            new = dict(zip(self.new_columns, (found, row.probability)))
             return json.dumps({**raw, **new}, ensure_ascii=False) + "\n"
+        if row.value is not None:
+            return self.line(raw, (f"{row.value:.6g}",))
         return self.line(raw, (row.label, f"{row.probability:.6f}"))
 
     def line(self, raw: str, fields) -> str:
@@ -359,8 +373,11 @@ class Progress:
 
 
 def tsv(row) -> str:
+    if row.value is not None:
+        return f"{row.value:.6g}\n"
     return f"{row.label}\t{row.probability:.6f}\n"
 
 
 def jsonl(row) -> str:
-    return json.dumps(row._asdict(), ensure_ascii=False) + "\n"
+    found = row._asdict() if row.value is None else {"value": row.value}
+    return json.dumps(found, ensure_ascii=False) + "\n"

@@ -1,7 +1,8 @@
 """Raw text -> tokenizer, held-out lines and pieces, ready for fairseq-preprocess.
 
 Writes OUT/sentencepiece.bpe.model, OUT/dict.txt, OUT/train.pieces and OUT/valid.pieces. Blank lines
-are left out. fairseq id = sentencepiece id + 1 from piece 3 on.
+are left out. fairseq id = sentencepiece id + 1 from piece 3 on. With another --bpe, its files and
+bpe.json are in the place of the model.
 
 A text counts N times as FILE:N (2.5: half of its lines three times, drawn by --seed): text of the
 task's own domain is short, and is read more often.
@@ -17,6 +18,7 @@ import logging
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.text import bpe
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ def add_arguments(parser):
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--spm", type=Path, help="a sentencepiece model (otherwise one is trained)")
-    parser.add_argument("--dict", type=Path, help="its dict.txt (otherwise in the model's order)")
+    bpe.add_arguments(parser)
+    parser.add_argument("--dict", type=Path, help="their dict.txt (otherwise in the files' order)")
     parser.add_argument("--vocab-size", type=int, help="pieces of a trained model (31998)")
     parser.add_argument("--valid-lines", type=int, default=500, help="held out (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the held-out lines (%(default)s)")
@@ -38,10 +41,14 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    if args.dict and not args.spm:
-        raise InputError("--dict without --spm. Give the sentencepiece model it belongs to.")
-    if args.spm and args.vocab_size:
-        raise InputError("--vocab-size with --spm would be ignored. Leave one of them out.")
+    if args.dict and not (args.spm or args.bpe or args.bpe_dir):
+        raise InputError(
+            "--dict without --spm or --bpe. Give the sentencepiece model it belongs to."
+        )
+    if bpe.given(args) and args.vocab_size:
+        flag = bpe.given(args)
+        raise InputError(f"--vocab-size with {flag} would be ignored. Leave one of them out.")
+    subwords, dictionary = bpe.from_arguments(args)
 
     from fairseq_peft.text import raw_text
 
@@ -55,14 +62,14 @@ def run(args) -> int:
         logger.info("%s lines left out of train, as they hold a held-out text", f"{copies:,}")
     train, valid = raw_text.repeat(kept, args.seed), [line for line, _ in valid]
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.spm:
-        raw_text.copy_tokenizer(args.spm, args.dict, args.out)
+    if subwords:
+        bpe.write_with_dictionary(subwords, dictionary, args.out, train)
     else:
         raw_text.train_tokenizer(train, args.out, args.vocab_size or 31_998, args.threads)
-    tokenizer = raw_text.load_tokenizer(args.out / raw_text.MODEL_NAME)
+        subwords = bpe.find(args.out)
     for name, lines in (("valid", valid), ("train", train)):
         num_pieces = raw_text.write_pieces(
-            tokenizer, lines, args.out / f"{name}.pieces", args.threads
+            subwords, lines, args.out / f"{name}.pieces", args.threads
         )
         logger.info("%s: %s lines, %s pieces", name, f"{len(lines):,}", f"{num_pieces:,}")
     repeated = len(set(valid) & set(train))

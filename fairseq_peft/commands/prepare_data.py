@@ -1,4 +1,4 @@
-"""Raw text and labels -> checks -> sentencepiece -> fairseq-preprocess -> a data folder.
+"""Raw text and labels -> checks -> pieces -> fairseq-preprocess -> a data folder.
 
 RAW is a directory with {train,valid,test}.{review,label} (a text or a label a line; .review2 for
 pairs) or with {train,valid,test}.{tsv,csv,jsonl,json} (dev is valid, too), or one such table with
@@ -8,6 +8,8 @@ becomes a space. DEST appears when all is done and checked, not before. It has
     input0/ (input1/) label/   what fairseq-preprocess makes: tokens, and classes in a fixed order
     dict.txt sentencepiece.bpe.model labels.txt stats.json
     raw/                       the rows used, as text
+
+Pieces are sentencepiece's, or those of --bpe, whose files, and bpe.json, are then in DEST.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import sys
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.text import tables
+from fairseq_peft.scores import CLASSES, LABELS, METRICS, NUMBER
+from fairseq_peft.text import bpe, tables
 
 SCHEMA = 1
 DONE = "stats.json"  # written last: a folder that has it is finished
@@ -37,7 +40,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("dest", type=Path, help="data folder to make, for example data-bin/NAME")
     tables.add_arguments(parser)
     parser.add_argument("--spm", type=Path, help="sentencepiece model (default: train one)")
-    parser.add_argument("--dict", type=Path, help="its dict.txt (default: pieces in its order)")
+    bpe.add_arguments(parser)
+    parser.add_argument("--dict", type=Path, help="their dict.txt (default: pieces in order)")
     parser.add_argument(
         "--vocab-size",
         type=int,
@@ -53,6 +57,17 @@ def add_arguments(parser) -> None:
         help="drop rows of train whose text valid or test has",
     )
     parser.add_argument("--max-positions", type=int, default=256, help="of the model (%(default)s)")
+    parser.add_argument(
+        "--kind",
+        choices=list(METRICS),
+        default=CLASSES,
+        help="what a row has: one class, any number of labels, or a number (%(default)s)",
+    )
+    parser.add_argument(
+        "--label-separator",
+        metavar="TEXT",
+        help="between the labels of a row, with --kind labels (|)",
+    )
     parser.add_argument("--seed", type=int, help="for a file without split column (1)")
     parser.add_argument("--valid-share", type=float, help="the same (0.1)")
     parser.add_argument("--test-share", type=float, help="the same (0.1)")
@@ -63,6 +78,7 @@ def run(args) -> int:
     from fairseq_peft.text import corpus as corpora
 
     check_options(args)
+    subwords, dictionary = bpe.from_arguments(args)
     given = {name: getattr(args, name) for name in DEFAULTS}
     knobs = {name: DEFAULTS[name] if given[name] is None else given[name] for name in DEFAULTS}
     corpus = corpora.read_corpus(
@@ -71,6 +87,8 @@ def run(args) -> int:
         knobs["valid_share"],
         knobs["test_share"],
         tables.columns_of(args),
+        args.kind,
+        args.label_separator or corpora.SEPARATOR,
     )
     settings = {
         "raw_sha256": digest(
@@ -79,11 +97,13 @@ def run(args) -> int:
             ).encode()
         ),
         "spm_sha256": args.spm and digest(read(args.spm)),
-        "dict_sha256": args.dict and digest(read(args.dict)),
-        "vocab_size": None if args.spm else knobs["vocab_size"],
+        "dict_sha256": dictionary and digest(read(dictionary)),
+        "bpe": None if args.spm or subwords is None else told(subwords),
+        "vocab_size": None if subwords else knobs["vocab_size"],
         "spm_text_sha256": args.spm_text and digest(read(args.spm_text)),
         "drop_duplicates": args.drop_duplicates,
         "max_positions": args.max_positions,
+        **({} if args.kind == CLASSES else {"kind": args.kind}),
     }
     if is_finished(args.dest, settings, args.force):
         logger.info("%s is finished already, from the same data and settings.", args.dest)
@@ -93,7 +113,7 @@ def run(args) -> int:
     build = args.dest.parent / f".{args.dest.name}.{os.getpid()}"
     build.mkdir()
     try:
-        stats = build_folder(args, corpus, settings, build)
+        stats = build_folder(args, corpus, settings, build, subwords, dictionary)
         move_into_place(build, args.dest)
     finally:
         shutil.rmtree(build, ignore_errors=True)
@@ -103,14 +123,21 @@ def run(args) -> int:
 
 def check_options(args) -> None:
     """Refuse what would be ignored, and numbers out of range."""
-    if args.dict and not args.spm:
-        raise InputError("--dict without --spm: give the sentencepiece model it belongs to, too.")
+    if args.dict and not (args.spm or args.bpe or args.bpe_dir):
+        raise InputError(
+            "--dict without --spm or --bpe: give the sentencepiece model it belongs to, too."
+        )
     for name in ("vocab_size", "spm_text"):
-        if args.spm and getattr(args, name) is not None:
+        if bpe.given(args) and getattr(args, name) is not None:
             flag = "--" + name.replace("_", "-")
             raise InputError(
-                f"{flag} has no effect with --spm, which is a finished model. Drop one."
+                f"{flag} has no effect with {bpe.given(args)}, which is a finished model. Drop one."
             )
+    if args.label_separator is not None and args.kind != LABELS:
+        raise InputError(
+            f"--label-separator has no effect with --kind {args.kind}. Give --kind {LABELS}, or "
+            "drop it."
+        )
     if args.vocab_size is not None and args.vocab_size < 16:
         raise InputError(f"--vocab-size {args.vocab_size}: expected at least 16.")
     if args.max_positions < 8:
@@ -150,7 +177,8 @@ def is_finished(dest: Path, settings: dict, force: bool) -> bool:
     if force:
         return False
     before = json.loads((dest / DONE).read_text(encoding="utf-8")).get("settings", {})
-    changed = [name for name in settings if settings[name] != before.get(name)]
+    names = dict.fromkeys([*settings, *before])
+    changed = [name for name in names if settings.get(name) != before.get(name)]
     if changed:
         raise InputError(
             f"{dest} was made with other data or settings ({', '.join(changed)}). "
@@ -159,7 +187,13 @@ def is_finished(dest: Path, settings: dict, force: bool) -> bool:
     return True
 
 
-def build_folder(args, corpus, settings: dict, build: Path) -> dict:
+def told(subwords) -> dict:
+    """What stats.json says of a ``--bpe``, and of the content of its files."""
+    files = {name: digest(read(path)) for name, path in subwords.files.items() if name != bpe.TOLD}
+    return {"kind": subwords.kind, **subwords.options, "sha256": files}
+
+
+def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary) -> dict:
     """Everything DEST shall have, in ``build``; returns what stats.json says."""
     from fairseq_peft.text import checks, raw_text
     from fairseq_peft.text.binarised import SPECIALS, read_dictionary
@@ -168,34 +202,36 @@ def build_folder(args, corpus, settings: dict, build: Path) -> dict:
     labels = corpus.labels
     if args.drop_duplicates:
         corpus = checks.drop_duplicates(corpus)
-        left = {row.label for row in corpus.rows["train"]}
+        left = {name for row in corpus.rows["train"] for name in corpus.names(row)}
         if left != set(labels):
             raise InputError(f"--drop-duplicates leaves no row of {set(labels) - left} in train.")
 
-    if args.spm:
-        raw_text.copy_tokenizer(args.spm, args.dict, build)
+    if subwords is not None:
+        texts = (t for row in corpus.rows["train"] for t in (row.text, row.text2) if t)
+        bpe.write_with_dictionary(subwords, dictionary, build, texts)
     else:
         lowered = train_tokenizer(args, corpus, build)
         if lowered is not None:
             corpus.notes["vocabulary_lowered_to"] = lowered
-    tokenizer = raw_text.load_tokenizer(build / raw_text.MODEL_NAME)
+    subwords = bpe.find(build)
     dictionary = read_dictionary(build / raw_text.DICT_NAME)
     known = set(dictionary) - {*SPECIALS, "<mask>"}
 
-    tokens = {split: tokenise(tokenizer, corpus.rows[split]) for split in corpus.splits}
+    tokens = {split: tokenise(subwords, corpus.rows[split]) for split in corpus.splits}
     stats = {
         "schema": SCHEMA,
         "raw": str(args.raw.resolve()),
         "settings": settings,
+        "kind": corpus.kind,
         "labels": labels,
         "pairs": corpus.has_pairs,
         "vocabulary_rows": len(dictionary),
-        "ids_are_pieces_plus_1": dictionary[4:-1] == raw_text.pieces_of(tokenizer),
+        "ids_are_pieces_plus_1": dictionary[4:-1] == subwords.vocabulary(),
         "max_positions": args.max_positions,
         "max_tokens": args.max_positions - checks.SPECIAL_TOKENS[corpus.has_pairs],
         "splits": {
             split: checks.split_statistics(
-                corpus.rows[split], tokens[split], known, args.max_positions
+                corpus.rows[split], tokens[split], known, args.max_positions, corpus.kind
             )
             for split in corpus.splits
         },
@@ -206,7 +242,10 @@ def build_folder(args, corpus, settings: dict, build: Path) -> dict:
         "dropped_train_rows": num_rows - len(corpus.rows["train"]),
         "notes": corpus.notes,
     }
-    write_lines(build / "labels.txt", labels)
+    if corpus.kind != NUMBER:
+        write_lines(build / "labels.txt", labels)
+    if corpus.kind != CLASSES:
+        write_lines(build / "kind.txt", [corpus.kind])
     for split in corpus.splits:
         rows = corpus.rows[split]
         write_lines(build / "raw" / f"{split}.review", [row.text for row in rows])
@@ -246,14 +285,13 @@ def train_tokenizer(args, corpus, build: Path) -> int | None:
     return None
 
 
-def tokenise(tokenizer, rows) -> list[list[list[str]]]:
-    """The pieces of each text of each row, as fairseq reads them: it cuts at any Unicode space."""
+def tokenise(subwords, rows) -> list[list[list[str]]]:
+    """The pieces of each text of each row, as fairseq reads them."""
     tokens = []
     for row in rows:
-        texts = [text for text in (row.text, row.text2) if text is not None]
-        pieces = [" ".join(tokenizer.encode(text, out_type=str)).split() for text in texts]
+        pieces = subwords.encode([text for text in (row.text, row.text2) if text is not None])
         if not all(pieces):
-            raise InputError(f"{row.where}: {row.text!r} has no token left after sentencepiece.")
+            raise InputError(f"{row.where}: {row.text!r} has no token left after {subwords.kind}.")
         tokens.append(pieces)
     return tokens
 
@@ -268,9 +306,14 @@ def binarise(build: Path, corpus, tokens, dictionary: list[str]) -> None:
         f"input{n}": {split: [texts[n] for texts in tokens[split]] for split in corpus.splits}
         for n in range(num_texts)
     }
-    fields["label"] = {
-        split: [[row.label] for row in corpus.rows[split]] for split in corpus.splits
-    }
+    if corpus.kind == NUMBER:  # stock fairseq's own layout
+        for split in corpus.splits:
+            lines = [row.label for row in corpus.rows[split]]
+            write_lines(build / "label" / f"{split}.label", lines)
+    else:
+        fields["label"] = {
+            split: [corpus.names(row) for row in corpus.rows[split]] for split in corpus.splits
+        }
     # A given dictionary is neither sorted by frequency nor padded, so class k is line k.
     write_lines(text_dir / "label.dict", [f"{label} 1" for label in corpus.labels])
     for name, rows_of in fields.items():

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fairseq_peft.errors import InputError
-    from fairseq_peft.report.result import keep_predictions, summarise, write_result
+    from fairseq_peft.report.result import in_words, keep_predictions, summarise, write_result
     from fairseq_peft.report.tensorboard import write_hparams
 
     result = summarise(args.run_dir, args.require_epochs)
@@ -35,13 +35,5 @@ def run(args: argparse.Namespace) -> int:
     keep_predictions(args.run_dir, result)
     # last, because it says that everything is there
     path = write_result(args.run_dir, result)
-    test = result["test_accuracy"]
-    logger.info(
-        "%s: test accuracy %s at epoch %d of %d, chosen on valid (%.2f %%)",
-        Path(path),
-        "not measured" if test is None else f"{100 * test:.2f} %",
-        result["best_epoch"],
-        result["num_epochs"],
-        100 * result["valid_accuracy"],
-    )
+    logger.info("%s: %s", Path(path), in_words(result))
     return 0

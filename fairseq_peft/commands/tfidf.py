@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from fairseq_peft.text import tables
+from fairseq_peft.text import bpe, tables
 
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".gz", ".xz")
 logger = logging.getLogger(__name__)
@@ -40,8 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="read pieces of this sentencepiece model, as a model does, not words",
     )
+    bpe.add_arguments(parser)
     parser.add_argument(
-        "--max-tokens", type=int, help="with --spm: cut texts as a model of so many positions does"
+        "--max-tokens",
+        type=int,
+        help="with --spm or --bpe: cut texts as a model of so many positions does",
     )
 
 
@@ -49,11 +52,13 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_peft.errors import InputError
     from fairseq_peft.report.tfidf import Pieces, run_tfidf
 
-    if args.max_tokens is not None and args.spm is None:
+    subwords, _ = bpe.from_arguments(args)
+    if args.max_tokens is not None and subwords is None:
         raise InputError(
-            "--max-tokens would be ignored: words are not cut. Give --spm, the model's tokenizer."
+            "--max-tokens would be ignored: words are not cut. Give --spm or --bpe, the model's "
+            "tokenizer."
         )
-    pieces = None if args.spm is None else Pieces(args.spm, args.max_tokens)
+    pieces = None if subwords is None else Pieces(subwords, args.max_tokens)
     name = args.name or data_name(args.raw)
     reading = {name: getattr(args, name) for name in ("seed", "valid_share", "test_share")}
     reading["columns"] = tables.columns_of(args)

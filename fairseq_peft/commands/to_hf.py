@@ -1,9 +1,10 @@
 """Write a fairseq checkpoint as a folder of Hugging Face's library, and check it there.
 
 AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer and pipeline open the folder
-by themselves. A language model, a model fine-tuned as a whole, or a merged one (fairseq-peft merge)
-can go there; an adapter folder, given with --base, is merged on the way. Both sides then compute on
-the same tokens, and read the same texts; a folder that differs is not written.
+by themselves (AutoModel, where there is no LM head). A language model, a model fine-tuned as a
+whole, or a merged one (fairseq-peft merge) can go there; an adapter folder, given with --base, is
+merged on the way. Both sides then compute on the same tokens, and read the same texts; a folder
+that differs is not written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--spm", type=Path, help="sentencepiece model (sentencepiece.bpe.model, as --dict)"
+    )
+    parser.add_argument(
+        "--bpe-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder that has its dict.txt, and says how its text is read (that of the checkpoint)",
     )
     parser.add_argument("--head", help="the classification head, if there are several")
     parser.add_argument(
@@ -59,6 +66,7 @@ def run(args) -> int:
         args.out,
         args.dict,
         args.spm,
+        bpe_dir=args.bpe_dir,
         head=args.head,
         labels=args.labels.split(",") if args.labels else None,
         checked=not args.no_check,
@@ -75,7 +83,8 @@ def report(out: Path, found: dict):
     """What was written and compared, line by line."""
     kind = f"{found['kind']}, " if "kind" in found else ""
     classes = f"; classes {', '.join(found['labels'])}" if found["labels"] else ""
-    yield f"{out}: {kind}{found['tensors']} tensors{classes}"
+    head = "" if found.get("lm_head", True) or found["labels"] else "; no LM head"
+    yield f"{out}: {kind}{found['tensors']} tensors{classes}{head}"
     compared = [name for name in ("features", "class logits", "LM logits") if name in found]
     if compared:
         yield "largest differences: " + ", ".join(f"{n} {found[n]:.1e}" for n in compared)

@@ -1,15 +1,15 @@
-"""Cross entropy, and counts per class as exact integers from which every metric follows."""
+"""The loss of a kind of task, and exact counts from which every metric follows."""
 
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 
 from fairseq_peft import scores
+from fairseq_peft.criterions.kinds import KINDS
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 
@@ -28,23 +28,30 @@ class SentenceClassificationCriterionConfig(FairseqDataclass):
 
 
 class SentenceClassificationCriterion(FairseqCriterion):
-    """Cross entropy in nats, summed over the batch.
+    """The loss of the task's kind, summed over the batch: cross entropy in nats for classes.
 
-    Logged per batch: ``loss``, ``ntokens``, ``nsentences``, and ``_counts`` (3, classes), the
-    integers of ``scores.KINDS``. One tensor: a meter for each of them takes fairseq a second an
-    update at 1,000 classes. A leading underscore keeps it out of fairseq's log lines.
+    Logged per batch: ``loss``, ``ntokens``, ``nsentences``, and the kind's counts: for classes
+    ``_counts`` (3, classes), the integers of ``scores.KINDS``. One tensor: a meter for each of them
+    takes fairseq a second an update at 1,000 classes. A leading underscore keeps it out of
+    fairseq's log lines.
 
     fairseq calls ``forward`` for each batch of training and of validation, divides the gradients of
     an update by the sum of its rows, and hands the logging outputs of an update, or of a batch of
     validation, to ``reduce_metrics``.
 
     Attributes:
-        predicted: (B,) class ids of the last batch, for who records them row by row.
+        kind: what the task makes of the model's outputs (``kinds``).
+        predicted: answers of the last batch, (B,) class ids, for who records them row by row.
     """
 
     def __init__(self, task, classification_head_name, class_weights="none"):
         super().__init__(task)
         self.classification_head_name = classification_head_name
+        self.kind = KINDS[getattr(task, "kind", scores.CLASSES)]
+        if class_weights != "none" and self.kind is not KINDS[scores.CLASSES]:
+            raise InputError(
+                f"--class-weights {class_weights} is for rows of one class each. Leave it out."
+            )
         self.class_weights, self._balanced = class_weights, None
         if class_weights not in ("none", "balanced"):
             check_weights(class_weights, task.labels)
@@ -61,29 +68,24 @@ class SentenceClassificationCriterion(FairseqCriterion):
             classification_head_name=self.classification_head_name,
         )
         target = sample["target"]
-        loss = F.cross_entropy(logits.float(), target, reduction="sum")
-        num_classes = logits.shape[-1]
-        self.predicted = predicted = logits.detach().argmax(-1)
-        counts = torch.stack(
-            [
-                torch.bincount(labels, minlength=num_classes)
-                for labels in (target[predicted == target], target, predicted)
-            ]
-        ).cpu()  # (3, classes)
+        num_rows, num_outputs = logits.shape
+        loss = self.kind.loss(logits.float(), target)
+        self.predicted = self.kind.answer(logits.detach())
+        counts = self.kind.counts(self.predicted, target, num_outputs).cpu()
         logging_output = {
             "loss": loss.detach(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
-            "sample_size": target.numel(),
-            scores.COUNTS: counts,
+            "sample_size": num_rows,
+            self.kind.meter: counts,
         }
         if model.training and self.class_weights != "none":
-            weights = self._weights(num_classes).to(logits.device)
-            loss = F.cross_entropy(logits.float(), target, weights, reduction="sum")
+            weights = self._weights(num_outputs).to(logits.device)
+            loss = self.kind.loss(logits.float(), target, weights)
         penalty = surgery.unwrap(model).penalty() if model.training else None
         if penalty is not None:
-            loss = loss + target.numel() * penalty
-        return loss, target.numel(), logging_output
+            loss = loss + num_rows * penalty
+        return loss, num_rows, logging_output
 
     def _weights(self, num_classes):
         """The weight of each class (classes,)."""
@@ -98,7 +100,7 @@ class SentenceClassificationCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Sum the outputs and log loss, accuracy, macro-F1 and MCC."""
+        """Sum the outputs and log the loss and the kind's scores."""
 
         def summed(key):
             return sum(log.get(key, 0) for log in logging_outputs)
@@ -109,13 +111,17 @@ class SentenceClassificationCriterion(FairseqCriterion):
         rows = total("sample_size")
         metrics.log_scalar("loss", total("loss") / rows, rows, round=6)
         metrics.log_scalar("_tokens", total("ntokens"), weight=1)
-        metrics.log_scalar(scores.COUNTS, summed(scores.COUNTS), weight=1)
+        name = next(
+            name for name in KINDS if any(KINDS[name].meter in log for log in logging_outputs)
+        )
+        metrics.log_scalar(KINDS[name].meter, summed(KINDS[name].meter), weight=1)
 
-        def derived(name):
-            return lambda meters: round(scores.from_meters(meters)[name], 6)
+        def derived(metric):
+            return lambda meters: round(scores.from_meters(meters)[metric], 6)
 
-        for name in ("accuracy", "macro_f1", "mcc"):
-            metrics.log_derived(name, derived(name))
+        for metric in scores.METRICS[name]:
+            if metric != "spearman":  # which needs the numbers themselves: see the task
+                metrics.log_derived(metric, derived(metric))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from fairseq.data import Dictionary, data_utils, indexed_dataset
 
+from fairseq_peft import scores
+from fairseq_peft.data.numbers import read_numbers
 from fairseq_peft.errors import InputError
 
 
@@ -41,24 +43,27 @@ def fingerprint(dictionary: Dictionary) -> str:
     return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
 
 
-def class_names(dictionary: Dictionary) -> list[str]:
+def class_names(dictionary: Dictionary, fewest: int = 2) -> list[str]:
     """The classes of a label dictionary, without special symbols and padding words.
 
     Raises:
-        InputError: there are fewer than two.
+        InputError: there are fewer than ``fewest``.
     """
     names = [dictionary[i] for i in range(dictionary.nspecial, len(dictionary))]
     names = [name for name in names if not name.startswith("madeupword") and name != "<mask>"]
-    if len(names) < 2:
+    if len(names) < fewest:
         raise InputError(
             f"label/dict.txt names {len(names)} classes ({', '.join(names)}); a classifier needs "
-            "at least 2."
+            f"at least {fewest}."
         )
     return names
 
 
-def load_split(data: str, split: str, dictionary: Dictionary, labels: list[str]):
-    """A split's one or two indexed texts and its class ids (N,), by name in ``labels``.
+def load_split(
+    data: str, split: str, dictionary: Dictionary, labels: list[str], kind: str = scores.CLASSES
+):
+    """A split's one or two indexed texts and its targets: class ids (N,), by name in ``labels``;
+    (N, labels) zeros and ones, where a row has any number of them; or (N,) numbers.
 
     Raises:
         InputError: a file is missing, counts differ, a row is empty, or a label is unknown.
@@ -66,8 +71,11 @@ def load_split(data: str, split: str, dictionary: Dictionary, labels: list[str])
     texts = [_indexed(data, "input0", split, dictionary)]
     if os.path.isdir(os.path.join(data, "input1")):
         texts.append(_indexed(data, "input1", split, dictionary))
-    label_dictionary = load_dictionary(os.path.join(data, "label", "dict.txt"))
-    rows = _indexed(data, "label", split, label_dictionary)
+    if kind == scores.NUMBER:
+        rows = read_numbers(data, split)
+    else:
+        label_dictionary = load_dictionary(os.path.join(data, "label", "dict.txt"))
+        rows = _indexed(data, "label", split, label_dictionary)
     for name, text in zip(("input0", "input1"), texts):
         if len(text) != len(rows):
             raise InputError(
@@ -99,6 +107,16 @@ def load_split(data: str, split: str, dictionary: Dictionary, labels: list[str])
                 )
     if len(rows) == 0:
         raise InputError(f"{data}: split {split!r} has no rows.")
+    if kind == scores.NUMBER:
+        return texts, rows
+    if kind == scores.LABELS:
+        found = np.zeros((len(rows), len(labels)), dtype=np.int64)
+        for i in range(len(rows)):
+            for name in _names(rows[i], label_dictionary):
+                if name not in labels:
+                    _refuse_label(i, split, name, labels)
+                found[i, labels.index(name)] = 1
+        return texts, found
     return texts, np.array(
         [_class_id(rows, i, split, label_dictionary, labels) for i in range(len(rows))]
     )
@@ -145,13 +163,19 @@ def _check_lengths(prefix):
 
 
 def _class_id(rows, index, split, dictionary, labels):
-    tokens = [int(token) for token in rows[index] if token != dictionary.eos()]
-    name = dictionary[tokens[0]] if len(tokens) == 1 and tokens[0] < len(dictionary) else None
-    if name in labels:
-        return labels.index(name)
-    seen = (
-        " ".join(str(dictionary[t]) if t < len(dictionary) else str(t) for t in tokens) or "nothing"
-    )
+    names = _names(rows[index], dictionary)
+    if len(names) == 1 and names[0] in labels:
+        return labels.index(names[0])
+    _refuse_label(index, split, " ".join(names) or "nothing", labels)
+
+
+def _names(row, dictionary):
+    """The labels of a row; a number for what the dictionary does not have."""
+    tokens = [int(token) for token in row if token != dictionary.eos()]
+    return [str(dictionary[t]) if t < len(dictionary) else str(t) for t in tokens]
+
+
+def _refuse_label(index, split, seen, labels):
     raise InputError(
         f"Row {index + 1} of split {split!r} has the label {seen!r}; expected one of "
         f"{', '.join(labels)}. "

@@ -22,7 +22,7 @@ class SentenceDataset(FairseqDataset):
 
     Args:
         texts: one or two indexed data sets of token ids that end with ``</s>``, of equal length.
-        targets: (N,) class ids.
+        targets: (N,) class ids or numbers, or (N, labels) zeros and ones.
         dictionary: for the ids of ``<s>``, ``</s>`` and padding.
         max_tokens: longest item, with the special tokens.
         begin: whether an item starts with ``<s>``.
@@ -58,7 +58,7 @@ class SentenceDataset(FairseqDataset):
         tokens = self.begin + texts[0] + [self.eos]
         for text in texts[1:]:
             tokens += [self.eos] + text + [self.eos]
-        return {"id": index, "tokens": tokens, "target": int(self.targets[index])}
+        return {"id": index, "tokens": tokens, "target": self.targets[index]}
 
     @property
     def sizes(self):
@@ -77,7 +77,8 @@ class SentenceDataset(FairseqDataset):
 
     def collater(self, items):
         """Items as a batch: ``src_tokens`` (B, T) padded at the right, T a multiple of
-        ``WIDTH_STEP`` where the model has room; ``target`` (B,); {} for no items."""
+        ``WIDTH_STEP`` where the model has room; ``target`` (B,), or (B, labels); {} for no
+        items."""
         if not items:
             return {}
         lengths = [len(item["tokens"]) for item in items]
@@ -88,7 +89,7 @@ class SentenceDataset(FairseqDataset):
         return {
             "id": torch.tensor([item["id"] for item in items]),
             "net_input": {"src_tokens": tokens, "src_lengths": torch.tensor(lengths)},
-            "target": torch.tensor([item["target"] for item in items]),
+            "target": torch.from_numpy(np.stack([item["target"] for item in items])),
             "nsentences": len(items),
             "ntokens": sum(lengths),
         }

@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fairseq.data import Dictionary
 
 from fairseq_peft.data.sentence_dataset import truncate
 from fairseq_peft.errors import InputError
-from fairseq_peft.text import raw_text
 from fairseq_peft.text.corpus import LINE_BREAKS
+from fairseq_peft.text.subwords import Sentencepiece, Subwords
 
 #: In ``TextEncoder.table``: how fairseq reads this piece takes the whole text to say.
 LOOK = -1
-LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class TextEncoder:
     """Texts -> token ids, as ``scripts/prepare_data.sh`` and ``SentenceDataset`` make them.
 
     Attributes:
-        table: sentencepiece id -> fairseq id, or ``LOOK``.
+        subwords: cuts text into pieces.
+        table: sentencepiece id -> fairseq id, or ``LOOK``; None where pieces are looked up by name.
         num_cut, num_unknown: rows of ``items`` so far that were cut, or have unknown pieces.
     """
 
     num_cut = num_unknown = 0
 
-    def __init__(self, model: Path, dictionary: Dictionary, begin: bool = True):
-        self.tokenizer = raw_text.load_tokenizer(model)
+    def __init__(self, subwords: Subwords, dictionary: Dictionary, begin: bool = True):
+        self.subwords = subwords
         self.dictionary = dictionary
         self.begin = [dictionary.bos()] if begin else []
-        pieces = [self.tokenizer.id_to_piece(i) for i in range(len(self.tokenizer))]
-        unknown = self.tokenizer.unk_id()
-        self.table = [
+        self.table = None
+        if isinstance(subwords, Sentencepiece):
+            self.table = self._table(subwords.processor)
+        known = subwords.known()
+        if known and not any(self._index(piece) >= dictionary.nspecial for piece in known):
+            files = " and ".join(map(str, subwords.files.values()))
+            raise InputError(
+                f"No piece of {files} is in the dictionary. Give the files of --bpe "
+                f"{subwords.kind} that belong to it."
+            )
+
+    def _table(self, processor) -> list[int]:
+        pieces = [processor.id_to_piece(i) for i in range(len(processor))]
+        unknown = processor.unk_id()
+        return [
             LOOK if i == unknown or piece.split() != [piece] else self._index(piece)
             for i, piece in enumerate(pieces)
         ]
-        if not any(i != LOOK and i >= dictionary.nspecial for i in self.table):
-            raise InputError(
-                f"No piece of {model} is in the dictionary. Give the sentencepiece model that "
-                "belongs to it."
-            )
 
     def _index(self, piece: str) -> int:
         # <mask> joins the dictionary after the data were made: there, the word was unknown.
@@ -60,25 +65,21 @@ class TextEncoder:
             num_threads: threads that cut texts into pieces.
         """
         texts = [LINE_BREAKS.sub(" ", text) for text in texts]
-        try:
-            found = self._cut(texts, int, num_threads)
-        except (UnicodeEncodeError, TypeError):  # half a surrogate pair: no file of UTF-8 has any
-            texts = [LONE_SURROGATES.sub("\ufffd", text) for text in texts]
-            found = self._cut(texts, int, num_threads)
-        table = self.table
+        if self.table is None:
+            return self._by_name(texts, limits, num_threads)
+        table, found = self.table, self.subwords.cut(texts, int, num_threads)
         rows = [[table[i] for i in ids[:limit]] for ids, limit in zip(found, limits)]
         looked = [number for number, row in enumerate(rows) if LOOK in row]
         if looked:
-            # Unknown characters: their piece is the text itself, and fairseq cuts at any Unicode
-            # space in it.
-            again = self._cut([texts[number] for number in looked], str, num_threads)
-            for number, pieces in zip(looked, again):
-                words = " ".join(pieces).split()[: limits[number]]
-                rows[number] = [self._index(word) for word in words]
+            # Unknown characters: their piece is the text itself.
+            again = [[values[number] for number in looked] for values in (texts, limits)]
+            for number, row in zip(looked, self._by_name(*again, num_threads)):
+                rows[number] = row
         return rows
 
-    def _cut(self, texts, kind, num_threads):
-        return self.tokenizer.encode(texts, out_type=kind, num_threads=num_threads)
+    def _by_name(self, texts, limits, num_threads):
+        found = self.subwords.encode(texts, num_threads)
+        return [[self._index(word) for word in row[:limit]] for row, limit in zip(found, limits)]
 
     def tokens(self, text: str) -> list[int]:
         """All tokens of one text, without ``<s>`` and ``</s>``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,21 +13,20 @@ import torch
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.checkpoints import slim
+from fairseq_peft.checkpoints.file import told
 from fairseq_peft.errors import InputError
-from fairseq_peft.hf.weights import WORDS, is_tied
-from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.hf.weights import has_lm_head
+from fairseq_peft.models.roberta import BASE_SIZES, HEADS
 
 #: The name of a head that comes from there: fairseq's own default.
 HEAD = "sentence_classification_head"
 #: The architecture of models of no known size: all its sizes are given as flags.
 ANY_SIZE = "roberta_small"
 _BODY = "encoder.sentence_encoder."
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
 #: Flags that weights do not tell, taken from the checkpoint where it has them.
 _TOLD = (
-    *("activation_fn", "pooler_activation_fn", "untie_weights_roberta"),
     *("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"),
-    *("classifier_head", "pooler", "pooler_dropout"),
+    *("classifier_head", "pooler", "pooler_activation_fn", "pooler_dropout"),
 )
 
 
@@ -82,26 +80,10 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
     Raises:
         InputError: it is no RoBERTa, or nothing tells its number of heads.
     """
-    try:
-        dim = weights[_BODY + "embed_tokens.weight"].shape[1]
-        positions = len(weights[_BODY + "embed_positions.weight"]) - 2
-        ffn = len(weights[_BODY + "layers.0.fc1.weight"])
-    except KeyError as error:
-        raise InputError(
-            f"{path} has no {error.args[0]}: it is no RoBERTa of fairseq's. Give one."
-        ) from error
-    found = {
-        "encoder_layers": len({layer[1] for layer in map(_LAYER.search, weights) if layer}),
-        "encoder_embed_dim": dim,
-        "encoder_ffn_embed_dim": ffn,
-        "max_positions": positions,
-        # The norm behind the last layer, where each block begins with one.
-        "encoder_normalize_before": _BODY + "layer_norm.weight" in weights,
-        "layernorm_embedding": _BODY + "layernorm_embedding.weight" in weights,
-    }
     given = told(state)
-    name, heads = size(found), given.get("encoder_attention_heads")
-    if heads is None and name is None:
+    found = BASE_SIZES.read({"model": weights, "args": given}, str(path))
+    name = size(found)
+    if found["encoder_attention_heads"] is None and name is None:
         raise InputError(
             f"{path} does not say how many attention heads it has. Give a checkpoint with its "
             "configuration, as fairseq-train writes it."
@@ -109,7 +91,7 @@ def flags(path, state: dict, weights: Mapping[str, torch.Tensor]) -> dict:
     return {
         "_name": name or ANY_SIZE,
         **found,
-        "encoder_attention_heads": heads or SIZES[name].num_heads,
+        "encoder_attention_heads": found["encoder_attention_heads"] or SIZES[name].num_heads,
         **{name: given[name] for name in _TOLD if given.get(name) is not None},
     }
 
@@ -134,33 +116,18 @@ def build(flags: dict, dictionary, seed: int = 1, **more):
 
 
 def load(base: Base, head: str | None):
-    """The base's model with its weights, and its head if it is named, in eval mode.
+    """The base's model with its weights, and its head if it is named, in eval mode. An LM head that
+    the base has not is random.
 
     Raises:
         InputError: the weights do not fit.
     """
     model = build(base.flags, base.dictionary)
+    model.reads_lm_head = has_lm_head(base.weights)
     own = None if head is None else f"{HEADS}{head}."
     weights = {n: t for n, t in base.weights.items() if not n.startswith(HEADS)}
     if own is not None:
         weights.update({n: t for n, t in base.weights.items() if n.startswith(own)})
         model.register_classification_head(head, len(weights[f"{own}out_proj.weight"]))
-        # A classifier reads no LM head, and may have come without one.
-        for name, tensor in model.state_dict().items():
-            if name.startswith("encoder.lm_head."):
-                tied = name == "encoder.lm_head.weight" and is_tied(base.weights)
-                weights.setdefault(name, weights[WORDS] if tied else tensor)
     model.load_state_dict(weights)
     return model.eval()
-
-
-def told(state: dict, group: str = "model") -> dict:
-    """The flags of a group, ``task`` for example, that the checkpoint itself names."""
-    cfg = state.get("cfg")
-    own = cfg.get(group) if isinstance(cfg, dict) else None
-    for given in (own, state.get("args")):
-        if isinstance(given, Namespace):
-            return vars(given)
-        if isinstance(given, dict):
-            return given
-    return {}

@@ -10,7 +10,8 @@ import torch
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
-from fairseq_peft.text.raw_text import load_tokenizer
+from fairseq_peft.text.corpus import LINE_BREAKS
+from fairseq_peft.text.subwords import Subwords
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.
 LIMIT = 1e-5
@@ -52,7 +53,7 @@ def models(
     """The largest differences of features, and of LM or class logits, by what is compared.
 
     Args:
-        model: fairseq's, in eval mode.
+        model: fairseq's, in eval mode. Without a head that is read, features are all it has.
         head: its classification head; None for the LM head.
         folder: the folder of Hugging Face's.
         batches: token ids (B, T), padded at the right. Where there is padding, nothing is compared:
@@ -63,15 +64,18 @@ def models(
         InputError: a difference is more than rounding.
     """
     transformers = load_transformers()
-    kind = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM"
+    kind, more = "AutoModelForSequenceClassification" if head else "AutoModelForMaskedLM", {}
+    features_only = head is None and not model.reads_lm_head
+    if features_only:  # without a pooler: it would be random, and warned of
+        kind, more = "AutoModel", {"add_pooling_layer": False}
     try:
-        theirs = getattr(transformers, kind).from_pretrained(folder).eval()
+        theirs = getattr(transformers, kind).from_pretrained(folder, **more).float().eval()
     except OSError as error:
         raise InputError(f"transformers does not open {folder} ({str(error)[:200]}).") from error
     pad = model.encoder.dictionary.pad()
     rows = torch.arange(len(model.encoder.dictionary)) if ids is None else torch.tensor(ids)
     logits = "class logits" if head else "LM logits"
-    seen = {"features": [], logits: []}
+    seen = {"features": []} if features_only else {"features": [], logits: []}
 
     def see(name, ours, other):
         # Rounding grows with size; features are of size 10.
@@ -85,6 +89,8 @@ def models(
             output = theirs(**given, output_hidden_states=True)
             features = model(tokens, features_only=True)[0]
             see("features", features[there], output.hidden_states[-1][there])
+            if features_only:
+                continue
             if head:
                 ours = model(tokens, features_only=True, classification_head_name=head)[0]
                 see(logits, ours, output.logits)
@@ -102,28 +108,33 @@ def models(
 
 
 def reading(
-    spm: Path, dictionary, folder: Path, rows: Sequence[str], ids: Sequence[int] | None = None
+    subwords: Subwords | None,
+    dictionary,
+    folder: Path,
+    rows: Sequence[str],
+    ids: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """How many of ``rows`` and of random texts are read alike, with the arguments and errors of
-    ``texts``; nothing where there is no sentencepiece model."""
-    if not spm.is_file():
+    ``texts``; nothing where fairseq has nothing to read text with."""
+    if subwords is None:
         return {}
-    encoder = TextEncoder(spm, dictionary)
+    encoder = TextEncoder(subwords, dictionary)
 
     def encode(rows):
         found = encoder.items([(row,) for row in rows], [10**9] * len(rows))
         return found if ids is None else [[ids[i] for i in row] for row in found]
 
-    same, ties = texts(encode, folder, [*random_texts(spm), *rows])
+    same, ties = texts(encode, folder, [*random_texts(subwords, dictionary), *rows])
     return {"texts": same, "ties": ties}
 
 
-def random_texts(spm: Path) -> list[str]:
-    """Texts of random pieces."""
-    pieces = load_tokenizer(spm)
+def random_texts(subwords: Subwords, dictionary) -> list[str]:
+    """Texts of random pieces, each a line."""
+    pieces = subwords.vocabulary() or dictionary.symbols[dictionary.nspecial : -1]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, len(pieces), (NUM_TEXTS, 24), generator=generator)
-    return [pieces.decode(row) for row in ids.tolist()]
+    ids = torch.randint(len(pieces), (NUM_TEXTS, 24), generator=generator)
+    found = [subwords.decode([pieces[i] for i in row]) for row in ids.tolist()]
+    return [LINE_BREAKS.sub(" ", text) for text in found]
 
 
 def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:

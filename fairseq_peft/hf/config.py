@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.models import norms
 
 #: Flag -> (value that Hugging Face's RoBERTa has, why another is refused).
 FIXED = {
@@ -18,15 +19,14 @@ FIXED = {
 #: The same, the other way round.
 FIXED_THERE = {
     "hidden_act": ("gelu", "its LM head has the same activation as its layers"),
-    "layer_norm_eps": (1e-5, "its layer norms have no other"),
     "pad_token_id": (1, "it numbers positions from there"),
     "bos_token_id": (0, "its dictionary begins with <s>"),
     "eos_token_id": (2, "its dictionary has </s> there"),
     "position_embedding_type": ("absolute", "it adds positions to the embeddings"),
     "is_decoder": (False, "it reads in both directions"),
 }
-#: Those of the same shape.
-MODEL_TYPES = ("roberta", "camembert", "xlm-roberta")
+#: Those of the same shape; ``origins.py`` brings BERT to it.
+MODEL_TYPES = ("roberta", "camembert", "xlm-roberta", "bert")
 #: The same for what only training does.
 FIXED_IN_TRAINING = {
     "activation_dropout": (0.0, "it has no dropout inside the feed-forward block"),
@@ -47,20 +47,24 @@ def check(args, table=FIXED) -> None:
             )
 
 
-def roberta(args, num_rows: int, labels: Sequence[str] = (), tied: bool = True) -> dict:
+def roberta(
+    args, num_rows: int, labels: Sequence[str] = (), tied: bool = True, lm_head: bool = True
+) -> dict:
     """config.json of the model that the flags ``args`` build.
 
     Args:
         num_rows: rows of the token embedding, ``<mask>`` among them.
         labels: class names in the order of the outputs; none for a language model.
         tied: whether the LM head's matrix is the token embedding.
+        lm_head: whether there is one.
 
     Raises:
         InputError: it has no counterpart.
     """
     check(args)
     check(args, FIXED_IN_TRAINING)
-    kind = "RobertaForSequenceClassification" if labels else "RobertaForMaskedLM"
+    kind = "RobertaForMaskedLM" if lm_head else "RobertaModel"
+    kind = "RobertaForSequenceClassification" if labels else kind
     config = {
         "model_type": "roberta",
         "architectures": [kind],
@@ -72,7 +76,7 @@ def roberta(args, num_rows: int, labels: Sequence[str] = (), tied: bool = True) 
         # fairseq numbers positions from 2 on: padding_idx + 1.
         "max_position_embeddings": args.max_positions + 2,
         "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": norms.eps_of(args),
         "hidden_act": "gelu",
         "bos_token_id": 0,
         "pad_token_id": 1,
@@ -105,7 +109,10 @@ def flags(config: dict) -> dict:
         raise InputError(
             f"model_type {kind!r} cannot be converted. Those that can: {', '.join(MODEL_TYPES)}."
         )
+    bert = kind == "bert"
     for name, (expected, reason) in FIXED_THERE.items():
+        if bert and name == "pad_token_id":  # its positions begin at 0
+            continue
         value = config.get(name, expected)
         if value != expected:
             raise InputError(
@@ -119,11 +126,13 @@ def flags(config: dict) -> dict:
         "encoder_embed_dim": config.get("hidden_size", 768),
         "encoder_ffn_embed_dim": config.get("intermediate_size", 3072),
         "encoder_attention_heads": config.get("num_attention_heads", 12),
-        "max_positions": config.get("max_position_embeddings", 512) - 2,
+        "max_positions": config.get("max_position_embeddings", 512) - (0 if bert else 2),
         "activation_fn": "gelu",
         "pooler_activation_fn": "tanh",
         "encoder_normalize_before": False,
         "layernorm_embedding": True,
+        # Where a config is silent, it is the library's default that was meant.
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
         "untie_weights_roberta": not config.get("tie_word_embeddings", True),
         "dropout": hidden_dropout,
         "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,26 +16,30 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
-from fairseq_peft.hf import base_model, check, tokenizer, vocabulary, weights
+from fairseq_peft.hf import base_model, check, origins, readers, tokenizer, vocabulary, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
-from fairseq_peft.text import spm_file
+from fairseq_peft.models import norms
+from fairseq_peft.text import bpe
 
 CHECKPOINT = "model.pt"
+#: The architecture of what stock fairseq cannot compute.
+OWN_ARCH = "roberta_full"
 #: Files of weights, the first that there is.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[str] = ()) -> dict:
-    """Write the folder ``out`` with model.pt, dict.txt and, if there is one, the sentencepiece
-    model; it appears once it is whole and checked.
+    """Write the folder ``out`` with model.pt, dict.txt and, if it is known, what reads text
+    (``readers.py``); it appears once it is whole and checked.
 
     Args:
         checked: whether both sides compute, and read, the same (``check.py``); needs transformers.
-        texts: more texts to read on both sides, where there is a sentencepiece model.
+        texts: more texts to read on both sides, where text is read.
 
     Returns:
-        what was written and compared: labels, tensors, and the largest differences.
+        what was written and compared: labels, tensors, whether there is an LM head, the --bpe (or
+        the reason why there is none), and the largest differences.
 
     Raises:
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
@@ -45,26 +48,32 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
         check.load_transformers()
     config, tensors = read(folder)
     vocab = vocabulary.read(folder)
+    kind = config.get("model_type")
+    if kind != "bert":
+        vocabulary.check_pad(folder, vocab)
     # What the config says of <s> and </s> nobody reads there: the tokenizer puts them.
     flags = hf_config.flags({**config, "bos_token_id": 0, "eos_token_id": 2})
     labels = hf_config.class_names(config)
     head = HEAD if labels else None
+    tensors = origins.as_roberta(kind, tensors, classifies=bool(labels))
     state = {name: t.float() for name, t in weights.convert_from_hf(tensors, head).items()}
-    check_rows(folder, vocab, state, head)
+    check_rows(folder, vocab, state)
     state = vocab.reorder(state)
-    spm = folder / adapter_folder.TOKENIZER
-    if spm.is_file():
-        tokenizer.check_pieces(spm, spm_file.read(spm).scores, vocab.symbols)
-    found = {"labels": labels, "tensors": len(state)}
+    found = {"labels": labels, "tensors": len(state), "lm_head": weights.has_lm_head(state)}
     try:
         with folders.replaced(out) as new:
-            lines = vocab.symbols[len(tokenizer.SPECIALS) : -1]
+            reader = readers.write(folder, vocab, new)
+            found.update(bpe=reader.kind, reason=reader.reason)
+            if texts and reader.kind is None:
+                raise InputError(
+                    f"--check-text would be ignored: {folder} reads no text here, because "
+                    f"{reader.reason}."
+                )
+            lines = reader.symbols[len(tokenizer.SPECIALS) : -1]
             text = "".join(f"{line} 1\n" for line in lines)
             (new / adapter_folder.DICTIONARY).write_text(text, encoding="utf-8")
             words = checks.load_dictionary(str(new / adapter_folder.DICTIONARY))
             words.add_symbol(tokenizer.MASK)
-            if spm.is_file():
-                shutil.copyfile(spm, new / adapter_folder.TOKENIZER)
             base = base_model.Base(
                 {}, state, {"_name": base_model.size(flags) or base_model.ANY_SIZE, **flags}, words
             )
@@ -73,7 +82,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
             if checked:
                 batches = finetuned.random_batches(words, flags["max_positions"])
                 found.update(check.models(model, head, folder, batches, vocab.ids))
-                found.update(check.reading(spm, words, folder, texts, vocab.ids))
+                found.update(check.reading(bpe.find(new), words, folder, texts, vocab.ids))
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}). Give another place."
@@ -82,30 +91,36 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
 
 
 def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """config.json, and the weights: model.safetensors, else pytorch_model.bin of older versions.
+    """config.json, and the weights: model.safetensors, else pytorch_model.bin of older versions; of
+    a large model, what the index of either names.
 
     Raises:
         InputError: one is missing or damaged, or holds more than tensors.
     """
-    paths = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not paths or not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} has no {' or '.join(WEIGHTS) if not paths else 'config.json'}. Give a "
-            "folder that save_pretrained wrote, with all weights in one file."
-        )
+    path = folder
     try:
+        paths = weight_files(folder)
+        if not paths or not (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder} has no {' or '.join(WEIGHTS) if not paths else 'config.json'}. Give a "
+                "folder that save_pretrained wrote."
+            )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if paths[0].suffix == ".safetensors":
-            tensors = safetensors.torch.load(paths[0].read_bytes())
-        else:
-            tensors = torch.load(paths[0], map_location="cpu", weights_only=True)
+        tensors = {}
+        for path in paths:
+            if path.suffix == ".safetensors":
+                tensors.update(safetensors.torch.load(path.read_bytes()))
+            else:
+                tensors.update(torch.load(path, map_location="cpu", weights_only=True))
         if not isinstance(config, dict) or not all(map(torch.is_tensor, tensors.values())):
             raise TypeError("no table of values, or of tensors")
     except pickle.UnpicklingError as error:  # torch's text recommends the unsafe loader
         raise InputError(
-            f"{paths[0]} is no file of torch's, or holds more than tensors; it is not opened, "
+            f"{path} is no file of torch's, or holds more than tensors; it is not opened, "
             f"because that could run code. Give {WEIGHTS[0]}."
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # what damaged data raise depends on where
         raise InputError(
             f"{folder} cannot be read ({type(error).__name__}: {str(error)[:100]}). Copy it again."
@@ -113,19 +128,25 @@ def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     return config, tensors
 
 
-def check_rows(folder: Path, vocab: vocabulary.Vocabulary, state: dict, head: str | None) -> None:
-    """Raise InputError where the model is not the tokenizer's, or is neither a language model nor a
-    classifier."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights: one, or all that an index names."""
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / Path(name).name for name in sorted(set(names))]
+    return []
+
+
+def check_rows(folder: Path, vocab: vocabulary.Vocabulary, state: dict) -> None:
+    """Raise InputError where the model has no row for some tokens."""
     num_rows = len(state[weights.WORDS])
-    if len(vocab.symbols) != num_rows:
+    if len(vocab.symbols) > num_rows:
         raise InputError(
             f"The tokenizer of {folder} has {len(vocab.symbols)} rows, its model {num_rows}. Give "
             "a folder whose tokenizer is the model's."
-        )
-    if head is None and "encoder.lm_head.dense.weight" not in state:
-        raise InputError(
-            f"{folder} has neither a language model's head nor a classifier. Give the folder of a "
-            "model for masked words, or for classes of texts."
         )
 
 
@@ -147,7 +168,13 @@ def load(folder: Path, base: base_model.Base, head: str | None):
 def checkpoint(base: base_model.Base, labels: list[str]) -> dict:
     """What fairseq's loader looks for: weights, flags, and no history to go on from."""
     flags = {name: value for name, value in base.flags.items() if name != "_name"}
-    named = {"arch": base.flags["_name"], "task": "masked_lm", "criterion": "masked_lm"}
+    # Stock fairseq would pass over the eps and compute something else: it does not know this name.
+    stock = base.flags["layer_norm_eps"] == norms.STOCK_EPS
+    named = {
+        "arch": base.flags["_name"] if stock else OWN_ARCH,
+        "task": "masked_lm",
+        "criterion": "masked_lm",
+    }
     history = {
         "criterion_name": "",
         "optimizer_name": "",

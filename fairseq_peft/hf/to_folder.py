@@ -1,8 +1,10 @@
 """A fairseq checkpoint as a folder that Hugging Face's library opens by itself.
 
-config.json, model.safetensors           RobertaForSequenceClassification, or RobertaForMaskedLM
-tokenizer.json, tokenizer_config.json    text -> fairseq's ids
-dict.txt, sentencepiece.bpe.model        copies, for the way back
+config.json, model.safetensors           RobertaForSequenceClassification, RobertaForMaskedLM, or,
+                                         without any head, RobertaModel
+tokenizer.json, tokenizer_config.json    text -> fairseq's ids; of GPT-2's byte pairs vocab.json and
+                                         merges.txt, too
+dict.txt, sentencepiece.bpe.model        copies, for the way back (or the files of another --bpe)
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.text import bpe
+from fairseq_peft.text.subwords import Subwords
 
 
 def convert(
@@ -31,6 +35,7 @@ def convert(
     dictionary: Path | None = None,
     spm: Path | None = None,
     *,
+    bpe_dir: Path | None = None,
     head: str | None = None,
     labels: Sequence[str] | None = None,
     checked: bool = True,
@@ -45,7 +50,8 @@ def convert(
         checkpoint: a language model, or a model fine-tuned as a whole or merged; or an adapter
             folder, which is merged into its base.
         dictionary, spm: its dict.txt and its sentencepiece model; None for those beside it, or in
-            the adapter folder.
+            the adapter folder, where another ``--bpe`` may have its files, too.
+        bpe_dir: a folder to look in for both, in place of those.
         head: the classification head, where there are several.
         labels: class names in the order of the outputs; else the checkpoint's, else LABEL_0, ...
         checked: whether both sides compute, and read, the same (``check.py``); needs transformers.
@@ -60,7 +66,7 @@ def convert(
     Raises:
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
     """
-    dictionary, spm = files(checkpoint, dictionary, spm)
+    dictionary, subwords = files(checkpoint, dictionary, spm, bpe_dir)
     if checked:
         check.load_transformers()
     given = read(checkpoint, dictionary, base, allow_other_base, trust)
@@ -69,13 +75,15 @@ def convert(
         check_begin(checkpoint, given.state)
     names = class_names(checkpoint, given, head, labels)
     tied = weights.is_tied(given.weights)
-    config = hf_config.roberta(Namespace(**given.flags), len(given.dictionary), names, tied)
+    lm_head = weights.has_lm_head(given.weights)
+    config = hf_config.roberta(
+        Namespace(**given.flags), len(given.dictionary), names, tied, lm_head
+    )
     tensors = weights.convert_to_hf(given.weights, head)
     tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
     contents = {
         "config.json": config,
-        "tokenizer.json": tokenizer.build(spm, given.dictionary.symbols),
-        "tokenizer_config.json": tokenizer.settings(given.flags["max_positions"]),
+        **tokenizer.contents(subwords, given.dictionary.symbols, given.flags["max_positions"]),
     }
     found = {"kind": config["architectures"][0], "labels": names, "tensors": len(tensors)}
     try:
@@ -84,12 +92,13 @@ def convert(
                 safetensors.torch.save(tensors, {"format": "pt"})
             )
             for name, value in contents.items():
-                text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+                is_text = isinstance(value, str)
+                text = value if is_text else json.dumps(value, indent=1, ensure_ascii=False) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
             shutil.copyfile(dictionary, new / adapter_folder.DICTIONARY)
-            shutil.copyfile(spm, new / adapter_folder.TOKENIZER)
+            bpe.write(subwords, new)
             if checked:
-                found.update(compare(given, head, spm, new, texts))
+                found.update(compare(given, head, subwords, new, texts))
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}). Give another place."
@@ -97,24 +106,31 @@ def convert(
     return found
 
 
-def files(checkpoint: Path, dictionary: Path | None, spm: Path | None) -> tuple[Path, Path]:
-    """The checkpoint's dict.txt and sentencepiece model: those given, else those beside it, or in
-    the adapter folder.
+def files(
+    checkpoint: Path, dictionary: Path | None, spm: Path | None, bpe_dir: Path | None = None
+) -> tuple[Path, Subwords]:
+    """The checkpoint's dict.txt and what cuts its text: those given, else those in ``bpe_dir``,
+    beside it, or in the adapter folder.
 
     Raises:
-        InputError: one of the three does not exist.
+        InputError: a file does not exist, or is damaged.
     """
     if not checkpoint.is_dir():
         finetuned.check_file(checkpoint)
-    beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    found = (
-        dictionary or beside / adapter_folder.DICTIONARY,
-        spm or beside / adapter_folder.TOKENIZER,
-    )
-    for flag, path in zip(("--dict", "--spm"), found):
+    if spm and bpe_dir:
+        raise InputError(
+            f"--bpe-dir {bpe_dir} and --spm name two ways to read text. Leave one out."
+        )
+    beside = bpe_dir or (checkpoint if checkpoint.is_dir() else checkpoint.parent)
+    dictionary = dictionary or beside / adapter_folder.DICTIONARY
+    place = None if spm else bpe.locate(beside)
+    needed = {"--dict": dictionary}
+    if place is None:
+        needed["--spm"] = spm or beside / adapter_folder.TOKENIZER
+    for flag, path in needed.items():
         if not path.is_file():
             raise InputError(f"{path} does not exist. Give the checkpoint's own with {flag}.")
-    return found
+    return dictionary, bpe.sentencepiece(needed["--spm"]) if place is None else place.load()
 
 
 def read(
@@ -244,9 +260,9 @@ def class_names(checkpoint: Path, base: base_model.Base, head: str | None, given
     return names
 
 
-def compare(base: base_model.Base, head, spm: Path, folder: Path, texts: Sequence[str]) -> dict:
+def compare(base: base_model.Base, head, subwords, folder: Path, texts: Sequence[str]) -> dict:
     """What ``check.py`` finds of the folder: differences, and how many texts were read alike."""
     model = base_model.load(base, head)
     batches = finetuned.random_batches(base.dictionary, base.flags["max_positions"])
     found = check.models(model, head, folder, batches)
-    return {**found, **check.reading(spm, base.dictionary, folder, texts)}
+    return {**found, **check.reading(subwords, base.dictionary, folder, texts)}

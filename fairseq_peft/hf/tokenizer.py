@@ -1,4 +1,4 @@
-"""tokenizer.json of Hugging Face's, which reads text as sentencepiece and fairseq's dictionary do.
+"""tokenizer.json of Hugging Face's, which reads text as fairseq's pieces and dictionary do.
 
 Ids are fairseq's: ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, the lines of dict.txt, then
 ``<mask>``. Characters that the model does not know become one ``<unk>`` a run on both sides. One
@@ -14,10 +14,139 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import spm_file
+from fairseq_peft.text.subwords import Bert, Gpt2, Nothing, Sentencepiece, Subwords
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
 SPACE = "\u2581"
+
+
+def contents(subwords: Subwords, symbols: Sequence[str], max_positions: int) -> dict:
+    """File -> its content, of all that Hugging Face's library reads text with.
+
+    Args:
+        symbols: those of fairseq's dictionary, a row each, with the specials and ``<mask>``.
+
+    Raises:
+        InputError: the two do not belong together, or have no counterpart there.
+    """
+    if tuple(symbols[: len(SPECIALS)]) != SPECIALS or symbols[-1] != MASK:
+        raise InputError(
+            f"The dictionary begins with {', '.join(symbols[:4])} and ends with {symbols[-1]}; "
+            f"expected {', '.join(SPECIALS)}, and {MASK} at the end, as fairseq's does."
+        )
+    told = settings(max_positions)
+    if isinstance(subwords, Sentencepiece):
+        model = next(iter(subwords.files.values()))
+        return {"tokenizer.json": build(model, symbols), "tokenizer_config.json": told}
+    if isinstance(subwords, Gpt2):
+        return {
+            **gpt2(subwords, symbols),
+            "tokenizer_config.json": {
+                **told,
+                "tokenizer_class": "RobertaTokenizer",
+                "add_prefix_space": False,
+            },
+        }
+    if isinstance(subwords, (Bert, Nothing)):
+        parts = word_pieces if isinstance(subwords, Bert) else words
+        return {"tokenizer.json": parts(subwords, symbols), "tokenizer_config.json": told}
+    raise InputError(
+        f"Text that is cut by --bpe {subwords.kind} has no counterpart among the tokenizers of "
+        "Hugging Face's. Known are sentencepiece, gpt2, bert and none."
+    )
+
+
+def gpt2(subwords: Gpt2, symbols: Sequence[str]) -> dict:
+    """vocab.json, merges.txt and tokenizer.json of GPT-2's byte pairs. fairseq's symbols are
+    numbers of encoder.json; there, the pieces themselves have fairseq's ids.
+
+    Raises:
+        InputError: a piece is not in the dictionary, which the library has no <unk> for.
+    """
+    names = {str(number): piece for piece, number in subwords.encoder.items()}
+    vocab = {names.get(symbol, symbol): row for row, symbol in enumerate(symbols)}
+    needed = {*subwords.letters, *map("".join, subwords.ranks)}
+    check_pieces(subwords.files["encoder.json"], needed, vocab)
+    merges = [" ".join(pair) for pair in subwords.ranks]
+    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "vocab.json": vocab,
+        "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)),
+        "tokenizer.json": {
+            **_frame(symbols),
+            "normalizer": None,
+            "pre_tokenizer": {**words, "use_regex": True},
+            "decoder": {**words, "use_regex": True},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": vocab,
+                "merges": merges,
+            },
+        },
+    }
+
+
+def word_pieces(subwords: Bert, symbols: Sequence[str]) -> dict:
+    """tokenizer.json of WordPiece, by BERT's rules of words.
+
+    Raises:
+        InputError: a piece is not in the dictionary: the library would look for shorter ones.
+    """
+    check_pieces(subwords.files["vocab.txt"], subwords.known(), symbols)
+    return {
+        **_frame(symbols),
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": not subwords.options.get("cased", False),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {symbol: row for row, symbol in enumerate(symbols)},
+        },
+    }
+
+
+def words(subwords: Nothing, symbols: Sequence[str]) -> dict:
+    """tokenizer.json of text whose tokens stand between spaces."""
+    return {
+        **_frame(symbols),
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "unk_token": "<unk>",
+            "vocab": {symbol: row for row, symbol in enumerate(symbols)},
+        },
+    }
+
+
+def _frame(symbols) -> dict:
+    """What tokenizer.json has of any kind: special tokens, and where they go."""
+    rows = (*enumerate(SPECIALS), (len(symbols) - 1, MASK))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(row, symbol) for row, symbol in rows],
+        "post_processor": _template(),
+    }
 
 
 def build(model: Path, symbols: Sequence[str]) -> dict:
@@ -38,11 +167,6 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
             f"{model} cannot be converted: it is a {what} model, and only plain unigram models are "
             "known to read text alike on both sides."
         )
-    if tuple(symbols[: len(SPECIALS)]) != SPECIALS or symbols[-1] != MASK:
-        raise InputError(
-            f"The dictionary begins with {', '.join(symbols[:4])} and ends with {symbols[-1]}; "
-            f"expected {', '.join(SPECIALS)}, and {MASK} at the end, as fairseq's does."
-        )
     check_pieces(model, found.scores, symbols)
     # A row that no piece has is nothing that text is cut into; the least of scores keeps it so.
     least = min(found.scores.values())
@@ -53,18 +177,12 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
     space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
     rules = base64.b64encode(found.charsmap).decode()
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            _added(row, symbol) for row, symbol in (*enumerate(SPECIALS), (len(symbols) - 1, MASK))
-        ],
+        **_frame(symbols),
         "normalizer": {"type": "Precompiled", "precompiled_charsmap": rules} if rules else None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [words_first, space],
         },
-        "post_processor": _template(),
         "decoder": space,
         "model": {
             "type": "Unigram",
@@ -75,7 +193,7 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
     }
 
 
-def check_pieces(model: Path, pieces: Iterable[str], symbols: Sequence[str]) -> None:
+def check_pieces(model: Path | str, pieces: Iterable[str], symbols: Sequence[str]) -> None:
     """Raise InputError where a piece of the sentencepiece model ``model`` is not in fairseq's
     dictionary."""
     pieces = set(pieces)

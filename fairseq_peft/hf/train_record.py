@@ -16,6 +16,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf.batches import loader
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.runs import predictions
+from fairseq_peft.text import bpe
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ BEST = "checkpoint_best"
 READERS = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
     adapter_folder.DICTIONARY,
-    adapter_folder.TOKENIZER,
+    *bpe.FILES,
 )
 
 

@@ -1,7 +1,8 @@
 """A RoBERTa's tensors by fairseq's names and by Hugging Face's: one table, read in both directions.
 
 No value changes on the way but for segment embeddings, which fairseq has not: of a Hugging Face
-model their only row is added to every position. Both sides number positions from padding + 1.
+model their first row, that of a text by itself, is added to every position. Both sides number
+positions from padding + 1.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def convert_to_hf(
     state: Mapping[str, torch.Tensor], head: str | None = None
 ) -> dict[str, torch.Tensor]:
     """The weights of ``RobertaForSequenceClassification`` with ``head``, else of
-    ``RobertaForMaskedLM``, as their own files hold them: of tied tensors, one.
+    ``RobertaForMaskedLM``, as their own files hold them: of tied tensors, one. Without an LM head
+    they are those of ``RobertaModel``.
 
     Args:
         state: fairseq's weights by today's names (``adapters.folder.renamed``).
@@ -133,11 +135,16 @@ def convert_to_hf(
             found[theirs] = tensor
     words = found["roberta.embeddings.word_embeddings.weight"]
     found[SEGMENTS] = words.new_zeros(1, words.shape[1])
-    if head is None:
+    if head is None and has_lm_head(state):
         found["lm_head.bias"] = found["lm_head.decoder.bias"].clone()
         if is_tied(state):
             del found["lm_head.decoder.weight"], found["lm_head.decoder.bias"]
     return found
+
+
+def has_lm_head(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether fairseq's weights have a head for masked words."""
+    return "encoder.lm_head.dense.weight" in state
 
 
 def is_tied(state: Mapping[str, torch.Tensor]) -> bool:
@@ -161,8 +168,7 @@ def convert_from_hf(
     """fairseq's weights of a RoBERTa of Hugging Face's; its classifier becomes ``head``.
 
     Raises:
-        InputError: a tensor has no counterpart, the embeddings are missing, or there are several
-            segment embeddings.
+        InputError: a tensor has no counterpart, or the embeddings are missing.
     """
     found = {}
     for name, tensor in state.items():
@@ -185,11 +191,7 @@ def convert_from_hf(
         found.setdefault("encoder.lm_head.bias", state["lm_head.bias"])
         found.setdefault("encoder.lm_head.weight", found[WORDS])
     segments = state.get(SEGMENTS)
-    if segments is not None and segments.any():
-        if len(segments) > 1:
-            raise InputError(
-                f"{SEGMENTS} has {len(segments)} rows, and fairseq has no segments to tell apart. "
-                "Give a model with type_vocab_size 1."
-            )
-        found[POSITIONS] = found[POSITIONS] + segments[0]
+    if segments is not None and segments[0].any():
+        # In double precision: a half would lose the last bits of the sum.
+        found[POSITIONS] = (found[POSITIONS].double() + segments[0]).float()
     return found

@@ -235,7 +235,7 @@ def setting(peft: str, given: dict) -> Setting:
     from fairseq_peft.methods.base import flag_name
 
     found = split(peft)
-    own = {flag_name(m.name, field) for m in found for field in fields(m.Config)}
+    own = _own_flags(found)
     given = {flag: value for flag, value in given.items() if value is not None}
     ignored = sorted(set(given) - own)
     if ignored:
@@ -250,6 +250,23 @@ def setting(peft: str, given: dict) -> Setting:
         config = {names[flag]: value for flag, value in given.items() if flag in names}
         chosen.append(method(method.Config(**config)))
     return Setting(chosen)
+
+
+def told(flags: dict) -> Setting | None:
+    """The setting that the flags of a checkpoint name; None where they name none of ours."""
+    peft = flags.get("peft")
+    try:
+        found = split(peft if isinstance(peft, str) else "")
+    except InputError:
+        return None
+    return setting(peft, {flag: flags.get(flag) for flag in _own_flags(found)})
+
+
+def _own_flags(found: list) -> set[str]:
+    """The flags of method classes."""
+    from fairseq_peft.methods.base import flag_name
+
+    return {flag_name(m.name, field) for m in found for field in fields(m.Config)}
 
 
 def _flags(names) -> str:

@@ -27,6 +27,7 @@ from fairseq_peft.layers import attention
 from fairseq_peft.layers.dropout import Dropout
 from fairseq_peft.layers.slots import Slots
 from fairseq_peft.models.blocks import FEED_FORWARD, SELF_ATTENTION
+from fairseq_peft.models.norms import eps_of, set_eps
 
 STACK = Stack(
     blocks=(SELF_ATTENTION, FEED_FORWARD),
@@ -190,7 +191,11 @@ class LMHead(RobertaLMHead):
 
 
 class PeftRobertaEncoder(RobertaEncoder):
-    """fairseq's RoBERTa encoder around ``Encoder`` and ``LMHead``."""
+    """fairseq's RoBERTa encoder around ``Encoder`` and ``LMHead``, with the eps of its own."""
+
+    def __init__(self, args, dictionary):
+        super().__init__(args, dictionary)
+        set_eps(self, eps_of(args))
 
     def build_encoder(self, args, dictionary, embed_tokens):
         encoder = Encoder(args, dictionary, embed_tokens)

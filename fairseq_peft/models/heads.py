@@ -11,6 +11,7 @@ import torch
 from fairseq.models.roberta import RobertaClassificationHead
 from torch import nn
 
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 
 KINDS = ("roberta", "linear")
@@ -78,14 +79,13 @@ def pool(features: torch.Tensor, text: torch.Tensor, pooler: str) -> torch.Tenso
 def check_pooler(model, state: dict) -> None:
     """Raise InputError where ``model`` would take a head from the checkpoint ``state`` that was
     trained with another pooler."""
-    cfg = state.get("cfg")
-    told = cfg.get("model") if isinstance(cfg, dict) else state.get("args")
-    before = pooler_of(SimpleNamespace(**told) if isinstance(told, dict) else told)
     if model.accepts_base and model.args.reset_head:
         return
     for name, head in model.classification_heads.items():
-        found = f"classification_heads.{name}.out_proj.weight" in state["model"]
-        if found and head.pooler != before:
+        if f"classification_heads.{name}.out_proj.weight" not in state["model"]:
+            continue
+        before = pooler_of(SimpleNamespace(**checkpoint_file.told(state)))
+        if head.pooler != before:
             raise InputError(
                 f"The checkpoint's head {name!r} was trained with --pooler {before}, not "
                 f"{head.pooler}. Give --pooler {before}, or --reset-head to start a fresh head."

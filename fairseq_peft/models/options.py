@@ -1,7 +1,7 @@
 """The models' flags: RoBERTa's own, those of every family, one for every knob of every method.
 
-A field is None until somebody sets it; ``architecture`` fills in what its name says. So a flag
-of a method that is not chosen can be told from one that was left alone, and fairseq-train,
+A field is None until somebody sets it; ``roberta.architecture`` fills in what its name says. So a
+flag of a method that is not chosen can be told from one that was left alone, and fairseq-train,
 fairseq-hydra-train and checkpoints share one path.
 """
 
@@ -14,18 +14,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_peft import methods, precision
-from fairseq_peft.architectures import SIZES
 from fairseq_peft.methods.base import field_types, flag_name
-
-
-def _size(name):
-    return {
-        "encoder_layers": SIZES[name].num_layers,
-        "encoder_embed_dim": SIZES[name].embed_dim,
-        "encoder_ffn_embed_dim": SIZES[name].ffn_dim,
-        "encoder_attention_heads": SIZES[name].num_heads,
-        "max_positions": SIZES[name].max_positions,
-    }
 
 
 def decide_precision(cfg, args) -> None:
@@ -75,6 +64,12 @@ ROBERTA = {
     "max_positions": (int, None, "longest sequence, with <s>, </s> and prompt tokens"),
     "activation_fn": (str, "gelu", "activation of the feed-forward block (gelu)"),
     "pooler_activation_fn": (str, "tanh", "activation of the classification head (tanh)"),
+    "layer_norm_eps": (
+        float,
+        1e-5,
+        "what layer norms add to the variance; fairseq's own models have 1e-5, BERT's kin 1e-12 "
+        "(1e-5)",
+    ),
     "encoder_normalize_before": (bool, False, "layer norm before each block instead of after it"),
     "layernorm_embedding": (bool, True, "layer norm on the embeddings (on)"),
     "untie_weights_roberta": (bool, False, "own output matrix for the LM head"),
@@ -144,15 +139,6 @@ def config_class(name: str, own: dict, base: type = FairseqDataclass) -> type:
 
 #: The dataclass behind ``fairseq-train --arch roberta_*``.
 RobertaPeftConfig = config_class("RobertaPeftConfig", ROBERTA)
-
-
-def architecture(size: str, method: str):
-    """The function that fairseq calls to complete a config for ``--arch <size>_<method>``."""
-    presets = {name: default for name, (_, default, _) in ROBERTA.items()}
-    presets.update(_size(size), peft=method)
-    presets.update(dict.fromkeys(METHOD_FIELDS))
-
-    return lambda args: fill(args, presets)
 
 
 def fill(args, presets: dict) -> None:

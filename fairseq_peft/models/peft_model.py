@@ -14,6 +14,7 @@ from fairseq_peft.injection import frozen, maps, surgery
 from fairseq_peft.injection.family import Family
 from fairseq_peft.keys import DUPLICATES, account
 from fairseq_peft.models.options import METHOD_FIELDS
+from fairseq_peft.models.sizes import BaseSizes
 from fairseq_peft.optim.layer_decay import decay_learning_rates
 from fairseq_peft.seeds import stream_seed
 
@@ -25,6 +26,7 @@ class PeftModel:
 
     Attributes:
         family: where the model keeps what methods change.
+        base_sizes: which flags its base decides, and where they are to be read (``sizes.py``).
         args: the flags, as a namespace.
         setting: the methods and their knobs.
         added: names of the parameters and buffers that they added.
@@ -35,6 +37,7 @@ class PeftModel:
     """
 
     family: Family
+    base_sizes: BaseSizes | None = None
     setting = methods.setting("full", {})
     added = frozenset()
     accepts_base = True

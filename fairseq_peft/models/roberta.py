@@ -1,5 +1,8 @@
-"""RoBERTa with any method injected: ``roberta_small``, ``roberta_base``, ``roberta_large``,
-each with a suffix a method."""
+"""RoBERTa with any method injected: ``roberta_lora``, with the sizes of its base; or with sizes by
+name, ``roberta_small``, ``roberta_base``, ``roberta_large``; each with a suffix a method.
+
+``roberta_peft`` is ``roberta_full``, for ``--peft`` with several methods.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,69 @@ import logging
 import numpy as np
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import ARCH_MODEL_REGISTRY, register_model, register_model_architecture
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    register_model,
+    register_model_architecture,
+)
 from fairseq.models.roberta import RobertaModel
 from omegaconf import OmegaConf
 
 from fairseq_peft import methods
+from fairseq_peft.adapters.base import renamed
 from fairseq_peft.architectures import SIZES
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
-from fairseq_peft.models import heads
+from fairseq_peft.models import heads, norms, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
-from fairseq_peft.models.options import RobertaPeftConfig, architecture, decide_precision
+from fairseq_peft.models.options import (
+    METHOD_FIELDS,
+    ROBERTA,
+    RobertaPeftConfig,
+    decide_precision,
+    fill,
+)
 from fairseq_peft.models.peft_model import PeftModel
+from fairseq_peft.models.sizes import Size
 from fairseq_peft.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
 
 HEADS = "classification_heads."
+LM_HEAD = "encoder.lm_head."
 
 FAMILY = Family("encoder.sentence_encoder", (STACK,))
+
+_BODY = "encoder.sentence_encoder."
+#: What a RoBERTa's base decides.
+BASE_SIZES = sizes.BaseSizes(
+    Size("encoder_layers", sizes.num_layers(_BODY + "layers.")),
+    Size("encoder_embed_dim", sizes.num_columns(_BODY + "embed_tokens.weight")),
+    Size("encoder_ffn_embed_dim", sizes.num_rows(_BODY + "layers.0.fc1.weight")),
+    Size("encoder_attention_heads", divides="encoder_embed_dim"),
+    Size("max_positions", sizes.num_rows(_BODY + "embed_positions.weight", less=2)),
+    # Behind the last layer stands a norm where each block begins with one.
+    Size("encoder_normalize_before", sizes.is_there(_BODY + "layer_norm.weight")),
+    Size("layernorm_embedding", sizes.is_there(_BODY + "layernorm_embedding.weight")),
+    Size(
+        "untie_weights_roberta",
+        sizes.is_untied("encoder.lm_head.weight", _BODY + "embed_tokens.weight"),
+        default=False,
+    ),
+    Size("activation_fn", default="gelu"),
+    Size("layer_norm_eps", default=norms.STOCK_EPS),
+    words=_BODY + "embed_tokens.weight",
+    names=renamed,
+    kind="RoBERTa",
+    # What the model computes, whatever the base says.
+    only={
+        "no_scale_embedding": True,
+        "encoder_learned_pos": True,
+        "no_token_positional_embeddings": False,
+        "token_dropout": False,  # ESM's
+    },
+)
 
 
 @register_model("roberta_peft", dataclass=RobertaPeftConfig)
@@ -35,6 +82,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
     """fairseq's RoBERTa with methods of ``fairseq_peft.methods`` injected."""
 
     family = FAMILY
+    base_sizes = BASE_SIZES
     reads_lm_head = True
 
     @classmethod
@@ -46,6 +94,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         """Build the plain model, then inject the method; seeds come from the task."""
         values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
         args = argparse.Namespace(**values)
+        sizes.check_known(args, BASE_SIZES)
         if args.encoder_embed_dim % args.encoder_attention_heads:
             raise InputError(
                 f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into "
@@ -61,7 +110,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
 
     def trains(self, name, chosen):
         """Of the heads, all that are read: an LM head is not, where there are others."""
-        if name.startswith("encoder.lm_head.") and not self.reads_lm_head:
+        if name.startswith(LM_HEAD) and not self.reads_lm_head:
             return False
         return name.startswith(HEADS) or super().trains(name, chosen)
 
@@ -157,6 +206,28 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         linear = {key: state_dict.pop(key) for key in heads.linear_keys(state_dict, prefix + HEADS)}
         super().upgrade_state_dict_named(state_dict, name)
         state_dict.update({key: linear[key] for key in linear if key[len(prefix) :] in own})
+        self._fill_lm_head(state_dict, prefix)
+
+    def _fill_lm_head(self, state_dict, prefix):
+        """A base may have no LM head, which a classifier does not read: it is as it stands then. A
+        tied output matrix is the embedding's."""
+        own = {key: t for key, t in super().state_dict().items() if key.startswith(LM_HEAD)}
+        words = prefix + self.family.path("embed_tokens.weight")
+        if self.encoder.lm_head.weight is self.encoder.sentence_encoder.embed_tokens.weight:
+            del own[f"{LM_HEAD}weight"]
+            if words in state_dict:
+                state_dict.setdefault(f"{prefix}{LM_HEAD}weight", state_dict[words])
+        lacking = not any(prefix + key in state_dict for key in own)
+        if lacking and (self.accepts_base or not self.reads_lm_head):
+            state_dict.update({prefix + key: own[key] for key in own})
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As ``PeftModel.load_state_dict``; a fresh LM head that is read is told."""
+        if self.reads_lm_head and not any(".lm_head." in key for key in state_dict):
+            trains = self.encoder.lm_head.dense.weight.requires_grad
+            text = "it trains" if trains else f"and --peft {self.setting.name} does not train it"
+            logger.info(f"the base has no LM head: a fresh one is random at first, {text}")
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _check_heads(self, state_dict, prefix):
         for head_name, head in self.classification_heads.items():
@@ -203,15 +274,48 @@ def load_embeddings(model, path: str) -> None:
     logger.info(f"token embeddings and LM bias from {path}")
 
 
+def _sizes_of(name: str) -> dict:
+    """The flags that the size ``name`` stands for."""
+    dims = SIZES[name]
+    return {
+        "encoder_layers": dims.num_layers,
+        "encoder_embed_dim": dims.embed_dim,
+        "encoder_ffn_embed_dim": dims.ffn_dim,
+        "encoder_attention_heads": dims.num_heads,
+        "max_positions": dims.max_positions,
+    }
+
+
+def architecture(size: str | None, method: str, name: str | None = None):
+    """The function that fairseq calls to complete a config for ``--arch <size>_<method>``.
+
+    Args:
+        size: None for the sizes of the base.
+        name: what ``--arch`` says, where it is not that.
+    """
+    name = name or f"{size or 'roberta'}_{method}"
+    presets = {flag: default for flag, (_, default, _) in ROBERTA.items() if default is not None}
+    presets.update(peft=method)
+    presets.update(dict.fromkeys(METHOD_FIELDS))
+    BASE_SIZES.name(name, f"roberta_{method}", _sizes_of(size) if size else None)
+
+    def complete(args):
+        sizes.from_start(args, BASE_SIZES, name)
+        fill(args, presets)
+
+    return complete
+
+
 def _register_architectures():
-    for size in SIZES:
-        for method in methods.available():
-            names = [f"{size}_{method}"]
-            if size == "roberta_small" and method == "full":
-                names.append(size)
-            for name in names:
-                if name not in ARCH_MODEL_REGISTRY:
-                    register_model_architecture("roberta_peft", name)(architecture(size, method))
+    names = {"roberta_small": ("roberta_small", "full")}
+    for method in methods.available():
+        names[f"roberta_{method}"] = (None, method)
+        names.update({f"{size}_{method}": (size, method) for size in SIZES})
+    for name, (size, method) in names.items():
+        if name not in ARCH_MODEL_REGISTRY:
+            register_model_architecture("roberta_peft", name)(architecture(size, method, name))
+    # fairseq registers a model's own name as an architecture that completes nothing.
+    ARCH_CONFIG_REGISTRY["roberta_peft"] = architecture(None, "full", "roberta_peft")
 
 
 _register_architectures()

@@ -1,11 +1,11 @@
 """fairseq's decoder-only language model with any method injected.
 
-``--arch transformer_lm_<method>`` has fairseq's default sizes; every other size of fairseq's goes
-by its name and ``_peft``: ``--arch transformer_lm_gpt2_small_peft --peft lora``. It trains with
-fairseq's own task and criterion:
+``--arch transformer_lm_<method>`` has the sizes of its base, and from scratch fairseq's default
+ones; every other size of fairseq's goes by its name and ``_peft``: ``--arch
+transformer_lm_gpt2_small_peft --peft lora``. It trains with fairseq's own task and criterion:
 
     fairseq-train data --user-dir fairseq_peft --task language_modeling \\
-        --arch transformer_lm_gpt_peft --peft lora --finetune-from-model base.pt ...
+        --arch transformer_lm_lora --finetune-from-model base.pt ...
 """
 
 from __future__ import annotations
@@ -25,11 +25,49 @@ from omegaconf import OmegaConf
 from fairseq_peft import methods
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
+from fairseq_peft.models import sizes
 from fairseq_peft.models.decoder import STACK, Decoder
 from fairseq_peft.models.options import COMMON, config_class, decide_precision, fill
 from fairseq_peft.models.peft_model import PeftModel
+from fairseq_peft.models.sizes import Size
 
 FAMILY = Family("decoder", (STACK,))
+
+#: Flags that follow from ``decoder_embed_dim``, which a flag may change.
+_FOLLOW = ("decoder_input_dim", "decoder_output_dim")
+_WORDS = "decoder.embed_tokens.weight"
+_LAST_NORM = "decoder.layer_norm.weight"
+_POSITIONS = "decoder.embed_positions.weight"
+
+
+def _shares_words(tensors):
+    """False where the output has a matrix of its own; equal ones may be one or two."""
+    untied = sizes.is_untied("decoder.output_projection.weight", _WORDS)(tensors)
+    return False if untied else None
+
+
+#: What a language model's base decides.
+BASE_SIZES = sizes.BaseSizes(
+    Size("decoder_layers", sizes.num_layers("decoder.layers.")),
+    Size("decoder_embed_dim", sizes.num_columns(_WORDS)),
+    Size("decoder_input_dim", sizes.num_columns(_WORDS)),
+    Size("decoder_output_dim", sizes.num_columns(_WORDS)),
+    Size("decoder_ffn_embed_dim", sizes.num_rows("decoder.layers.0.fc1.weight")),
+    Size("decoder_attention_heads", divides="decoder_embed_dim"),
+    Size("decoder_learned_pos", sizes.is_there(_POSITIONS)),
+    Size("max_target_positions", sizes.num_rows(_POSITIONS, less=2), asked=False),
+    Size("layernorm_embedding", sizes.is_there("decoder.layernorm_embedding.weight")),
+    Size("share_decoder_input_output_embed", _shares_words, default=False),
+    Size("no_token_positional_embeddings", default=False),
+    Size("no_scale_embedding", default=False),
+    # Without a last norm, layers may have theirs before or behind: args tell.
+    Size("decoder_normalize_before", sizes.if_there(_LAST_NORM, True), default=False),
+    Size("no_decoder_final_norm", sizes.if_there(_LAST_NORM, False), default=False),
+    Size("activation_fn", default="relu"),
+    words=_WORDS,
+    names=dict,
+    kind="language model",
+)
 
 TransformerLMPeftConfig = config_class(
     "TransformerLMPeftConfig", COMMON, TransformerLanguageModelConfig
@@ -53,6 +91,7 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
     """fairseq's decoder-only language model with methods of ``fairseq_peft.methods`` injected."""
 
     family = FAMILY
+    base_sizes = BASE_SIZES
     classification_heads = {}  # a classifier has some; what writes checkpoints asks for them
     untold = (
         "which fairseq's tasks do not tell it: here it would train as something else. Choose "
@@ -131,10 +170,11 @@ def check(args) -> None:
             )
 
 
-def _architecture(stock: str, peft: str | None):
-    """What completes the flags for a size that fairseq calls ``stock``."""
+def _architecture(name: str, stock: str, peft: str | None):
+    """What completes the flags of ``--arch name``, a size that fairseq calls ``stock``."""
 
     def complete(args):
+        sizes.from_start(args, BASE_SIZES, name)
         fill(args, {"peft": peft} if peft else {})
         ARCH_CONFIG_REGISTRY[stock](args)
 
@@ -148,10 +188,16 @@ def _register_architectures():
         ARCH_CONFIG_REGISTRY[size](args)
         if size != "transformer_lm" and not any(getattr(args, flag, None) for flag in REFUSED):
             names[f"{size}_peft"] = (size, None)
-    names.update((f"transformer_lm_{m}", ("transformer_lm", m)) for m in methods.available())
+            told = {flag for flag in vars(args) if flag not in _FOLLOW}
+            own = {s.flag: getattr(args, s.flag) for s in BASE_SIZES.sizes if s.flag in told}
+            BASE_SIZES.name(f"{size}_peft", "transformer_lm_full", own)
+    for method in methods.available():
+        names[f"transformer_lm_{method}"] = ("transformer_lm", method)
+        BASE_SIZES.name(f"transformer_lm_{method}", f"transformer_lm_{method}")
     for name, (size, peft) in names.items():
         if name not in ARCH_MODEL_REGISTRY:
-            register_model_architecture("transformer_lm_peft", name)(_architecture(size, peft))
+            complete = _architecture(name, size, peft)
+            register_model_architecture("transformer_lm_peft", name)(complete)
 
 
 _register_architectures()

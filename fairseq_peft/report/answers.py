@@ -19,8 +19,9 @@ class Answers:
 
     Attributes:
         labels: names of the classes.
-        target: (N,) class ids of the data, in the order of ``labels``.
-        predicted: (N,) class ids that the run gave.
+        target: (N,) class ids of the data, in the order of ``labels``; (N, labels) zeros and ones
+            where a row has any number of them.
+        predicted: the same, as the run gave it.
     """
 
     labels: list[str]
@@ -29,14 +30,18 @@ class Answers:
 
     @property
     def classes(self) -> np.ndarray:
-        """(N,) classes of the data by name: two runs may number them differently."""
+        """(N,) classes of the data by name: two runs may number them differently. Where a row has
+        any number of labels, what ``target`` says."""
         import numpy as np
 
+        if self.target.ndim == 2:
+            return self.target
         return np.asarray(self.labels, dtype=str)[self.target]
 
     @property
     def right(self) -> np.ndarray:
-        return self.target == self.predicted
+        """(N,) whether a row's class, or all of its labels, are right."""
+        return predictions.right(self.target, self.predicted)
 
 
 def read_all(rows: list[dict], runs: list[Run]) -> tuple[dict, bool]:
@@ -78,7 +83,7 @@ def read_answers(run: Run) -> Answers | None:
         return None
     labels = result.get("labels") or []
     target, predicted = (part.get("test") for part in (found.target, found.predicted))
-    if target is None or not len(target) or max(target.max(), predicted.max()) >= len(labels):
+    if target is None or not len(target) or not _fits(target, predicted, len(labels)):
         raise InputError(f"'{path}' has no classes of the test set that result.json names")
     answers = Answers(labels, target, predicted)
     num_right = answers.right.sum()
@@ -90,6 +95,13 @@ def read_answers(run: Run) -> Answers | None:
             "training again brings the right one back"
         )
     return answers
+
+
+def _fits(target, predicted, num_labels: int) -> bool:
+    """Whether the numbers of a file can be those of so many labels."""
+    if target.ndim == 2:
+        return target.shape[1] == num_labels and max(target.max(), predicted.max()) <= 1
+    return max(target.max(), predicted.max()) < num_labels
 
 
 def add_classes(rows: list[dict], answers: dict) -> None:
@@ -110,6 +122,8 @@ def per_class(answers: list[Answers]) -> list[dict] | None:
     import numpy as np
 
     names = answers[0].labels
+    if answers[0].target.ndim == 2:
+        return per_label(answers)
     ids = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=int)  # (true, predicted)
     for one in answers:
@@ -130,6 +144,34 @@ def per_class(answers: list[Answers]) -> list[dict] | None:
                 "recall": hits / of_class if of_class else None,
                 "f1": 2 * hits / (of_class + given) if of_class + given else None,
                 "predicted_as": {names[k]: int(line[k]) for k in line.nonzero()[0]},
+            }
+        )
+    return found
+
+
+def per_label(answers: list[Answers]) -> list[dict] | None:
+    """``per_class`` where a row has any number of labels; no label is taken for another one."""
+    names = answers[0].labels
+    if any(one.labels != names for one in answers):
+        return None
+    found = []
+    for k, name in enumerate(names):
+        hits, of_label, given = (
+            int(sum(part(one.target[:, k], one.predicted[:, k]) for one in answers))
+            for part in (
+                lambda target, predicted: (target & predicted).sum(),
+                lambda target, predicted: target.sum(),
+                lambda target, predicted: predicted.sum(),
+            )
+        )
+        found.append(
+            {
+                "class": name,
+                "rows": of_label,
+                "precision": hits / given if given else None,
+                "recall": hits / of_label if of_label else None,
+                "f1": 2 * hits / (of_label + given) if of_label + given else None,
+                "predicted_as": {},
             }
         )
     return found

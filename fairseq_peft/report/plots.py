@@ -12,6 +12,7 @@ from fairseq_peft.report.comparisons import BASELINE, FULL
 from fairseq_peft.report.drawing import BLACK, BLUE, GREY, ORANGE
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
+from fairseq_peft.scores import is_share
 
 SUBSETS = {"test": (BLUE, "o", "-"), "valid": (ORANGE, "^", "--")}
 MAX_COLUMNS = 5  # of panels beside each other
@@ -53,15 +54,15 @@ def _file_name(text: str) -> str:
 
 
 def accuracy_figure(data: str, results: list[dict], rows: list[dict]):
-    """Accuracy against epochs, a panel for each method and start: a thin line a seed, a thick one
-    for the mean; grey is full fine-tuning of the same start."""
+    """What chose the checkpoints (accuracy, where the runs differ in it) against epochs, a panel
+    for each method and start: a thin line a seed, a thick one for the mean; grey is full
+    fine-tuning of the same start."""
+    metric, key, scale = _chosen_by(results)
     panels = []  # (row, subset -> a curve for each seed)
     for row in rows:
         group = [r for r in _results_of(row, results) if r["curve"]]
         if group and row["init"] != BASELINE:
-            curves = {
-                s: [_curve(result, f"{s}_accuracy", 100) for result in group] for s in SUBSETS
-            }
+            curves = {s: [_curve(r, f"{s}_{key}", scale) for r in group] for s in SUBSETS}
             panels.append((row, curves))
     if not panels:
         return None
@@ -80,13 +81,14 @@ def accuracy_figure(data: str, results: list[dict], rows: list[dict]):
             average = _average(curves[subset])
             if average:
                 axis.plot(*_points(average), marker=marker, ms=4, lw=1.8, label=subset, **alike)
-        drawing.baselines(axis, results, "test_accuracy")
+        if metric == "accuracy":
+            drawing.baselines(axis, results, "test_accuracy")
         axis.set_title(_name(row), fontsize=9)
         _epoch_axis(axis)
         axis.set_xlabel("epoch" if axis in lowest else "")
-    figure.supylabel("accuracy %", fontsize=10)
+    figure.supylabel(f"{metric} %" if scale == 100 else metric, fontsize=10)
     many = any(len(curves["test"]) > 1 for _, curves in panels)
-    figure.suptitle(f"{data}: accuracy after each epoch" + " (thin: each seed)" * many)
+    figure.suptitle(f"{data}: {metric} after each epoch" + " (thin: each seed)" * many)
     entries = {}  # of all panels: that of full fine-tuning has no grey line
     for axis in axes:
         entries.update((label, line) for line, label in zip(*axis.get_legend_handles_labels()))
@@ -97,7 +99,7 @@ def accuracy_figure(data: str, results: list[dict], rows: list[dict]):
 def confusion_figure(data: str, rows: list[dict]):
     """A confusion matrix a method and start: of the rows of each class (down), the share that was
     given each class (across), over all seeds."""
-    rows = [row for row in rows if row["classes"]]
+    rows = [r for r in rows if r["classes"] and any(one["predicted_as"] for one in r["classes"])]
     if not rows:
         return None
     names = [one["class"] for one in rows[0]["classes"]]
@@ -226,6 +228,17 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
 
 def _results_of(row: dict, results: list[dict]) -> list[dict]:
     return [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
+
+
+def _chosen_by(results: list[dict]) -> tuple[str, str, int]:
+    """The metric that the picture shows, its key in curves behind the split, and its factor."""
+    trained = [result for result in results if result["curve"]]
+    metrics = {result["chosen_by"]["metric"] for result in trained}
+    told = all("test_value" in point for result in trained for point in result["curve"])
+    if len(metrics) != 1 or not told:
+        return "accuracy", "accuracy", 100
+    metric = metrics.pop()
+    return metric, "value", 100 if is_share(metric) else 1
 
 
 def _curve(result: dict, key: str, scale: float = 1) -> dict[int, float]:

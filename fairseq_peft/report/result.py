@@ -11,6 +11,7 @@ from fairseq_peft.files import whole
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
+from fairseq_peft.scores import CLASSES, METRICS, NUMBER
 
 
 def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
@@ -55,6 +56,23 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
     return result
 
 
+def in_words(result: dict) -> str:
+    """``test accuracy 88.10 % at epoch 3 of 5, chosen on valid (87.25 %)``; of a task of numbers
+    its correlation."""
+    if result.get("kind", CLASSES) == NUMBER:
+        name, unit, factor = "pearson", "", 1
+        valid = f"{result['chosen_by']['metric']} {result['best_value']:.3f}"
+    else:
+        name, unit, factor = "accuracy", " %", 100
+        valid = f"{100 * result['valid_accuracy']:.2f} %"
+    test = result[f"test_{name}"]
+    found = "not measured" if test is None else f"{factor * test:.{2 if unit else 3}f}{unit}"
+    return (
+        f"test {name} {found} at epoch {result['best_epoch']} of {result['num_epochs']}, chosen on "
+        f"valid ({valid})"
+    )
+
+
 def keep_predictions(run_dir: Path | str, result: dict) -> None:
     """Keep what the run predicted at the best of ``result`` as predictions.npz, and no other."""
     try:
@@ -96,6 +114,7 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
         raise InputError(f"no validation has a finite {choice.metric}: training has diverged")
     best = next(i for i, line in enumerate(lines) if line is chosen)
     at_best = chosen["subsets"].get("test", {})
+    kind = run.get("kind", CLASSES)
     tested = [i for i, accuracy in enumerate(test) if accuracy is not None]
     if len(tested) < len(lines):  # --eval-test best: what test would have chosen is not known
         tested = []
@@ -115,6 +134,11 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
         "test_accuracy": test[best],
         "test_macro_f1": _finite(at_best.get("macro_f1")),
         "test_mcc": _finite(at_best.get("mcc")),
+        **{
+            f"test_{name}": _finite(at_best.get(name))
+            for name in METRICS[kind]
+            if kind != CLASSES and name not in ("accuracy", "macro_f1")
+        },
         "best_test_epoch": None if best_test is None else lines[best_test]["epoch"],
         "best_test_accuracy": None if best_test is None else test[best_test],
         "seconds": train_seconds + unvalidated_seconds + valid_seconds,
@@ -128,14 +152,17 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
                 "train_loss": _finite(line["train"]["loss"]),
                 "valid_accuracy": valid[i],
                 "test_accuracy": test[i],
+                "valid_value": _finite(choice.value(line["subsets"])),
+                "test_value": _finite(line["subsets"].get("test", {}).get(choice.metric)),
             }
             for i, line in enumerate(lines)
         ],
     }
 
 
-def _accuracy(run: dict, line: dict, subset: str) -> float:
-    """Accuracy from the counts, once it is sure that every row was evaluated."""
+def _accuracy(run: dict, line: dict, subset: str) -> float | None:
+    """Accuracy from the counts, once it is sure that every row was evaluated; None for numbers,
+    which are never quite right."""
     epoch = line["epoch"]
     if subset not in line["subsets"]:
         raise InputError(
@@ -143,14 +170,15 @@ def _accuracy(run: dict, line: dict, subset: str) -> float:
             "train with --valid-subset valid,test"
         )
     counts = line["subsets"][subset]
-    correct, examples = counts["num_correct"], counts["num_examples"]
+    is_number = run.get("kind", CLASSES) == NUMBER
+    correct, examples = 0 if is_number else counts["num_correct"], counts["num_examples"]
     expected = run["rows"].get(subset, examples)
     if examples != expected or not 0 <= correct <= examples or examples < 1:
         raise InputError(
             f"epoch {epoch}: {correct} right of {examples} rows of '{subset}'; "
             f"the data has {expected} rows"
         )
-    return correct / examples
+    return None if is_number else correct / examples
 
 
 def _finite(value: float | None) -> float | None:

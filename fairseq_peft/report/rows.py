@@ -6,8 +6,11 @@ from fairseq_peft.report import answers
 from fairseq_peft.report.comparisons import FULL, add_comparisons
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
+from fairseq_peft.scores import CLASSES
 
 INIT_ORDER = ("baseline", "scratch", "pretrained")
+# Metrics that tasks of one class a row do not have.
+OF_OTHER_KINDS = ("micro_f1", "pearson", "spearman", "mse")
 # What must not change between the seeds of one row.
 SAME = ("chosen_by", "arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
 
@@ -29,6 +32,9 @@ def build_rows(runs: list[Run]) -> list[dict]:
         row["notes"] += _other_rows_note(results, runs)
         rows.append(row)
     rows.sort(key=_sort_key)
+    for key in dict.fromkeys(key for row in rows for key in row):  # rows are lines of one table
+        for row in rows:
+            row.setdefault(key, None)
     found, any_file = answers.read_all(rows, runs)
     answers.add_classes(rows, found)
     if any_file:
@@ -56,6 +62,8 @@ def _row(results: list[dict], full: list[dict]) -> dict:
         best_value_mean=mean([result["best_value"] for result in results]),
         **_spread(results, "test_macro_f1"),
         **_spread(results, "test_mcc"),
+        kind=_common(results, "kind") or CLASSES,
+        **_of_other_kinds(results),
         valid_accuracy_mean=mean([result["valid_accuracy"] for result in results]),
         best_test_accuracy_mean=mean([result["best_test_accuracy"] for result in results]),
         difference_to_full_mean=difference and difference.mean,
@@ -89,8 +97,14 @@ def _metric(chosen_by: dict | None) -> str | None:
 
 def _spread(results: list[dict], key: str) -> dict[str, float | None]:
     """Mean and standard deviation over the runs that have a value."""
-    values = [result[key] for result in results if result[key] is not None]
+    values = [result[key] for result in results if result.get(key) is not None]
     return {f"{key}_mean": mean(values), f"{key}_sd": sample_sd(values)}
+
+
+def _of_other_kinds(results: list[dict]) -> dict[str, float | None]:
+    """The scores that tasks of one class a row do not have, where the runs have them."""
+    names = [name for name in OF_OTHER_KINDS if any(f"test_{name}" in one for one in results)]
+    return {key: v for name in names for key, v in _spread(results, f"test_{name}").items()}
 
 
 def _by_seed(results: list[dict]) -> dict[int, float]:

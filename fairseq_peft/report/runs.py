@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_peft import scores
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs.choice import Choice
 from fairseq_peft.runs.log import valid_lines
@@ -117,7 +118,7 @@ def best(folders: list[Path]) -> int:
     choices = {Choice.of_run(result) for result in results}
     choice = choices.pop() if len(choices) == 1 else Choice()
     key, sign = "valid_accuracy", 1
-    if all("best_value" in result for result in results) and choice.metric != "accuracy":
+    if choice.metric != "accuracy":
         key, sign = "best_value", 1 if choice.maximize else -1
     return max(range(len(results)), key=lambda i: (sign * results[i][key], -i))
 
@@ -159,11 +160,12 @@ def check_result(result: dict, path: Path) -> None:
             f"'{path}' has schema {result.get('schema')!r}, this version reads {SCHEMA}; "
             "delete it and write it again with `fairseq-peft result`"
         )
+    of_numbers = result.get("kind") == scores.NUMBER
     for key, (kind, nullable) in RESULT_FIELDS.items():
         if key not in result:
             raise InputError(f"'{path}' has no '{key}'; write it again with `fairseq-peft result`")
         value = result[key]
-        if value is None and nullable:
+        if value is None and (nullable or (key == "valid_accuracy" and of_numbers)):
             continue
         # bool is an int to Python, but no count
         if not isinstance(value, kind) or isinstance(value, bool):

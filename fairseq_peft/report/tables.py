@@ -10,6 +10,7 @@ from pathlib import Path
 from fairseq_peft.report import drawing
 from fairseq_peft.report.runs import LeftOut
 from fairseq_peft.report.stats import sampling_error
+from fairseq_peft.scores import LABELS, NUMBER, is_share
 
 MAX_WIDTH = 120
 GAP = "  "
@@ -36,6 +37,20 @@ SCORE_COLUMNS = (
     ("test\naccuracy %", lambda row: _mean_sd(row)),
     ("test\nmacro-F1 %", lambda row: _mean_sd(row, "test_macro_f1")),
     ("test\nMCC", lambda row: _mcc(row)),
+)
+#: The same where a row has any number of labels, and where it has a number.
+LABEL_COLUMNS = (
+    *SCORE_COLUMNS[:4],
+    ("test: all\nlabels right %", lambda row: _mean_sd(row)),
+    ("test\nmicro-F1 %", lambda row: _mean_sd(row, "test_micro_f1")),
+    ("test\nmacro-F1 %", lambda row: _mean_sd(row, "test_macro_f1")),
+)
+NUMBER_COLUMNS = (
+    *ACCURACY_COLUMNS[:4],
+    *SCORE_COLUMNS[2:4],
+    ("test\nPearson", lambda row: _plain_score(row, "test_pearson")),
+    ("test\nSpearman", lambda row: _plain_score(row, "test_spearman")),
+    ("test\nMSE", lambda row: _plain_score(row, "test_mse")),
 )
 CLASS_COLUMNS = (
     ("<init", lambda row: row["init"]),
@@ -106,8 +121,15 @@ def markdown(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
 def _tables(rows: list[dict]):
     """(data, title, columns, rows) of every table, data set after data set."""
     for data, part in _by_data(rows).items():
-        yield data, "accuracy", ACCURACY_COLUMNS, part
-        yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
+        kinds = {row["kind"] for row in part}
+        if kinds == {NUMBER}:
+            yield data, "correlation and error", NUMBER_COLUMNS, part
+        else:
+            yield data, "accuracy", ACCURACY_COLUMNS, part
+        if kinds == {LABELS}:
+            yield data, "F1 of labels", LABEL_COLUMNS, part
+        elif kinds != {NUMBER}:
+            yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
         yield data, "cost", COST_COLUMNS, part
         if any(row["classes"] for row in part):
             yield data, _classes_title(part), CLASS_COLUMNS, list(_weakest(part))
@@ -333,17 +355,22 @@ def _mean_sd(row: dict, of: str = "test_accuracy") -> str:
 
 def _mcc(row: dict) -> str:
     """From -1 to 1, so not in per cent."""
-    mean, sd = row["test_mcc_mean"], row["test_mcc_sd"]
+    return _plain_score(row, "test_mcc")
+
+
+def _plain_score(row: dict, of: str) -> str:
+    """Not in per cent."""
+    mean, sd = row[f"{of}_mean"], row[f"{of}_sd"]
     if mean is None:
         return "-"
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def _score(metric: str | None, value: float | None) -> str:
-    """A loss is in nats, and an MCC from -1 to 1; all others are fractions."""
+    """Shares are in per cent; a loss is in nats, correlations are from -1 to 1."""
     if metric is None or value is None:
         return "-"
-    return f"{value:.3f}" if metric.split()[0] in ("mcc", "loss") else f"{100 * value:.2f}"
+    return f"{100 * value:.2f}" if is_share(metric.split()[0]) else f"{value:.3f}"
 
 
 def _taken_for(row: dict) -> tuple[str, str]:

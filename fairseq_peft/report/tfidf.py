@@ -5,8 +5,9 @@ Grid (60 settings, 5 to 10 s): n-grams of words (1, 1) and (1, 2); ``min_df`` 1,
 the best settings wins, and the grid runs from small to large. The classifier sees ``train`` only,
 as every other method does.
 
-It reads whole texts, as words. ``Pieces`` gives it what a model reads instead: sentencepiece's
-pieces, case and all, of texts that are cut. The difference is what the model's input costs.
+It reads whole texts, as words. ``Pieces`` gives it what a model reads instead: the pieces of its
+sentencepiece model or ``--bpe``, case and all, of texts that are cut. The difference is what the
+model's input costs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fairseq_peft.report.runs import SCHEMA, check_result
 from fairseq_peft.runs import predictions
 from fairseq_peft.text.checks import drop_duplicates
 from fairseq_peft.text.corpus import SPLITS, read_corpus, sort_labels
+from fairseq_peft.text.subwords import Subwords
 
 GRID = {
     "ngram_range": ((1, 1), (1, 2)),
@@ -39,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pieces:
-    """Texts as a model reads them: pieces of a sentencepiece model, the first ``max_tokens`` - 2
-    of them (all for None): ``<s>`` and ``</s>`` take a position each."""
+    """Texts as a model reads them: the first ``max_tokens`` - 2 of their pieces (all for None):
+    ``<s>`` and ``</s>`` take a position each."""
 
-    spm: Path
+    subwords: Subwords
     max_tokens: int | None = None
 
     def __post_init__(self):
@@ -59,11 +61,8 @@ class Pieces:
 
     def __call__(self, texts: list[str]) -> list[str]:
         """Each text as its pieces with spaces between them."""
-        from fairseq_peft.text.raw_text import load_tokenizer
-
         limit = None if self.max_tokens is None else self.max_tokens - 2
-        rows = load_tokenizer(self.spm).encode(texts, out_type=str)
-        return [" ".join(row[:limit]) for row in rows]
+        return [" ".join(row[:limit]) for row in self.subwords.encode(texts)]
 
 
 def read_data(

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.scores import CLASSES, LOWEST, METRICS, NUMBER
 
-#: The metrics of every run; beside them there is ``f1_<class>``.
-METRICS = ("accuracy", "macro_f1", "mcc", "loss")
+#: Beside the metrics of the kind of task (``scores.METRICS``) there are the loss and this of a
+#: class.
 F1 = "f1_"
 #: Decimals that fairseq keeps of a metric: validations that differ beyond them are equal.
 DECIMALS = 6
@@ -25,7 +26,7 @@ class Choice:
     """What chooses: the best ``metric`` of ``subset``, the latest on ties.
 
     Attributes:
-        metric: one of ``METRICS``, or ``f1_<class>``.
+        metric: one of ``scores.METRICS``, ``loss``, or ``f1_<class>``.
         subset: name of the split that chooses; never the test set.
     """
 
@@ -35,7 +36,7 @@ class Choice:
     @property
     def maximize(self) -> bool:
         """Whether more is better."""
-        return self.metric != "loss"
+        return self.metric not in LOWEST
 
     @property
     def f1_class(self) -> str | None:
@@ -75,7 +76,13 @@ class Choice:
         return found
 
 
-def choice(metric: str, maximize: bool, subsets: Sequence[str], labels: Sequence[str]) -> Choice:
+def choice(
+    metric: str,
+    maximize: bool,
+    subsets: Sequence[str],
+    labels: Sequence[str],
+    kind: str = CLASSES,
+) -> Choice:
     """What fairseq's flags say that chooses: ``--best-checkpoint-metric``, its direction, and the
     first split of ``--valid-subset``.
 
@@ -83,11 +90,15 @@ def choice(metric: str, maximize: bool, subsets: Sequence[str], labels: Sequence
         InputError: they contradict each other, the metric is unknown, or the test set would choose.
     """
     chosen = Choice(metric, subsets[0])
-    expected = f"{', '.join(METRICS)} or {F1}<class> ({', '.join(F1 + name for name in labels)})"
-    if metric not in METRICS and chosen.f1_class not in labels:
+    known = (*METRICS[kind], "loss")
+    if metric not in known and (kind == NUMBER or chosen.f1_class not in labels):
+        expected = ", ".join(known)
+        if kind != NUMBER:
+            expected += f" or {F1}<class> ({', '.join(F1 + name for name in labels)})"
+        usual = "macro_f1" if kind != NUMBER else METRICS[kind][0]
         raise InputError(
             f"--best-checkpoint-metric {metric} is unknown; expected {expected}. Give one, such as "
-            "--best-checkpoint-metric macro_f1 --maximize-best-checkpoint-metric."
+            f"--best-checkpoint-metric {usual} --maximize-best-checkpoint-metric."
         )
     if chosen.maximize and not maximize:
         raise InputError(
@@ -97,9 +108,9 @@ def choice(metric: str, maximize: bool, subsets: Sequence[str], labels: Sequence
         )
     if maximize and not chosen.maximize:
         raise InputError(
-            "--maximize-best-checkpoint-metric would keep the epoch of the highest loss. Give "
-            "--best-checkpoint-metric accuracy --maximize-best-checkpoint-metric, or leave both "
-            "out for the lowest loss."
+            f"--maximize-best-checkpoint-metric would keep the epoch of the highest {metric}. Give "
+            f"--best-checkpoint-metric {METRICS[kind][0]} --maximize-best-checkpoint-metric, or "
+            "leave both out for the lowest loss."
         )
     if subsets[0].startswith("test"):
         others = [name for name in subsets if not name.startswith("test")] or ["valid"]

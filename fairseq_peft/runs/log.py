@@ -10,8 +10,13 @@ import sys
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.scores import METRICS
 
 logger = logging.getLogger(__name__)
+
+#: What TensorBoard shows of a split, of whichever kind of task.
+SHOWN = ("loss", *sorted({name for names in METRICS.values() for name in names}))
+SHOWN = (*SHOWN, "tokens_per_second")
 
 
 def write_json(path: str, value) -> None:
@@ -132,7 +137,7 @@ class RunLog:
         if self.writer is None:
             self.writer = self._make_writer(self.directory)
         for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
-            for name in ("accuracy", "loss", "macro_f1", "mcc", "tokens_per_second"):
+            for name in SHOWN:
                 if name in numbers:
                     self.writer.add_scalar(f"{name}/{subset}", numbers[name], record["epoch"])
         self.writer.add_scalar("learning_rate", record["lr"], record["epoch"])

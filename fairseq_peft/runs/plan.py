@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -222,6 +223,8 @@ def differences(before: Plan, now: Plan) -> dict:
     """Field -> (before, now), where the two are not one run; of the flags, only those that
     differ."""
     told = {"data", "base", "versions"}  # the files themselves are compared
+    if now.base and _without_size(before.arch) == _without_size(now.arch):
+        told.add("arch")  # the base decides the size, whether the name says it or not
     found = {
         field.name: (getattr(before, field.name), getattr(now, field.name))
         for field in fields(Plan)
@@ -234,6 +237,12 @@ def differences(before: Plan, now: Plan) -> dict:
             " ".join(flag for flag in new if flag not in old) or "none",
         )
     return found
+
+
+def _without_size(arch):
+    """roberta_small_lora -> roberta_lora; roberta_small -> roberta_peft, which it is."""
+    found = re.sub("^roberta_(small|base|large)", "roberta", arch)
+    return "roberta_peft" if found in ("roberta", "roberta_full") else found
 
 
 def sentence(differ: dict) -> str:

@@ -22,12 +22,13 @@ FOLDER, NAME = "predictions", "predictions.npz"
 
 @dataclass
 class Predictions:
-    """The classes of every row of the evaluated splits, in the order of the data.
+    """The answers of every row of the evaluated splits, in the order of the data.
 
     Attributes:
         epoch: after which they were made; 0 where a method has no epochs.
-        target: split -> (N,) class ids of the data, in the order of ``labels`` of run.json.
-        predicted: split -> (N,) class ids that the model gave.
+        target: split -> (N,) class ids of the data, in the order of ``labels`` of run.json; (N, K)
+            zeros and ones where a row has any number of labels; (N,) floats where it has a number.
+        predicted: split -> the same, as the model gave it.
     """
 
     epoch: int = 0
@@ -38,7 +39,13 @@ class Predictions:
         self.target[split], self.predicted[split] = target, predicted
 
     def num_correct(self, split: str) -> int:
-        return int((self.target[split] == self.predicted[split]).sum())
+        return int(right(self.target[split], self.predicted[split]).sum())
+
+
+def right(target, predicted):
+    """(N,) whether a row's answer is right: its class, or all of its labels."""
+    same = target == predicted
+    return same if same.ndim == 1 else same.all(axis=-1)
 
 
 def path_of(run_dir: Path | str, num_updates: int) -> Path:
@@ -52,8 +59,11 @@ def write(path: Path | str, predictions: Predictions) -> None:
 
     arrays = {"epoch": np.array(predictions.epoch)}
     for split, target in predictions.target.items():
-        most = max(int(np.max(target)), int(np.max(predictions.predicted[split])))
-        kind = np.min_scalar_type(most)
+        if np.issubdtype(np.asarray(target).dtype, np.floating):
+            kind = np.float32
+        else:
+            most = max(int(np.max(target)), int(np.max(predictions.predicted[split])))
+            kind = np.min_scalar_type(most)
         arrays[f"{split}.target"] = np.asarray(target, dtype=kind)
         arrays[f"{split}.predicted"] = np.asarray(predictions.predicted[split], dtype=kind)
     os.makedirs(Path(path).parent, exist_ok=True)
@@ -88,7 +98,7 @@ def read(path: Path | str) -> Predictions:
         ) from None
     for split, target in found.target.items():
         shapes = target.shape, found.predicted[split].shape
-        if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
+        if len(shapes[0]) not in (1, 2) or shapes[0] != shapes[1]:
             raise InputError(
                 f"'{path}': {shapes[0]} targets and {shapes[1]} predictions of {split!r}, expected "
                 "one of each a row: delete it; only training again brings it back"

@@ -12,6 +12,7 @@ never for the caller.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
@@ -22,8 +23,10 @@ import torch
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.fairseq_fixes import memory
+from fairseq_peft.scores import LABELS, NUMBER
 from fairseq_peft.serving import served
 from fairseq_peft.serving.shared_base import SharedBase
+from fairseq_peft.text.corpus import SEPARATOR
 
 #: Largest batch, in rows, and in tokens with padding: beyond it memory grows and speed does not.
 BATCH_SIZE, MAX_TOKENS = 64, 2048
@@ -41,14 +44,35 @@ class Prediction(NamedTuple):
     """What is predicted of one row.
 
     Attributes:
-        label: the most probable class.
-        probability: its probability.
-        probabilities: class -> probability.
+        label: the most probable class; where a row has any number of labels, those that are more
+            probable than not, with ``|`` between them; where it has a number, that number as text.
+        probability: that of the class, or of just these labels; None of a number.
+        probabilities: class -> its probability; empty of a number.
     """
 
     label: str
-    probability: float
+    probability: Optional[float]
     probabilities: dict[str, float]
+
+    @property
+    def value(self) -> Optional[float]:
+        """The number; None of classes and labels."""
+        return float(self.label) if self.probability is None else None
+
+
+def answer(logits: torch.Tensor, labels: Sequence[str], kind: str) -> Prediction:
+    """What logits (K,) say of a row."""
+    if kind == NUMBER:
+        return Prediction(f"{float(logits[0]):.9g}", None, {})  # all digits of a float32
+    if kind == LABELS:
+        probabilities = logits.sigmoid().tolist()
+        chosen = (logits > 0).tolist()
+        of_this = [p if yes else 1 - p for p, yes in zip(probabilities, chosen)]
+        label = SEPARATOR.join(name for name, yes in zip(labels, chosen) if yes)
+        return Prediction(label, math.prod(of_this), dict(zip(labels, probabilities)))
+    probabilities = logits.softmax(-1).tolist()
+    best = int(logits.argmax())
+    return Prediction(labels[best], probabilities[best], dict(zip(labels, probabilities)))
 
 
 class Predictions(list):
@@ -94,6 +118,7 @@ class Classifier:
         adapter: Union[str, Path, None] = None,
         *,
         data: Union[str, Path, None] = None,
+        bpe: Optional[str] = None,
         precision: Optional[str] = None,
         device: str = "cpu",
         allow_other_base: bool = False,
@@ -103,8 +128,9 @@ class Classifier:
         Args:
             base: a fairseq checkpoint; None for an adapter folder that holds a whole model.
             adapter: an adapter folder; without it, ``base`` must have a classification head.
-            data: for a checkpoint without folder: where its dict.txt and sentencepiece model are
-                (its data folder by default).
+            data: for a checkpoint without folder: where its dict.txt and sentencepiece model are,
+                or the files of another ``--bpe`` (its data folder by default).
+            bpe: for a checkpoint without folder: its ``--bpe`` (what ``data`` says by default).
             precision: fp32, or bf16 (as in training by default).
             device: cpu, cuda, ...
             allow_other_base: take a base that the adapter was not trained on.
@@ -115,8 +141,13 @@ class Classifier:
         if adapter is None:
             if base is None:
                 raise InputError("There is neither a base nor an adapter. Give at least one.")
-            model, head, reader, trained = served.from_checkpoint(base, data)
+            model, head, reader, trained = served.from_checkpoint(base, data, bpe)
             return cls(model, precision or trained, device)._whole(head, reader)._ready()
+        if bpe is not None:
+            raise InputError(
+                f"--bpe {bpe} would be ignored: the adapter folder says how it reads text. Leave "
+                "one of the two out."
+            )
         if data is not None:
             raise InputError(
                 f"The data folder {data} would be ignored: the adapter folder has its own "
@@ -162,6 +193,12 @@ class Classifier:
     def labels_of(self, adapter: str) -> list[str]:
         """The classes of an adapter, in the order of the model's outputs."""
         return list(self._reader(adapter).labels)
+
+    @property
+    def kind(self) -> str:
+        """What is predicted of a row, where there is one adapter: ``classes``, ``labels`` or
+        ``number``."""
+        return self._readers[self._only()].kind
 
     @property
     def num_texts(self) -> int:
@@ -267,10 +304,8 @@ class Classifier:
 
     def _rows(self, found) -> Iterator[Prediction]:
         for name, logits in found:
-            labels = self._readers[name].labels
-            probabilities = logits.softmax(-1).tolist()
-            best = int(logits.argmax())
-            yield Prediction(labels[best], probabilities[best], dict(zip(labels, probabilities)))
+            reader = self._readers[name]
+            yield answer(logits, reader.labels, reader.kind)
 
     def logits(
         self,

@@ -26,6 +26,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
 from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
+from fairseq_peft.scores import CLASSES
+from fairseq_peft.text import bpe
 from fairseq_peft.text.raw_text import DICT_NAME, MODEL_NAME
 
 ROOT = FAMILY.root
@@ -40,12 +42,14 @@ class Reader:
         encoder: text -> tokens.
         max_tokens: longest row, with the special tokens.
         num_texts: texts of a row, 1 or 2.
+        kind: what is predicted of a row (``scores``): a class, any number of labels, or a number.
     """
 
     labels: tuple[str, ...]
     encoder: TextEncoder
     max_tokens: int
     num_texts: int
+    kind: str = CLASSES
 
     def check(self, row: Union[str, Sequence[str]], number: int) -> tuple[str, ...]:
         """The texts of a row.
@@ -87,14 +91,15 @@ def dictionary_of(path: Path, sha256: Optional[str], owner) -> checks.Dictionary
 # A checkpoint that is fine-tuned as a whole
 
 
-def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
+def from_checkpoint(path, data=None, kind=None) -> tuple[nn.Module, str, Reader, str]:
     """A checkpoint, fine-tuned as a whole or merged: its model, the name of its head, its reader,
     its precision.
 
     Args:
         path: the checkpoint's file.
-        data: folder with its dict.txt and sentencepiece model; None for the one that it was trained
-            on.
+        data: folder with its dict.txt and the files of its ``--bpe``, as its sentencepiece model;
+            None for the one that it was trained on.
+        kind: its ``--bpe``; None for what the folder says.
 
     Raises:
         InputError: it cannot classify, or the folder lacks what turns text into tokens.
@@ -112,10 +117,12 @@ def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
     model = finetuned.rebuild(path, state)
     head = finetuned.choose_head(path, task, model)
     folder = Path(data or task.get("data") or "")
-    if not (folder / MODEL_NAME).is_file():
+    subwords = bpe.find(folder, kind)
+    if subwords is None:
         raise InputError(
             f"{folder / MODEL_NAME} does not exist: {path} has no sentencepiece model to read text "
-            "with. Give its data folder (--data), or an adapter folder (--adapter), which has one."
+            "with. Give its data folder (--data), an adapter folder (--adapter), which has one, or "
+            "another --bpe."
         )
     words = folder / "input0" / DICT_NAME
     words = words if words.is_file() else folder / DICT_NAME
@@ -123,9 +130,10 @@ def from_checkpoint(path, data=None) -> tuple[nn.Module, str, Reader, str]:
     _check_rows(words, dictionary, len(model.encoder.dictionary))
     reader = Reader(
         tuple(labels),
-        TextEncoder(folder / MODEL_NAME, dictionary, not task.get("no_init_token", False)),
+        TextEncoder(subwords, dictionary, not task.get("no_init_token", False)),
         model.max_positions() - model.num_reserved,
         2 if (folder / "input1").is_dir() else 1,
+        saved.get("kind", CLASSES),
     )
     return model, head, reader, (cfg.get("model") or {}).get("precision") or "fp32"
 
@@ -167,10 +175,10 @@ def open_folder(folder: Union[str, Path, AdapterFolder]) -> AdapterFolder:
     """An adapter folder, with what prediction needs.
 
     Raises:
-        InputError: it is damaged, or has no sentencepiece model.
+        InputError: it is damaged, or has nothing to read text with.
     """
     found = folder if isinstance(folder, AdapterFolder) else adapter_folder.read(folder)
-    if found.tokenizer is None:
+    if not found.text_files:
         raise InputError(
             f"{found.folder} has no {MODEL_NAME}: the data that it was trained on had none, so no "
             "text can be read. Prepare data with scripts/prepare_data.sh, and train on them."
@@ -200,8 +208,10 @@ def read_folder(found: AdapterFolder, encoder: Optional[TextEncoder] = None) -> 
         words = found.folder / adapter_folder.DICTIONARY
         sha256 = description["dictionary"]["sha256"]
         dictionary = dictionary_of(words, sha256, found.folder)
-        encoder = TextEncoder(found.tokenizer, dictionary, given["begin"])
-    return Reader(tuple(description["labels"]), encoder, given["max_tokens"], given["num_texts"])
+        encoder = TextEncoder(found.subwords(), dictionary, given["begin"])
+    kind = description.get("kind", CLASSES)
+    labels = tuple(description["labels"])
+    return Reader(labels, encoder, given["max_tokens"], given["num_texts"], kind)
 
 
 def from_complete(found: AdapterFolder) -> tuple[nn.Module, str, Reader]:
@@ -258,8 +268,8 @@ class Base:
     def _reader(self, found):
         """Folders with the same files share an encoder, so that their rows are read together."""
         files, given = found.description["files"], found.description["input"]
-        names = (adapter_folder.DICTIONARY, adapter_folder.TOKENIZER)
-        key = (*(files[name]["sha256"] for name in names), given["begin"])
+        names = (adapter_folder.DICTIONARY, *found.text_files)
+        key = (*((name, files[name]["sha256"]) for name in names), given["begin"])
         reader = read_folder(found, self._encoders.get(key))
         self._encoders[key] = reader.encoder
         return reader

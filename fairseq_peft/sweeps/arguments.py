@@ -14,7 +14,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument
     text("--data", required=True, metavar="DIR", help="folder that prepare-data made")
     text("--runs", default="runs", metavar="DIR", help="where runs land (runs)")
-    text("--size", default="roberta_small", help="architecture (roberta_small)")
+    text(
+        "--size",
+        default="auto",
+        help="roberta_small, roberta_base or roberta_large; auto: the base's, and roberta_small "
+        "from scratch (auto)",
+    )
     text("--arch-args", default="", metavar="FLAGS", help="more flags of the architecture")
     text("--epochs", type=int, default=5, help="passes over train (5)")
     text("--batch-size", type=int, default=16, help="rows an update (16)")
@@ -23,8 +28,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     text("--subsets", default="valid,test", help="evaluated every epoch (valid,test)")
     text(
         "--metric",
-        default="accuracy",
-        help="what chooses the checkpoint: accuracy, macro_f1, mcc, loss, f1_<class> (accuracy)",
+        default="",
+        help="what chooses the checkpoint: accuracy, macro_f1, mcc, loss, f1_<class>; of labels "
+        "micro_f1, of numbers pearson, spearman, mse (accuracy, micro_f1, pearson)",
     )
     text(
         "--eval-test",

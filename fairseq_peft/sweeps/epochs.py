@@ -6,6 +6,8 @@ import json
 import logging
 from pathlib import Path
 
+from fairseq_peft.scores import is_share
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +55,7 @@ class Epochs:
 
 def shown(subset: dict) -> str:
     """What a person reads of a split's scores."""
-    if "accuracy" in subset:
-        return f"{100 * subset['accuracy']:.2f} %"
-    return f"loss {subset['loss']:.4f}"
+    name = next(name for name in ("micro_f1", "accuracy", "pearson", "loss") if name in subset)
+    if not is_share(name):
+        return f"{name} {subset[name]:.4f}"
+    return f"{'' if name == 'accuracy' else name + ' '}{100 * subset[name]:.2f} %"

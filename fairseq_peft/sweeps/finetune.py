@@ -21,10 +21,9 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
-from fairseq_peft.report.result import keep_predictions, summarise, write_result
+from fairseq_peft.report.result import in_words, keep_predictions, summarise, write_result
 from fairseq_peft.report.tensorboard import write_hparams
 from fairseq_peft.runs import lock, plan
-from fairseq_peft.runs.choice import Choice
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, command
 
@@ -327,9 +326,4 @@ def finish(knobs: Knobs, now: plan.Plan, wait: bool = False) -> str:
         (folder / "checkpoint_last.pt").unlink(missing_ok=True)
     if knobs.keep == "none":
         (folder / "checkpoint_best.pt").unlink(missing_ok=True)
-    test = result["test_accuracy"]
-    return (
-        f"{path}: test accuracy {'not measured' if test is None else f'{100 * test:.2f} %'} at "
-        f"epoch {result['best_epoch']} of {result['num_epochs']}, that of the "
-        f"{Choice.of_run(result)} ({result['best_value']:.4f}); ended by {result['ended_by']}"
-    )
+    return f"{path}: {in_words(result)}; ended by {result['ended_by']}"

@@ -110,8 +110,7 @@ def _base(options) -> Iterator[Path]:
             options.base,
             out,
             options.data / "input0" / "dict.txt",
-            options.data / "sentencepiece.bpe.model",
-            checked=True,
+            bpe_dir=options.data,
         )
         yield out
     finally:

@@ -13,6 +13,8 @@ from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs import plan
 from fairseq_peft.runs.choice import Choice
+from fairseq_peft.scores import METRICS
+from fairseq_peft.text.kinds import kind_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Schedules that do not know how long the run will be: going on is as if it had never stopped.
@@ -29,10 +31,13 @@ class Knobs:
         method: a method, or several with + between.
         label: what the run is called in reports; its folder.
         base: checkpoint to start from; None: from scratch.
+        size: roberta_small, roberta_base or roberta_large; auto: the base's, and from scratch
+            roberta_small.
         warmup: per cent of the updates.
         arch_args: more flags of the architecture.
         flags: more flags of fairseq-train.
-        metric: what chooses the checkpoint: accuracy, macro_f1, mcc, loss or f1_<class>.
+        metric: what chooses the checkpoint; empty: the usual one of what the data has
+            (``scores.METRICS``).
         eval_test: each, or best: the splits behind the first only at a new best.
         patience: validations without a better one after which training ends; 0: never.
         class_weights: none, balanced, or numbers with commas.
@@ -56,7 +61,7 @@ class Knobs:
     threads: int
     arch_args: list
     flags: list
-    metric: str = "accuracy"
+    metric: str = ""
     eval_test: str = "each"
     patience: int = 0
     class_weights: str = "none"
@@ -87,10 +92,13 @@ def command(knobs: Knobs) -> list[str]:
 
 
 def _words(knobs, schedule):
-    alone = not re.search("[+,]", knobs.method)
-    arch = ["--arch", f"{knobs.size}_{knobs.method}" if alone else knobs.size]
-    if not alone:
-        arch += ["--peft", knobs.method]
+    size = knobs.size
+    if size == "auto":
+        size = "roberta" if knobs.base else "roberta_small"
+    if not re.search("[+,]", knobs.method):
+        arch = ["--arch", f"{size}_{knobs.method}"]
+    else:
+        arch = ["--arch", "roberta_peft" if size == "roberta" else size, "--peft", knobs.method]
     if knobs.label != knobs.method:
         arch += ["--method-label", knobs.label]
     start = ["--finetune-from-model", knobs.base] if knobs.base else ["--from-scratch"]
@@ -112,14 +120,15 @@ def _choosing(knobs):
     """What chooses the checkpoint and ends the run, and what classes weigh."""
     words = []
     if any(flag.startswith("--best-checkpoint-metric") for flag in knobs.flags):
-        if knobs.metric != "accuracy":
+        if knobs.metric:
             raise InputError(
                 f"The metric {knobs.metric} (METRIC) would be ignored beside "
                 "--best-checkpoint-metric. Leave one out."
             )
     else:
-        words += ["--best-checkpoint-metric", knobs.metric]
-        if Choice(knobs.metric).maximize and "--maximize-best-checkpoint-metric" not in knobs.flags:
+        metric = knobs.metric or METRICS[kind_of(knobs.data)][0]
+        words += ["--best-checkpoint-metric", metric]
+        if Choice(metric).maximize and "--maximize-best-checkpoint-metric" not in knobs.flags:
             words += ["--maximize-best-checkpoint-metric"]
     if knobs.eval_test != "each":
         words += ["--eval-test", knobs.eval_test]
@@ -158,6 +167,8 @@ def _train_examples(flags) -> int:
 def num_rows(data: Path) -> int:
     """Rows of train, from the index of its labels, which holds their number behind 18 bytes."""
     path = data / "label" / "train.idx"
+    if (data / "label" / "train.label").exists():  # a number a row
+        path = data / "input0" / "train.idx"
     try:
         with open(path, "rb") as file:
             return struct.unpack("<Q", file.read(26)[18:])[0]

@@ -7,11 +7,13 @@ import math
 import os
 from pathlib import Path
 
+from fairseq_peft import scores
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
+from fairseq_peft.text import bpe
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ class BestAdapter:
     Args:
         save_dir: of the run.
         described: what the description says whatever the epoch.
-        copies: dict.txt and the sentencepiece model.
+        copies: dict.txt and the files that text is cut into pieces with.
         base: path and sha256 of the base; None from scratch.
         best: says which validation is the best (``runs.choice.Best``).
         resumes: whether a folder that is there is this run's own.
@@ -65,7 +67,8 @@ class BestAdapter:
         metrics = {
             "subset": choice.subset,
             "metric": choice.metric,
-            "accuracy": line["subsets"][choice.subset]["accuracy"],
+            "value": choice.value(line["subsets"]),
+            **{k: v for k, v in line["subsets"][choice.subset].items() if k == "accuracy"},
             "epoch": line["epoch"],
             "num_updates": line["num_updates"],
             "subsets": finite(line["subsets"]),
@@ -98,6 +101,7 @@ def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
     described = {
         "head_name": cfg.classification_head_name,
         "labels": list(task.labels),
+        **({} if task.kind == scores.CLASSES else {"kind": task.kind}),
         "input": {
             "max_tokens": task.max_tokens,
             "begin": not cfg.no_init_token,
@@ -111,14 +115,15 @@ def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:
     }
     data = Path(cfg.data)
     copies = {adapter_folder.DICTIONARY: data / "input0" / "dict.txt"}
-    if (data / adapter_folder.TOKENIZER).is_file():
-        copies[adapter_folder.TOKENIZER] = data / adapter_folder.TOKENIZER
-    else:
+    place = bpe.locate(data)
+    if place is None:
         logger.warning(
             f"{data / adapter_folder.TOKENIZER} does not exist, so the adapter folder will read no "
-            "raw text: copy the sentencepiece model there (scripts/prepare_data.sh does)"
+            "raw text: copy the sentencepiece model there, or the files of another --bpe with "
+            f"{bpe.TOLD} (scripts/prepare_data.sh does)"
         )
-    return described, copies
+        return described, copies
+    return described, {**copies, **place.files}
 
 
 def describe_base(start, state: dict | None, save_dir: str) -> dict | None:

@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import ARCH_MODEL_REGISTRY
 
+from fairseq_peft import scores
 from fairseq_peft.checkpoints import slim
-from fairseq_peft.data import checks
+from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
+from fairseq_peft.models import sizes
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
@@ -56,7 +59,9 @@ def launch(task, cfg):
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
         logger.info(line)
-    described = record.describe_run(task.cfg, model, start, task.labels, task.datasets, choice)
+    described = record.describe_run(
+        task.cfg, model, start, task.labels, task.kind, task.datasets, choice
+    )
     if start.resumes:
         record.check_same_knobs(task.cfg.save_dir, described)
     run = Run(
@@ -87,12 +92,13 @@ def prepare(task, cfg):
     # Where training starts.
     checks.flags(task.cfg)
     start = checks.start(task.cfg)
-    choice = choose(task.cfg, task.labels, start)
+    choice = choose(task.cfg, task.labels, start, task.kind)
     state = read_start(start)
     if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
         began = ((state or {}).get("cfg") or {}).get("model") or {}
         cfg.precision = began.get("precision") or cfg.precision
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
+        adopt_sizes(cfg, state, start.path)
         adopt_labels(task, start, state, cfg.reset_head)
 
     # The model, and whether it can start there.
@@ -149,7 +155,7 @@ def write_plan(task, start: checks.Start) -> None:
     plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
-def choose(cfg, labels, start: checks.Start) -> choices.Choice:
+def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     """What chooses the best validation of a run.
 
     Raises:
@@ -158,7 +164,7 @@ def choose(cfg, labels, start: checks.Start) -> choices.Choice:
     """
     subsets = cfg.valid_subset.split(",")
     choice = choices.choice(
-        cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, subsets, labels
+        cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, subsets, labels, kind
     )
     if not cfg.no_save:
         check_validates(cfg)
@@ -212,6 +218,19 @@ def read_start(start: checks.Start) -> dict | None:
     return slim.read(start.path, start.base if start.resumes else None)
 
 
+def adopt_sizes(cfg, state: dict, path: str) -> None:
+    """Set the flags of the model that its start decides: on a command line they are set already,
+    ``fairseq-hydra-train`` has not looked.
+
+    Raises:
+        InputError: a flag, or the name of the architecture, says something else.
+    """
+    name = cfg._name
+    table = getattr(ARCH_MODEL_REGISTRY.get(name), "base_sizes", None)
+    if table is not None and name in table.named:
+        sizes.complete(cfg, table, name, state, path)
+
+
 def adopt_labels(task, start: checks.Start, state: dict, reset_head: bool) -> None:
     """Where training starts from a head, its classes keep their outputs, by name.
 
@@ -223,6 +242,8 @@ def adopt_labels(task, start: checks.Start, state: dict, reset_head: bool) -> No
     if head not in state["model"] or (reset_head and not start.resumes):
         saved = {key: value for key, value in saved.items() if key != "labels"}
     labels = saved.get("labels")
+    if labels is not None:
+        targets.check_kind(task.cfg.data, task.kind, saved.get("kind", scores.CLASSES))
     if labels is not None and set(labels) != set(task.labels):
         raise InputError(
             f"The head of {start.path} knows {len(labels)} classes ({', '.join(labels)}), "

@@ -9,7 +9,7 @@ from fairseq_peft.runs import predictions as files
 
 
 class Collector:
-    """The classes predicted in one validation, put in the order of the data.
+    """The answers of one validation, put in the order of the data.
 
     Batches come by length, and each process evaluates some of them: rows are told apart by their
     number in the data set. A process without a batch of its own repeats one, with the same result.
@@ -24,24 +24,27 @@ class Collector:
         self.batches = []
 
     def add(self, ids: torch.Tensor, predicted: torch.Tensor) -> None:
-        """A batch: the rows' numbers (B,) and their classes (B,)."""
+        """A batch: the rows' numbers (B,) and their answers, (B,) or (B, labels)."""
         self.batches.append((ids, predicted))
 
     def end_subset(self, split: str, targets) -> None:
-        """A split is done; ``targets`` (N,) are its classes in the data.
+        """A split is done; ``targets`` (N,) or (N, labels) are the data's.
 
         Raises:
             RuntimeError: a row has no prediction.
         """
         ids, predicted = (torch.cat(parts) for parts in zip(*self.batches))
         self.batches = []
-        found = torch.full((len(targets),), -1, dtype=torch.long, device=ids.device)
+        nothing = float("-inf") if predicted.is_floating_point() else -1
+        shape = (len(targets), *predicted.shape[1:])
+        found = torch.full(shape, nothing, dtype=predicted.dtype, device=ids.device)
         found[ids] = predicted
         if distributed_utils.get_data_parallel_world_size() > 1:
             group = distributed_utils.get_data_parallel_group()
             distributed_utils.all_reduce(found, group, op="max")
-        if int(found.min()) < 0:
-            raise RuntimeError(f"{int((found < 0).sum())} rows of {split!r} have no prediction.")
+        missing = found == nothing
+        if missing.any():
+            raise RuntimeError(f"{int(missing.sum())} rows of {split!r} have no prediction.")
         self.found.add(split, targets, found.cpu().numpy())
 
     def write(self, run_dir: str, epoch: int, num_updates: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from fairseq.logging import metrics
 
 from fairseq_peft import __version__, methods, scores
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.models import folder
@@ -26,7 +27,7 @@ FUNCTION = {
 }
 
 
-def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
+def describe_run(cfg, model, start, labels, kind, datasets, choice) -> dict:
     """The content of run.json (schema: docs/design.md).
 
     Args:
@@ -34,6 +35,7 @@ def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
         model: with its head and its method.
         start: where training starts from (``data.checks.start``).
         labels: class names in the order of the outputs.
+        kind: of the task (``scores``).
         datasets: split -> data set.
         choice: what chooses the best validation (``runs.choice.Choice``).
     """
@@ -49,6 +51,7 @@ def describe_run(cfg, model, start, labels, datasets, choice) -> dict:
         "base": start.base,
         "method_config": model.setting.knobs(),
         "labels": list(labels),
+        "kind": kind,
         "chosen_by": choice.described(),
         "validated": {
             "every_epochs": cfg.validate_interval,
@@ -111,13 +114,10 @@ def check_same_knobs(save_dir: str, described: dict) -> None:
 def check_start_knobs(path: str, state: dict, model) -> None:
     """Raise InputError where a new run starts from what a method has learnt in ``path``, and its
     knobs would let that compute something else."""
-    given = (state.get("cfg") or {}).get("model")
-    if not isinstance(given, dict) or not given.get("peft"):
+    told = methods.told(checkpoint_file.told(state))
+    if told is None:
         return  # a base
-    flags = {flag: given.get(flag) for flag in methods.setting(given["peft"], {}).flags()}
-    before = {
-        method.name: asdict(method.config) for method in methods.setting(given["peft"], flags)
-    }
+    before = {method.name: asdict(method.config) for method in told}
     now = {method.name: asdict(method.config) for method in model.setting}
     differ = {
         name: pair
@@ -210,7 +210,7 @@ class EpochRecorder:
     def _line(self, now, num_updates) -> dict:
         train = metrics.get_meters("train")
         result = scores.from_meters(train)
-        result.pop("predicted")
+        result.pop("predicted", None)
         seconds = now - self.start - self.validation_seconds
         num_tokens = round(train["_tokens"].sum)
         self.has_line = True

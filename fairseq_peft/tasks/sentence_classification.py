@@ -15,7 +15,7 @@ from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 
 from fairseq_peft import scores
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
-from fairseq_peft.data import checks
+from fairseq_peft.data import checks, targets
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.draws import Rows, drawn_rows
 from fairseq_peft.data.sentence_dataset import SentenceDataset
@@ -24,7 +24,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.tasks.launch import launch
 from fairseq_peft.tasks.options import SentenceClassificationConfig
-from fairseq_peft.text import raw_text
+from fairseq_peft.text import bpe, raw_text
+from fairseq_peft.text.kinds import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,11 @@ class SentenceClassificationTask(FairseqTask):
     ``load_state_dict`` and ``build_model(cfg, from_checkpoint=True)``: there is no run then.
 
     Attributes:
-        labels: class names in the order of the model's outputs. They come from label/dict.txt, or
-            from the checkpoint if one is loaded, and rows are matched to classes by name.
+        kind: ``classes``, ``labels`` or ``number``: what a row has (``scores``). The data folder
+            says it.
+        labels: class names in the order of the model's outputs; of numbers one name. They come from
+            label/dict.txt, or from the checkpoint if one is loaded, and rows are matched to classes
+            by name.
         num_reserved: positions that the methods of the model take from the text.
         max_tokens: positions that are left for the text; None until the model is built.
         planned_updates: updates that the whole run will make; 0 until the batches of the first
@@ -73,8 +77,9 @@ class SentenceClassificationTask(FairseqTask):
         run: the run that the launch made (``running.Run``); None if there is none.
     """
 
-    def __init__(self, cfg, dictionary, labels):
+    def __init__(self, cfg, dictionary, labels, kind=scores.CLASSES):
         super().__init__(cfg)
+        self.kind = kind
         self.dictionary = dictionary
         self.labels = labels
         self.num_reserved = 0
@@ -83,6 +88,7 @@ class SentenceClassificationTask(FairseqTask):
         self.run = None
         # Of the batches that were asked for last: post_validate is not told which split it was.
         self._split = None
+        self._validates = False
 
     # Set-up
 
@@ -95,16 +101,15 @@ class SentenceClassificationTask(FairseqTask):
         """
         dictionary = checks.load_dictionary(os.path.join(cfg.data, "input0", "dict.txt"))
         dictionary.add_symbol("<mask>")
-        labels = checks.class_names(
-            checks.load_dictionary(os.path.join(cfg.data, "label", "dict.txt"))
-        )
+        kind = kind_of(cfg.data)
+        labels = targets.names(cfg.data, kind)
         if cfg.num_classes > 0 and cfg.num_classes != len(labels):
             raise InputError(
                 f"--num-classes {cfg.num_classes}, but {cfg.data}/label/dict.txt names "
                 f"{len(labels)} classes "
                 f"({', '.join(labels)}). Leave the flag out or give the right data."
             )
-        return cls(cfg, dictionary, labels)
+        return cls(cfg, dictionary, labels, kind)
 
     def build_model(self, cfg, from_checkpoint=False):
         """Called once, after ``setup_task``: with ``from_checkpoint`` by who loads a checkpoint,
@@ -117,8 +122,8 @@ class SentenceClassificationTask(FairseqTask):
         if not hasattr(ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name)), "inject"):
             raise InputError(
                 f"--arch {name} does not go with --task sentence_classification, which needs one "
-                "of this plugin's architectures: roberta_small, roberta_base_lora, "
-                "roberta_large_adapter, ... Give one as --arch."
+                "of this plugin's architectures: roberta_lora, roberta_adapter, "
+                "roberta_small_full, ... Give one as --arch."
             )
         if from_checkpoint:
             model = self.build_classifier(cfg)
@@ -161,7 +166,8 @@ class SentenceClassificationTask(FairseqTask):
 
     def state_dict(self):
         """Called by the trainer for each checkpoint: its entry ``task_state``."""
-        return {"labels": list(self.labels), "dictionary": checks.fingerprint(self.dictionary)}
+        state = {"labels": list(self.labels), "dictionary": checks.fingerprint(self.dictionary)}
+        return state if self.kind == scores.CLASSES else {**state, "kind": self.kind}
 
     def load_state_dict(self, state_dict):
         """Called by who loads a checkpoint, before ``build_model``, and by the launch of a run that
@@ -179,6 +185,7 @@ class SentenceClassificationTask(FairseqTask):
         labels = state_dict.get("labels")
         if labels is None:
             return
+        targets.check_kind(self.cfg.data, self.kind, state_dict.get("kind", scores.CLASSES))
         unknown = [name for name in self.labels if name not in labels]
         if unknown:
             raise InputError(
@@ -203,16 +210,17 @@ class SentenceClassificationTask(FairseqTask):
         ``</s>``, as the data folder's were made.
 
         Raises:
-            InputError: the folder has no sentencepiece model.
+            InputError: the folder does not say how it reads text.
         """
-        path = Path(self.cfg.data) / raw_text.MODEL_NAME
-        if not path.is_file():
+        subwords = bpe.find(self.cfg.data)
+        if subwords is None:
             raise InputError(
-                f"{path} does not exist: without the sentencepiece model of the data, the text of "
-                "--prompt-init-text has no tokens. Copy it there (scripts/prepare_data.sh does), "
+                f"{Path(self.cfg.data) / raw_text.MODEL_NAME} does not exist: without the "
+                "sentencepiece model of the data, or the files of another --bpe, the text of "
+                "--prompt-init-text has no tokens. Copy them there (scripts/prepare_data.sh does), "
                 "or give --prompt-init vocab."
             )
-        return TextEncoder(path, self.dictionary).tokens(text)
+        return TextEncoder(subwords, self.dictionary).tokens(text)
 
     def load_dataset(self, split, combine=False, **kwargs):
         """Called by the launch for every split, then by fairseq again: the second call returns what
@@ -222,13 +230,16 @@ class SentenceClassificationTask(FairseqTask):
             InputError: what ``checks.load_split`` says of its rows.
         """
         if split not in self.datasets:
-            texts, targets = checks.load_split(self.cfg.data, split, self.dictionary, self.labels)
+            texts, found = checks.load_split(
+                self.cfg.data, split, self.dictionary, self.labels, self.kind
+            )
             if self.cfg.train_examples and split == self.cfg.train_subset:
-                rows = drawn_rows(targets, self.cfg.train_examples, self.cfg.seed)
-                texts, targets = [Rows(text, rows) for text in texts], targets[rows]
+                of_class = found if self.kind == scores.CLASSES else np.zeros(len(found), dtype=int)
+                rows = drawn_rows(of_class, self.cfg.train_examples, self.cfg.seed)
+                texts, found = [Rows(text, rows) for text in texts], found[rows]
             dataset = SentenceDataset(
                 texts,
-                targets,
+                found,
                 self.dictionary,
                 self.max_tokens,
                 begin=not self.cfg.no_init_token,
@@ -330,6 +341,27 @@ class SentenceClassificationTask(FairseqTask):
                 self.run.best.choice.metric, lambda meters: round(scores.f1_of_class(meters, k), 6)
             )
 
+        if self.kind == scores.NUMBER and self.run and self._validates:
+            metrics.log_derived("spearman", self._spearman)
+
+    def _spearman(self, meters):
+        """Of the whole split, once the meters have all of it; NaN before. fairseq asks for it after
+        each batch, too, and to choose before ``post_validate``."""
+        split = self._split
+        if round(float(meters[scores.SUMS].sum[0])) < len(self.datasets[split]):
+            return float("nan")
+        return round(self._numbers(split)["spearman"], 6)
+
+    def _numbers(self, split):
+        found = self._answers(split)
+        return scores.of_numbers(found.predicted[split], found.target[split])
+
+    def _answers(self, split):
+        """What the validation that goes on has answered, with all of ``split``."""
+        if split not in self.run.predictions.found.target:
+            self.run.predictions.end_subset(split, self.datasets[split].targets)
+        return self.run.predictions.found
+
     def _f1_class(self):
         """Number of the class whose F1 chooses the best validation; None if something else does."""
         name = self.run.best.choice.f1_class if self.run else None
@@ -338,8 +370,14 @@ class SentenceClassificationTask(FairseqTask):
     def begin_valid_epoch(self, epoch, model):
         """Called before a validation, which is at the end of each epoch, and where training
         ends."""
+        self._validates = True
         if self.run:
             self.run.begin_validation(epoch, surgery.unwrap(model))
+
+    def train_step(self, *args, **kwargs):
+        """Called with each batch of training: fairseq's step."""
+        self._validates = False
+        return super().train_step(*args, **kwargs)
 
     def valid_step(self, sample, model, criterion):
         """Called with each batch of a validation: fairseq's step, and its predictions are noted."""
@@ -366,19 +404,21 @@ class SentenceClassificationTask(FairseqTask):
                 f"{result['num_examples']} of the {expected} rows of {self._split!r} were "
                 "evaluated. Leave out what limits validation (--max-valid-steps)."
             )
-        predicted = result.pop("predicted")
-        if max(predicted) == expected:
+        predicted = result.pop("predicted", None)
+        if predicted is not None and max(predicted) == expected:
             logger.warning(
                 f"all {expected} predictions on {self._split!r} are "
                 f"{self.labels[predicted.index(expected)]!r}: the model has collapsed to one class "
                 "(try another learning rate, or more epochs)"
             )
         if self.run:
+            self._answers(self._split)
+            if self.kind == scores.NUMBER:
+                result = self._numbers(self._split)
             result = {"loss": float(agg["loss"].avg), **result}
             if self._f1_class() is not None:
                 k = self._f1_class()
                 result[self.run.best.choice.metric] = scores.f1_of_class(agg, k)
-            self.run.predictions.end_subset(self._split, self.datasets[self._split].targets)
             self.run.end_subset(self._split, result, stats["num_updates"], surgery.unwrap(model))
 
 

@@ -7,7 +7,8 @@ import re
 import statistics
 from collections import Counter
 
-from fairseq_peft.text.corpus import Corpus, Row
+from fairseq_peft.scores import CLASSES, LABELS, NUMBER
+from fairseq_peft.text.corpus import Corpus, Row, names_of
 
 SPECIAL_TOKENS = {False: 2, True: 4}  # <s> a </s>, and <s> a </s> </s> b </s> for pairs
 
@@ -45,11 +46,15 @@ def drop_duplicates(corpus: Corpus) -> Corpus:
     """Without the rows of train whose text valid or test has; valid and test stay as they are."""
     held_out = {row.key for split in ("valid", "test") for row in corpus.rows.get(split, [])}
     train = [row for row in corpus.rows["train"] if row.key not in held_out]
-    return Corpus({**corpus.rows, "train": train}, corpus.notes)
+    return Corpus({**corpus.rows, "train": train}, corpus.notes, corpus.kind)
 
 
 def split_statistics(
-    rows: list[Row], tokens: list[list[list[str]]], known: set[str], max_positions: int
+    rows: list[Row],
+    tokens: list[list[list[str]]],
+    known: set[str],
+    max_positions: int,
+    kind: str = CLASSES,
 ) -> dict:
     """``tokens[i]`` are the pieces of each text (one or two) of row i; ``known`` is the dictionary.
 
@@ -62,7 +67,10 @@ def split_statistics(
     unknown = sum(token not in known for texts in tokens for text in texts for token in text)
     return {
         "rows": len(rows),
-        "labels": dict(sorted(Counter(row.label for row in rows).items())),
+        "labels": dict(
+            sorted(Counter(name for row in rows for name in names_of(row.label, kind)).items())
+        ),
+        **_of_kind(rows, kind),
         "repeated_rows": len(rows) - len({row.key for row in rows}),
         "tokens": sum(lengths),
         "length_mean": sum(lengths) / len(lengths),
@@ -76,6 +84,17 @@ def split_statistics(
     }
 
 
+def _of_kind(rows: list[Row], kind: str) -> dict:
+    """What there is to say where a row has not one class."""
+    if kind == LABELS:
+        return {"rows_without_label": sum(not row.label for row in rows)}
+    if kind == NUMBER:
+        numbers = [float(row.label) for row in rows]
+        mean = statistics.fmean(numbers)
+        return {"number_min": min(numbers), "number_mean": mean, "number_max": max(numbers)}
+    return {}
+
+
 def frequent_unknown(tokens, known: set[str], num_shown: int = 10) -> list[list]:
     """The unknown pieces that occur most, as [piece, count]."""
     counts = Counter(
@@ -86,16 +105,22 @@ def frequent_unknown(tokens, known: set[str], num_shown: int = 10) -> list[list]
 
 def report_lines(stats: dict) -> list[str]:
     """``stats.json`` for a person."""
+    kind = stats.get("kind", CLASSES)
+    names = ", ".join(stats["labels"][:20]) + (" ..." if len(stats["labels"]) > 20 else "")
+    last = "lowest, mean and highest number" if kind == NUMBER else "rows of each class"
     lines = [
-        f"{len(stats['labels'])} classes: {', '.join(stats['labels'][:20])}"
-        + (" ..." if len(stats["labels"]) > 20 else ""),
+        "a number a row" if kind == NUMBER else f"{len(stats['labels'])} {kind}: {names}",
         f"{'split':6}{'rows':>8}{'tokens':>11}{'mean':>8}{'median':>8}{'p95':>6}{'max':>7}"
-        f"{'cut':>8}{'unknown':>9}   rows of each class",
+        f"{'cut':>8}{'unknown':>9}   {last}",
     ]
     for split, of in stats["splits"].items():
         classes = ", ".join(
             f"{label}: {count:,}" for label, count in list(of["labels"].items())[:8]
         )
+        if kind == NUMBER:
+            classes = ", ".join(f"{of[f'number_{name}']:.6g}" for name in ("min", "mean", "max"))
+        elif kind == LABELS:
+            classes += f"; no label: {of['rows_without_label']:,}"
         lines.append(
             f"{split:6}{of['rows']:>8,}{of['tokens']:>11,}{of['length_mean']:>8.1f}"
             f"{of['length_median']:>8g}{of['length_p95']:>6}{of['length_max']:>7}"
@@ -136,7 +161,7 @@ def label_warnings(splits: dict) -> list[str]:
     if decimals:
         found.append(
             f"warning: {len(decimals)} labels are decimals ({first_of(decimals)}): each is a class "
-            "of its own, as no value lies between classes"
+            "of its own, as no value lies between classes. To predict numbers: --kind number (KIND)"
         )
     single = [label for label, count in counts.items() if count == 1]
     if single:

@@ -14,6 +14,7 @@ tokens at any Unicode space, so characters that would break a line there become 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import unicodedata
@@ -22,9 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.scores import CLASSES, LABELS, NUMBER
 from fairseq_peft.text import sources, tables
 from fairseq_peft.text.tables import DEFAULT_COLUMNS, Columns
 
+#: Between the labels of a row.
+SEPARATOR = "|"
 SPLITS = ("train", "valid", "test")
 REQUIRED_SPLITS = ("train", "valid")
 #: What splits are called in file names and in a column.
@@ -40,7 +44,11 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 @dataclass(frozen=True)
 class Row:
-    """One example; ``text2`` is None unless the data has pairs, ``where`` is its file and line."""
+    """One example; ``text2`` is None unless the data has pairs, ``where`` is its file and line.
+
+    ``label`` is a word; where a row has any number of labels, their names with spaces between them;
+    where it has a number, that number as text.
+    """
 
     text: str
     label: str
@@ -59,6 +67,7 @@ class Corpus:
 
     rows: dict[str, list[Row]]
     notes: dict[str, int] = field(default_factory=dict)
+    kind: str = CLASSES
 
     @property
     def splits(self) -> list[str]:
@@ -70,8 +79,20 @@ class Corpus:
 
     @property
     def labels(self) -> list[str]:
-        """The classes in the order of their ids: numbers by value, anything else by alphabet."""
-        return sort_labels({row.label for rows in self.rows.values() for row in rows})
+        """The classes in the order of their ids: numbers by value, anything else by alphabet; none
+        where a row has a number."""
+        return sort_labels(
+            {name for rows in self.rows.values() for row in rows for name in self.names(row)}
+        )
+
+    def names(self, row: Row) -> list[str]:
+        """The classes of a row."""
+        return names_of(row.label, self.kind)
+
+
+def names_of(label: str, kind: str) -> list[str]:
+    """The classes that ``Row.label`` names."""
+    return [] if kind == NUMBER else label.split()
 
 
 def sort_labels(labels: set[str]) -> list[str]:
@@ -84,11 +105,17 @@ def sort_labels(labels: set[str]) -> list[str]:
 class Reader:
     """Decodes lines and counts what it had to change.
 
+    Args:
+        kind: what a row has (``scores``): a class, any number of labels, or a number.
+        separator: stands between the labels of a row that has any number of them.
+
     Attributes:
         spellings: label -> the ways in which it was written.
     """
 
-    def __init__(self):
+    def __init__(self, kind: str = CLASSES, separator: str = SEPARATOR):
+        self.kind = kind
+        self.separator = separator
         self.notes = Counter()
         self.spellings = {}
 
@@ -147,10 +174,41 @@ class Reader:
 
     def row(self, where: str, text: str, label: str, text2: str | None) -> Row:
         """A checked row; ``where`` (`file:line` of each field) goes into the message."""
-        text, label = self.clean(text), self.clean_label(label)
+        text = self.clean(text)
         text2 = None if text2 is None else self.clean(text2)
         if not text.strip() or (text2 is not None and not text2.strip()):
             raise InputError(f"{where}: the text is empty. Remove the example from every file.")
+        if self.kind == NUMBER:
+            return Row(text, self.number(where, label), text2, where)
+        if self.kind == LABELS:
+            parts = [self.clean_label(part) for part in label.split(self.separator)]
+            names = sorted({self.checked(where, part) for part in parts if part})
+            return Row(text, " ".join(names), text2, where)
+        return Row(text, self.checked(where, self.clean_label(label)), text2, where)
+
+    def number(self, where: str, text: str) -> str:
+        """The text of a row's number.
+
+        Raises:
+            InputError: it is none.
+        """
+        text = text.strip()
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or "_" in text:
+            raise InputError(
+                f"{where}: {text[:40]!r} is no number. Expected one such as 3.5, with a point."
+            )
+        return text
+
+    def checked(self, where: str, label: str) -> str:
+        """``label`` as the name of a class.
+
+        Raises:
+            InputError: it cannot be one.
+        """
         if not label:
             raise InputError(f"{where}: the label is empty. Give it one, or remove the example.")
         if len(label.split()) > 1:
@@ -162,7 +220,7 @@ class Reader:
             raise InputError(
                 f"{where}: the label {label!r} is a word that fairseq keeps for itself."
             )
-        return Row(text, label, text2, where)
+        return label
 
 
 def read_corpus(
@@ -171,13 +229,15 @@ def read_corpus(
     valid_share: float = 0.1,
     test_share: float = 0.1,
     columns: Columns = DEFAULT_COLUMNS,
+    kind: str = CLASSES,
+    separator: str = SEPARATOR,
 ) -> Corpus:
     """Read a directory, or the file of a table; ``seed`` and the shares split one without splits.
 
     Raises:
         InputError: with file and line.
     """
-    raw, reader = Path(raw), Reader()
+    raw, reader = Path(raw), Reader(kind, separator)
     if raw.is_dir():
         rows = read_directory(raw, reader, columns)
     elif raw.is_file():
@@ -187,17 +247,28 @@ def read_corpus(
             f"{raw} does not exist. Expected a directory with train.review, train.label and so on, "
             f"or with train.csv and so on, or a file ending in {', '.join(tables.SUFFIXES)}."
         )
-    known = {row.label for row in rows["train"]}
-    if len(known) < 2:
+    if kind != NUMBER:
+        check_known(raw, rows, kind)
+    elif len({float(row.label) for row in rows["train"]}) < 2:
+        raise InputError(f"{raw}: all numbers of train are equal. Expected numbers that differ.")
+    return Corpus(rows, reader.all_notes(), kind)
+
+
+def check_known(raw: Path, rows: dict[str, list[Row]], kind: str) -> None:
+    """Raise InputError where train has too few classes, or lacks one of another split."""
+    known = {name for row in rows["train"] for name in names_of(row.label, kind)}
+    if kind == LABELS and not known:
+        raise InputError(f"{raw}: no row of train has a label. Expected one or more.")
+    if kind == CLASSES and len(known) < 2:
         raise InputError(f"{raw}: train has one class only, {known.pop()!r}. Expected two or more.")
     for split in rows:
         for row in rows[split]:
-            if row.label not in known:
-                raise InputError(
-                    f"{row.where}: the label {row.label!r} of {split} never occurs in train (which "
-                    f"has {', '.join(sort_labels(known))}), so no model could learn it."
-                )
-    return Corpus(rows, reader.all_notes())
+            for name in names_of(row.label, kind):
+                if name not in known:
+                    raise InputError(
+                        f"{row.where}: the label {name!r} of {split} never occurs in train (which "
+                        f"has {', '.join(sort_labels(known))}), so no model could learn it."
+                    )
 
 
 def read_directory(raw: Path, reader: Reader, columns: Columns) -> dict[str, list[Row]]:
@@ -299,7 +370,9 @@ def read_table(
         if split is not None and split not in SPLIT_NAMES:
             raise InputError(f"{where}: split {split!r}. Expected train, valid (dev) or test.")
     if places[0][1] is None:
-        splits = stratified_splits([row.label for row in rows], seed, valid_share, test_share)
+        # Shares of each class; where a row has not one class, of all rows.
+        classes = [row.label if reader.kind == CLASSES else "" for row in rows]
+        splits = stratified_splits(classes, seed, valid_share, test_share)
     else:
         splits = [SPLIT_NAMES[split] for _, split in places]
     by_split = {

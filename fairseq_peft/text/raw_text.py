@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 
@@ -136,6 +134,8 @@ def hold_out(lines: list, num_valid: int, seed: int) -> tuple[list, list]:
             f"{num_valid} lines to hold out of {len(lines)}. Expected at least 1, and less than "
             f"the text has."
         )
+    import numpy as np  # here, as flags of commands come from this room
+
     chosen = set(np.random.default_rng(seed).choice(len(lines), num_valid, replace=False).tolist())
     train = [line for i, line in enumerate(lines) if i not in chosen]
     return train, [lines[i] for i in sorted(chosen)]
@@ -238,23 +238,28 @@ def copy_tokenizer(model: Path, dictionary: Path | None, out: Path) -> None:
                 f"{len(missing)} of the {len(pieces)} pieces of {model} are not in {dictionary}, "
                 f"'{missing[0]}' for one. Give the dict.txt that was made with this model."
             )
-        _copy(dictionary, out / DICT_NAME)
-    _copy(model, out / MODEL_NAME)
+        copy(dictionary, out / DICT_NAME)
+    copy(model, out / MODEL_NAME)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, which is there whole or not at all; a file is its own copy."""
     if source.resolve() != target.resolve():
         with whole(target) as temporary:
             shutil.copyfile(source, temporary)
 
 
-def write_pieces(tokenizer, lines: list[str], path: Path, num_threads: int = 2) -> int:
-    """One line of pieces, joined by spaces, for each line; returns the number of pieces."""
+def write_pieces(subwords, lines: list[str], path: Path, num_threads: int = 2) -> int:
+    """One line of pieces, joined by spaces, for each line; returns the number of pieces.
+
+    Args:
+        subwords: what cuts them (``subwords.Subwords``).
+    """
     total = 0
     with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for start in range(0, len(lines), 10_000):
             batch = lines[start : start + 10_000]
-            for pieces in tokenizer.encode(batch, out_type=str, num_threads=num_threads):
+            for pieces in subwords.encode(batch, num_threads):
                 file.write(" ".join(pieces) + "\n")
                 total += len(pieces)
     return total

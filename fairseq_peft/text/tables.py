@@ -279,6 +279,9 @@ def _read_json(path, reader, columns, needs):
                 f"{', '.join(names[name] for name in needs)} and perhaps text2, split. Name them "
                 f"with {' and '.join(FLAGS[need] for need in needs)}."
             )
+        label = fields.get("label")
+        if isinstance(label, list) and all(isinstance(name, str) for name in label):
+            fields["label"] = reader.separator.join(label)  # any number of labels
         if isinstance(fields.get("label"), (int, float)):
             fields["label"] = json.dumps(fields["label"])
         for name, value in fields.items():

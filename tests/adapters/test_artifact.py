@@ -18,7 +18,7 @@ def test_what_is_read_is_what_was_written(dictionary, base, tmp_path):
     path = adapter_folders.write(
         tmp_path / "adapter", model, base, labels=["schlecht", "gut ünd mehr"]
     )
-    assert {file.name for file in path.iterdir()} == set(adapter_folder.FILES)
+    assert {file.name for file in path.iterdir()} == set(adapter_folders.FILES)
     found = adapter_folder.read(path)
     assert found.description["labels"] == ["schlecht", "gut ünd mehr"]
     assert found.description["method"]["peft"] == "lora+bitfit"
@@ -26,7 +26,8 @@ def test_what_is_read_is_what_was_written(dictionary, base, tmp_path):
     state = model.state_dict()
     assert set(found.tensors) == model.own_names()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.tensors.items())
-    assert found.tokenizer.read_bytes().startswith(b"a sentencepiece model")
+    model = found.text_files[adapter_folder.TOKENIZER]
+    assert model.read_bytes().startswith(b"a sentencepiece model")
 
 
 def test_a_command_line_that_is_no_utf_8_is_kept(dictionary, base, tmp_path):

@@ -117,7 +117,7 @@ def other_tensors(path, rng):
 def take_anothers(path, rng):
     names = [
         n
-        for n in adapter_folder.FILES
+        for n in adapter_folders.FILES
         if (OTHER / n).read_bytes() != (path.parent / n).read_bytes()
     ]
     name = rng.choice(names)
@@ -125,7 +125,7 @@ def take_anothers(path, rng):
 
 
 def exchange_files(path, rng):
-    first, second = (path.parent / name for name in rng.sample(adapter_folder.FILES, 2))
+    first, second = (path.parent / name for name in rng.sample(adapter_folders.FILES, 2))
     data = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(data)
@@ -150,7 +150,7 @@ def test_corrupted_folders_are_refused_with_one_sentence(good, other, tmp_path, 
     rng = random.Random(corrupt.__name__)
     for number in range(-(-NUM_CORRUPTED // len(CORRUPTIONS))):
         path = shutil.copytree(good, tmp_path / f"{number}/adapter")
-        corrupt(path / rng.choice(adapter_folder.FILES), rng)
+        corrupt(path / rng.choice(adapter_folders.FILES), rng)
         assert cli.main(["verify", str(path)]) == 1, number
         printed = capsys.readouterr()
         assert printed.out == "" and len(printed.err.splitlines()) == 1, printed.err

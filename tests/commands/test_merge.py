@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from helpers import PACKAGE, TINY_FLAGS, TOLERANCE, train_flags
 
 from fairseq_peft import cli, methods
 from fairseq_peft.checkpoints import slim
+from fairseq_peft.commands.merge import hub_call
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -27,16 +29,18 @@ HEAD = "sentence_classification_head"
 
 #: Logits of merged files by stock fairseq alone: by the checkpoint's own words, and by the hub.
 STOCK = """
-import json, os, sys
+import sys
 import fairseq, torch
 from fairseq import checkpoint_utils
 from fairseq.models.roberta import RobertaModel
 
-data, tokens = sys.argv[1], torch.load("tokens.pt", weights_only=True)
-for path in sys.argv[2:]:
+tokens = torch.load("tokens.pt", weights_only=True)
+for path in sys.argv[1:]:
     (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([path])
     assert type(model) is RobertaModel and type(task).__module__.startswith("fairseq.")
-    hub = RobertaModel.from_pretrained(*os.path.split(path), data_name_or_path=data, bpe=None)
+    given = {}
+    exec("hub = " + open(path + ".call").read(), {"RobertaModel": RobertaModel}, given)
+    hub = given["hub"]
     with torch.no_grad():
         if cfg.task._name == "masked_lm":
             found = [model.eval()(tokens)[0], hub.eval().model(tokens)[0]]
@@ -54,12 +58,14 @@ def load(path):
 
 
 def merge(capsys, *words):
-    """Standard output of a merge that succeeds."""
+    """The first line of a merge that succeeds; the call that it prints lies beside the file."""
     status = cli.main(["merge", *map(str, words)])
     printed = capsys.readouterr()
     assert status == 0, printed.err
-    assert len(printed.out.splitlines()) == 1
-    return printed.out
+    told, imported, call = printed.out.splitlines()
+    assert imported == "from fairseq.models.roberta.model import RobertaModel"
+    Path(f"{words[1]}.call").write_text(call)
+    return told
 
 
 def refused(capsys, *words):
@@ -87,11 +93,11 @@ def own_logits(path, tokens):
 
 @pytest.fixture
 def stock_logits(python, tmp_path):
-    """``stock_logits(data, tokens, paths)``: path -> the two logits of ``STOCK``."""
+    """``stock_logits(tokens, paths)``: path -> the two logits of ``STOCK``."""
 
-    def run(data, tokens, paths):
+    def run(tokens, paths):
         torch.save(tokens, tmp_path / "tokens.pt")
-        words = [python, "-c", STOCK, data, *paths]
+        words = [python, "-c", STOCK, *paths]
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         return {path: load(f"{path}.logits") for path in paths}
@@ -129,7 +135,7 @@ def test_stock_fairseq_computes_the_same(
         assert float(re.search(r"differ .* by (\S+) at most", line)[1]) < TOLERANCE["fp32"], name
         assert line.startswith(f"{out}: {len(load(out)['model'])} tensors, fp32; ")
         merged[name] = out
-    found = stock_logits(data_folder, batch, list(merged.values()))
+    found = stock_logits(batch, list(merged.values()))
     for name, out in merged.items():
         expected = own_logits(trained(name), batch)
         assert expected.shape == (4, 2)
@@ -165,7 +171,7 @@ def test_a_merged_folder_is_one_for_stock_fairseq(
     out = tmp_path / "merged.pt"
     merge(capsys, trained("lora").parent / "adapter", out, "--base", base_checkpoint)
     expected = own_logits(trained("lora"), batch)
-    for logits in stock_logits(data_folder, batch, [out])[out]:
+    for logits in stock_logits(batch, [out])[out]:
         assert (logits - expected).abs().max() < TOLERANCE["fp32"]
 
 
@@ -252,7 +258,7 @@ def test_a_language_model_with_a_method(
     expected = own_logits(tmp_path / "checkpoint_last.pt", batch)
     assert expected.shape == (4, 12, 35)
     words = batch != 1
-    for logits in stock_logits(data_folder / "input0", batch, [out])[out]:
+    for logits in stock_logits(batch, [out])[out]:
         assert (logits - expected)[words].abs().max() < TOLERANCE["fp32"]
 
 
@@ -270,7 +276,7 @@ def test_half_precision_is_the_fp32_merge_rounded_once(
     printed = float(re.search(r"by (\S+) at most", line)[1])
     out = tmp_path / "half.pt"
     expected = own_logits(trained("lora"), batch)
-    (found, _) = stock_logits(data_folder, batch, [out])[out]
+    (found, _) = stock_logits(batch, [out])[out]
     moved = (found - expected).abs().max().item()
     assert 1e-6 < moved < 0.05 and printed / 10 < moved < printed * 10
 
@@ -296,6 +302,12 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(trained, tmp_path, 
     assert "fold" not in line and not list(tmp_path.iterdir())
 
 
+def test_a_data_folder_that_is_gone_is_told_in_the_call(build, tmp_path):
+    cfg = {"task": {"data": str(tmp_path / "gone")}}
+    lines = hub_call(tmp_path / "adapter", tmp_path / "m.pt", cfg, build("lora")).splitlines()
+    assert lines[0].startswith(f"# {tmp_path}/gone is not here") and "bpe=None" in lines[-1]
+
+
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_what_can_be_folded_is_told_so(trained, tmp_path, capsys, name):
     path = trained(name, **{f"{name}_mlp": 8})
@@ -311,7 +323,7 @@ def test_files_are_not_written_over(trained, tmp_path, capsys):
     assert out.read_text() == "precious"
     merge(capsys, trained("lora"), out, "--force")
     assert "model" in load(out)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pt", "out.pt.call"]
     before = trained("lora").read_bytes()
     line = refused(capsys, trained("lora"), trained("lora"), "--force")
     assert "is the checkpoint itself" in line and trained("lora").read_bytes() == before

@@ -119,6 +119,8 @@ class Stub:
     def eval(self):
         return self
 
+    float = eval
+
     def __call__(self, input_ids, attention_mask, output_hidden_states):
         features = self.model(input_ids, features_only=True)[0]
         logits = self.model(input_ids)[0] + self.error

@@ -20,9 +20,8 @@ from fairseq_peft.text import raw_text  # noqa: E402
 @pytest.mark.parametrize(
     "values, word",
     [
-        ({"model_type": "bert"}, "model_type 'bert'"),
+        ({"model_type": "distilbert"}, "model_type 'distilbert'"),
         ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'"),
-        ({"layer_norm_eps": 1e-12}, "layer_norm_eps"),
         ({"pad_token_id": 0}, "pad_token_id"),
         ({"id2label": {"1": "a", "2": "b"}}, "id2label"),
     ],
@@ -92,14 +91,21 @@ def test_pieces_that_the_dictionary_lacks_are_refused(converted, tmp_path, capsy
     assert "1 of the 57 pieces" in line
 
 
-def test_a_model_without_a_head_is_refused(folder, tmp_path, capsys):
+def test_a_model_without_a_head_comes_here_and_goes_back(folder, tmp_path, capsys):
     run("to-hf", folder / "lm.pt", tmp_path / "hf", "--no-check")
     capsys.readouterr()
     path = tmp_path / "hf" / "model.safetensors"
     tensors = safetensors.torch.load_file(path)
     safetensors.torch.save_file({n: t for n, t in tensors.items() if "lm_head" not in n}, path)
-    line = refused(capsys, "from-hf", tmp_path / "hf", tmp_path / "back", "--no-check")
-    assert "neither a language model's head" in line
+    run("from-hf", tmp_path / "hf", tmp_path / "back", "--no-check")
+    assert "no LM head" in capsys.readouterr().out
+    found = weights_of(tmp_path / "back" / "model.pt")
+    assert not any("lm_head" in name for name in found)
+    run("to-hf", tmp_path / "back" / "model.pt", tmp_path / "again", "--no-check")
+    again = safetensors.torch.load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == {name for name in tensors if "lm_head" not in name}
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["architectures"] == ["RobertaModel"]
 
 
 @pytest.mark.parametrize("values", [{"num_hidden_layers": 3}, {"intermediate_size": 25}])
@@ -113,11 +119,11 @@ def test_weights_of_another_configuration_are_refused(values, converted, tmp_pat
 
 def test_text_to_check_wants_a_tokenizer(converted, tmp_path, capsys):
     (converted / raw_text.MODEL_NAME).unlink()
-    words = ("from-hf", converted, tmp_path / "back", "--check-text", tmp_path / "text")
-    assert "would be ignored: " in refused(capsys, *words)
-    assert "would be ignored with --no-check" in refused(capsys, *words, "--no-check")
-    run("from-hf", converted, tmp_path / "back", "--no-check")
-    assert "reads no text" in capsys.readouterr().out
+    words = ("from-hf", converted, tmp_path / "back", "--no-check")
+    line = refused(capsys, *words, "--check-text", tmp_path / "text")
+    assert "would be ignored with --no-check" in line
+    run(*words)
+    assert "reads no text with this checkpoint: it has no sentencepiece" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -20,6 +20,7 @@ from hf_cases import CASES  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
+from fairseq_peft.text import bpe  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +329,15 @@ def test_without_labels_classes_are_numbered(theirs, base, tmp_path):
     (folder / "labels.json").unlink()
     run("import", folder, tmp_path / "ours", "--base", base)
     assert adapter_folder.read(tmp_path / "ours").description["labels"] == ["LABEL_0", "LABEL_1"]
+
+
+def test_the_base_may_read_text_by_another_bpe(theirs, base, tmp_path):
+    """Its base's folder says so."""
+    beside = shutil.copytree(base.parent, tmp_path / "base")
+    (beside / adapter_folder.TOKENIZER).unlink()
+    (beside / bpe.TOLD).write_text('{"bpe": "none"}')
+    run("import", theirs(), tmp_path / "ours", "--base", beside / base.name)
+    assert list(adapter_folder.read(tmp_path / "ours").text_files) == [bpe.TOLD]
 
 
 @pytest.mark.parametrize("labels", ["one", "a,b,c", "same,same"])

@@ -24,7 +24,7 @@ def write(folder, vocab, **more):
 def test_xlm_r_is_in_order(tmp_path):
     tokens = [*SPECIALS, "a", "b", "<mask>"]
     found = vocabulary.read(write(tmp_path, [[token, 0.0] for token in tokens]))
-    assert found == (tokens, list(range(7)))
+    assert found[:2] == (tokens, list(range(7)))
 
 
 def test_camembert_is_put_in_order(tmp_path):
@@ -33,8 +33,9 @@ def test_camembert_is_put_in_order(tmp_path):
     names = ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED", "a", "b"]
     assert found.symbols == [*SPECIALS, *names, "<mask>"]
     assert found.ids == [5, 1, 6, 3, 0, 2, 4, 7, 8, 9]
-    state = {name: torch.arange(10.0) for name in vocabulary.PER_TOKEN}
-    state["other"] = torch.arange(10.0)
+    # A row that no token has is left out.
+    state = {name: torch.arange(11.0) for name in vocabulary.PER_TOKEN}
+    state["other"] = torch.arange(11.0)
     moved = found.reorder(state)
     assert moved.pop("other") is state["other"]
     assert all(moved[name].tolist() == found.ids for name in vocabulary.PER_TOKEN)
@@ -48,14 +49,20 @@ def test_byte_pairs_and_tokens_beside_the_vocabulary(tmp_path):
     vocab = {"a": 4, **{token: number for number, token in enumerate(SPECIALS)}}
     added = [{"id": 5, "content": "<mask>"}, {"id": 0, "content": "<s>"}]
     found = vocabulary.read(write(tmp_path, vocab, added_tokens=added))
-    assert found == ([*SPECIALS, "a", "<mask>"], list(range(6)))
+    assert found[:2] == ([*SPECIALS, "a", "<mask>"], list(range(6)))
+
+
+def test_the_five_of_bert_are_put_in_order(tmp_path):
+    tokens = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b"]
+    found = vocabulary.read(write(tmp_path, {token: row for row, token in enumerate(tokens)}))
+    assert found.symbols == [*SPECIALS, "[unused0]", "a", "##b", "<mask>"]
+    assert found.ids == [3, 0, 4, 2, 1, 6, 7, 5]
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
         ([*SPECIALS, "a"], "has no <mask>"),
-        (["<pad>", "<s>", "</s>", "<unk>", "a", "<mask>"], "has <pad> as token 0"),
         ([*SPECIALS, "a", "a", "<mask>"], "7 ids up to 6 for 6 tokens"),
         ({"a": 7}, "1 ids up to 7 for 1 tokens"),
         (None, "cannot be read"),
@@ -65,3 +72,10 @@ def test_another_layout_is_refused(tokens, message, tmp_path):
     vocab = [[token, 0.0] for token in tokens] if isinstance(tokens, list) else tokens
     with pytest.raises(InputError, match=message):
         vocabulary.read(write(tmp_path, vocab))
+
+
+def test_positions_are_numbered_from_padding(tmp_path):
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "a", "<mask>"]
+    found = vocabulary.read(write(tmp_path, [[token, 0.0] for token in tokens]))
+    with pytest.raises(InputError, match="has <pad> as token 0"):
+        vocabulary.check_pad(tmp_path, found)

@@ -10,8 +10,7 @@ import torch
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from helpers import TINY, TOLERANCE
 
-from fairseq_peft.models.options import architecture
-from fairseq_peft.models.roberta import RobertaPeftModel
+from fairseq_peft.models.roberta import RobertaPeftModel, architecture
 
 SMALL_BASE = {  # roberta_base's proportions: 12 layers, 12 heads of 64, ffn 4 C
     "encoder_layers": 12,

@@ -3,12 +3,14 @@ against one pass. ``tests/methods/test_contract.py`` runs it with every setting,
 
 from __future__ import annotations
 
+import argparse
 import re
+import types
 
 import pytest
 import torch
 import verbs
-from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.sequence_generator import SequenceGenerator
 from families import FAMILIES, TransformerLM, parametrize
 from helpers import PACKAGE, TOLERANCE
@@ -16,7 +18,11 @@ from settings import collect
 
 from fairseq_peft import methods
 from fairseq_peft.errors import InputError
-from fairseq_peft.models.transformer_lm import FAMILY
+from fairseq_peft.models.transformer_lm import (
+    FAMILY,
+    TransformerLMPeftConfig,
+    TransformerLMPeftModel,
+)
 
 VARIANTS = {
     "norms first": {},
@@ -261,9 +267,9 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     checkpoint and the merged weights, which give one loss."""
     data = data_folder / "input0"
 
-    def train(arch, folder, max_update, *more):
+    def train(arch, folder, max_update, *more, sizes=SIZES):
         done = fairseq(
-            *("train", data, "--task", "language_modeling", "--cpu", "--arch", arch, *SIZES),
+            *("train", data, "--task", "language_modeling", "--cpu", "--arch", arch, *sizes),
             *("--sample-break-mode", "none"),
             *("--criterion", "cross_entropy", "--optimizer", "adam", "--lr", 1e-2),
             *(
@@ -293,8 +299,9 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     plugin = ("--user-dir", PACKAGE)
     flags = ("--peft", "lora,prefix", "--peft-targets", "all-linear", "--lora-rank", 4)
     train("transformer_lm_gpt_peft", "both", 30, *plugin, *flags, "--finetune-from-model", base)
-    flags = ("--peft", "lora", "--peft-targets", "all-linear,embed_tokens", "--lora-rank", 4)
-    train("transformer_lm_gpt_peft", "lora", 30, *plugin, *flags, "--finetune-from-model", base)
+    flags = ("--peft-targets", "all-linear,embed_tokens", "--lora-rank", 4)
+    given = (*plugin, *flags, "--finetune-from-model", base)
+    train("transformer_lm_lora", "lora", 30, *given, sizes=("--tokens-per-sample", 16))
 
     before = torch.load(base, weights_only=False)["model"]
     for name in ("both", "lora"):
@@ -330,3 +337,29 @@ def test_methods_that_follow_the_run_are_refused(fairseq, data_folder, tmp_path,
     )
     assert done.returncode == 1
     assert f"--peft {peft} follows the run update by update, which fairseq's tasks" in done.stderr
+
+
+@every_variant
+def test_sizes_come_from_the_base(family, batch, given, tmp_path):
+    """Of stock fairseq's model, whatever it is, by its file alone."""
+    stock = family.stock(perturbed(family, "full", **given))
+    args = argparse.Namespace(**vars(family.build("full", **given).args), arch="transformer_lm")
+    state = {"model": stock.state_dict(), "args": args, "best_loss": 1.0}
+    torch.save(state, tmp_path / "base.pt")
+    found = argparse.Namespace(_name="transformer_lm_lora", restore_file=str(tmp_path / "base.pt"))
+    ARCH_CONFIG_REGISTRY["transformer_lm_lora"](found)
+    config = TransformerLMPeftConfig.from_namespace(found)
+    config.tokens_per_sample = 12
+    task = types.SimpleNamespace(
+        source_dictionary=family.dictionary,
+        target_dictionary=family.dictionary,
+        cfg=types.SimpleNamespace(seed=1),
+    )
+    model = TransformerLMPeftModel.build_model(config, task).eval()
+    model.load_state_dict(dict(stock.state_dict()))
+    text = batch.ne(family.dictionary.pad())
+    assert distance(model(batch)[0][text], stock(batch)[0][text]) < TOLERANCE["fp32"]
+
+    other = argparse.Namespace(restore_file=str(tmp_path / "base.pt"))
+    with pytest.raises(InputError, match="decoder_layers 12 .the base has 2.*transformer_lm_full"):
+        ARCH_CONFIG_REGISTRY["transformer_lm_gpt_peft"](other)

@@ -22,6 +22,7 @@ from fairseq_peft import cli
 from fairseq_peft.checkpoints.finetuned import random_batches
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.hf import base_model
+from fairseq_peft.text import bpe
 from fairseq_peft.text.raw_text import MODEL_NAME, read_lines
 
 pytestmark = pytest.mark.parity
@@ -48,7 +49,7 @@ def python():
 def encode(folder, texts):
     """Token ids as fairseq reads the texts with the files of ``folder``."""
     base = base_model.read(folder / "lm.pt", folder / "dict.txt")
-    encoder = TextEncoder(folder / MODEL_NAME, base.dictionary)
+    encoder = TextEncoder(bpe.find(folder), base.dictionary)
     return encoder.items([(text,) for text in texts], [10**9] * len(texts))
 
 
@@ -142,7 +143,7 @@ def test_pipeline_says_the_same(files, exchange):
 def test_real_reviews_are_read_alike(exchange):
     texts = json.loads((exchange / "real.json").read_text())["texts"]
     base = base_model.read(REAL, REAL.parent / "dict.txt")
-    encoder = TextEncoder(REAL.parent / MODEL_NAME, base.dictionary)
+    encoder = TextEncoder(bpe.find(REAL.parent), base.dictionary)
     ours = encoder.items([(text,) for text in texts], [10**9] * len(texts))
     theirs = json.loads((exchange / "told.json").read_text())["real"]
     assert len(theirs) == NUM_REVIEWS

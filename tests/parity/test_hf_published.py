@@ -23,7 +23,7 @@ from verbs import run
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.hf import base_model
-from fairseq_peft.text import raw_text, spm_file
+from fairseq_peft.text import bpe, raw_text, spm_file
 
 pytestmark = pytest.mark.parity
 
@@ -98,7 +98,7 @@ def test_the_same_numbers(sides, published):
 def test_text_has_the_same_tokens(sides, published):
     name, back, base = sides
     told = json.loads((published / "told.json").read_text())[name]["texts"]
-    encoder = TextEncoder(back / raw_text.MODEL_NAME, base.dictionary)
+    encoder = TextEncoder(bpe.find(back), base.dictionary)
     texts = hf_models.TEXTS
     for text, ours, theirs in zip(
         texts, encoder.items([(text,) for text in texts], [10**9] * len(texts)), told

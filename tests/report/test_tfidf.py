@@ -8,7 +8,7 @@ import pytest
 from fairseq_peft.cli import main
 from fairseq_peft.report import tfidf
 from fairseq_peft.report.runs import find_runs
-from fairseq_peft.text import corpus, raw_text
+from fairseq_peft.text import bpe, corpus, raw_text
 
 GOOD, BAD = ["superbe", "magnifique", "touchant"], ["ennuyeux", "lourd", "raté"]
 NEUTRAL = ["livre", "auteur", "histoire", "page", "roman", "style", "fin"]
@@ -228,9 +228,9 @@ def test_pieces_as_a_model_reads_them(raw, spm, tmp_path):
     assert found["tfidf-pieces-5"]["test_accuracy"] < 0.8
     assert main(["report", str(runs)]) == 0
     text = "roman Ennuyeux touchant"
-    whole = tfidf.Pieces(spm)([text])[0].split(" ")
+    whole = tfidf.Pieces(bpe.sentencepiece(spm))([text])[0].split(" ")
     assert "".join(whole).replace("▁", " ").strip() == text
-    assert tfidf.Pieces(spm, 5)([text])[0].split(" ") == whole[:3]
+    assert tfidf.Pieces(bpe.sentencepiece(spm), 5)([text])[0].split(" ") == whole[:3]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_pieces_as_a_model_reads_them(raw, spm, tmp_path):
     [
         (["--max-tokens", "5"], "--max-tokens would be ignored"),
         (["--spm", "nowhere.model"], "nowhere.model does not exist"),
-        (["--spm", "nowhere.model", "--max-tokens", "2"], "--max-tokens 2 leaves no piece"),
+        (["--bpe", "none", "--max-tokens", "2"], "--max-tokens 2 leaves no piece"),
     ],
 )
 def test_bad_flags_of_pieces(raw, tmp_path, capsys, flags, said):

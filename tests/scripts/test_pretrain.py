@@ -71,6 +71,13 @@ def test_dry_run_of_one_phase_with_random_embeddings(tmp_path):
     assert "--half" in done.stdout
 
 
+def test_dry_run_with_another_bpe(tmp_path):
+    knobs = {"RAW": "a", "SAVE_DIR": "out", "START": SCRIPT, "BPE": "bert", "BPE_DIR": "b"}
+    done = pretrain(tmp_path, "--dry-run", BPE_CASED=1, **knobs)
+    assert done.returncode == 0, done.stderr
+    assert "--bpe bert --bpe-dir b --bpe-cased" in done.stdout
+
+
 def test_dry_run_of_a_constant_rate_with_an_end_and_masks_of_whole_words(tmp_path):
     knobs = {"RAW": "a.txt:1.5", "SAVE_DIR": "out", "DECAY": "0.45", "WHOLE_WORDS": 1}
     done = pretrain(tmp_path, "--dry-run", MASK_SHORT="0.3", MASK_LONG="0.18", **knobs)
@@ -113,6 +120,7 @@ def test_dry_run_from_a_checkpoint(tmp_path):
         ({"INIT_EMBEDDINGS": "glove"}, "expected svd or random"),
         ({"DICT": "d"}, "DICT is given without SPM"),
         ({"SPM": "m", "VOCAB_SIZE": "100"}, "would be ignored"),
+        ({"BPE": "bert", "BPE_CASED": "yes"}, "BPE_CASED=yes: expected 0 or 1"),
         ({"START": "no.pt", "SPM": "m"}, "START=no.pt does not exist"),
         ({"START": SCRIPT.parent, "SPM": "m"}, "does not exist; name the model.pt"),
         ({"START": SCRIPT}, "START needs SPM"),

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from helpers import TOLERANCE
-from prediction import FORMS, lines_of
+from prediction import FORMS, lines_of, validation_logits
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -16,25 +16,6 @@ pytestmark = pytest.mark.end_to_end
 
 import fairseq_peft  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
-
-
-def validation_logits(checkpoint, data, split="test"):
-    """(labels, logits (N, classes), classes (N,)) by fairseq's own loader, task and dataset."""
-    from fairseq import checkpoint_utils
-
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], arg_overrides={"data": str(data)}
-    )
-    model = models[0].eval()
-    dataset = task.load_dataset(split)
-    found = []
-    for i in range(len(dataset)):
-        batch = dataset.collater([dataset[i]])
-        with torch.no_grad():
-            tokens = batch["net_input"]["src_tokens"]
-            head = task.cfg.classification_head_name
-            found.append(model(tokens, classification_head_name=head)[0][0])
-    return task.labels, torch.stack(found), dataset
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -12,6 +12,13 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
 
 HEAD = "head"
+#: What the folders of ``write`` hold: text is cut by sentencepiece.
+FILES = (
+    adapter_folder.TENSORS,
+    adapter_folder.DESCRIPTION,
+    adapter_folder.DICTIONARY,
+    adapter_folder.TOKENIZER,
+)
 
 
 def base_state(dictionary, seed=11):

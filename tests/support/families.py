@@ -17,7 +17,7 @@ import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft.architectures import Dims
 from fairseq_peft.architectures.transformer_lm import TransformerLMDims
 from fairseq_peft.models import roberta, transformer_lm
-from fairseq_peft.models.options import architecture
+from fairseq_peft.models.roberta import architecture
 
 
 class Roberta:

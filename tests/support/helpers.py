@@ -61,7 +61,8 @@ def write_data(folder: Path, rows, labels, words=30, pairs=False, mark="") -> Pa
             for item in items:
                 value = item[column]
                 if part == "label":
-                    ids = [label_words.index(value)] if value is not None else []
+                    names = value if isinstance(value, list) else [value]
+                    ids = [label_words.index(name) for name in names if name is not None]
                 else:
                     ids = [text_words.index(f"{mark}w{i}") for i in value]
                 builder.add_item(torch.IntTensor(ids + [2]))

@@ -33,3 +33,23 @@ FORMS = {
 
 def lines_of(path):
     return path.read_bytes().decode().split("\n")[:-1]
+
+
+def validation_logits(checkpoint, data, split="test"):
+    """(labels, logits (N, classes), classes (N,)) by fairseq's own loader, task and dataset."""
+    import torch
+    from fairseq import checkpoint_utils
+
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(checkpoint)], arg_overrides={"data": str(data)}
+    )
+    model = models[0].eval()
+    dataset = task.load_dataset(split)
+    found = []
+    for i in range(len(dataset)):
+        batch = dataset.collater([dataset[i]])
+        with torch.no_grad():
+            tokens = batch["net_input"]["src_tokens"]
+            head = task.cfg.classification_head_name
+            found.append(model(tokens, classification_head_name=head)[0][0])
+    return task.labels, torch.stack(found), dataset

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
-    "sentencepiece", "transformers", "peft", "adapters", "safetensors", "hydra", "omegaconf",
+    "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
+    "omegaconf",
 }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ PARTS = {
     "files": part(0),
     "folders": part(0),
     "seeds": part(0),
-    "scores": part(0),
+    "scores": part(0, inside="numpy"),
     "digests": part(0, TORCH),
     "keys": part(1),
     "precision": part(1, inside="torch"),
@@ -53,7 +54,8 @@ PARTS = {
     "runs": part(1, inside="torch numpy"),
     "fairseq_fixes": part(1, FAIRSEQ),
     "architectures": part(1),
-    "text": part(1, "numpy scipy", "sentencepiece"),  # neither torch nor fairseq, even in functions
+    # Neither torch nor fairseq, even in functions.
+    "text": part(1, "numpy scipy", "sentencepiece tokenizers"),
     "report": part(2, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
     "injection": part(2, TORCH),
     "adapters": part(2, TORCH + " safetensors"),
@@ -65,6 +67,7 @@ PARTS = {
     "optim": part(5, FAIRSEQ),
     "models": part(6, FAIRSEQ),
     "checkpoints": part(7, FAIRSEQ),
+    "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
     "combining": part(7, TORCH),
     "tasks": part(8, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),

@@ -43,6 +43,35 @@ def knobs(data_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("size", "base", "method", "arch"),
+    [
+        ("auto", "model.pt", "lora", ["--arch", "roberta_lora"]),
+        ("auto", None, "lora", ["--arch", "roberta_small_lora"]),
+        ("roberta_base", "model.pt", "lora", ["--arch", "roberta_base_lora"]),
+        ("auto", "model.pt", "lora+bitfit", ["--arch", "roberta_peft", "--peft", "lora+bitfit"]),
+        ("auto", None, "lora,bitfit", ["--arch", "roberta_small", "--peft", "lora,bitfit"]),
+    ],
+)
+def test_the_architecture_of_a_run(knobs, size, base, method, arch):
+    words = knobs_of.command(replace(knobs, size=size, base=base, method=method))
+    assert words[words.index("--arch") :][: len(arch)] == arch
+
+
+def test_a_run_from_a_base_is_the_same_whether_its_size_is_named_or_not(knobs, base_checkpoint):
+    def planned(**change):
+        given = {"base": str(base_checkpoint), **change}
+        return plan.make(knobs_of.command(replace(knobs, **given)))
+
+    now = planned(size="auto")
+    assert plan.differences(planned(), now) == {}
+    assert plan.differences(planned(method="bitfit"), now).keys() == {"arch"}
+    both = {"method": "lora+bitfit"}
+    assert plan.differences(planned(**both), planned(size="auto", **both)) == {}
+    from_scratch = [planned(base=None, size=size) for size in ("roberta_small", "roberta_base")]
+    assert plan.differences(*from_scratch).keys() == {"arch"}
+
+
+@pytest.mark.parametrize(
     ("flags", "updates"),
     [
         ([], 27),

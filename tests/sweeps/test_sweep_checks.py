@@ -47,7 +47,10 @@ def sweep(data_folder, base_checkpoint, tmp_path):
         ({"metric": "macro"}, "--best-checkpoint-metric macro is unknown"),
         ({"class_weights": "1,2,3"}, "expected none, balanced, or 2 positive numbers"),
         ({"subsets": "valid,tset"}, "has no split 'tset'"),
-        ({"arch_args": [*TINY_FLAGS[2:], "--encoder-layers", "3"]}, "does not fit the model"),
+        (
+            {"arch_args": [*TINY_FLAGS[2:], "--encoder-layers", "3"]},
+            "encoder_layers 3 .the base has 2",
+        ),
         ({"names": ["scratch/lora", "pretrained/lora"], "base": None}, "needs a base"),
         ({"base": "nowhere.pt"}, "nowhere.pt does not exist"),
         ({"data": "nowhere"}, "nowhere/label/train.idx does not exist"),

@@ -14,7 +14,7 @@ from runs import same, validate_flags
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
-from fairseq_peft.models.options import architecture  # noqa: E402
+from fairseq_peft.models.roberta import architecture  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
 from fairseq_peft.text import raw_text  # noqa: E402
 

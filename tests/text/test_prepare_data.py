@@ -1,8 +1,11 @@
 """`fairseq-peft prepare-data` and scripts/prepare_data.sh: ids, order, and all or nothing."""
 
+import argparse
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -13,6 +16,7 @@ import pytest
 
 from fairseq_peft import cli
 from fairseq_peft.commands import prepare_data
+from fairseq_peft.text import bpe
 from fairseq_peft.text.binarised import read_dictionary, read_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +263,7 @@ def test_binarised_data_that_differs_from_the_text_is_refused(tmp_path, damage):
         (["--seed", "2"], "--seed has no effect"),
         (["--vocab-size", "4"], "--vocab-size 4: expected at least 16"),
         (["--max-positions", "2"], "--max-positions 2: expected at least 8"),
-        (["--spm", "nothing"], "nothing cannot be read"),
+        (["--spm", "nothing"], "nothing does not exist"),
         (["--vocab-size", "9000"], "Vocabulary size too high"),
         (["--spm", "{raw}/train.label"], "is not a sentencepiece model"),
     ],
@@ -340,6 +344,8 @@ def test_script_takes_the_columns_of_a_packed_table(tmp_path):
         f"{tmp_path}/a --text-column my\\ text --text2-column b --label-column 3 --no-header"
     )
     assert "--header" in shell("--dry-run", "a.csv", HEADER="1").stdout
+    given = shell("--dry-run", "a.csv", BPE="bert", BPE_DIR="my files", BPE_CASED="1").stdout
+    assert given.strip().endswith("--bpe bert --bpe-dir my\\ files --bpe-cased")
     assert "expected 0 or 1" in shell("--dry-run", "a.csv", HEADER="yes").stderr
 
 
@@ -365,3 +371,20 @@ def test_script_shellcheck():
         ["shellcheck", "-x", str(SCRIPT)], capture_output=True, cwd=ROOT / "scripts"
     )
     assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])
+def test_commands_of_the_pages_are_understood(page):
+    """The knobs of each become flags that the verb takes."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = re.findall(r"^ *((?:[A-Z_]+=\S+ )*)bash scripts/prepare_data.sh (.+)$", text, re.M)
+    assert len(commands) > 1
+    for knobs, words in commands:
+        given = dict(knob.split("=", 1) for knob in knobs.split())
+        done = shell("--dry-run", *words.split(), **given)
+        assert done.returncode == 0, done.stderr
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        prepare_data.add_arguments(parser)
+        *_, flags = done.stdout.strip().partition(" prepare-data ")
+        parsed = parser.parse_args(shlex.split(flags))
+        assert bpe.given(parsed)

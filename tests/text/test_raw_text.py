@@ -3,6 +3,7 @@
 import lzma
 import random
 
+import bpe_files
 import pytest
 
 from fairseq_peft.cli import main
@@ -114,12 +115,29 @@ def test_a_given_tokenizer_is_copied_and_checked(tmp_path, text, capsys):
     assert "57 of the 57 pieces" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "none"])
+def test_another_bpe_is_copied_and_cuts_the_lines(tmp_path, text, lines, kind):
+    own = bpe_files.write(kind, tmp_path / "files")
+    out = tmp_path / "out"
+    flags = ["--bpe-dir", str(tmp_path / "files"), "--valid-lines", "20"]
+    assert main(["prepare-corpus", str(text), "--out", str(out), *flags]) == 0
+    found = {path.name for path in out.iterdir()} - {"train.pieces", "valid.pieces"}
+    assert found == {"dict.txt", *own.files}
+    rows = [
+        line
+        for name in ("train", "valid")
+        for line in (out / f"{name}.pieces").read_text("utf-8").splitlines()
+    ]
+    assert sorted(rows) == sorted(" ".join(pieces) for pieces in own.encode(lines))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--vocab-size", "5000"], "No tokenizer of 5000 pieces: Vocabulary size too high"),
         (["--dict", "d.txt"], "--dict without --spm"),
         (["--spm", "m", "--vocab-size", "9"], "would be ignored"),
+        (["--bpe", "none", "--vocab-size", "9"], "--vocab-size with --bpe would be ignored"),
         (["--spm", "no.model"], "no.model does not exist"),
     ],
 )
