@@ -26,6 +26,7 @@ setup(
         "tensorboard",
         "scikit-learn",
         "matplotlib",
+        "rich",
     ],
     extras_require={
         # Needs torch, numpy, cython, setuptools<81 and --no-build-isolation: see scripts/setup.sh.

@@ -21,20 +21,25 @@ parse_args "$@"
 # shellcheck source=finetune_lib.sh
 . "$ROOT/scripts/finetune_lib.sh"
 
+SEED=${SEED:-1}                         # seed of head, method, batches and dropout
+LR=${LR:-1e-4}                          # peak learning rate
 METHOD=${METHOD:-full}                  # a method (fairseq-peft methods lists them), or several with + between
 LABEL=${LABEL:-$METHOD}                 # what the run is called in reports
 INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
 BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
 SIZE=${SIZE:-auto}                      # auto (BASE's, and roberta_small from scratch), roberta_small, _base or _large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
-STEP=${STEP:-all}                       # all; plan and finish: before and after fairseq-peft sweep-members trains it
+METRIC=${METRIC:-}                      # chooses the checkpoint: accuracy (default), macro_f1, mcc, loss, f1_<class>;
+#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse
+EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
+PATIENCE=${PATIENCE:-0}                 # end after so many epochs without a better one; 0: never
+CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas
 WAIT=${WAIT:-0}                         # 1: wait while another process has the run
 WORKER=${WORKER:-none}                  # none, or where a worker listens that spares the imports: fairseq-peft worker
 
 refuse_variables "METHODS Say METHOD" "SEEDS Say SEED, or use sweep.sh" "CELLS Say INIT and METHOD, or use sweep.sh" \
-  "EPOCH Say EPOCHS" "RATE Say LR" "BATCH Say BATCH_SIZE"
-case $KEEP in best | none) ;; *) die "KEEP=$KEEP is unknown: set KEEP=best or KEEP=none." ;; esac
-case $STEP in all | plan | finish) ;; *) die "STEP=$STEP is unknown: set STEP=all, STEP=plan or STEP=finish." ;; esac
+  "EPOCH Say EPOCHS" "RATE Say LR" "BATCH Say BATCH_SIZE" "METRICS Say METRIC"
+refuse_prefixes "LR_ Say LR, or use sweep.sh" "FLAGS_ Give flags behind --, or use sweep.sh"
 case $INIT in
   pretrained) [ -n "$BASE" ] || die "INIT=pretrained needs BASE, a checkpoint. Set BASE=model.pt, or INIT=scratch."
               START=(--base "$BASE") ;;
@@ -43,9 +48,8 @@ case $INIT in
 esac
 [ "$WORKER" = none ] || START+=(--worker "$WORKER")
 [ "$WAIT" = 0 ] || START+=(--wait)
-[ "$DRY_RUN" = 0 ] || START+=(--dry-run)
 
-DRY_RUN=0 peft_cli finetune --data "$DATA" --runs "$RUNS" --method "$METHOD" --label "$LABEL" --size "$SIZE" \
-  --arch-args=" $ARCH_ARGS" --seed "$SEED" --lr "$LR" --epochs "$EPOCHS" --batch-size "$BATCH_SIZE" --warmup "$WARMUP" \
-  --precision "$PRECISION" --subsets "$SUBSETS" --threads "$THREADS" --keep "$KEEP" --step "$STEP" "${START[@]}" \
-  ${CHANGE[@]+"${CHANGE[@]}"} -- ${EXTRA[@]+"${EXTRA[@]}"}
+exec_peft_cli finetune "${RUN_KNOBS[@]}" "${START[@]}" --method "$METHOD" --label "$LABEL" --size "$SIZE" \
+  --arch-args=" $ARCH_ARGS" --seed "$SEED" --lr "$LR" --metric "$METRIC" \
+  --eval-test "$EVAL_TEST" --patience "$PATIENCE" \
+  --class-weights "$CLASS_WEIGHTS" -- ${EXTRA[@]+"${EXTRA[@]}"}

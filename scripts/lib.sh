@@ -53,7 +53,7 @@ die() {
 # as they stand in the script, behind those of a file that it sources besides this one.
 show_help() {
   awk -v folder="$(dirname "$SCRIPT")" '
-       function knob(text)   { if (text ~ /^[A-Z_]+=\$\{[A-Z_]+:-.*#/) print "  " text }
+       function knob(text)   { if (text ~ /^[A-Z_]+=\$\{[A-Z_]+:-.*#|^# [A-Z_]+<[A-Z]+>/) print "  " text }
        NR == 1 && /^#!/      { next }
        /^# shellcheck /      { if (/source=/ && !/source=lib.sh/) {
                                  sub(/.*source=/, "")
@@ -88,6 +88,14 @@ refuse_variables() {
   for pair in "$@"; do
     name=${pair%% *}
     [ -z "${!name:-}" ] || die "$name=${!name} would be ignored: this script has no such variable. ${pair#* }."
+  done
+}
+
+# refuse_prefixes "PREFIX USE"...: the same where the name of any variable begins like this.
+refuse_prefixes() {
+  local pair name
+  for pair in "$@"; do
+    for name in $(compgen -v "${pair%% *}"); do refuse_variables "$name ${pair#* }"; done
   done
 }
 
@@ -143,4 +151,9 @@ fairseq_cli() {
 # peft_cli VERB ARGS...: `fairseq-peft VERB ...`, installed or not.
 peft_cli() {
   run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
+}
+
+# exec_peft_cli VERB ARGS...: the same in place of this script, also under --dry-run, which the verb knows itself.
+exec_peft_cli() {
+  exec env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
 }

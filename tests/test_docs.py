@@ -15,7 +15,8 @@ from pages import commands_of, files_of, number_of, runner
 
 from fairseq_peft import methods
 from fairseq_peft.architectures import SIZES, evaluate
-from fairseq_peft.commands.methods import describe, rate
+from fairseq_peft.commands.methods import describe
+from fairseq_peft.methods import rate_text
 
 ADD = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 LIST = ROOT / "docs" / "methods.md"
@@ -122,7 +123,7 @@ def test_a_section_says_what_the_code_says(name):
     ).groups()
     assert count == f"{total:,}"
     assert formula is None or evaluate(formula) == total
-    rates = " ".join(map(rate, method.learning_rates))
+    rates = " ".join(map(rate_text, method.learning_rates))
     assert f"- **Learning rates:** {rates}\n" in section
     if method.paper != "-":
         for paper in re.findall(r"arXiv:[\d.]+\d", method.paper):

@@ -1,23 +1,28 @@
 """Fine-tune with Hugging Face's Trainer on fairseq's data, batches and metrics.
 
-The model comes from a folder of `fairseq-peft to-hf`; what the run leaves is what fairseq-train
-leaves with --task sentence_classification, so that reports show both. Needs the extra hf.
-scripts/finetune_hf.sh does all of it.
+The model comes from a folder of `fairseq-peft to-hf`, or from a checkpoint that it could convert;
+what the run leaves is what `fairseq-peft finetune` leaves, so that reports show both. A run that is
+done is skipped, one that was interrupted starts again, and one of another plan that is there is
+refused, with what differs. Needs the extra hf. scripts/finetune_hf.sh is the same with variables.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+from dataclasses import fields
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.precision import NAMES, resolve
 
+logger = logging.getLogger(__name__)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", type=Path, help="folder that scripts/prepare_data.sh made")
-    add("base", type=Path, help="folder that fairseq-peft to-hf made of a language model")
+    add("base", type=Path, help="folder of fairseq-peft to-hf, or a checkpoint")
     add("--save-dir", type=Path, required=True, help="RUNS/<data>/<init>/<label>/seed<k>")
     add("--method", choices=("full", "lora"), default="full", help="lora is PEFT's (full)")
     add("--label", default="", help="what the run is called in reports (hf-METHOD)")
@@ -42,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora-rank", type=int, default=8, help="rank r of the update (8)")
     add("--lora-alpha", type=float, default=16.0, help="the update is scaled by alpha / rank (16)")
     add("--lora-dropout", type=float, default=0.0, help="on the update's input (0)")
+    add("--keep", choices=("best", "none"), default="best", help="the best epoch's model (best)")
+    add("--redo", action="store_true", help="throw a run of another plan away")
     add("--log-interval", type=int, default=50, help="updates between two lines of the log (50)")
 
 
@@ -51,12 +58,14 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is opened, nothing is looked up
 
-    import fairseq_peft.plugin  # noqa: F401
-    from fairseq_peft.hf import train
+    from fairseq_peft.hf.options import Options
+    from fairseq_peft.sweeps import finetune_hf
 
     args.precision = resolve(args.precision)
-    given = {key: value for key, value in vars(args).items() if key not in ("verb", "run")}
-    train.run(train.Options(**{**given, "subsets": tuple(args.subsets.split(","))}))
+    names = [field.name for field in fields(Options)]
+    given = {name: value for name, value in vars(args).items() if name in names}
+    options = Options(**{**given, "subsets": tuple(args.subsets.split(","))})
+    logger.info(finetune_hf.run(options, "redo" if args.redo else None, args.keep))
     return 0
 
 

@@ -42,8 +42,7 @@ def run(args) -> int:
     if args.names and (args.rates or args.write):
         raise InputError(f"{' '.join(args.names)!r} would be ignored beside --rates or --write.")
     if args.rates:
-        rates = min(method.learning_rates for method in methods.split(args.rates))
-        sys.stdout.write(" ".join(map(rate, rates)) + "\n")
+        sys.stdout.write(" ".join(methods.usual_rates(args.rates)) + "\n")
         return 0
     rows = [describe(methods.get(name)) for name in args.names or methods.available()]
     if args.write:
@@ -88,10 +87,10 @@ def describe(method) -> dict:
     }
 
 
-def rate(value: float) -> str:
-    """A learning rate as people type it: 0.0005 as ``5e-4``."""
-    mantissa, exponent = f"{value:e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+def _rate_text(value):
+    from fairseq_peft import methods
+
+    return methods.rate_text(value)
 
 
 def shown(knob) -> str:
@@ -123,7 +122,7 @@ def text(rows) -> list[str]:
                 f"{row['parameters']:,}",
                 "yes" if row["mergeable"] else "no",
                 row["starts_as_base"],
-                " ".join(map(rate, row["learning_rates"])),
+                " ".join(map(_rate_text, row["learning_rates"])),
                 row["summary"],
             )
         )
@@ -153,7 +152,7 @@ def markdown(rows) -> list[str]:
             f"{row['parameters']:,}",
             "yes" if row["mergeable"] else "no",
             row["starts_as_base"],
-            " ".join(map(rate, row["learning_rates"])),
+            " ".join(map(_rate_text, row["learning_rates"])),
             flags,
             row["paper"],
         ]

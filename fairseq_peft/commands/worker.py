@@ -3,8 +3,8 @@
 `fairseq-peft worker ADDRESS` serves at a socket of that name, until it is told to end. With a
 program, `fairseq-peft worker ADDRESS train DATA ...`, it is `fairseq-train DATA ...` as a child of
 that process: the same result bit for bit, without the seconds of imports. Where the worker cannot
-take a run, or there is none, the run is a process of its own, and says why. scripts/sweep.sh does
-all of it.
+take a run, or there is none, the run is a process of its own, and says why. `fairseq-peft sweep`
+has one of its own.
 """
 
 from __future__ import annotations
@@ -66,25 +66,17 @@ def send(address: str, command: list[str]) -> int:
 
 def serve(address: str, parent: int | None) -> int:
     """Serve until told to end."""
-    from fairseq_peft.sweeps import worker
+    from fairseq_peft.sweeps import start, worker
 
-    if not sys.platform.startswith("linux"):
-        # Windows has no fork; the system libraries of macOS do not survive one.
-        raise InputError(f"A worker needs Linux, and this is {sys.platform}. Run without one.")
-    folder = os.path.dirname(os.path.abspath(address))
-    for wrong, message in [
-        (not os.path.isdir(folder), f"{folder} is not a folder. Make it, readable by you alone."),
-        (os.path.exists(address), f"{address} exists. Give another ADDRESS, or delete it."),
-        (len(os.fsencode(address)) > 100, f"{address} is too long for a socket. Set TMPDIR=/tmp."),
-    ]:
-        if wrong:
-            raise InputError(message)
+    try:
+        worker.check_address(address)
+    except worker.Declined as reason:
+        raise InputError(f"{reason} Or run without one.") from None
     # fairseq sets up its own, as in a process of its own.
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        modules = (*worker.LATE, "fairseq_peft.plugin", "fairseq_peft.sweeps.members.runs")
-        worker.serve(address, worker.PLUGIN_PROGRAMS, modules, parent)
+        worker.serve(address, worker.PLUGIN_PROGRAMS, start.MODULES, parent)
     except worker.Declined as reason:
         raise InputError(f"{reason}. Run without a worker.") from reason
     return 0

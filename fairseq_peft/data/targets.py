@@ -14,33 +14,8 @@ from fairseq_peft import scores
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 
-#: In a data folder: the kind, where it is not ``classes``.
-KIND_NAME = "kind.txt"
 #: Name of the output of a model that predicts a number.
 NUMBER_NAME = "number"
-
-
-def kind_of(data: str | Path) -> str:
-    """The kind of the rows of a data folder.
-
-    Raises:
-        InputError: kind.txt names none.
-    """
-    data = Path(data)
-    path = data / KIND_NAME
-    if path.is_file():
-        kind = path.read_text(encoding="utf-8", errors="replace").strip()
-        if kind not in scores.METRICS:
-            raise InputError(
-                f"{path} says {kind[:40]!r}; expected one of {', '.join(scores.METRICS)}."
-            )
-        return kind
-    has_numbers = (data / "label" / "train.label").is_file()
-    return scores.NUMBER if has_numbers and not _has_classes(data) else scores.CLASSES
-
-
-def _has_classes(data):
-    return (data / "label" / "dict.txt").exists()
 
 
 def names(data: str | Path, kind: str) -> list[str]:

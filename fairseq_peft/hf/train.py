@@ -8,8 +8,6 @@ clipping the Trainer's. Shape letters: B batch, T tokens.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -18,36 +16,10 @@ from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import start
 from fairseq_peft.hf.batches import Batches, loader
+from fairseq_peft.hf.options import Options
 from fairseq_peft.hf.train_record import Record
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import record
-
-
-@dataclass
-class Options:
-    """What a run is; the defaults are those of scripts/finetune.sh."""
-
-    data: Path
-    base: Path
-    save_dir: Path
-    method: str = "full"
-    label: str = ""
-    base_name: str = ""
-    seed: int = 1
-    lr: float = 1e-4
-    epochs: int = 5
-    max_update: int = 0
-    batch_size: int = 16
-    warmup: int = 6
-    precision: str = "fp32"
-    subsets: tuple[str, ...] = ("valid", "test")
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    draw: str = "fairseq"
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.0
-    log_interval: int = 50
 
 
 def run(options: Options) -> None:

@@ -58,6 +58,22 @@ def split(peft: str) -> list:
     return sorted(found, key=lambda method: (method.stage, method.name))
 
 
+def usual_rates(peft: str) -> list[str]:
+    """Learning rates to start from, lowest first, as people type them; of several methods those of
+    the one that takes the lowest.
+
+    Raises:
+        InputError: as ``split``.
+    """
+    return list(map(rate_text, min(method.learning_rates for method in split(peft))))
+
+
+def rate_text(value: float) -> str:
+    """A learning rate as people type it: 0.0005 as ``5e-4``."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 class Setting:
     """The methods of one ``--peft``, each with its config: what the model holds and asks.
 

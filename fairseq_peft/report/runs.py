@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fairseq_peft import scores
 from fairseq_peft.errors import InputError
+from fairseq_peft.runs.choice import Choice
 from fairseq_peft.runs.log import valid_lines
 
 SCHEMA = 1
@@ -104,6 +105,22 @@ def find_runs(root: Path | str) -> tuple[list[Run], list[LeftOut]]:
         )
     finished, copies = _without_copies(finished)
     return finished, sorted([*left_out, *copies], key=lambda one: one.path)
+
+
+def best(folders: list[Path]) -> int:
+    """Number of the run that is best on valid, the first of equals: by what chose within each run,
+    if that is the same in all, else by accuracy.
+
+    Raises:
+        InputError: as ``read_result``.
+    """
+    results = [read_result(folder / "result.json") for folder in folders]
+    choices = {Choice.of_run(result) for result in results}
+    choice = choices.pop() if len(choices) == 1 else Choice()
+    key, sign = "valid_accuracy", 1
+    if choice.metric != "accuracy":
+        key, sign = "best_value", 1 if choice.maximize else -1
+    return max(range(len(results)), key=lambda i: (sign * results[i][key], -i))
 
 
 def read_json(path: Path) -> dict:

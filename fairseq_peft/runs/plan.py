@@ -7,16 +7,20 @@ the flags, and off the files that it reads.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
+import logging
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs.log import write_json
+
+logger = logging.getLogger(__name__)
 
 NAME = "plan.json"
 
@@ -25,6 +29,8 @@ _PLACES = (
     *("--user-dir", "--save-dir", "--log-format", "--log-interval", "--log-file"),
     *("--tensorboard-logdir", "--num-workers", "--method-label", "--finetune-from-model"),
 )
+#: What a run that goes on has as it began.
+_IDENTITY = ("data_sha256", "base_sha256", "seed")
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,13 @@ def num_updates(found: argparse.Namespace, batches: list[int]) -> int:
     return min(limits, default=0)
 
 
-def make(words: list[str], files: bool = True) -> Plan:
+def make(words: list[str], files: bool = True, before: Plan | None = None) -> Plan:
     """The plan of a command line of fairseq-train, its program left out.
 
     Args:
         words: begin with the data folder.
         files: read the data and the base for their fingerprints.
+        before: an earlier plan of the same folder, which knows the fingerprint of its base.
 
     Raises:
         InputError: there is no such base, or a flag has no value.
@@ -150,14 +157,17 @@ def make(words: list[str], files: bool = True) -> Plan:
     data, *rest = words
     found, flags = parse(rest)
     base = found.finetune_from_model
+    base_sha256 = before.base_sha256 if before and before.base == base else None
+    if files and base and base_sha256 is None:
+        base_sha256 = _sha256(Path(base))
     known = {field.name for field in fields(Plan)}
     return Plan(
         data=data,
         data_sha256=data_fingerprint(Path(data)) if files else None,
         base=base,
-        base_sha256=_sha256(Path(base)) if files and base else None,
+        base_sha256=base_sha256,
         flags=_grouped(flags),
-        versions=_versions(),
+        versions=versions("fairseq_peft", "torch", "fairseq"),
         **{name: value for name, value in vars(found).items() if name in known},
     )
 
@@ -177,6 +187,36 @@ def read(folder: Path) -> Plan | None:
 
 def write(folder: Path, plan: Plan) -> None:
     write_json(str(folder / NAME), asdict(plan))
+
+
+def begin(folder: Path, words: list[str], resumes: bool) -> None:
+    """Write the plan of a run that starts, or goes on, in ``folder``, whoever started it.
+
+    What a run goes on with may differ in how long it is, in its learning rate and in its batches,
+    as fairseq lets it; what differs is told. Data, base and seed are the same.
+
+    Args:
+        words: as ``make`` takes them.
+        resumes: whether it goes on from a checkpoint in ``folder``.
+
+    Raises:
+        InputError: it would go on as another run.
+    """
+    before = read(folder) if (folder / NAME).exists() else None
+    now = make(words, before=before)
+    if before and resumes:
+        if now.base is None:  # who goes on need not say what it once started from
+            now = replace(now, base=before.base, base_sha256=before.base_sha256)
+        differ = differences(before, now)
+        other = {name: pair for name, pair in differ.items() if name in _IDENTITY}
+        if other:
+            raise InputError(
+                f"{folder} holds another run: {sentence(other)}. Go on as it was begun, or start "
+                "another run in another --save-dir."
+            )
+        if differ:
+            logger.warning(f"{folder} goes on with another plan than before: {sentence(differ)}")
+    write(folder, now)
 
 
 def differences(before: Plan, now: Plan) -> dict:
@@ -224,7 +264,31 @@ def data_fingerprint(data: Path) -> str:
     return digest.hexdigest()
 
 
+def base_fingerprint(base: Path) -> str:
+    """SHA-256 of a checkpoint, or of the weights and the config in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not base.is_dir():
+        return _sha256(base)
+    digest = hashlib.sha256()
+    for path in sorted([*base.glob("*.safetensors"), *base.glob("config.json")]):
+        digest.update(f"{path.name} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def _sha256(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        found = None  # opening it says what is wrong
+    return _sha256_of(path, found and (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1000)
+def _sha256_of(path: Path, _state) -> str:
+    """Computed once for each state of a file: a sweep has many plans of one base."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -248,9 +312,10 @@ def _grouped(words):
     return sorted(found)
 
 
-def _versions():
+def versions(*names: str) -> dict:
+    """Package -> its version; None where it is not installed."""
     found = {}
-    for name in ("fairseq_peft", "torch", "fairseq"):
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

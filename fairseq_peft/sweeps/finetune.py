@@ -6,20 +6,25 @@ knobs -> command line of fairseq-train -> plan -> [the folder is ours] -> is the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 from fairseq_peft.report.result import in_words, keep_predictions, summarise, write_result
 from fairseq_peft.report.tensorboard import write_hparams
 from fairseq_peft.runs import lock, plan
+from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, command
 
 logger = logging.getLogger(__name__)
@@ -44,43 +49,78 @@ def dry_run(knobs: Knobs) -> list[str]:
     ]
 
 
-def run(knobs: Knobs, change: str | None = None, wait: bool = False, step: str = "all") -> str:
+def run(knobs: Knobs, change: str | None = None, wait: bool = False) -> str:
     """Train a run, or go on with it, to its result.
 
     Args:
         change: what to do with a run of another plan that is there: ``redo`` throws it away,
             ``extend`` goes on with it for more epochs; None refuses.
         wait: wait while another process has the run, instead of giving up.
-        step: ``plan``: make the plan alone; ``finish``: take the result of a run that another
-            process has trained (``sweep-members``).
 
     Returns:
-        What has become of it, as a sentence; of a plan, the words of fairseq-train to run.
+        What has become of it, as a sentence.
 
     Raises:
         InputError: the run cannot be, or has failed.
     """
-    folder = knobs.folder
     words = command(knobs)
     now = plan.make(words)
+    with owned(knobs.folder, wait):
+        if begin(knobs.folder, now, change, wait):
+            return f"{knobs.folder} is done."
+        train(knobs, words, now)
+        return finish(knobs, now, wait)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, wait: bool = False) -> Iterator[None]:
+    """The run in ``folder`` is this process's to look after, from its first command to its result.
+
+    Raises:
+        Busy: it is another's.
+    """
     lock.take(folder, lock.WHOLE_RUN, wait)
     try:
-        lock.take(folder, lock.TRAINING, wait)
-        done = adopt(folder, now, change)
-        lock.release(folder)
-        if done:
-            return f"{folder} is done."
-        if step == "plan":
-            return shlex.join(words)
-        if step == "all":
-            train(knobs, words, now)
-        lock.take(folder, lock.TRAINING, wait)
-        if step == "finish" and why_ended(folder, now) is None:
-            raise InputError(failure(folder / "train.log"))
-        return finish(knobs, now)
+        yield
     finally:
         lock.release(folder)
         lock.release(folder, lock.WHOLE_RUN)
+
+
+def begin(folder: Path, now: plan.Plan, change: str | None, wait: bool = False) -> bool:
+    """Make the run in ``folder`` one of the plan ``now``, for the process that will train it.
+
+    Returns:
+        Whether it is done.
+
+    Raises:
+        InputError: the folder holds a run of another plan, or another process trains there.
+    """
+    lock.take(folder, lock.TRAINING, wait)
+    try:
+        return adopt(folder, now, change)
+    finally:
+        lock.release(folder)
+
+
+def is_done(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
+    """Whether ``folder`` holds a run of the plan ``now`` that is done.
+
+    Raises:
+        InputError: it holds a run of another plan, and ``change`` does not make it this one.
+    """
+    done = (folder / "result.json").exists()
+    before = plan.read(folder)
+    differ = plan.differences(before, now) if before else {}
+    if differ and change == "extend":
+        check_extension(folder, before, now, differ, done)
+    elif differ and change != "redo":
+        raise InputError(
+            f"{folder} holds another run: {plan.sentence(differ)}. Give --redo to throw it away, "
+            "--extend to go on for more epochs, or another place (RUNS, LABEL) for this one."
+        )
+    # What patience ended would have ended there with more epochs, too.
+    return done and (not differ or (change == "extend" and _stopped_early(folder)))
 
 
 def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
@@ -92,32 +132,57 @@ def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
     Raises:
         InputError: the folder holds a run of another plan.
     """
-    done = (folder / "result.json").exists()
     before = plan.read(folder)
-    differ = plan.differences(before, now) if before else {}
-    if differ and change == "redo":
-        for path in folder.iterdir():
-            if path.name not in (lock.TRAINING, lock.WHOLE_RUN):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        done = False
-    elif differ and change == "extend":
-        check_extension(folder, before, now, differ, done)
-        if done and _ended_by(folder).startswith("early stop"):
-            plan.write(folder, now)  # with more epochs it would have ended there, too
-        elif done:
-            (folder / "result.json").unlink()
-            done = False
-    elif differ:
-        raise InputError(
-            f"{folder} holds another run: {plan.sentence(differ)}. Give --redo to throw it away, "
-            "--extend to go on for more epochs, or another place (RUNS, LABEL) for this one."
-        )
+    differ = before and plan.differences(before, now)
+    if is_done(folder, now, change):
+        if differ:
+            plan.write(folder, now)
+        return True
+    if differ:
+        if change == "redo":
+            clear(folder)
+        else:
+            (folder / "result.json").unlink(missing_ok=True)
     if before and before.versions != now.versions:
         logger.warning(f"{folder} was begun with {before.versions}; this is {now.versions}")
-    if not done:
-        folder.mkdir(parents=True, exist_ok=True)
-        plan.write(folder, now)
-    return done
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.write(folder, now)
+    return False
+
+
+def clear(folder: Path) -> None:
+    """Remove everything of a run but its locks."""
+    for path in folder.iterdir():
+        if path.name not in (lock.TRAINING, lock.WHOLE_RUN):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a run that is done to ``target``, an empty folder that this process owns; it is done
+    there once everything is."""
+    for path in source.iterdir():
+        if path.name in (lock.TRAINING, lock.WHOLE_RUN, "result.json"):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)
+        else:
+            shutil.copy2(path, target)
+    with whole(target / "result.json") as temporary:
+        shutil.copy2(source / "result.json", temporary)
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM is an exception, as Ctrl-C is: what was started is ended, too."""
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_extension(folder: Path, before, now, differ: dict, done: bool) -> None:
@@ -138,7 +203,7 @@ def check_extension(folder: Path, before, now, differ: dict, done: bool) -> None
         why = f"it has {before.max_epoch} epochs, and {now.max_epoch} are fewer"
     elif _plans_updates(now):
         why = f"{now.peft or now.arch} plans its ranks for all updates of a run"
-    elif done and _ended_by(folder).startswith("early stop"):
+    elif done and _stopped_early(folder):
         return
     elif done and not _ended_by(folder).startswith("max_epoch"):
         why = f"what ended it is not --max-epoch, but {_ended_by(folder)}"
@@ -153,6 +218,10 @@ def _ended_by(folder):
     return result.get("ended_by", "unknown")
 
 
+def _stopped_early(folder):
+    return _ended_by(folder).startswith("early stop")
+
+
 def _plans_updates(found):
     from fairseq_peft import methods
     from fairseq_peft.methods.base import Method
@@ -163,7 +232,8 @@ def _plans_updates(found):
 
 
 def train(knobs: Knobs, words: list[str], now: plan.Plan) -> None:
-    """Train in a process of its own, or as a child of the worker, with its output in train.log.
+    """Train in a process of its own, or as a child of the worker, with its output in train.log;
+    tells of each epoch.
 
     Raises:
         InputError: it failed.
@@ -171,60 +241,51 @@ def train(knobs: Knobs, words: list[str], now: plan.Plan) -> None:
     log = knobs.folder / "train.log"
     start = log.stat().st_size if log.exists() else 0
     logger.info(f"{knobs.folder}: {now.total_updates or 'no fixed number of'} updates; log: {log}")
-    way = ["fairseq_cli.train"]
-    if knobs.worker:
-        way = ["fairseq_peft.cli", "worker", knobs.worker, "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(knobs.threads)}
+    epochs = Epochs(knobs.folder, now.max_epoch)
     with open(log, "a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *way, *words],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-        epochs = Epochs(knobs.folder / "metrics.jsonl", now.max_epoch)
-        try:
-            while True:
-                try:
-                    status = process.wait(timeout=0.3)
-                    break
-                except subprocess.TimeoutExpired:
-                    epochs.tell()
-        except BaseException:  # such as Ctrl-C
-            process.terminate()
-            process.wait()
-            raise
-        epochs.tell()
+        status = process([*way(knobs.worker, "train"), *words], output, knobs.threads, epochs.tell)
+    epochs.tell()
     if status:
         raise InputError(failure(log, start))
 
 
-class Epochs:
-    """Tells of each epoch as its line of metrics.jsonl comes."""
+def way(worker: str | None, program: str) -> list[str]:
+    """How to start ``train`` or ``sweep-members``: as a child of the worker, if there is one."""
+    if worker:
+        return ["fairseq_peft.cli", "worker", worker, program]
+    return ["fairseq_cli.train"] if program == "train" else ["fairseq_peft.cli", program]
 
-    def __init__(self, path: Path, max_epoch: int):
-        self.path = path
-        self.max_epoch = max_epoch
-        self.place = path.stat().st_size if path.exists() else 0
 
-    def tell(self) -> None:
-        if not self.path.exists():
-            return
-        with open(self.path, encoding="utf-8") as file:
-            file.seek(self.place)
-            text = file.read()
-        whole, _, _ = text.rpartition("\n")
-        self.place += len(whole.encode()) + bool(whole)
-        for line in whole.splitlines():
-            epoch = json.loads(line)
-            scores = ", ".join(
-                f"{name} {100 * subset['accuracy']:.2f} %"
-                for name, subset in epoch["subsets"].items()
-            )
-            logger.info(
-                f"epoch {epoch['epoch']} of {self.max_epoch or '?'}: {scores}, train loss "
-                f"{epoch['train']['loss']:.4f}, {epoch['train']['seconds']:.1f} s"
-            )
+def process(words: list[str], output, threads: int, meanwhile, text: str = "") -> int:
+    """Run ``python -m words...`` to its end; returns its exit status.
+
+    Args:
+        output: the file of what it prints.
+        threads: its CPU threads.
+        meanwhile: called now and then.
+        text: what it reads.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        text=True,
+    )
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its status says so
+            child.stdin.write(text)
+            child.stdin.close()
+        while True:
+            try:
+                return child.wait(timeout=0.3)
+            except subprocess.TimeoutExpired:
+                meanwhile()
+    except BaseException:  # such as Ctrl-C
+        child.terminate()
+        child.wait()
+        raise
 
 
 def failure(log: Path, start: int = 0) -> str:
@@ -236,8 +297,9 @@ def failure(log: Path, start: int = 0) -> str:
             file.seek(start)
             lines = [line for line in file.read().splitlines() if line.strip()]
     told = [line.split("error: ", 1)[1] for line in lines if re.match(r"[\w. -]+: error: ", line)]
+    told = told or [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
     if told:
-        return f"{told[-1]} (log: {log})"
+        return f"{told[-1][:400]} (log: {log})"
     # Cut: fairseq logs its whole configuration as one line of thousands of characters.
     end = "\n".join(line[:400] for line in lines[-20:] if "Warning" not in line)
     return f"training failed; its log is {log}. It ends:\n{end}"
@@ -258,13 +320,14 @@ def why_ended(folder: Path, now: plan.Plan) -> str | None:
     return None
 
 
-def finish(knobs: Knobs, now: plan.Plan) -> str:
+def finish(knobs: Knobs, now: plan.Plan, wait: bool = False) -> str:
     """Write result.json of a run that is trained, and remove what only training needs.
 
     Raises:
-        InputError: it has not come to its end.
+        InputError: it has not come to its end, or another process trains there.
     """
     folder = knobs.folder
+    lock.take(folder, lock.TRAINING, wait)
     reason = why_ended(folder, now)
     result = summarise(folder, 0 if reason else max(now.max_epoch, 1))
     result["ended_by"] = reason

@@ -12,6 +12,9 @@ from pathlib import Path
 from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs import plan
+from fairseq_peft.runs.choice import Choice
+from fairseq_peft.scores import METRICS
+from fairseq_peft.text.kinds import kind_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Schedules that do not know how long the run will be: going on is as if it had never stopped.
@@ -33,6 +36,11 @@ class Knobs:
         warmup: per cent of the updates.
         arch_args: more flags of the architecture.
         flags: more flags of fairseq-train.
+        metric: what chooses the checkpoint; empty: the usual one of what the data has
+            (``scores.METRICS``).
+        eval_test: each, or best: the splits behind the first only at a new best.
+        patience: validations without a better one after which training ends; 0: never.
+        class_weights: none, balanced, or numbers with commas.
         keep: checkpoints to keep when done: best or none.
         worker: where a worker listens; None: a process of its own.
     """
@@ -53,6 +61,10 @@ class Knobs:
     threads: int
     arch_args: list
     flags: list
+    metric: str = ""
+    eval_test: str = "each"
+    patience: int = 0
+    class_weights: str = "none"
     keep: str = "best"
     worker: str | None = None
 
@@ -98,10 +110,33 @@ def _words(knobs, schedule):
         *("--max-epoch", str(knobs.epochs), "--batch-size", str(knobs.batch_size)),
         *("--seed", str(knobs.seed), "--precision", precision.resolve(knobs.precision)),
         *("--valid-subset", knobs.subsets),
-        *("--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"),
+        *_choosing(knobs),
         *("--no-epoch-checkpoints", "--save-dir", str(knobs.folder), "--num-workers", "0"),
         *("--log-format", "simple", "--log-interval", "50", *knobs.arch_args, *knobs.flags),
     ]
+
+
+def _choosing(knobs):
+    """What chooses the checkpoint and ends the run, and what classes weigh."""
+    words = []
+    if any(flag.startswith("--best-checkpoint-metric") for flag in knobs.flags):
+        if knobs.metric:
+            raise InputError(
+                f"The metric {knobs.metric} (METRIC) would be ignored beside "
+                "--best-checkpoint-metric. Leave one out."
+            )
+    else:
+        metric = knobs.metric or METRICS[kind_of(knobs.data)][0]
+        words += ["--best-checkpoint-metric", metric]
+        if Choice(metric).maximize and "--maximize-best-checkpoint-metric" not in knobs.flags:
+            words += ["--maximize-best-checkpoint-metric"]
+    if knobs.eval_test != "each":
+        words += ["--eval-test", knobs.eval_test]
+    if knobs.patience:
+        words += ["--patience", str(knobs.patience)]
+    if knobs.class_weights != "none":
+        words += ["--class-weights", knobs.class_weights]
+    return words
 
 
 def batches(knobs: Knobs, found) -> list[int]:

@@ -130,6 +130,20 @@ def _read_line(connection, text=b"") -> bytes:
 # ---- The worker ----------------------------------------------------------------------------------
 
 
+def check_address(address: str) -> None:
+    """Raise Declined where no worker can listen at ``address``, or none can run."""
+    folder = os.path.dirname(os.path.abspath(address))
+    for wrong, message in [
+        # Windows has no fork; the system libraries of macOS do not survive one.
+        (not sys.platform.startswith("linux"), f"A worker needs Linux, this is {sys.platform}."),
+        (not os.path.isdir(folder), f"{folder} is not a folder. Make it, readable by you alone."),
+        (os.path.exists(address), f"{address} exists. Give another ADDRESS, or delete it."),
+        (len(os.fsencode(address)) > 100, f"{address} is too long for a socket. Set TMPDIR=/tmp."),
+    ]:
+        if wrong:
+            raise Declined(message)
+
+
 def serve(address: str, programs=PROGRAMS, modules=LATE, parent: int | None = None) -> None:
     """Import everything, open the socket, fork a handler for each connection.
 
@@ -181,7 +195,7 @@ def serve(address: str, programs=PROGRAMS, modules=LATE, parent: int | None = No
                 handlers -= _reap(handlers)
             if listener in ready:
                 connection, _ = listener.accept()
-                handler = _fork()
+                handler = fork()
                 if handler == 0:
                     listener.close()
                     _handle(connection, programs, start, before)
@@ -209,14 +223,14 @@ def _check_that_cuda_is_untouched():
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    probe = _fork()
+    probe = fork()
     if probe == 0:
         os._exit(bool(torch.cuda._is_in_bad_fork()))
     if os.waitpid(probe, 0)[1]:
         raise Declined("importing fairseq has initialised CUDA, which forked processes cannot use")
 
 
-def _fork() -> int:
+def fork() -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     with warnings.catch_warnings():
@@ -260,7 +274,7 @@ def _answer(connection, programs, start, before) -> dict:
     if differ:
         return {"declined": f"the worker was started with another {', '.join(differ)}"}
 
-    child = _fork()
+    child = fork()
     if child == 0:
         connection.close()
         _become(request, streams, programs, before)

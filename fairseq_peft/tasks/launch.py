@@ -7,6 +7,8 @@ the middle of the run.
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -20,7 +22,7 @@ from fairseq_peft.models import sizes
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
-from fairseq_peft.runs import lock
+from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.tasks.running import Run
@@ -45,36 +47,14 @@ def launch(task, cfg):
     Raises:
         InputError: whatever the run would fail at, or ignore.
     """
-    # Where training starts.
-    checks.flags(task.cfg)
-    start = checks.start(task.cfg)
-    choice = choose(task.cfg, task.labels, start, task.kind)
-    state = read_start(start)
-    if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
-        began = ((state or {}).get("cfg") or {}).get("model") or {}
-        cfg.precision = began.get("precision") or cfg.precision
-    if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
-        adopt_sizes(cfg, state, start.path)
-        adopt_labels(task, start, state, cfg.reset_head)
-
-    # The model, and whether it can start there.
-    model = task.build_classifier(cfg)
-    model.accepts_base = not start.resumes  # what a run has written itself lacks nothing
-    check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
-    if state:
-        checks.check_start(start.path, state, model, task.dictionary, task.cfg)
-        if not start.resumes:
-            record.check_start_knobs(start.path, state, model)
-    model.check_base(state["model"] if state else None)
-    if not state:  # else the model does so when fairseq has loaded the base
-        model.adopt_base()
+    model, start, state, choice = prepare(task, cfg)
 
     # Every row of every split; they are cut to the room that the model leaves.
-    for split in [task.cfg.train_subset, *task.cfg.valid_subset.split(",")]:
-        task.load_dataset(split)
+    load_data(task)
 
     # From here on the folder is this process's.
     take_folder(task, start)
+    write_plan(task, start)
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
@@ -99,6 +79,52 @@ def launch(task, cfg):
     return model, run
 
 
+def prepare(task, cfg):
+    """The model that a run trains, checked, with nothing written: a sweep asks for it, too, before
+    its first run.
+
+    Args and errors: as ``launch``.
+
+    Returns:
+        The model; where training starts (``checks.Start``); the checkpoint of that place, None from
+        scratch; what chooses the best validation.
+    """
+    # Where training starts.
+    checks.flags(task.cfg)
+    start = checks.start(task.cfg)
+    choice = choose(task.cfg, task.labels, start, task.kind)
+    state = read_start(start)
+    if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
+        began = ((state or {}).get("cfg") or {}).get("model") or {}
+        cfg.precision = began.get("precision") or cfg.precision
+    if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
+        adopt_sizes(cfg, state, start.path)
+        adopt_labels(task, start, state, cfg.reset_head)
+
+    # The model, and whether it can start there.
+    model = task.build_classifier(cfg)
+    model.accepts_base = not start.resumes  # what a run has written itself lacks nothing
+    check_learning_rates(model, getattr(task.cfg.optimizer_settings, "_name", None))
+    if state:
+        checks.check_start(start.path, state, model, task.dictionary, task.cfg)
+        if not start.resumes:
+            record.check_start_knobs(start.path, state, model)
+    model.check_base(state["model"] if state else None)
+    if not state:  # else the model does so when fairseq has loaded the base
+        model.adopt_base()
+    return model, start, state, choice
+
+
+def load_data(task) -> None:
+    """Load every split that a run reads.
+
+    Raises:
+        InputError: what ``data.checks.load_split`` says of their rows.
+    """
+    for split in [task.cfg.train_subset, *task.cfg.valid_subset.split(",")]:
+        task.load_dataset(split)
+
+
 def take_folder(task, start: checks.Start) -> None:
     """Lock the run's folder against other processes, in the first process of this run.
 
@@ -114,6 +140,19 @@ def take_folder(task, start: checks.Start) -> None:
             f"{save_dir} was trained by another process in the meantime. Start again: the run goes "
             "on from there."
         )
+
+
+def write_plan(task, start: checks.Start) -> None:
+    """Write plan.json of a run that a command line has started; ``fairseq-hydra-train`` has none.
+
+    Raises:
+        InputError: the run in the folder would go on as another.
+    """
+    data, words = task.cfg.data, sys.argv[1:]
+    if distributed_utils.get_global_rank() != 0 or data not in words or "--task" not in words:
+        return
+    words.remove(data)
+    plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
 def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:

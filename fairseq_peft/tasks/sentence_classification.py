@@ -25,6 +25,7 @@ from fairseq_peft.injection import surgery
 from fairseq_peft.tasks.launch import launch
 from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text import bpe, raw_text
+from fairseq_peft.text.kinds import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class SentenceClassificationTask(FairseqTask):
         """
         dictionary = checks.load_dictionary(os.path.join(cfg.data, "input0", "dict.txt"))
         dictionary.add_symbol("<mask>")
-        kind = targets.kind_of(cfg.data)
+        kind = kind_of(cfg.data)
         labels = targets.names(cfg.data, kind)
         if cfg.num_classes > 0 and cfg.num_classes != len(labels):
             raise InputError(

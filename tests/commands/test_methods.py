@@ -10,7 +10,8 @@ import pytest
 from helpers import ROOT
 
 from fairseq_peft import cli, methods
-from fairseq_peft.commands.methods import BEGIN, END, STARTS_AS_BASE, rate
+from fairseq_peft.commands.methods import BEGIN, END, STARTS_AS_BASE
+from fairseq_peft.methods import rate_text
 
 
 def run(capsys, *words):
@@ -64,7 +65,7 @@ def test_text(capsys):
         assert f"\n{name}: {method.paper}\n" in out + "\n"
         (row,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
         assert row.endswith(method.summary)
-        assert " ".join(map(rate, method.learning_rates)) in row
+        assert " ".join(map(rate_text, method.learning_rates)) in row
         assert ("  yes  " in row) or not method.mergeable
     assert max(map(len, out.splitlines())) <= 150
 
@@ -98,7 +99,7 @@ def test_rates(capsys):
     "value, word", [(0.001, "1e-3"), (1.5e-4, "1.5e-4"), (0.1, "1e-1"), (3.0, "3e0")]
 )
 def test_rates_are_exact(value, word):
-    assert rate(value) == word and float(word) == value
+    assert rate_text(value) == word and float(word) == value
 
 
 def test_readme_has_the_table(capsys):

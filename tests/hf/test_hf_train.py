@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import hf_data
@@ -20,7 +21,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf import start, train
 from fairseq_peft.hf.batches import Batches
 from fairseq_peft.hf.train_record import Counter, Record
-from fairseq_peft.runs import predictions
+from fairseq_peft.runs import plan, predictions
+from fairseq_peft.sweeps import finetune_hf
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask
 
 
@@ -166,12 +168,36 @@ def test_bad_flags_are_one_sentence(flags, message, place, capsys):
     assert message in told and len(told.splitlines()) == 1
 
 
+def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatch):
+    """Training itself takes the library; here it ends at once."""
+    begun = []
+
+    def diverge(asked):
+        begun.append(asked.lr)
+        raise InputError("The loss is not finite.")
+
+    monkeypatch.setattr(train, "run", diverge)
+    asked = options(place, save_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="not finite"):
+        finetune_hf.run(asked)
+    assert plan.read(tmp_path / "run").lr == "0.0001"
+    assert "error: The loss is not finite." in (tmp_path / "run" / "train.log").read_text()
+    other = replace(asked, lr=1e-3)
+    with pytest.raises(InputError, match="holds another run: lr 0.0001, now 0.001"):
+        finetune_hf.run(other)
+    with pytest.raises(InputError, match="not finite"):
+        finetune_hf.run(other, "redo")
+    assert begun == [1e-4, 1e-3]
+    assert plan.read(tmp_path / "run").lr == "0.001"
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({}, "nothing to start from"),
         ({"BASE": "a.pt", "HF_BASE": "b"}, "both set"),
         ({"BASE": "a.pt", "METHOD": "adapter"}, "METHOD=adapter is unknown here"),
+        ({"BASE": "a.pt", "METRIC": "mcc"}, "METRIC=mcc would be ignored"),
         ({"BASE": "a.pt", "DATA": "nowhere"}, "label/train.idx does not exist"),
     ],
 )

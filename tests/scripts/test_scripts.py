@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from scripting import run_script
 
+from fairseq_peft import precision
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = [ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh")]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path not in LIBRARIES)
@@ -87,7 +89,7 @@ def knobs_in(text):
 def test_help_prints_every_knob(path, tmp_path):
     text = path.read_text(encoding="utf-8")
     wanted = knobs_in(text)
-    if path.name.startswith("finetune"):
+    if path.name.startswith(("finetune", "sweep")):
         wanted = knobs_in(LIBRARIES[1].read_text(encoding="utf-8")) + wanted
     assert len(wanted) > 5
     assert knobs_in(run_script(path, "--help", cwd=tmp_path).stdout) == wanted
@@ -105,7 +107,7 @@ def test_help_prints_every_knob(path, tmp_path):
     ids=["defaults", "given"],
 )
 def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
-    """What decides whether two runs can be compared stands once, in finetune_lib.sh."""
+    """What decides whether two runs can be compared is the same in both."""
     found = []
     names = {"--max-epoch": "--epochs", "--valid-subset": "--subsets"}
     for name in ("finetune.sh", "finetune_hf.sh"):
@@ -118,8 +120,9 @@ def test_both_finetune_scripts_read_the_same_knobs(given, inputs):
         assert done.returncode == 0, done.stderr
         words = shlex.split(done.stdout)
         flags = {names.get(word, word): words[i + 1] for i, word in enumerate(words[:-1])}
+        flags["--precision"] = precision.resolve(flags["--precision"])  # what auto means here
         compared = ("--lr", "--seed", "--epochs", "--batch-size", "--precision", "--subsets")
-        found.append({flag: flags[flag] for flag in (*compared, "--save-dir", "--require-epochs")})
+        found.append({flag: flags[flag] for flag in (*compared, "--save-dir")})
         own = knobs_in(path.read_text(encoding="utf-8"))
         assert not set(own) & set(knobs_in(LIBRARIES[1].read_text(encoding="utf-8")))
     assert found[0] == found[1]

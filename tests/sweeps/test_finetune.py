@@ -17,7 +17,7 @@ from fairseq import checkpoint_utils  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.checkpoints import best  # noqa: E402
-from fairseq_peft.runs import lock  # noqa: E402
+from fairseq_peft.runs import lock, plan  # noqa: E402
 
 
 @pytest.fixture
@@ -91,6 +91,22 @@ def test_a_run_does_not_go_on_with_other_knobs(fairseq, data_folder, trained, mo
     assert f"would go on with {name[5:]} = {value}" in done.stderr
     assert "Traceback" not in done.stderr
     assert (trained / "run.json").read_bytes() == before
+
+
+def test_a_run_by_hand_has_a_plan_and_tells_what_differs(fairseq, data_folder, tmp_path):
+    def train(**more):
+        return fairseq("train", *train_flags(data_folder, tmp_path, **more))
+
+    assert train().returncode == 0
+    found = plan.read(tmp_path)
+    assert (found.seed, found.max_epoch, found.lr) == (1, 1, "0.01")
+    done = train(seed=2, max_epoch=2)
+    assert done.returncode == 1 and "holds another run: seed 1, now 2" in done.stderr
+    assert plan.read(tmp_path) == found
+    done = train(lr=5e-3, max_epoch=2)
+    assert done.returncode == 0, done.stderr
+    assert "another plan than before: lr 0.01, now 0.005; max_epoch 1, now 2" in done.stdout
+    assert plan.read(tmp_path).max_epoch == 2
 
 
 def test_a_new_start_from_lora_keeps_what_it_computes(fairseq, data_folder, trained, tmp_path):

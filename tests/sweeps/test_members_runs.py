@@ -187,8 +187,7 @@ def test_sweep_script_with_members(python, data_folder, base_checkpoint, tmp_pat
     results = {}
     for members in (1, 3):
         runs = tmp_path / f"runs{members}"
-        worker = "none" if members == 1 else "start"
-        done = script("sweep.sh", **knobs, RUNS=runs, MEMBERS=members, WORKER=worker)
+        done = script("sweep.sh", **knobs, RUNS=runs, MEMBERS=members)
         assert done.returncode == 0, done.stderr
         assert "7 of 7 done" in done.stdout
         for path in runs.rglob("result.json"):
@@ -202,6 +201,7 @@ def test_sweep_script_with_members(python, data_folder, base_checkpoint, tmp_pat
             assert result.get("members", 1) == (2 if grouped else 1)
     assert len(results) == 6
     assert all(len(pair) == 2 and pair[0] == pair[1] for pair in results.values())
-    shutil.rmtree(tmp_path / "runs3" / data_folder.name / "pretrained" / "lora" / "seed3")
+    for seed in (2, 3):
+        shutil.rmtree(tmp_path / f"runs3/{data_folder.name}/pretrained/lora/seed{seed}")
     done = script("sweep.sh", **knobs, RUNS=tmp_path / "runs3", MEMBERS=3, WORKER="none")
     assert done.returncode == 0 and done.stdout.count("started") == 1

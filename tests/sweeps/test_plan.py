@@ -91,6 +91,31 @@ def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updat
     assert (found.total_updates, found.warmup_updates) == (updates, updates // 10)
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, ["accuracy", "--maximize-best-checkpoint-metric"]),
+        ({"metric": "f1_bad"}, ["f1_bad", "--maximize-best-checkpoint-metric"]),
+        ({"metric": "loss"}, ["loss"]),
+        ({"flags": ["--best-checkpoint-metric", "loss"]}, ["loss"]),
+    ],
+)
+def test_the_metric_says_the_direction(knobs, change, found):
+    words = knobs_of.command(replace(knobs, **change))
+    assert words.count("--best-checkpoint-metric") == 1
+    told = [words[words.index("--best-checkpoint-metric") + 1]]
+    assert [*told, *(word for word in words if word.startswith("--maximize"))] == found
+
+
+def test_other_knobs_are_flags_and_a_metric_is_given_once(knobs):
+    words = knobs_of.command(replace(knobs, patience=2, class_weights="balanced", eval_test="best"))
+    for pair in (["--patience", "2"], ["--class-weights", "balanced"], ["--eval-test", "best"]):
+        assert words[words.index(pair[0]) + 1] == pair[1]
+    flags = ["--best-checkpoint-metric", "loss"]
+    with pytest.raises(InputError, match="METRIC.* would be ignored"):
+        knobs_of.command(replace(knobs, metric="mcc", flags=flags))
+
+
 def test_batches_by_tokens_are_those_of_the_run(knobs):
     """They differ from epoch to epoch, and the last update of training is the schedule's."""
     flags = ["--max-tokens", "64", "--cpu"]

@@ -110,22 +110,27 @@ def test_sweep_picks_the_rate_on_valid_and_is_reported(data, knobs, python):
 
 
 def test_failures_are_listed_and_the_rest_runs(data, knobs):
-    """A base that does not exist fails its cell alone, with a sentence; the exit status says so."""
+    """A file where a run's adapter folder is to be fails its cell, with the sentence that its log
+    has; the exit status says so, and the cell's other runs are not started."""
+    cell = data / "failing/demo/scratch/lora"
+    (cell / "seed1").mkdir(parents=True)
+    (cell / "seed1" / "adapter").write_text("a file")
     more = {
         "RUNS": data / "failing",
-        "CELLS": "scratch/head_only pretrained/head_only",
-        "BASE": data / "missing.pt",
-        "SEEDS": "1",
+        "CELLS": "scratch/lora scratch/head_only",
+        "SEEDS": "1 2",
         "LR_SCRATCH": "1e-3",
-        "LR_HEAD_ONLY": "1e-3",
-        "WORKER": "none",
+        "JOBS": "1",
     }
     done = script("sweep.sh", **knobs(**more))
-    assert done.returncode == 1
-    assert "failed: pretrained/head_only seed 1 lr 1e-3: The base checkpoint" in done.stderr
-    assert (data / "failing/demo/scratch/head_only/seed1/result.json").exists()
-    log = (data / "failing/logs/demo-pretrained-head_only-seed1.log").read_text()
-    assert "missing.pt does not exist" in log and "Traceback" not in log
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    failed, left, last = done.stderr.splitlines()[-3:]
+    assert failed.startswith("failed: scratch/lora seed 1 lr 1e-3: ") and "is a file" in failed
+    assert left == "failed: scratch/lora: 1 more run not started, because of that"
+    assert "1 of 4 runs failed" in last
+    assert not (cell / "seed2").exists()
+    assert (data / "failing/demo/scratch/head_only/seed2/result.json").exists()
+    assert "is a file" in (data / "failing/logs/demo-scratch-lora-seed1.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -133,13 +138,16 @@ def test_failures_are_listed_and_the_rest_runs(data, knobs):
     [
         ({"METHODS": "lora"}, "METHODS=lora would be ignored"),
         ({"SEED": "1"}, "SEED=1 would be ignored"),
+        ({"LR_LORA": "1e-3"}, "LR_LORA would be ignored: no cell of this sweep"),
+        ({"FLAGS_LORAA": "--lora-rank 4"}, "Is FLAGS_LORA meant?"),
         ({"SEEDS": "1 1"}, "'1 1' names 1 twice"),
         ({"CELLS": "scratch/lora scratch/lora"}, "names scratch/lora twice"),
     ],
 )
 def test_sweep_names_what_it_would_ignore(data, knobs, more, message):
-    done = script("sweep.sh", **knobs(**more))
+    done = script("sweep.sh", **knobs(**{"RUNS": data / "none", **more}))
     assert done.returncode == 1 and message in done.stderr
+    assert not (data / "none").exists()
 
 
 def test_finetune_refuses_bad_knobs(data, knobs):
@@ -147,9 +155,10 @@ def test_finetune_refuses_bad_knobs(data, knobs):
         ({"INIT": "pretrained", "BASE": ""}, "INIT=pretrained needs BASE"),
         ({"INIT": "scrath"}, "INIT=scrath is unknown"),
         ({"INIT": "scratch", "METHODS": "lora"}, "METHODS=lora would be ignored"),
+        ({"INIT": "scratch", "LR_LORA": "1e-3"}, "LR_LORA=1e-3 would be ignored"),
         ({"INIT": "scratch", "DATA": data}, "label/train.idx does not exist"),
     ]:
-        done = script("finetune.sh", **{**knobs(CELLS="", SEEDS=""), **more})
+        done = script("finetune.sh", **{**knobs(CELLS="", SEEDS="", LR_SCRATCH=""), **more})
         assert done.returncode == 1 and message in done.stderr
 
 
@@ -174,7 +183,7 @@ def sweeping(knobs, data, name):
         while not list((data / name).rglob("metrics.jsonl")):
             assert sweep.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        (worker,) = [pid for pid in session(sweep.pid) if is_worker(pid)]
+        (worker,) = [pid for pid in children(sweep.pid) if command(pid) == command(sweep.pid)]
         (handler,) = children(worker)
         (run,) = children(handler)
         yield sweep, (run, handler, worker)
@@ -198,13 +207,9 @@ def children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def is_worker(pid):
-    """Whether it is the worker itself: the forks have its command line, too."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    if b"--parent" not in words:
-        return False
-    parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
-    return words[words.index(b"--parent") + 1].decode() == parent
+def command(pid):
+    """Its command line, which a fork has, too."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def session(leader):
@@ -234,7 +239,9 @@ def test_a_kill_is_a_failed_run_and_the_next_sweep_completes(data, knobs, victim
     log = (data / name / "demo/scratch/lora/seed1/train.log").read_text()
     assert ("ended by SIGKILL" if victims == 1 else "ended before the run did") in log
     assert left_behind(data) == []
-    more = {**LONG, "EPOCHS": "1", "RUNS": data / name, "WORKER": "none"}
+    if victims == 3:
+        return
+    more = {**LONG, "EPOCHS": "1", "RUNS": data / name}
     done = script("sweep.sh", **knobs(**more))
     assert done.returncode == 1 and "max_epoch 100000, now 1" in done.stderr
     done = script("sweep.sh", "--redo", **knobs(**more))

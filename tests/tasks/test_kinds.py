@@ -19,6 +19,7 @@ from fairseq_peft.data import checks, targets  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import predictions  # noqa: E402
 from fairseq_peft.runs.choice import choice  # noqa: E402
+from fairseq_peft.text.kinds import kind_of  # noqa: E402
 
 # ---- Scores --------------------------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ def test_bad_folders_are_refused(dictionary, tmp_path):
         load()
     (folder / "kind.txt").write_text("regression")
     with pytest.raises(InputError, match="says 'regression'; expected one of classes, labels"):
-        targets.kind_of(folder)
+        kind_of(folder)
 
 
 # ---- Runs ----------------------------------------------------------------------------------------

@@ -1,0 +1,145 @@
+"""Fine-tune cells x seeds, several runs at once, each cell's learning rate picked on valid.
+
+`fairseq-peft sweep --data data-bin/cls-books --base model.pt --jobs 2`: a cell is start/method,
+such as pretrained/lora; its method may be several with + between, or a name of your own, whose
+flags --cell-flags says. Where a cell has several learning rates, each runs once with the first
+seed, under RUNS-grid; the best on valid, by --metric, is taken, and its run is the first seed's
+run; then the other seeds run with it. Everything that can be is checked before the first run. What
+is done is skipped, so a sweep that was interrupted goes on. Failures are listed at the end.
+scripts/sweep.sh is the same with variables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.sweeps.cells import check_twice
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from fairseq_peft.sweeps import arguments
+    from fairseq_peft.sweeps.cells import FROM_SCRATCH, SCRATCH, USUAL
+
+    text = parser.add_argument
+    text("--base", metavar="FILE", help="checkpoint to start from, for the cells pretrained/...")
+    text("--cells", default=" ".join(USUAL), help=f"start/method each ({' '.join(USUAL)})")
+    text("--seeds", default="1 2 3", help="the first one tunes the learning rate (1 2 3)")
+    text(
+        "--rates",
+        action="append",
+        default=[],
+        metavar="NAME=RATES",
+        help='learning rates of the cell pretrained/NAME, such as lora="1e-3 2e-3" (what '
+        f"fairseq-peft methods says); {SCRATCH}=RATES: of every cell from scratch "
+        f"({' '.join(FROM_SCRATCH)})",
+    )
+    text(
+        "--cell-flags",
+        action="append",
+        default=[],
+        metavar="NAME=FLAGS",
+        help='flags of the cells called NAME, such as pissa="--peft lora --lora-init pissa"',
+    )
+    text("--jobs", type=int, default=1, help="runs at once (1)")
+    text("--members", type=int, default=1, help="runs of a cell in one process (1)")
+    text("--threads", type=int, help="CPU threads a run (all cores, shared among the jobs)")
+    text("--every", type=float, default=10, help="seconds between progress lines (10)")
+    text(
+        "--worker",
+        default="start",
+        help="start: one process imports fairseq, and its forks train; none: each run is a "
+        "process of its own; or where one listens (start)",
+    )
+    arguments.add(parser)
+    arguments.add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from fairseq_peft.sweeps import arguments, cells, start
+    from fairseq_peft.sweeps.sweep import Sweep
+
+    if args.jobs < 1:
+        raise InputError(f"JOBS={args.jobs} is no number of runs: give 1 or more.")
+    threads = args.threads or -(-arguments.cores() // args.jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before anything that reads it is imported
+    seeds = _seeds(args.seeds)
+    args.precision = start.precision(args.precision)
+    knobs = arguments.knobs(
+        args, threads=threads, method="", label="", base=args.base, seed=0, lr=""
+    )
+    sweep = Sweep(
+        knobs=knobs,
+        cells=cells.read(args.cells.split(), _named(args.cell_flags), _named(args.rates)),
+        seeds=seeds,
+        jobs=args.jobs,
+        members=args.members,
+        change=arguments.change(args),
+    )
+    if args.dry_run:
+        sys.stdout.write("".join(f"{line}\n" for line in sweep.dry_run()))
+        return 0
+    return _run(sweep, args)
+
+
+def _run(sweep, args) -> int:
+    import contextlib
+
+    from fairseq_peft.sweeps import finetune, launchers, progress, start
+
+    with finetune.ending_on_sigterm(), contextlib.ExitStack() as stack:
+        try:
+            schedule = sweep.schedule()
+            sweep.pick(schedule)
+            worker = None if args.worker in ("start", "none") else args.worker
+            if schedule.waiting():
+                start.imports(sweep.knobs.threads)
+                if args.worker == "start":
+                    worker = stack.enter_context(start.forked_worker())
+                sweep.check(schedule)
+            view = stack.enter_context(progress.view(schedule, args.every))
+            sweep.run(schedule, launchers.Local(), view, worker)
+            view.end()
+        except (SystemExit, KeyboardInterrupt):  # SIGTERM, Ctrl-C
+            return 130
+    for told in failures(schedule):
+        sys.stderr.write(f"failed: {told}\n")
+    if schedule.failed:
+        runs = sweep.knobs.runs
+        raise InputError(
+            f"{len(schedule.failed)} of {schedule.num_runs} runs failed; their logs are "
+            f"{runs}/logs and {runs}-grid/*/logs. Run again to retry."
+        )
+    return 0
+
+
+def failures(schedule):
+    """A line for each run that failed, and for each cell that was left for it."""
+    for run, why in schedule.failed.items():
+        yield f"{run}: {why}"
+    for cell, number in schedule.not_started.items():
+        if number:
+            yield f"{cell}: {number} more run{'s' * (number > 1)} not started, because of that"
+
+
+def _seeds(text):
+    try:
+        seeds = [int(word) for word in text.split()]
+    except ValueError:
+        raise InputError(f"SEEDS '{text}': seeds are whole numbers, such as 1 2 3.") from None
+    if not seeds:
+        raise InputError("A sweep needs seeds, such as 1 2 3.")
+    check_twice(seeds, "seed")
+    return seeds
+
+
+def _named(given):
+    named = {}
+    for one in given:
+        name, sign, text = one.partition("=")
+        if not sign or not name:
+            raise InputError(f"{one!r}: expected NAME=..., such as lora=1e-3.")
+        named[name] = text
+    return named

@@ -1,0 +1,61 @@
+"""The epochs of a run that trains, read off its metrics.jsonl as they come."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from fairseq_peft.scores import is_share
+
+logger = logging.getLogger(__name__)
+
+
+class Epochs:
+    """What a run has written of its validations since this object was made.
+
+    Args:
+        folder: of the run.
+        max_epoch: how many there will be; 0: nobody knows.
+
+    Attributes:
+        last: the newest line of metrics.jsonl; None before there is one.
+    """
+
+    def __init__(self, folder: Path, max_epoch: int):
+        self.path = folder / "metrics.jsonl"
+        self.max_epoch = max_epoch
+        self.last = None
+        self._place = self.path.stat().st_size if self.path.exists() else 0
+
+    def new(self) -> list[dict]:
+        """The lines that have come since the last call."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._place)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._place += len(whole + newline)
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self.last = lines[-1] if lines else self.last
+        return lines
+
+    def tell(self) -> None:
+        """Log each line that has come."""
+        for line in self.new():
+            scores = ", ".join(
+                f"{name} {shown(subset)}" for name, subset in line["subsets"].items()
+            )
+            logger.info(
+                f"epoch {line['epoch']} of {self.max_epoch or '?'}: {scores}, train loss "
+                f"{line['train']['loss']:.4f}, {line['train']['seconds']:.1f} s"
+            )
+
+
+def shown(subset: dict) -> str:
+    """What a person reads of a split's scores."""
+    name = next(name for name in ("micro_f1", "accuracy", "pearson", "loss") if name in subset)
+    if not is_share(name):
+        return f"{name} {subset[name]:.4f}"
+    return f"{'' if name == 'accuracy' else name + ' '}{100 * subset[name]:.2f} %"

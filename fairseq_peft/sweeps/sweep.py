@@ -1,0 +1,226 @@
+"""Cells x seeds, several runs at once, each cell's learning rate picked on valid.
+
+``Sweep`` knows what runs are, where they lie, and what becomes of them; in which order they run is
+the ``schedule``'s, and how they are started the ``launcher``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.report import runs as report_runs
+from fairseq_peft.runs import lock, plan
+from fairseq_peft.sweeps import check, finetune
+from fairseq_peft.sweeps.cells import Cell
+from fairseq_peft.sweeps.epochs import Epochs
+from fairseq_peft.sweeps.job import Job
+from fairseq_peft.sweeps.knobs import Knobs, command
+from fairseq_peft.sweeps.progress import Watched
+from fairseq_peft.sweeps.schedule import Run, Schedule, grid_of
+
+#: Seconds between two looks at what runs.
+REST_S = 0.1
+PICKED_LATER = "<picked on valid>"
+
+
+@dataclass
+class Sweep:
+    """A sweep, apart from how its runs are started.
+
+    Attributes:
+        knobs: those of every run; method, label, seed, lr and flags are the cells' and the seeds'.
+        cells, seeds: what is run.
+        jobs: processes at once.
+        members: runs of a cell in one process.
+        change: what to do with runs of another plan (``finetune.run``).
+    """
+
+    knobs: Knobs
+    cells: list[Cell]
+    seeds: list[int]
+    jobs: int = 1
+    members: int = 1
+    change: str | None = None
+
+    def __post_init__(self):
+        for name in ("jobs", "members"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"{name.upper()}={getattr(self, name)} is no number of runs: give 1 or more."
+                )
+        based = [cell for cell in self.cells if cell.start == "pretrained"]
+        if based and not self.knobs.base:
+            raise InputError(f"The cell {based[0]} needs a base: give BASE, a checkpoint.")
+
+    # Where runs are, and which knobs they have
+
+    def knobs_of(self, run: Run, worker: str | None = None) -> Knobs:
+        """The knobs of one run."""
+        knobs, cell = self.knobs, run.cell
+        return replace(
+            knobs,
+            runs=self._place(run),
+            method=cell.method,
+            label=cell.label,
+            base=knobs.base if cell.start == "pretrained" else None,
+            seed=run.seed,
+            lr=run.rate,
+            flags=[*cell.flags, *knobs.flags],
+            worker=worker,
+        )
+
+    def _place(self, run):
+        return f"{self.knobs.runs}-grid/lr{run.rate}" if run.grid else self.knobs.runs
+
+    def log_of(self, run: Run, last: str | None = None) -> str:
+        """What is told of a run, or of ``last`` of its cell."""
+        name = os.path.basename(os.path.normpath(self.knobs.data))
+        last = last or f"seed{run.seed}"
+        file = f"{name}-{run.cell.start}-{run.cell.label}-{last}.log"
+        return os.path.join(self._place(run), "logs", file)
+
+    def job(self, runs: list[Run], worker: str | None) -> Job:
+        logs = [self.log_of(run) for run in runs]
+        log = logs[0] if len(runs) == 1 else self.log_of(replace(runs[0], grid=False), "members")
+        return Job([self.knobs_of(run, worker) for run in runs], self.change, log, logs)
+
+    def dry_run(self) -> Iterable[str]:
+        """Every command, ready to paste."""
+        for cell in self.cells:
+            grid = grid_of(cell, self.seeds) if len(cell.rates) > 1 else []
+            rate = PICKED_LATER if grid else cell.rates[0]
+            for run in [*grid, *(Run(cell, seed, rate) for seed in self.seeds[bool(grid) :])]:
+                yield f"# {run}"
+                yield from finetune.dry_run(self.knobs_of(run))
+
+    # Before the first run
+
+    def schedule(self) -> Schedule:
+        """All runs, with those that are done.
+
+        Raises:
+            InputError: a run of another plan is in the way, or there is no such data or base.
+        """
+        if self.change is None:
+            for cell in self.cells:
+                if len(cell.rates) > 1:
+                    self._check_others(cell)
+        return Schedule(self.cells, self.seeds, self.members, self._is_done)
+
+    def _is_done(self, run):
+        knobs = self.knobs_of(run)
+        return finetune.is_done(knobs.folder, plan.make(command(knobs)), self.change)
+
+    def _check_others(self, cell):
+        """Raise InputError where the folder of a seed whose rate is not picked yet holds a run that
+        differs in more than that."""
+        for seed in self.seeds:
+            knobs = self.knobs_of(Run(cell, seed, cell.rates[0]))
+            before = plan.read(knobs.folder)
+            if before:
+                now = replace(plan.make(command(knobs)), lr=before.lr)
+                finetune.is_done(knobs.folder, now)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raise InputError where a run of what is left to do would not start, or has no room."""
+        check.places([Path(self.knobs.runs), Path(f"{self.knobs.runs}-grid")])
+        waiting = schedule.waiting()
+        num_bytes, largest = 0, 0
+        for number, cell in enumerate(dict.fromkeys(run.cell for run in waiting)):
+            run = next(run for run in waiting if run.cell == cell)
+            words = command(self.knobs_of(run))
+            if self.change == "redo":  # what is there will be gone
+                words += ["--save-dir", f"{self.knobs_of(run).folder}.redone"]
+            size = check.BYTES_OF_PARAMETER * check.cell(str(cell), words, number == 0)
+            num_runs = len(cell.rates) + len(self.seeds) - 1
+            num_bytes += size * (num_runs if self.knobs.keep == "best" else 0)
+            largest = max(largest, size)
+        check.room(Path(self.knobs.runs), num_bytes + 2 * self.jobs * self.members * largest)
+
+    # The runs
+
+    def run(self, schedule: Schedule, launcher, view, worker: str | None = None) -> None:
+        """Run all that is left; what failed is in ``schedule`` afterwards."""
+        running = []  # (runs, what the launcher has returned, Watched of each run)
+        try:
+            while True:
+                for entry in list(running):
+                    self._reap(entry, running, schedule, view)
+                self.pick(schedule)
+                while len(running) < self.jobs and (runs := schedule.next()):
+                    watched = [Watched(run, self._epochs(run)) for run in runs]
+                    job = launcher.start(self.job(runs, worker))
+                    running.append((runs, job, watched))
+                    text = ", ".join(map(str, runs))
+                    view.say(f"started {text}", _all(running))
+                if not running and not schedule.to_pick():
+                    return
+                for one in _all(running):
+                    one.look()
+                view.show(_all(running))
+                time.sleep(REST_S)
+        finally:
+            for _, job, _ in running:
+                job.stop()
+            for _, job, _ in running:
+                while job.poll() is None:
+                    time.sleep(REST_S)
+
+    def _epochs(self, run):
+        knobs = self.knobs_of(run)
+        return Epochs(knobs.folder, plan.make(command(knobs), files=False).max_epoch)
+
+    def _reap(self, entry, running, schedule, view):
+        runs, job, watched = entry
+        errors = job.poll()
+        if errors is None:
+            return
+        running.remove(entry)
+        for run, error, one in zip(runs, errors, watched):
+            one.look()
+            schedule.ended(run, error)
+            if error is None:
+                view.say(f"done {run} {one.scores}", _all(running))
+            else:
+                view.say(f"failed: {run}: {error}", _all(running))
+
+    def pick(self, schedule: Schedule) -> None:
+        """Pick the rates of the grids that are trained; the picked run is the first seed's."""
+        for cell in schedule.to_pick():
+            grid = grid_of(cell, self.seeds)
+            try:
+                best = grid[report_runs.best([self.knobs_of(run).folder for run in grid])]
+                target = self.knobs_of(Run(cell, self.seeds[0], best.rate)).folder
+                self._adopt(self.knobs_of(best).folder, target)
+            except lock.Busy:
+                continue  # another sweep puts its run there: look again
+            except (InputError, OSError) as error:
+                schedule.could_not_pick(cell, str(error))
+            else:
+                schedule.picked(cell, best.rate)
+
+    def _adopt(self, source: Path, target: Path) -> None:
+        """Copy the run of ``source`` to ``target``, unless it is there."""
+        with finetune.owned(target):
+            lock.take(target)
+            there, picked = plan.read(target), plan.read(source)
+            differ = plan.differences(there, picked) if there and picked else None
+            if (target / "result.json").exists():
+                if differ == {}:
+                    return
+                if differ and self.change is None:
+                    raise InputError(
+                        f"{target} holds a run of another plan than {source}, the one picked now: "
+                        f"{plan.sentence(differ)}. Give --redo."
+                    )
+            finetune.clear(target)
+            finetune.copy(source, target)
+
+
+def _all(running):
+    return [one for _, _, watched in running for one in watched]

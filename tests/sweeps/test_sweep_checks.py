@@ -1,0 +1,144 @@
+"""What a sweep does around its runs: checks before the first, another launcher, what it shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from helpers import TINY_FLAGS
+
+pytest.importorskip("fairseq")
+
+import fairseq_peft.plugin  # noqa: E402, F401
+from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.sweeps import cells, check, progress  # noqa: E402
+from fairseq_peft.sweeps.epochs import Epochs  # noqa: E402
+from fairseq_peft.sweeps.knobs import Knobs  # noqa: E402
+from fairseq_peft.sweeps.sweep import Sweep  # noqa: E402
+
+
+@pytest.fixture
+def sweep(data_folder, base_checkpoint, tmp_path):
+    """``sweep(names, flags={...}, jobs=2, base=...)``; what is no argument is a knob."""
+
+    def make(names=("pretrained/lora",), flags=None, seeds=(1, 2), jobs=1, **more):
+        given = {
+            **{"method": "", "label": "", "seed": 0, "lr": "", "size": "roberta_small"},
+            **{"epochs": 3, "batch_size": 8, "warmup": 10, "precision": "fp32"},
+            **{"subsets": "valid,test", "threads": 1, "arch_args": TINY_FLAGS, "flags": []},
+            **{"data": str(data_folder), "runs": str(tmp_path / "runs")},
+            **{"base": str(base_checkpoint), **more},
+        }
+        rates = {"SCRATCH": "1e-3", **({"LORA": "1e-3"} if "pretrained/lora" in names else {})}
+        read = cells.read(list(names), flags or {}, rates)
+        return Sweep(Knobs(**given), read, list(seeds), jobs)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"flags": {"lora": "--lora-rnk 4"}}, "unrecognized arguments: --lora-rnk 4"),
+        ({"flags": {"lora": "--adapter-style parallel"}}, "--adapter-style would be ignored"),
+        ({"metric": "macro"}, "--best-checkpoint-metric macro is unknown"),
+        ({"class_weights": "1,2,3"}, "expected none, balanced, or 2 positive numbers"),
+        ({"subsets": "valid,tset"}, "has no split 'tset'"),
+        (
+            {"arch_args": [*TINY_FLAGS[2:], "--encoder-layers", "3"]},
+            "encoder_layers 3 .the base has 2",
+        ),
+        ({"names": ["scratch/lora", "pretrained/lora"], "base": None}, "needs a base"),
+        ({"base": "nowhere.pt"}, "nowhere.pt does not exist"),
+        ({"data": "nowhere"}, "nowhere/label/train.idx does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_would_not_start_is_said_and_nothing_is_written(sweep, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        one = sweep(**more)
+        one.check(one.schedule())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_base_of_another_dictionary_is_refused(sweep, base_checkpoint, data_folder, tmp_path):
+    shutil.copy(base_checkpoint, tmp_path / "model.pt")
+    lines = (data_folder / "input0" / "dict.txt").read_text().splitlines()
+    (tmp_path / "dict.txt").write_text("\n".join(reversed(lines)) + "\n")
+    one = sweep(base=str(tmp_path / "model.pt"))
+    with pytest.raises(InputError, match="The cell pretrained/lora cannot start: .*dictionary"):
+        one.check(one.schedule())
+
+
+def test_what_would_start_has_a_place_and_room(sweep, tmp_path, monkeypatch):
+    one = sweep(names=["scratch/full", "pretrained/lora"])
+    one.check(one.schedule())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="GB free. Make room"):
+        one.check(one.schedule())
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match="is a file. Give another RUNS"):
+        check.places([tmp_path / "runs" / "below"])
+
+
+class Launcher:
+    """Runs nothing: a job ends when it is looked at for the second time."""
+
+    def __init__(self, errors=()):
+        self.errors, self.started, self.at_once, self.most = dict(errors), [], 0, 0
+
+    def start(self, job):
+        (knobs,) = job.runs
+        self.started.append(f"{knobs.label} {knobs.seed}")
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        answers = iter([None, [self.errors.get(self.started[-1])]])
+
+        def poll():
+            found = next(answers)
+            self.at_once -= found is not None
+            return found
+
+        return SimpleNamespace(poll=poll, stop=lambda: None)
+
+
+def test_another_launcher_is_a_class_with_start(sweep):
+    one = sweep(
+        names=["scratch/lora", "scratch/full", "scratch/head_only"], seeds=(1, 2, 3), jobs=2
+    )
+    schedule = one.schedule()
+    launcher = Launcher({"full 1": "no room"})
+    said = io.StringIO()
+    one.run(schedule, launcher, progress.Lines(schedule, 10, said))
+    assert launcher.started[:3] == ["lora 1", "full 1", "head_only 1"] and launcher.most == 2
+    assert len(launcher.started) == 7 and "full 2" not in launcher.started
+    assert [str(run) for run in schedule.failed] == ["scratch/full seed 1 lr 1e-3"]
+    assert "failed: scratch/full seed 1 lr 1e-3: no room" in said.getvalue()
+    assert "7 of 9 done, 0 running, 1 failed" in said.getvalue()
+
+
+def test_the_table_shows_epochs_and_the_time_left(sweep, tmp_path):
+    from rich.console import Console
+
+    one = sweep()
+    schedule = one.schedule()
+    (run,) = schedule.next()
+    watched = progress.Watched(run, Epochs(tmp_path, 3))
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with progress.Table(schedule, console=console) as table:
+        table.show([watched])
+        line = {
+            **{"epoch": 1, "train": {"seconds": 50.0, "loss": 1.0}},
+            "subsets": {"valid": {"accuracy": 0.75, "seconds": 1.0}},
+        }
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"epoch": 2, "tr')
+        watched.look()
+        table.show([watched])
+        table.say("started something", [watched])
+    shown = screen.getvalue()
+    for text in ("pretrained/lora", "0 of 3", "1 of 3", "75.00 %", "102 s", "started something"):
+        assert text in shown, text
