@@ -236,7 +236,7 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
         ({}, "nothing to start from"),
         ({"BASE": "a.pt", "HF_BASE": "b"}, "both set"),
         ({"BASE": "a.pt", "METHOD": "adapter"}, "METHOD=adapter is unknown here"),
-        ({"BASE": "a.pt", "METRIC": "mcc"}, "METRIC=mcc would be ignored"),
+        ({"BASE": "a.pt", "PATIENCE": "3"}, "PATIENCE=3 would be ignored"),
         ({"BASE": "a.pt", "DATA": "nowhere"}, "label/train.idx does not exist"),
     ],
 )
