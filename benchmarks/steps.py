@@ -66,8 +66,7 @@ def build(setup: Setup):
 
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.checkpoints.finetuned import placeholder
-    from fairseq_peft.models.roberta import architecture
-    from fairseq_peft.models.roberta import RobertaPeftModel
+    from fairseq_peft.models.roberta import RobertaPeftModel, architecture
 
     given = {"precision": setup.precision, "dropout": setup.dropout}
     given["attention_dropout"] = setup.dropout
