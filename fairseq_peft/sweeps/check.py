@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 
-#: Bytes that a checkpoint holds of a trained parameter: itself and two moments, in fp32.
-BYTES_OF_PARAMETER = 12
+#: Bytes of a trained parameter in a checkpoint, in fp32: itself, and with two moments.
+ALONE, WITH_MOMENTS = 4, 12
 
 
 def cell(name: str, words: list[str], with_data: bool) -> int:
@@ -25,7 +25,7 @@ def cell(name: str, words: list[str], with_data: bool) -> int:
         with_data: whether to look at every row of the data, too.
 
     Returns:
-        Number of parameters that train.
+        Bytes of a checkpoint, about.
 
     Raises:
         InputError: why it would not.
@@ -46,7 +46,10 @@ def cell(name: str, words: list[str], with_data: bool) -> int:
         raise InputError(f"The cell {name} cannot start: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if cfg.checkpoint.no_save:
+        return 0
+    bytes_each = ALONE if cfg.checkpoint.no_save_optimizer_state else WITH_MOMENTS
+    return bytes_each * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def parse(words: list[str]):

@@ -8,6 +8,9 @@ import time
 from fairseq_peft.sweeps.epochs import Epochs, shown
 from fairseq_peft.sweeps.schedule import Run, Schedule
 
+#: Seconds between two drawings of the table.
+TABLE_S = 0.5
+
 
 class Watched:
     """A run that trains, seen from outside: ``epochs`` has read its metrics.jsonl."""
@@ -112,17 +115,29 @@ class Table(Lines):
 
     def say(self, text: str, watched: list[Watched]) -> None:
         if text:
-            # Above the table.
-            self.console.print(text, markup=False, highlight=False)
-        self.show(watched)
+            self.console.print(text, markup=False, highlight=False)  # above the table
+        self._draw(watched)
 
     def show(self, watched: list[Watched]) -> None:
+        if time.monotonic() - self._last >= TABLE_S:
+            self._draw(watched)
+
+    def end(self) -> None:
+        self._draw([])
+
+    def _draw(self, watched):
+        self._last = time.monotonic()
         self._live.update(self._table(watched), refresh=True)
 
     def _table(self, watched):
+        from rich.console import Group
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable(title=self.summary(watched).strip(), title_justify="left")
+        summary = Text(self.summary(watched).strip())
+        if not watched:
+            return summary
+        table = RichTable()
         for name in ("cell", "seed", "rate", "epoch", "valid so far", "left"):
             table.add_column(name, justify="left" if name == "cell" else "right")
         for one in watched:
@@ -132,7 +147,7 @@ class Table(Lines):
                 f"{one.epoch} of {one.epochs.max_epoch or '?'}",
                 *(one.scores, "" if left is None else f"{left:.0f} s"),
             )
-        return table
+        return Group(summary, table)
 
 
 def view(schedule: Schedule, every: float) -> Lines:

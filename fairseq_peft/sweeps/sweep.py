@@ -136,7 +136,7 @@ class Sweep:
             words = command(self.knobs_of(run))
             if self.change == "redo":  # what is there will be gone
                 words += ["--save-dir", f"{self.knobs_of(run).folder}.redone"]
-            size = check.BYTES_OF_PARAMETER * check.cell(str(cell), words, number == 0)
+            size = check.cell(str(cell), words, number == 0)
             num_runs = len(cell.rates) + len(self.seeds) - 1
             num_bytes += size * (num_runs if self.knobs.keep == "best" else 0)
             largest = max(largest, size)

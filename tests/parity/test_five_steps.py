@@ -191,7 +191,7 @@ def test_a_run_is_a_row_of_the_report(place, packages, tmp_path):
     assert any("tfevents" in name and not name.endswith(".hparams") for name in left)
 
     again = script(place, "finetune_hf.sh", packages, BASE=base, **runs)
-    assert again.stdout.endswith("is done.\n")
+    assert (again.stdout + again.stderr).endswith("is done.\n")
     assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     rows = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {row["method"] for row in rows} == {"lora", "hf-lora"}

@@ -130,15 +130,15 @@ def test_the_table_shows_epochs_and_the_time_left(sweep, tmp_path):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     with progress.Table(schedule, console=console) as table:
-        table.show([watched])
+        table.say("", [watched])
         line = {
             **{"epoch": 1, "train": {"seconds": 50.0, "loss": 1.0}},
             "subsets": {"valid": {"accuracy": 0.75, "seconds": 1.0}},
         }
         (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"epoch": 2, "tr')
         watched.look()
-        table.show([watched])
         table.say("started something", [watched])
+        table.end()
     shown = screen.getvalue()
     for text in ("pretrained/lora", "0 of 3", "1 of 3", "75.00 %", "102 s", "started something"):
         assert text in shown, text
