@@ -83,7 +83,7 @@ def average(
     choice, lines = read_run(run_dir)
     kept = choose(run_dir, choice, lines, which, number)
     data = data or found.description["data"]
-    if not (Path(data) / "label" / "dict.txt").is_file():
+    if not (Path(data) / "input0" / "dict.txt").is_file():
         raise InputError(
             f"{data}, the run's data folder, does not exist. Say where it is: --data DIR."
         )

@@ -39,7 +39,7 @@ def run(args) -> int:
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.combining.average import average
 
-    for name in ("fairseq.data.data_utils", "fairseq.tasks", "fairseq_peft.tasks"):
+    for name in ("fairseq.data.data_utils", "fairseq.tasks", "fairseq_peft"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="'pin_memory'")  # fairseq always asks for it
     which, number = ("last", args.last) if args.last is not None else ("best", args.best)

@@ -12,6 +12,7 @@ from verbs import run as verb
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
+from kinds import write_numbers  # noqa: E402
 from runs import load, metrics, without_clocks  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
@@ -74,6 +75,25 @@ def test_scores_are_those_that_training_logged(trained, data_folder):
             found, rows = average.score(*loaded, ["valid", "test"], Choice("mcc"))
             assert found == without_clocks(at["subsets"])
             assert rows.num_correct("test") == at["subsets"]["test"]["num_correct"]
+
+
+@pytest.mark.end_to_end
+def test_a_run_on_numbers(fairseq, tmp_path):
+    data = write_numbers(tmp_path / "data")
+    more = {"max_epoch": 2, "keep_best_checkpoints": 2, "best_checkpoint_metric": "spearman"}
+    done = fairseq("train", *train_flags(data, tmp_path / "run", lr=3e-2, **more))
+    assert done.returncode == 0, done.stderr
+    kept = average.checkpoints(tmp_path / "run")
+    lines = metrics(tmp_path / "run")
+    assert list(kept) == [at["num_updates"] for at in lines]
+    loaded = average.load(kept[lines[0]["num_updates"]], str(data), None)
+    found, _ = average.score(*loaded, ["valid", "test"], Choice("spearman"))
+    for name, logged in without_clocks(lines[0]["subsets"]).items():
+        assert found[name] == pytest.approx(logged, abs=1e-6)
+    verb("average", tmp_path / "run", "--best", 2, "--out", tmp_path / "mean")
+    assert not (tmp_path / "mean" / "result.json").exists()  # the run has none
+    metric = adapter_folder.read(tmp_path / "mean" / "adapter").description["metrics"]
+    assert metric["value"] == round(metric["subsets"]["valid"]["spearman"], 6)
 
 
 @pytest.mark.end_to_end
