@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+from fairseq_peft.runs import log as run_log
 from fairseq_peft.scores import is_share
 
 logger = logging.getLogger(__name__)
@@ -45,17 +46,18 @@ class Epochs:
         """Log each line that has come."""
         for line in self.new():
             scores = ", ".join(
-                f"{name} {shown(subset)}" for name, subset in line["subsets"].items()
+                f"{name} {self.shown(subset)}" for name, subset in line["subsets"].items()
             )
             logger.info(
                 f"epoch {line['epoch']} of {self.max_epoch or '?'}: {scores}, train loss "
                 f"{line['train']['loss']:.4f}, {line['train']['seconds']:.1f} s"
             )
 
-
-def shown(subset: dict) -> str:
-    """What a person reads of a split's scores."""
-    name = next(name for name in ("micro_f1", "accuracy", "pearson", "loss") if name in subset)
-    if not is_share(name):
-        return f"{name} {subset[name]:.4f}"
-    return f"{'' if name == 'accuracy' else name + ' '}{100 * subset[name]:.2f} %"
+    def shown(self, subset: dict) -> str:
+        """What a person reads of a split's scores: the one that chooses in this run."""
+        chosen_by = run_log.read_choice(str(self.path.parent)) or {}
+        names = (chosen_by.get("metric"), "micro_f1", "accuracy", "pearson", "loss")
+        name = next(name for name in names if name in subset)
+        if not is_share(name):
+            return f"{name} {subset[name]:.4f}"
+        return f"{'' if name == 'accuracy' else name + ' '}{100 * subset[name]:.2f} %"

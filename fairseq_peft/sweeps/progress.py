@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from fairseq_peft.sweeps.epochs import Epochs, shown
+from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.schedule import Run, Schedule
 
 #: Seconds between two drawings of the table.
@@ -33,7 +33,7 @@ class Watched:
     def scores(self) -> str:
         """Those of the split that chooses, after the newest epoch; empty before there is one."""
         subsets = self.epochs.last["subsets"] if self.epochs.last else {}
-        return next((shown(subset) for subset in subsets.values()), "")
+        return next((self.epochs.shown(subset) for subset in subsets.values()), "")
 
     @property
     def seconds_left(self) -> float | None:

@@ -120,6 +120,16 @@ def test_another_launcher_is_a_class_with_start(sweep):
     assert "7 of 9 done, 0 running, 1 failed" in said.getvalue()
 
 
+def test_what_is_shown_is_what_chooses(tmp_path):
+    subset = {"accuracy": 0.75, "macro_f1": 0.5, "mcc": -0.25, "loss": 0.7}
+    epochs = Epochs(tmp_path, 3)
+    assert epochs.shown(subset) == "75.00 %"
+    for metric, text in (("macro_f1", "macro_f1 50.00 %"), ("mcc", "mcc -0.2500")):
+        chosen_by = {"metric": metric, "subset": "valid", "maximize": True}
+        (tmp_path / "run.json").write_text(json.dumps({"chosen_by": chosen_by}))
+        assert epochs.shown(subset) == text
+
+
 def test_the_table_shows_epochs_and_the_time_left(sweep, tmp_path):
     from rich.console import Console
 
