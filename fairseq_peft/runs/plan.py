@@ -189,8 +189,8 @@ def write(folder: Path, plan: Plan) -> None:
     write_json(str(folder / NAME), asdict(plan))
 
 
-def begin(folder: Path, words: list[str], resumes: bool) -> None:
-    """Write the plan of a run that starts, or goes on, in ``folder``, whoever started it.
+def begin(folder: Path, words: list[str], resumes: bool) -> Plan:
+    """The plan of a run that starts, or goes on, in ``folder``, whoever started it.
 
     What a run goes on with may differ in how long it is, in its learning rate and in its batches,
     as fairseq lets it; what differs is told. Data, base and seed are the same.
@@ -216,7 +216,7 @@ def begin(folder: Path, words: list[str], resumes: bool) -> None:
             )
         if differ:
             logger.warning(f"{folder} goes on with another plan than before: {sentence(differ)}")
-    write(folder, now)
+    return now
 
 
 def differences(before: Plan, now: Plan) -> dict:

@@ -54,7 +54,7 @@ def launch(task, cfg):
 
     # From here on the folder is this process's.
     take_folder(task, start)
-    write_plan(task, start)
+    planned = make_plan(task, start)
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):
@@ -68,6 +68,7 @@ def launch(task, cfg):
         save_dir=task.cfg.save_dir,
         subsets=task.cfg.valid_subset.split(","),
         described=described,
+        plan=planned,
         best=best_so_far(choice, task.cfg.save_dir, start, state),
         eval_test=task.cfg.eval_test,
         verify_frozen=task.cfg.verify_frozen,
@@ -142,17 +143,18 @@ def take_folder(task, start: checks.Start) -> None:
         )
 
 
-def write_plan(task, start: checks.Start) -> None:
-    """Write plan.json of a run that a command line has started; ``fairseq-hydra-train`` has none.
+def make_plan(task, start: checks.Start) -> plan.Plan | None:
+    """The plan of a run that a command line has started; ``fairseq-hydra-train`` has none, and only
+    the first process of a run writes one.
 
     Raises:
         InputError: the run in the folder would go on as another.
     """
     data, words = task.cfg.data, sys.argv[1:]
     if distributed_utils.get_global_rank() != 0 or data not in words or "--task" not in words:
-        return
+        return None
     words.remove(data)
-    plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
+    return plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
 def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fairseq.distributed import utils as distributed_utils
 
@@ -13,6 +14,7 @@ from fairseq_peft.checkpoints import slim
 from fairseq_peft.files import remove_leftovers
 from fairseq_peft.injection import frozen
 from fairseq_peft.runs import log as run_log
+from fairseq_peft.runs import plan
 from fairseq_peft.runs.choice import Best
 from fairseq_peft.tasks import record
 from fairseq_peft.tasks.best_adapter import BestAdapter
@@ -30,6 +32,7 @@ class Run:
         subsets: names of the evaluated splits, in the order of evaluation.
         best: decides which validation is the best; the same in every process.
         described: the content of run.json, which is written when the first epoch begins.
+        plan: the content of plan.json, which is written then, too; None: there is none to write.
         eval_test: ``each`` or ``best``: whether the splits that do not choose are evaluated at each
             validation, or only at a new best.
         verify_frozen: whether every validation compares the frozen tensors with the start.
@@ -48,6 +51,7 @@ class Run:
     subsets: list[str]
     described: dict
     best: Best
+    plan: plan.Plan | None = None
     eval_test: str = "each"
     verify_frozen: bool = False
     base_ref: slim.BaseRef | None = None
@@ -64,6 +68,8 @@ class Run:
             self._guard_frozen(model)
         if self.recorder is None and distributed_utils.get_global_rank() == 0:
             remove_leftovers(self.save_dir, "checkpoint*", "run.json")
+            if self.plan:
+                plan.write(Path(self.save_dir), self.plan)
             log = run_log.RunLog(self.save_dir, self.described)
             self.recorder = record.EpochRecorder(log, self.clock)
         if self.recorder:

@@ -65,7 +65,7 @@ def test_learning_rate_at_which_training_diverges(bench):
     assert done.returncode == 1
     assert done.stderr.startswith("fairseq_peft: error: The gradients' norm is nan: training has")
     assert "--lr" in done.stderr and len(done.stderr.splitlines()) == 1
-    assert left_behind(bench.save_dir) == ["run.json"]
+    assert left_behind(bench.save_dir) == ["plan.json", "run.json"]
 
 
 def test_colon_in_the_name_of_the_data_folder(bench):
