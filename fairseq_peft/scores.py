@@ -133,7 +133,11 @@ def ranks(numbers):
 def f1_of_class(meters, k: int) -> float:
     """F1 of class k from fairseq's meters; 0 where no row is of it or predicted as it."""
     counts = meters[COUNTS if COUNTS in meters else LABEL_COUNTS].sum
-    hit, target, predicted = counts[:, k].tolist()
+    return f1(*counts[:, k].tolist())
+
+
+def f1(hit, target, predicted) -> float:
+    """F1 of a class; 0 where no row is of it or predicted as it."""
     return 2 * hit / (target + predicted) if target + predicted else 0.0
 
 

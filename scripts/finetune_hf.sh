@@ -24,6 +24,7 @@ parse_args "$@"
 # shellcheck source=finetune_lib.sh
 . "$ROOT/scripts/finetune_lib.sh"
 
+METRIC=${METRIC:-accuracy}              # chooses the epoch: accuracy, macro_f1, mcc, loss or f1_<class>
 SEED=${SEED:-1}                         # seed of head, method, batches and dropout
 LR=${LR:-1e-4}                          # peak learning rate
 METHOD=${METHOD:-full}                  # full, or lora: PEFT's
@@ -33,7 +34,7 @@ HF_BASE=${HF_BASE:-}                    # or a folder that fairseq-peft to-hf ma
 HF_PACKAGES=${HF_PACKAGES:-}            # a site-packages folder with what PYTHON lacks of the extra hf
 
 refuse_variables "METHODS Say METHOD" "SEEDS Say SEED" "CELLS Say METHOD" "EPOCH Say EPOCHS" "BATCH Say BATCH_SIZE" \
-  "METRIC Accuracy chooses" "PATIENCE All epochs are trained" "CLASS_WEIGHTS All classes weigh the same"
+  "PATIENCE All epochs are trained" "CLASS_WEIGHTS All classes weigh the same"
 case $METHOD in full | lora) ;; *) die "METHOD=$METHOD is unknown here: set METHOD=full or METHOD=lora." ;; esac
 if [ -n "$BASE" ] && [ -n "$HF_BASE" ]; then die "BASE and HF_BASE are both set. Leave one out."; fi
 [ -n "$BASE$HF_BASE" ] || die "nothing to start from. Set BASE=model.pt, or HF_BASE to a folder of fairseq-peft to-hf."
@@ -58,4 +59,4 @@ from fairseq_peft.cli import main; sys.exit(main())' "$HF_PACKAGES" "$@"
 
 hf_cli finetune-hf "$DATA" "${BASE:-$HF_BASE}" --save-dir "$RUN" --method "$METHOD" --label "$LABEL" --seed "$SEED" \
   --lr "$LR" --epochs "$EPOCHS" --batch-size "$BATCH_SIZE" --warmup "$WARMUP" --precision "$PRECISION" \
-  --subsets "$SUBSETS" --keep "$KEEP" ${CHANGE[@]+"${CHANGE[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}
+  --subsets "$SUBSETS" --metric "$METRIC" --keep "$KEEP" ${CHANGE[@]+"${CHANGE[@]}"} ${EXTRA[@]+"${EXTRA[@]}"}

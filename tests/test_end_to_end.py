@@ -150,7 +150,7 @@ def test_tensorboard_shows_the_same_numbers(run):
     assert set(tags) <= set(events.Tags()["scalars"])
     for tag, number in tags.items():
         shown = [(event.step, event.value) for event in events.Scalars(tag)]
-        expected = [(line["epoch"], pytest.approx(number(line), rel=1e-6)) for line in lines]
+        expected = [(line["num_updates"], pytest.approx(number(line), rel=1e-6)) for line in lines]
         assert shown == expected, tag
 
 

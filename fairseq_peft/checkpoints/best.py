@@ -3,14 +3,22 @@
 fairseq keeps its best score, and how long it waits for a better one, as attributes of two
 functions: from one job of ``fairseq-hydra-train --multirun`` to the next. And it looks for a best
 only where it writes a checkpoint anyway. A task with a run (``runs.choice.Best``) decides itself.
+
+Of ``--keep-best-checkpoints`` fairseq finds the files again by their names, which hold the metric's
+value: not below zero, and not told apart where values are equal. Here they are those of the run's
+best validations, called ``checkpoint.best_<metric>_<value>_<updates>.pt``.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
+from pathlib import Path
 
 from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
 
 #: Where fairseq-train's own functions are: as a command, as a program, or in a spawned process.
 TRAIN = ("fairseq_cli.train", "__main__", "__mp_main__")
@@ -49,14 +57,43 @@ def _save_checkpoint(original):
     @functools.wraps(original)
     def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
         best, function = _best(trainer.task), checkpoint_utils.save_checkpoint
-        if best is not None:
-            trainer.task.run.saved_update = trainer.get_num_updates()
-            if val_loss is not None:
-                chosen = best.update == trainer.get_num_updates()
-                function.best = val_loss if chosen or best.value is None else best.value
-        return original(cfg, trainer, epoch_itr, val_loss)
+        if best is None:
+            return original(cfg, trainer, epoch_itr, val_loss)
+        update, number = trainer.get_num_updates(), cfg.keep_best_checkpoints
+        trainer.task.run.saved_update = update
+        if val_loss is not None:
+            chosen = best.update == update
+            function.best = val_loss if chosen or best.value is None else best.value
+        cfg.keep_best_checkpoints = 0
+        try:
+            saved = original(cfg, trainer, epoch_itr, val_loss)
+        finally:
+            cfg.keep_best_checkpoints = number
+        keeps = number > 0 and not cfg.no_save and trainer.should_save_checkpoint_on_current_rank
+        if keeps and val_loss is not None:
+            _keep_best(cfg, trainer, saved, best.best_updates(number), epoch_itr, val_loss)
+        return saved
 
     return save_checkpoint
+
+
+def _keep_best(cfg, trainer, saved, updates, epoch_itr, value):
+    """Keep the checkpoint that has been written, or is written here, if it is of one of the best
+    ``updates``; and no longer those that are not."""
+    update, suffix = trainer.get_num_updates(), trainer.checkpoint_suffix
+    metric = re.sub(r"[^\w.-]", "_", cfg.best_checkpoint_metric)  # of a class, whatever its name
+    start = f"checkpoint.best_{metric}_"
+    if update in updates:
+        path = os.path.join(cfg.save_dir, f"{start}{value:.6f}_{update}{suffix}.pt")
+        if saved is None:  # --no-last-checkpoints, and no other is due
+            state = {"train_iterator": epoch_itr.state_dict(), "val_loss": value}
+            trainer.save_checkpoint(path, state)
+        else:
+            PathManager.copy(saved, path, overwrite=True)
+    for path in Path(cfg.save_dir).glob("checkpoint.best_*.pt"):
+        found = re.fullmatch(rf"{re.escape(start)}.*_(\d+){re.escape(suffix)}\.pt", path.name)
+        if found and int(found[1]) not in updates:
+            path.unlink()
 
 
 def _validate_and_save(original):
@@ -70,7 +107,8 @@ def _validate_and_save(original):
         found = original(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
         (score, *_), _ = found
         best, update = _best(task), trainer.get_num_updates()
-        chosen = score is not None and best is not None and best.update == update
+        number = max(1, cfg.checkpoint.keep_best_checkpoints)
+        chosen = score is not None and best is not None and update in best.best_updates(number)
         if chosen and task.run.saved_update != update:
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, score)
         return found

@@ -20,7 +20,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.trainer import Trainer
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from fairseq_peft.checkpoints import best, slim
 from fairseq_peft.checkpoints import file as checkpoint_file
@@ -85,7 +85,15 @@ def _convert(original):
         foreign = {n: told[n] for n in known if told.get(n) not in (None, *known[n])}
         if foreign:
             logger.info(f"the checkpoint names what is not known here, and left out: {foreign}")
-        cfg = original(argparse.Namespace(**{n: told[n] for n in told if n not in foreign}))
+        reader = logging.getLogger("fairseq.dataclass.utils")
+        try:
+            reader.disabled = True  # it shows a screenful where it fails
+            cfg = original(argparse.Namespace(**{n: told[n] for n in told if n not in foreign}))
+        except Exception as error:  # hydra's, omegaconf's, Python's: by what is odd in the args
+            logger.info(f"what the checkpoint says of its training cannot be read: {error}")
+            cfg = OmegaConf.create({"task": None, "model": None})
+        finally:
+            reader.disabled = False
         with open_dict(cfg):
             for group, name in (("task", "task"), ("model", "arch")):
                 if cfg[group] is None:  # fairseq looks into it

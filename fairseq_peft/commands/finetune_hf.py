@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=int, default=6, help="per cent of the updates (6)")
     add("--precision", choices=NAMES, default="auto", help="(%(default)s: the faster one)")
     add("--subsets", default="valid,test", help="the first chooses the epoch (valid,test)")
+    add("--metric", default="accuracy", help="accuracy, macro_f1, mcc, loss, f1_<class> (accuracy)")
     add("--dropout", type=float, default=0.1, help="of residual branches and embeddings (0.1)")
     add("--attention-dropout", type=float, default=0.1, help="of attention weights (0.1)")
     add(
@@ -86,5 +87,8 @@ def check(args) -> None:
         raise InputError(
             f"--lora-... would be ignored with --method {args.method}: give --method lora."
         )
-    if not args.subsets.startswith("valid"):
-        raise InputError(f"--subsets {args.subsets}: begin with valid, which chooses the epoch.")
+    if args.subsets.startswith("test"):
+        raise InputError(
+            f"--subsets {args.subsets}: its first split chooses the epoch, and a test set never "
+            "does. Begin with valid."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def describe_checkpoint(path: Path, trust: bool) -> dict:
     """The rows of a checkpoint, as it lies on the disk."""
     from fairseq_peft import methods
     from fairseq_peft.checkpoints import file as checkpoint_file
-    from fairseq_peft.models.roberta import HEADS
+    from fairseq_peft.models.roberta import BASE_SIZES, HEADS
 
     state = checkpoint_file.read(str(path), trust)
     model = checkpoint_file.told(state)
@@ -74,6 +75,8 @@ def describe_checkpoint(path: Path, trust: bool) -> dict:
     chosen = methods.told(model)
     if chosen is not None:
         rows.update(method=chosen.name, knobs=chosen.knobs())
+    with contextlib.suppress(InputError):  # of another family
+        rows["sizes"] = BASE_SIZES.read(state, str(path))
     rows.update(sizes(state["model"], HEADS))
     if base:
         rows["base"] = {"path": base["path"], "sha256": base["sha256"]}

@@ -24,6 +24,7 @@ class Options:
     warmup: int = 6
     precision: str = "fp32"
     subsets: tuple[str, ...] = ("valid", "test")
+    metric: str = "accuracy"
     dropout: float = 0.1
     attention_dropout: float = 0.1
     draw: str = "fairseq"

@@ -19,6 +19,8 @@ from fairseq_peft.hf.batches import Batches, loader
 from fairseq_peft.hf.options import Options
 from fairseq_peft.hf.train_record import Record
 from fairseq_peft.runs import log as run_log
+from fairseq_peft.runs.choice import Choice
+from fairseq_peft.scores import CLASSES, METRICS
 from fairseq_peft.tasks import record
 
 
@@ -32,6 +34,7 @@ def run(options: Options) -> None:
     versions = start.libraries(options.method)
     base = start.read(options.base)
     labels, datasets = load_data(options, base)
+    choice = choose(options, labels)
     knobs = {"lora_rank", "lora_alpha", "lora_dropout"} if options.method == "lora" else set()
     like = start.twin(
         base,
@@ -49,8 +52,9 @@ def run(options: Options) -> None:
     for pattern in ("metrics.jsonl", "events.out.tfevents.*"):  # of a run that was interrupted
         for path in options.save_dir.glob(pattern):
             path.unlink()
-    described = describe(options, like, model, labels, datasets, versions)
-    trainer.record = Record(run_log.RunLog(str(options.save_dir), described), options, datasets)
+    described = describe(options, like, model, labels, datasets, versions, choice)
+    log = run_log.RunLog(str(options.save_dir), described)
+    trainer.record = Record(log, options, datasets, choice, labels)
     trainer.add_callback(trainer.record.callback(trainer))
     trainer.train()
 
@@ -73,7 +77,23 @@ def load_data(options: Options, base: start.Base):
     return labels, datasets
 
 
-def describe(options: Options, like, model, labels, datasets, versions) -> dict:
+def choose(options: Options, labels) -> Choice:
+    """What chooses the best epoch, as in a run of fairseq.
+
+    Raises:
+        InputError: the metric is unknown.
+    """
+    choice = Choice(options.metric, options.subsets[0])
+    known = (*METRICS[CLASSES], "loss")
+    if options.metric not in known and choice.f1_class not in labels:
+        raise InputError(
+            f"--metric {options.metric} is unknown; expected {', '.join(known)} or f1_<class> "
+            f"({', '.join('f1_' + name for name in labels)})."
+        )
+    return choice
+
+
+def describe(options: Options, like, model, labels, datasets, versions, choice) -> dict:
     """The content of run.json (schema: docs/design.md)."""
     return {
         "schema": 1,
@@ -86,6 +106,7 @@ def describe(options: Options, like, model, labels, datasets, versions) -> dict:
         "base": options.base_name or str(options.base),
         "method_config": like.setting.knobs(),
         "labels": list(labels),
+        "chosen_by": choice.described(),
         "rows": {split: len(dataset) for split, dataset in datasets.items()},
         **start.count(model),
         "hyperparameters": {

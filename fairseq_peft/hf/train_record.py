@@ -16,6 +16,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf.batches import loader
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.runs import predictions
+from fairseq_peft.runs.choice import Best, Choice
 from fairseq_peft.text import bpe
 
 logger = logging.getLogger(__name__)
@@ -52,17 +53,21 @@ class Counter:
         found = scores.from_counts(*self.counts.tolist())
         return {"loss": self.loss / found["num_examples"], **found}
 
+    def f1(self, k: int) -> float:
+        """F1 of class k."""
+        return scores.f1(*self.counts[:, k].tolist())
+
 
 class Record:
     """Times training and evaluation apart, writes a line an epoch, and keeps the best epoch's
-    model: the latest of those that are best on the first subset."""
+    model, by ``choice``."""
 
-    def __init__(self, log: run_log.RunLog, options, datasets: dict):
+    def __init__(self, log: run_log.RunLog, options, datasets: dict, choice: Choice, labels):
         self.log, self.options = log, options
+        self.best, self.labels = Best(choice), labels
         self.subsets = {
             split: loader(datasets[split], options.batch_size) for split in options.subsets
         }
-        self.best = -1.0
 
     def begin_epoch(self, num_classes: int) -> None:
         self.train = Counter(num_classes)
@@ -92,9 +97,7 @@ class Record:
             }
         )
         predictions.write(predictions.path_of(self.log.directory, num_updates), self.predictions)
-        accuracy = subsets[self.options.subsets[0]]["accuracy"]
-        if accuracy >= self.best:
-            self.best = accuracy
+        if self.best.offer(self.best.choice.value(subsets), num_updates):
             with folders.replaced(self.options.save_dir / BEST) as new:
                 trainer.model.save_pretrained(new)
                 for name in READERS:  # so that it reads text, and goes back with from-hf
@@ -116,7 +119,11 @@ class Record:
         in_order = np.empty(len(batches.dataset), dtype=np.int64)
         in_order[np.concatenate(list(batches.batch_sampler))] = np.concatenate(predicted)
         self.predictions.add(name, np.asarray(batches.dataset.targets), in_order)
-        return {**counter.scores(), "seconds": time.perf_counter() - began}
+        found = counter.scores()
+        if self.best.choice.f1_class is not None:
+            k = self.labels.index(self.best.choice.f1_class)
+            found[self.best.choice.metric] = counter.f1(k)
+        return {**found, "seconds": time.perf_counter() - began}
 
     def callback(self, trainer):
         """What calls all this, and prints a line every ``log_interval`` updates."""

@@ -97,8 +97,8 @@ def style(n: int) -> tuple:
     return tuple(kinds[n % len(kinds)] for kinds in (COLOURS, MARKERS, LINES))
 
 
-def baselines(axis, records: list[dict], key: str) -> None:
-    """A dotted horizontal line for each baseline, as wide as the axes."""
+def baselines(axis, records: list[dict], key: str, scale: float = 100) -> None:
+    """A dotted horizontal line for each baseline that has the figure, as wide as the axes."""
     for record in records:
-        if record["init"] == "baseline" and record[key] is not None:
-            axis.axhline(100 * record[key], color=BLACK, ls=":", lw=1.5, label=record["method"])
+        if record["init"] == "baseline" and record.get(key) is not None:
+            axis.axhline(scale * record[key], color=BLACK, ls=":", lw=1.5, label=record["method"])

@@ -1,5 +1,5 @@
-"""Pictures of the report, PNG and SVG: accuracy an epoch, accuracy a parameter, training loss, and
-what was taken for what."""
+"""Pictures of the report, PNG and SVG: what chose the checkpoint an epoch, accuracy a parameter,
+training loss, and what was taken for what."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fairseq_peft.report.stats import mean
 from fairseq_peft.scores import is_share
 
 SUBSETS = {"test": (BLUE, "o", "-"), "valid": (ORANGE, "^", "--")}
+X_AXES = {"epoch": "epoch", "num_updates": "update"}
 MAX_COLUMNS = 5  # of panels beside each other
 LEGEND_LINE = 0.22  # inches
 MAX_CLASSES = 20  # more cells than this say nothing in a picture
@@ -25,7 +26,8 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
     """Draw every picture that the runs have figures for.
 
     Returns:
-        The files ``<data>-accuracy``, ``-parameters``, ``-loss`` and ``-confusion``, PNG and SVG.
+        The files ``<data>-accuracy`` (or whatever metric chose the checkpoints), ``-parameters``,
+        ``-loss`` and ``-confusion``, PNG and SVG.
     """
     written = []
     for data in dict.fromkeys(row["data"] for row in rows):
@@ -33,7 +35,7 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
         my_rows = [row for row in rows if row["data"] == data]
         with drawing.settings():
             for name, figure in (
-                ("accuracy", accuracy_figure(data, mine, my_rows)),
+                *curve_figures(data, mine, my_rows).items(),
                 ("parameters", parameters_figure(data, my_rows)),
                 ("loss", loss_figure(data, mine, my_rows)),
                 ("confusion", confusion_figure(data, my_rows)),
@@ -53,22 +55,36 @@ def _file_name(text: str) -> str:
     return safe
 
 
-def accuracy_figure(data: str, results: list[dict], rows: list[dict]):
-    """What chose the checkpoints (accuracy, where the runs differ in it) against epochs, a panel
-    for each method and start: a thin line a seed, a thick one for the mean; grey is full
-    fine-tuning of the same start."""
-    metric, key, scale = _chosen_by(results)
-    panels = []  # (row, subset -> a curve for each seed)
+def curve_figures(data: str, results: list[dict], rows: list[dict]) -> dict:
+    """Metric -> a figure of the rows whose checkpoints it has chosen."""
+    groups = {}
     for row in rows:
-        group = [r for r in _results_of(row, results) if r["curve"]]
-        if group and row["init"] != BASELINE:
-            curves = {s: [_curve(r, f"{s}_{key}", scale) for r in group] for s in SUBSETS}
-            panels.append((row, curves))
+        if row["init"] != BASELINE:
+            metric = (row["metric"] or "accuracy").split()[0]  # without the name of its split
+            groups.setdefault(metric, []).append(row)
+    return {metric: curve_figure(data, results, part, metric) for metric, part in groups.items()}
+
+
+def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str = "accuracy"):
+    """A metric against epochs, a panel for each method and start: a thin line a seed, a thick one
+    for the mean, a ring at each seed's choice; grey is full fine-tuning of the same start.
+
+    Against updates, where a run is validated within an epoch.
+    """
+    key = "accuracy" if metric == "accuracy" else "value"  # as earlier versions wrote it
+    scale = 100 if is_share(metric) else 1
+    groups = [([r for r in _results_of(row, results) if r["curve"]], row) for row in rows]
+    at = _x_axis([result for group, _ in groups for result in group])
+    panels = []  # (row, its results, subset -> a curve for each seed)
+    for group, row in groups:
+        curves = {s: [_curve(r, f"{s}_{key}", scale, at) for r in group] for s in SUBSETS}
+        if any(curve for each in curves.values() for curve in each):
+            panels.append((row, group, curves))
     if not panels:
         return None
-    full = {row["init"]: curves["test"] for row, curves in panels if row["method"] == FULL}
+    full = {row["init"]: curves["test"] for row, _, curves in panels if row["method"] == FULL}
     figure, axes, lowest = _panels(len(panels), width=2.4, height=2.1)
-    for axis, (row, curves) in zip(axes, panels):
+    for axis, (row, group, curves) in zip(axes, panels):
         if row["method"] != FULL and row["init"] in full:
             axis.plot(
                 *_points(_average(full[row["init"]])), color=GREY, lw=2.5, label=f"{FULL}, test"
@@ -81,19 +97,36 @@ def accuracy_figure(data: str, results: list[dict], rows: list[dict]):
             average = _average(curves[subset])
             if average:
                 axis.plot(*_points(average), marker=marker, ms=4, lw=1.8, label=subset, **alike)
-        if metric == "accuracy":
-            drawing.baselines(axis, results, "test_accuracy")
+        best = {"epoch": "best_epoch", "num_updates": "best_update"}[at]
+        chosen = [
+            (r[best], curve[r[best]])
+            for r, curve in zip(group, curves["valid"])
+            if r.get(best) in curve and "averaged" not in r  # an average is on no curve
+        ]
+        ring = {"marker": "o", "ms": 8, "mfc": "none", "mec": BLACK, "ls": "none"}
+        if chosen:
+            axis.plot(*zip(*chosen), label="chosen", **ring)
+        drawing.baselines(axis, results, f"test_{metric}", scale)
         axis.set_title(_name(row), fontsize=9)
         _epoch_axis(axis)
-        axis.set_xlabel("epoch" if axis in lowest else "")
+        axis.set_xlabel(X_AXES[at] if axis in lowest else "")
     figure.supylabel(f"{metric} %" if scale == 100 else metric, fontsize=10)
-    many = any(len(curves["test"]) > 1 for _, curves in panels)
-    figure.suptitle(f"{data}: {metric} after each epoch" + " (thin: each seed)" * many)
+    many = any(len(curves["test"]) > 1 for *_, curves in panels)
+    figure.suptitle(f"{data}: {metric} after each {X_AXES[at]}" + " (thin: each seed)" * many)
     entries = {}  # of all panels: that of full fine-tuning has no grey line
     for axis in axes:
         entries.update((label, line) for line, label in zip(*axis.get_legend_handles_labels()))
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4)
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=5)
     return figure
+
+
+def _x_axis(results: list[dict]) -> str:
+    """What tells the points of the curves apart: their epoch, unless one has several."""
+    within = any(
+        len({point["epoch"] for point in result["curve"]}) < len(result["curve"])
+        for result in results
+    )
+    return "num_updates" if within else "epoch"
 
 
 def confusion_figure(data: str, rows: list[dict]):
@@ -202,8 +235,9 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     rows = [row for row in rows if row["init"] != BASELINE]
     figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(rows) + 3)))
     styles, drawn = drawing.styles(rows), False
+    at = _x_axis([r for row in rows for r in _results_of(row, results)])
     for row in rows:
-        average = _average([_curve(r, "train_loss") for r in _results_of(row, results)])
+        average = _average([_curve(r, "train_loss", 1, at) for r in _results_of(row, results)])
         if not average:
             continue
         drawn = True
@@ -220,6 +254,7 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     if not drawn:
         return None
     _epoch_axis(axis)
+    axis.set_xlabel(X_AXES[at])
     axis.set_ylabel("training loss (nats)")
     figure.suptitle(f"{data}: training loss (mean over seeds)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
@@ -230,30 +265,21 @@ def _results_of(row: dict, results: list[dict]) -> list[dict]:
     return [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
 
 
-def _chosen_by(results: list[dict]) -> tuple[str, str, int]:
-    """The metric that the picture shows, its key in curves behind the split, and its factor."""
-    trained = [result for result in results if result["curve"]]
-    metrics = {result["chosen_by"]["metric"] for result in trained}
-    told = all("test_value" in point for result in trained for point in result["curve"])
-    if len(metrics) != 1 or not told:
-        return "accuracy", "accuracy", 100
-    metric = metrics.pop()
-    return metric, "value", 100 if is_share(metric) else 1
-
-
-def _curve(result: dict, key: str, scale: float = 1) -> dict[int, float]:
-    """epoch -> value, without the epochs that have none."""
+def _curve(result: dict, key: str, scale: float, at: str) -> dict[int, float]:
+    """``at`` (epoch or updates) -> value, without the points that have none."""
     return {
-        point["epoch"]: scale * point[key] for point in result["curve"] if point[key] is not None
+        point[at]: scale * point[key]
+        for point in result["curve"]
+        if point.get(key) is not None and point.get(at) is not None
     }
 
 
 def _average(curves: list[dict[int, float]]) -> dict[int, float]:
-    """Mean over seeds at the epochs that all of them have."""
+    """Mean over seeds at the places that all of them have."""
     if not curves:
         return {}
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    return {epoch: mean([curve[epoch] for curve in curves]) for epoch in common}
+    return {x: mean([curve[x] for curve in curves]) for x in common}
 
 
 def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
@@ -264,4 +290,3 @@ def _epoch_axis(axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel("epoch")

@@ -7,10 +7,10 @@ import io
 import json
 from pathlib import Path
 
-from fairseq_peft.report import drawing
+from fairseq_peft.report import cells, drawing
+from fairseq_peft.report.footer import by_data, footer_lines
 from fairseq_peft.report.runs import LeftOut
-from fairseq_peft.report.stats import sampling_error
-from fairseq_peft.scores import LABELS, NUMBER, is_share
+from fairseq_peft.scores import LABELS, NUMBER
 
 MAX_WIDTH = 120
 GAP = "  "
@@ -20,48 +20,48 @@ MAX_NAME = 16  # names of methods and initialisations longer than this are cut i
 ACCURACY_COLUMNS = (
     ("<init", lambda row: row["init"]),
     ("<method", lambda row: row["method"]),
-    ("trainable\nparameters", lambda row: _count(row["trainable_parameters"])),
+    ("trainable\nparameters", lambda row: cells.count(row["trainable_parameters"])),
     ("seeds", lambda row: str(row["num_seeds"])),
-    ("test\naccuracy %", lambda row: _mean_sd(row)),
-    ("worst", lambda row: _percent(row["test_accuracy_worst"])),
-    ("best", lambda row: _percent(row["test_accuracy_best"])),
-    ("difference to full\n[95 % interval]", lambda row: _difference(row)),
-    ("valid\n%", lambda row: _percent(row["valid_accuracy_mean"])),
-    ("best epoch\non test %", lambda row: _percent(row["best_test_accuracy_mean"])),
+    ("test\naccuracy %", cells.mean_sd),
+    ("worst", lambda row: cells.percent(row["test_accuracy_worst"])),
+    ("best", lambda row: cells.percent(row["test_accuracy_best"])),
+    ("difference to full\n[95 % interval]", cells.difference),
+    ("valid\n%", lambda row: cells.percent(row["valid_accuracy_mean"])),
+    ("best epoch\non test %", lambda row: cells.percent(row["best_test_accuracy_mean"])),
 )
 SCORE_COLUMNS = (
     ("<init", lambda row: row["init"]),
     ("<method", lambda row: row["method"]),
     ("<checkpoint\nchosen by", lambda row: row["metric"] or "differs"),
-    ("that on\nvalid", lambda row: _score(row["metric"], row["best_value_mean"])),
-    ("test\naccuracy %", lambda row: _mean_sd(row)),
-    ("test\nmacro-F1 %", lambda row: _mean_sd(row, "test_macro_f1")),
-    ("test\nMCC", lambda row: _mcc(row)),
+    ("that on\nvalid", lambda row: cells.score(row["metric"], row["best_value_mean"])),
+    ("test\naccuracy %", cells.mean_sd),
+    ("test\nmacro-F1 %", lambda row: cells.mean_sd(row, "test_macro_f1")),
+    ("test\nMCC", cells.mcc),
 )
 #: The same where a row has any number of labels, and where it has a number.
 LABEL_COLUMNS = (
     *SCORE_COLUMNS[:4],
-    ("test: all\nlabels right %", lambda row: _mean_sd(row)),
-    ("test\nmicro-F1 %", lambda row: _mean_sd(row, "test_micro_f1")),
-    ("test\nmacro-F1 %", lambda row: _mean_sd(row, "test_macro_f1")),
+    ("test: all\nlabels right %", cells.mean_sd),
+    ("test\nmicro-F1 %", lambda row: cells.mean_sd(row, "test_micro_f1")),
+    ("test\nmacro-F1 %", lambda row: cells.mean_sd(row, "test_macro_f1")),
 )
 NUMBER_COLUMNS = (
     *ACCURACY_COLUMNS[:4],
     *SCORE_COLUMNS[2:4],
-    ("test\nPearson", lambda row: _plain_score(row, "test_pearson")),
-    ("test\nSpearman", lambda row: _plain_score(row, "test_spearman")),
-    ("test\nMSE", lambda row: _plain_score(row, "test_mse")),
+    ("test\nPearson", lambda row: cells.plain_score(row, "test_pearson")),
+    ("test\nSpearman", lambda row: cells.plain_score(row, "test_spearman")),
+    ("test\nMSE", lambda row: cells.plain_score(row, "test_mse")),
 )
 CLASS_COLUMNS = (
     ("<init", lambda row: row["init"]),
     ("<method", lambda row: row["method"]),
     ("<class", lambda row: row["class"]),
-    ("rows", lambda row: _count(row["rows"])),
-    ("precision\n%", lambda row: _percent(row["precision"])),
-    ("recall\n%", lambda row: _percent(row["recall"])),
-    ("F1\n%", lambda row: _percent(row["f1"])),
-    ("<most often\ntaken for", lambda row: _taken_for(row)[0]),
-    ("of its\nrows %", lambda row: _taken_for(row)[1]),
+    ("rows", lambda row: cells.count(row["rows"])),
+    ("precision\n%", lambda row: cells.percent(row["precision"])),
+    ("recall\n%", lambda row: cells.percent(row["recall"])),
+    ("F1\n%", lambda row: cells.percent(row["f1"])),
+    ("<most often\ntaken for", lambda row: cells.taken_for(row)[0]),
+    ("of its\nrows %", lambda row: cells.taken_for(row)[1]),
 )
 MAX_CLASSES = 3  # of a method in the tables for a person
 PAIRED_COLUMNS = (
@@ -69,25 +69,25 @@ PAIRED_COLUMNS = (
     ("<method", lambda row: row["method"]),
     ("<compared with", lambda row: row["paired_with"]),
     ("seeds", lambda row: str(row["paired_seeds"])),
-    ("rows", lambda row: _count(row["paired_rows"])),
-    ("difference\n[95 % interval]", lambda row: _difference(row, "paired_difference")),
-    ("only it\nright", lambda row: _count(row["paired_wins"])),
-    ("only the\nother", lambda row: _count(row["paired_losses"])),
-    ("McNemar\np", lambda row: _p_value(row["mcnemar_p"])),
-    ("p after\nHolm", lambda row: _p_value(row["mcnemar_p_holm"])),
+    ("rows", lambda row: cells.count(row["paired_rows"])),
+    ("difference\n[95 % interval]", lambda row: cells.difference(row, "paired_difference")),
+    ("only it\nright", lambda row: cells.count(row["paired_wins"])),
+    ("only the\nother", lambda row: cells.count(row["paired_losses"])),
+    ("McNemar\np", lambda row: cells.p_value(row["mcnemar_p"])),
+    ("p after\nHolm", lambda row: cells.p_value(row["mcnemar_p_holm"])),
 )
 COST_COLUMNS = (
     ("<init", lambda row: row["init"]),
     ("<method", lambda row: row["method"]),
-    ("trainable\nparameters", lambda row: _count(row["trainable_parameters"])),
-    ("of the\nmodel %", lambda row: _share(row)),
-    ("total\nparameters", lambda row: _count(row["total_parameters"])),
-    ("kept for\na task", lambda row: _bytes(row["task_bytes"])),
-    ("learning\nrate", lambda row: _learning_rate(row["learning_rate"])),
-    ("epochs", lambda row: _count(row["num_epochs"])),
-    ("seconds", lambda row: _seconds(row["seconds_mean"])),
-    ("tokens/s", lambda row: _count(row["tokens_per_second_mean"])),
-    ("peak\nmemory", lambda row: _bytes(row["peak_memory_bytes"])),
+    ("trainable\nparameters", lambda row: cells.count(row["trainable_parameters"])),
+    ("of the\nmodel %", cells.share),
+    ("total\nparameters", lambda row: cells.count(row["total_parameters"])),
+    ("kept for\na task", lambda row: cells.size(row["task_bytes"])),
+    ("learning\nrate", lambda row: cells.learning_rate(row["learning_rate"])),
+    ("epochs", lambda row: cells.count(row["num_epochs"])),
+    ("seconds", lambda row: cells.seconds(row["seconds_mean"])),
+    ("tokens/s", lambda row: cells.count(row["tokens_per_second_mean"])),
+    ("peak\nmemory", lambda row: cells.size(row["peak_memory_bytes"])),
 )
 
 
@@ -120,7 +120,7 @@ def markdown(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
 
 def _tables(rows: list[dict]):
     """(data, title, columns, rows) of every table, data set after data set."""
-    for data, part in _by_data(rows).items():
+    for data, part in by_data(rows).items():
         kinds = {row["kind"] for row in part}
         if kinds == {NUMBER}:
             yield data, "correlation and error", NUMBER_COLUMNS, part
@@ -216,84 +216,6 @@ def json_text(rows: list[dict]) -> str:
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
-    """What one must know to read the table: choice of checkpoint, seeds, test rows, warnings."""
-    lines = [
-        f"Checkpoint: the epoch with the best {_metrics(rows)} on valid, the latest on ties; test "
-        "took no part in the choice. All scores on test are that epoch's.",
-        f"Seeds: {_seeds(rows)}. ± is the sample standard deviation over seeds; worst and best are "
-        "single seeds.",
-        "Difference to full: points of test accuracy, paired by seed with full fine-tuning of the "
-        "same init; Student's t interval over seeds.",
-        "Best epoch on test: mean over seeds of each run's highest test accuracy, so chosen ON "
-        "TEST and too high; only for comparison with figures made that way.",
-    ]
-    lines += _test_rows(rows)
-    if "paired_with" not in rows[0]:
-        lines.append(
-            "Not compared row by row, so without p values: no run has predictions.npz, which "
-            "earlier versions did not write."
-        )
-    lines += [f"Warning: {_name(row)}: {note}." for row in rows for note in row["notes"]]
-    for one in left_out:
-        word = "Left out of the tables" if one.finished else "Unfinished, not in the table"
-        lines.append(f"{word}: {one.path} ({one.reason}).")
-    return lines
-
-
-def _metrics(rows: list[dict]) -> str:
-    """By what checkpoints were chosen: one name, or each with how many rows."""
-    names = [row["metric"] or "metric of each run" for row in rows]
-    if len(set(names)) == 1:
-        return names[0]
-    return " / ".join(f"{name} ({names.count(name)} rows)" for name in dict.fromkeys(names))
-
-
-def _by_data(rows: list[dict]) -> dict[str, list[dict]]:
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["data"], []).append(row)
-    return groups
-
-
-def _name(row: dict) -> str:
-    return f"{row['data']}/{row['init']}/{row['method']}"
-
-
-def _seeds(rows: list[dict]) -> str:
-    """How many seeds and which; then the rows that have others."""
-    # a baseline without randomness has one seed, which says nothing of the others
-    trained = [row for row in rows if row["init"] != "baseline"] or rows
-    lists = [tuple(row["seeds"]) for row in trained]
-    usual = max(lists, key=lists.count)
-    text = f"{len(usual)} a row ({', '.join(map(str, usual))})"
-    if len(usual) == 1:
-        text += ", so no spread and no interval"
-    others = [
-        f"{_name(row)} has {', '.join(map(str, row['seeds']))}"
-        for row in trained
-        if tuple(row["seeds"]) != usual
-    ]
-    return "; ".join([text, *others])
-
-
-def _test_rows(rows: list[dict]) -> list[str]:
-    """One line a data set: how many test rows, and what that alone leaves open."""
-    lines = []
-    for data, part in _by_data(rows).items():
-        sizes = {row["num_test_rows"] for row in part} - {None}
-        accuracies = [row["test_accuracy_mean"] for row in part]
-        accuracies = [value for value in accuracies if value is not None]
-        if len(sizes) == 1 and accuracies:
-            size = sizes.pop()
-            widest = max(sampling_error(value, size) for value in accuracies)
-            lines.append(
-                f"Test set of {data}: {size:,} rows, the same for all runs; so few rows leave up "
-                f"to ±{_points(widest)} points (95 %) open on one accuracy, which ± does not show."
-            )
-    return lines
-
-
 def _aligned(columns: tuple, rows: list[dict]) -> str:
     """Columns as wide as their widest cell; names are cut until the table fits."""
     headers = [header.lstrip("<").split("\n") for header, _ in columns]
@@ -316,11 +238,11 @@ def _aligned(columns: tuple, rows: list[dict]) -> str:
     rule = "-" * width
 
     def show(line: list[str]) -> str:
-        cells = [
+        padded = [
             cell.ljust(size) if is_left else cell.rjust(size)
             for cell, size, is_left in zip(line, widths, left)
         ]
-        return GAP.join(cells).rstrip()
+        return GAP.join(padded).rstrip()
 
     return "\n".join([*map(show, head), rule, *map(show, cut)])
 
@@ -335,95 +257,6 @@ def _wrap(line: str) -> str:
 
 def _plain(header: str) -> str:
     return header.lstrip("<").replace("\n", " ")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _points(fraction: float) -> str:
-    """Per cent with one decimal; of less than 0.05, its first digit that is not 0."""
-    return f"{100 * fraction:.1f}" if fraction >= 0.0005 else f"{100 * fraction:.1g}"
-
-
-def _mean_sd(row: dict, of: str = "test_accuracy") -> str:
-    mean, sd = row[f"{of}_mean"], row[f"{of}_sd"]
-    if mean is None:
-        return "-"
-    return _percent(mean) if sd is None else f"{_percent(mean)} ± {100 * sd:.2f}"
-
-
-def _mcc(row: dict) -> str:
-    """From -1 to 1, so not in per cent."""
-    return _plain_score(row, "test_mcc")
-
-
-def _plain_score(row: dict, of: str) -> str:
-    """Not in per cent."""
-    mean, sd = row[f"{of}_mean"], row[f"{of}_sd"]
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
-
-
-def _score(metric: str | None, value: float | None) -> str:
-    """Shares are in per cent; a loss is in nats, correlations are from -1 to 1."""
-    if metric is None or value is None:
-        return "-"
-    return f"{100 * value:.2f}" if is_share(metric.split()[0]) else f"{value:.3f}"
-
-
-def _taken_for(row: dict) -> tuple[str, str]:
-    """The wrong class that most of this class's rows were given, and their share in per cent."""
-    wrong = {name: n for name, n in row["predicted_as"].items() if name != row["class"]}
-    if not wrong:
-        return "-", "-"
-    name = max(wrong, key=wrong.get)
-    return name, _percent(wrong[name] / row["rows"])
-
-
-def _difference(row: dict, of: str = "difference_to_full") -> str:
-    mean, low, high = (row[f"{of}_{part}"] for part in ("mean", "low", "high"))
-    if mean is None:
-        return "-"
-    if low is None:
-        return f"{100 * mean:+.2f}"
-    return f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-
-
-def _p_value(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _share(row: dict) -> str:
-    trainable, total = row["trainable_parameters"], row["total_parameters"]
-    if not trainable or not total:
-        return "-"
-    return f"{100 * trainable / total:.2f}"
-
-
-def _learning_rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
-
-
-def _bytes(value: float | None) -> str:
-    """SI: 1 MB is 1,000,000 bytes."""
-    if value is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            decimals = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
-            return f"{value:.{decimals}f} {unit}"
-        value /= 1000
-    return f"{value:,.2f} TB"
 
 
 def write_tables(rows: list[dict], left_out: list[LeftOut], out: Path) -> list[Path]:

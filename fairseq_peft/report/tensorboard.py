@@ -12,7 +12,7 @@ from pathlib import Path
 
 SUFFIX = ".hparams"
 FACTS = ("data", "init", "method", "seed", "arch", "trainable_parameters", "total_parameters")
-METRICS = ("valid_accuracy", "test_accuracy", "best_epoch", "seconds")
+METRICS = ("valid_accuracy", "test_accuracy", "best_value", "best_epoch", "best_update", "seconds")
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +67,7 @@ def write_hparams(run_dir: Path | str, result: dict) -> Path | None:
         else:
             start.hparams[key].number_value = value
     end = SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=now)
-    metrics = {f"final/{key}": result[key] for key in METRICS if result[key] is not None}
+    metrics = {f"final/{key}": result[key] for key in METRICS if result.get(key) is not None}
 
     run_dir = Path(run_dir)
     for old in run_dir.glob(f"events.out.tfevents.*{SUFFIX}"):
@@ -78,6 +78,6 @@ def write_hparams(run_dir: Path | str, result: dict) -> Path | None:
         Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in metrics.items()]),
         marked(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)),
     ):
-        writer.add_event(Event(wall_time=now, step=result["num_epochs"] or 0, summary=summary))
+        writer.add_event(Event(wall_time=now, step=result.get("best_update") or 0, summary=summary))
     writer.close()
     return max(run_dir.glob(f"events.out.tfevents.*{SUFFIX}"))

@@ -130,6 +130,7 @@ class Best:
         value: of the best validation; None before there is one.
         update: the number of updates that it came after.
         waited: validations in a row that have not been better (``--patience``).
+        offered: (value, update) of every validation.
     """
 
     def __init__(self, choice: Choice, lines: Iterable[dict] = ()):
@@ -137,14 +138,22 @@ class Best:
         self.choice = choice
         self.value = self.update = None
         self.waited = 0
+        self.offered = []
         for line in lines:
             self.offer(choice.value(line["subsets"]), line["num_updates"])
 
     def offer(self, value: float, update: int) -> bool:
         """Whether the validation after ``update`` updates is the best so far."""
+        self.offered.append((value, update))
         better = self.value is None or value != self.value
         chosen = self.choice.as_good(value, self.value)
         self.waited = 0 if chosen and better else self.waited + 1
         if chosen:
             self.value, self.update = value, update
         return chosen
+
+    def best_updates(self, number: int) -> list[int]:
+        """Where the best validations so far are, the best first, the latest on ties."""
+        sign = 1 if self.choice.maximize else -1
+        ranked = sorted(((sign * v, u) for v, u in self.offered if not math.isnan(v)), reverse=True)
+        return [update for _, update in ranked[:number]]

@@ -129,7 +129,9 @@ class RunLog:
         write_json(os.path.join(directory, "run.json"), run)
 
     def epoch(self, record: dict) -> None:
-        """Append one line to metrics.jsonl and show its numbers in TensorBoard."""
+        """Append one line to metrics.jsonl and show its numbers in TensorBoard, where the run has
+        come to by then: at its number of updates, as a validation within an epoch has the epoch's
+        number, too."""
         with open(os.path.join(self.directory, "metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._make_writer is None:
@@ -137,8 +139,8 @@ class RunLog:
         if self.writer is None:
             self.writer = self._make_writer(self.directory)
         for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
-            for name in SHOWN:
-                if name in numbers:
-                    self.writer.add_scalar(f"{name}/{subset}", numbers[name], record["epoch"])
-        self.writer.add_scalar("learning_rate", record["lr"], record["epoch"])
+            for name, value in numbers.items():
+                if name in SHOWN or name.startswith("f1_"):
+                    self.writer.add_scalar(f"{name}/{subset}", value, record["num_updates"])
+        self.writer.add_scalar("learning_rate", record["lr"], record["num_updates"])
         self.writer.flush()

@@ -119,7 +119,8 @@ def is_done(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
             f"{folder} holds another run: {plan.sentence(differ)}. Give --redo to throw it away, "
             "--extend to go on for more epochs, or another place (RUNS, LABEL) for this one."
         )
-    return done and not differ
+    # What patience ended would have ended there with more epochs, too.
+    return done and (not differ or (change == "extend" and _stopped_early(folder)))
 
 
 def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
@@ -131,10 +132,13 @@ def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
     Raises:
         InputError: the folder holds a run of another plan.
     """
-    if is_done(folder, now, change):
-        return True
     before = plan.read(folder)
-    if before and plan.differences(before, now):
+    differ = before and plan.differences(before, now)
+    if is_done(folder, now, change):
+        if differ:
+            plan.write(folder, now)
+        return True
+    if differ:
         if change == "redo":
             clear(folder)
         else:
@@ -193,10 +197,14 @@ def check_extension(folder: Path, before, now, differ: dict, done: bool) -> None
         )
     elif others:
         why = plan.sentence(others)
+        if "warmup_updates" in others:
+            why += "; --warmup 0 is the same for any number of epochs"
     elif now.max_epoch < before.max_epoch:
         why = f"it has {before.max_epoch} epochs, and {now.max_epoch} are fewer"
     elif _plans_updates(now):
         why = f"{now.peft or now.arch} plans its ranks for all updates of a run"
+    elif done and _stopped_early(folder):
+        return
     elif done and not _ended_by(folder).startswith("max_epoch"):
         why = f"what ended it is not --max-epoch, but {_ended_by(folder)}"
     elif done and not (folder / "checkpoint_last.pt").exists():
@@ -208,6 +216,10 @@ def check_extension(folder: Path, before, now, differ: dict, done: bool) -> None
 def _ended_by(folder):
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return result.get("ended_by", "unknown")
+
+
+def _stopped_early(folder):
+    return _ended_by(folder).startswith("early stop")
 
 
 def _plans_updates(found):

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 #: Options that do not change what a run computes, and those that a plan has fields for.
 _PLACES = ("save_dir", "label", "base_name", "log_interval")
 _FIELDS = ("data", "base", "method", "seed", "lr", "epochs", "max_update", "batch_size", "subsets")
+_FIELDS = (*_FIELDS, "metric")
 
 
 def run(options, change: str | None = None, keep: str = "best") -> str:
@@ -87,7 +88,7 @@ def make_plan(options) -> plan.Plan:
         scheduler="linear",
         warmup_updates=0,  # of the flags: per cent
         total_updates=0,
-        metric="accuracy",
+        metric=options.metric,
         subsets=",".join(options.subsets),
         precision=options.precision,
         flags=[f"--{name.replace('_', '-')} {value}" for name, value in sorted(other.items())],

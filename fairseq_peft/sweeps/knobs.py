@@ -111,9 +111,16 @@ def _words(knobs, schedule):
         *("--seed", str(knobs.seed), "--precision", precision.resolve(knobs.precision)),
         *("--valid-subset", knobs.subsets),
         *_choosing(knobs),
-        *("--no-epoch-checkpoints", "--save-dir", str(knobs.folder), "--num-workers", "0"),
+        *_epoch_checkpoints(knobs),
+        *("--save-dir", str(knobs.folder), "--num-workers", "0"),
         *("--log-format", "simple", "--log-interval", "50", *knobs.arch_args, *knobs.flags),
     ]
+
+
+def _epoch_checkpoints(knobs):
+    """None of each epoch, unless somebody asks for the last ones (``fairseq-peft average``)."""
+    asked = any(flag.startswith("--keep-last-epochs") for flag in knobs.flags)
+    return [] if asked else ["--no-epoch-checkpoints"]
 
 
 def _choosing(knobs):

@@ -53,14 +53,16 @@ HEADS = {"encoder_attention_heads": 3}
 
 
 def older(args, model):
-    """As fairseq 0.9 wrote it: older names, weights of a GPU, one pickle."""
+    """As fairseq 0.9 wrote it: older names, weights of a GPU, one pickle; and a flag has a value
+    that fairseq has not."""
     names = [("encoder.", "decoder."), (".layernorm_embedding.", ".emb_layer_norm.")]
     weights = {}
     for name, tensor in model.items():
         for new, old in names:
             name = name.replace(new, old, 1)
         weights[name.replace("sentence_decoder", "sentence_encoder")] = tensor
-    return {"args": Namespace(arch="foreign_arch", **FOREIGN, **args), "model": weights}
+    told = Namespace(arch="foreign_arch", ddp_backend="foreign", **FOREIGN, **args)
+    return {"args": told, "model": weights}
 
 
 def newer(args, model):
@@ -85,7 +87,7 @@ def headless(args, model):
 def lying(args, model):
     """Its flags are those of another model, as somebody who prunes layers may leave them."""
     wrong = {"encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072}
-    more = {"encoder_normalize_before": True, "max_positions": 512}
+    more = {"encoder_normalize_before": True, "max_positions": 512, **FOREIGN}
     return {"args": Namespace(arch="roberta_base", **{**args, **wrong, **more}), "model": model}
 
 
@@ -145,6 +147,11 @@ def write(data, tmp_path, monkeypatch):
         return model, path
 
     return make
+
+
+def heads_of(name):
+    """What the file tells of them."""
+    return None if "encoder_attention_heads" in BASES[name][2] else 3
 
 
 def features(model, tokens):
@@ -233,10 +240,12 @@ def test_the_whole_way(name, write, data, fairseq, tmp_path, capsys):
     answers = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 3 and set(answers) <= {"bad", "good"}
 
-    run("inspect", base)
+    run("inspect", base, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["sizes"].items() >= {**SIZES, "encoder_attention_heads": heads_of(name)}.items()
     run("inspect", checkpoint, "--json")
-    printed = capsys.readouterr().out
-    assert json.loads(printed[printed.index("{") :])["method"] == "lora"
+    told = json.loads(capsys.readouterr().out)
+    assert told["method"] == "lora" and told["sizes"].items() >= SIZES.items()
 
     run("merge", checkpoint, tmp_path / "merged.pt")  # compares the logits with fairseq's model
     call = capsys.readouterr().out.splitlines()[-1]

@@ -22,6 +22,7 @@ from fairseq_peft.hf import start, train
 from fairseq_peft.hf.batches import Batches
 from fairseq_peft.hf.train_record import Counter, Record
 from fairseq_peft.runs import plan, predictions
+from fairseq_peft.runs.choice import Choice
 from fairseq_peft.sweeps import finetune_hf
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask
 
@@ -84,34 +85,72 @@ def test_counts_are_whole_over_batches():
 
 
 class LengthModel(torch.nn.Module):
-    """Class 1 for rows with an odd number of tokens."""
+    """Class 1 for rows with an odd number of tokens, or, less than ``always``, for all."""
+
+    def __init__(self, always=0):
+        super().__init__()
+        self.always = always
+
+    def save_pretrained(self, folder):
+        (folder / "always").write_text(str(self.always))
 
     def forward(self, attention_mask, labels, input_ids):
-        logits = torch.nn.functional.one_hot(attention_mask.sum(1) % 2, 2).float()
+        length = attention_mask.sum(1)
+        logits = torch.nn.functional.one_hot(length % 2 | (length < self.always), 2).float()
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return SimpleNamespace(logits=logits, loss=loss)
 
 
-def test_predictions_are_kept_in_the_order_of_the_data(place, tmp_path):
-    asked = options(place, save_dir=tmp_path, batch_size=3)
-    _, datasets = train.load_data(asked, start.read(asked.base))
-    record = Record(SimpleNamespace(directory=tmp_path, epoch=lambda line: None), asked, datasets)
-    record.best = 2.0  # no model to keep
+def recording(asked, folder, datasets, choice=None):
+    log = SimpleNamespace(directory=folder, lines=[])
+    log.epoch = log.lines.append
+    return Record(log, asked, datasets, choice or Choice(), ["0", "1"])
+
+
+def an_epoch(record, epoch, model=None):
+    """An epoch of one update, and its evaluation of ``model``."""
     record.begin_epoch(2)
     labels = torch.tensor([0, 1])
     inputs = {"labels": labels, "attention_mask": torch.ones(2, 4)}
     record.step(inputs, torch.eye(2), torch.tensor(0.5))
     record.end_epoch(
         SimpleNamespace(
-            model=LengthModel(),
-            state=SimpleNamespace(global_step=1),
+            model=model or LengthModel(),
+            state=SimpleNamespace(global_step=epoch),
             lr_scheduler=SimpleNamespace(get_last_lr=lambda: [0.1]),
             _prepare_inputs=lambda batch: batch,
             compute_loss_context_manager=contextlib.nullcontext,
         ),
-        4,
+        epoch,
     )
-    found = predictions.read(predictions.path_of(tmp_path, 1))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mcc", "loss", "f1_1"])
+def test_the_epoch_is_chosen_as_in_a_run_of_fairseq(place, tmp_path, metric):
+    asked = options(place, save_dir=tmp_path, batch_size=3, metric=metric)
+    _, datasets = train.load_data(asked, start.read(asked.base))
+    choice = train.choose(asked, ["0", "1"])
+    record = recording(asked, tmp_path, datasets, choice)
+    kept = {}
+    for epoch, always in enumerate((0, 99, 20, 20, 10, 99), start=1):
+        an_epoch(record, epoch, LengthModel(always))
+        kept[epoch] = always
+    best = choice.best_of(record.log.lines)
+    values = [choice.value(line["subsets"]) for line in record.log.lines]
+    assert len(set(values)) > 2 and best["epoch"] == record.best.update
+    assert (tmp_path / "checkpoint_best" / "always").read_text() == str(kept[best["epoch"]])
+
+
+def test_an_unknown_metric_is_one_sentence(place):
+    with pytest.raises(InputError, match=r"--metric f1 is unknown; .* f1_<class> \(f1_0, f1_1\)"):
+        train.choose(options(place, metric="f1"), ["0", "1"])
+
+
+def test_predictions_are_kept_in_the_order_of_the_data(place, tmp_path):
+    asked = options(place, save_dir=tmp_path, batch_size=3)
+    _, datasets = train.load_data(asked, start.read(asked.base))
+    an_epoch(recording(asked, tmp_path, datasets), 4)
+    found = predictions.read(predictions.path_of(tmp_path, 4))
     assert found.epoch == 4 and list(found.target) == ["valid", "test"]
     for split, dataset in datasets.items():
         if split != "train":
@@ -197,7 +236,7 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
         ({}, "nothing to start from"),
         ({"BASE": "a.pt", "HF_BASE": "b"}, "both set"),
         ({"BASE": "a.pt", "METHOD": "adapter"}, "METHOD=adapter is unknown here"),
-        ({"BASE": "a.pt", "METRIC": "mcc"}, "METRIC=mcc would be ignored"),
+        ({"BASE": "a.pt", "PATIENCE": "3"}, "PATIENCE=3 would be ignored"),
         ({"BASE": "a.pt", "DATA": "nowhere"}, "label/train.idx does not exist"),
     ],
 )

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from fairseq_peft.cli import main
 from fairseq_peft.report import drawing, plots
 from fairseq_peft.report.rows import build_rows
 from fairseq_peft.report.runs import find_runs
@@ -58,18 +59,19 @@ def test_accuracy_figure_has_each_seed_and_the_mean(make_run, make_baseline):
         make_run("lora", seed)
     make_baseline(epochs=[(330, 1640)])
     runs, rows = load(make_run)
-    figure = plots.accuracy_figure("books", [run.result for run in runs], rows)
+    figure = plots.curve_figures("books", [run.result for run in runs], rows)["accuracy"]
     panels = {axis.get_title(): axis for axis in figure.axes}
     assert list(panels) == ["full, scratch", "full", "lora"]
     full = panels["full"]
-    assert len(full.lines) == 2 * (2 + 1) + 1  # test and valid: a line a seed, the mean; tfidf
+    # test and valid: a line a seed, the mean; what was chosen; tfidf
+    assert len(full.lines) == 2 * (2 + 1) + 1 + 1
     curves = [[round(float(y), 6) for y in line.get_ydata()] for line in full.lines]
     for curve in ([75, 80], [85, 90], [80, 85], [82, 82], [75, 80]):
         assert curve in curves
     grey = next(line for line in panels["lora"].lines if line.get_label() == "full, test")
     assert [round(float(y), 6) for y in grey.get_ydata()] == [80.0, 85.0]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(legend) == ["full, test", "test", "tfidf", "valid"]
+    assert sorted(legend) == ["chosen", "full, test", "test", "tfidf", "valid"]
 
 
 def test_every_method_is_in_the_accuracy_figure(make_run):
@@ -77,7 +79,7 @@ def test_every_method_is_in_the_accuracy_figure(make_run):
     for name in names:
         make_run(name, 1)
     runs, rows = load(make_run)
-    figure = plots.accuracy_figure("books", [run.result for run in runs], rows)
+    figure = plots.curve_figures("books", [run.result for run in runs], rows)["accuracy"]
     assert sorted(axis.get_title() for axis in figure.axes) == sorted(names)
     # no panel lies on another, and the last one of each column names its axis
     figure.canvas.draw()
@@ -154,9 +156,40 @@ def test_both_libraries_stand_in_one_figure(make_run):
     make_run("hf-full", 1, [(300, 1400), (320, 1700)])
     make_run("hf-lora", 1, [(300, 1000), (320, 1000)])
     runs, rows = load(make_run)
-    figure = plots.accuracy_figure("books", [run.result for run in runs], rows)
+    figure = plots.curve_figures("books", [run.result for run in runs], rows)["accuracy"]
     panels = {axis.get_title(): axis for axis in figure.axes}
     assert set(panels) == {"full", "hf-full", "hf-lora"}
     lines = {line.get_label(): list(line.get_ydata()) for line in panels["hf-full"].lines}
     assert [round(float(y), 6) for y in lines["test"]] == [70.0, 85.0]
     assert [round(float(y), 6) for y in lines["full, test"]] == [75.0, 80.0]
+
+
+def test_the_curves_are_of_the_metric_that_chose(make_run, make_baseline):
+    """A figure for each metric; against updates, where an epoch has several validations."""
+    make_run("full", 1)
+    make_run("adapter", 1, chosen_by={"metric": "mcc", "subset": "valid", "maximize": True})
+    by_f1 = {"metric": "macro_f1", "subset": "valid", "maximize": True}
+    folder = make_run("lora", 1, [(300, 1500), (320, 1600), (310, 1550)], finish=False)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line, epoch, f1 in zip(lines, (1, 1, 2), (0.6, 0.8, 0.7)):
+        line["epoch"] = epoch
+        line["subsets"]["valid"]["macro_f1"] = f1
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "chosen_by": by_f1}))
+    assert main(["result", str(folder)]) == 0
+    make_baseline(epochs=[(330, 1640)])
+    runs, rows = load(make_run)
+    figures = plots.curve_figures("books", [run.result for run in runs], rows)
+    assert sorted(figures) == ["accuracy", "macro_f1", "mcc"]
+    (axis,) = figures["macro_f1"].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert drawn["valid"] == [[100, 60], [200, 80], [300, 70]] and axis.get_xlabel() == "update"
+    assert drawn["chosen"] == [[200, 80]]
+    assert drawn["test"] == [[100, 50], [200, 50], [300, 50]]
+    assert "macro_f1 after each update" in figures["macro_f1"].get_suptitle()
+    (axis,) = figures["mcc"].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert drawn["valid"] == [[1, 0.1], [2, 0.1]] and drawn["chosen"] == [[2, 0.1]]
+    (loss,) = plots.loss_figure("books", [run.result for run in runs], rows).axes
+    assert loss.get_xlabel() == "update"

@@ -68,8 +68,8 @@ PARTS = {
     "models": part(6, FAIRSEQ),
     "checkpoints": part(7, FAIRSEQ),
     "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
-    "combining": part(7, TORCH),
     "tasks": part(8, FAIRSEQ),
+    "combining": part(9, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
     "serving": part(10, FAIRSEQ, "sklearn"),
     "sweeps": part(10, FAIRSEQ + " fairseq_cli"),

@@ -174,15 +174,21 @@ def test_redo_throws_away_and_extend_goes_on_only_where_it_is_exact(knobs):
     finetune.adopt(folder, planned())
     result = folder / "result.json"
     (folder / "checkpoint_last.pt").touch()
-    result.write_text('{"ended_by": "early stop"}')
-    with pytest.raises(InputError, match="cannot be extended: .*but early stop"):
+    result.write_text('{"ended_by": "num_updates: 9 >= max_update: 9"}')
+    with pytest.raises(InputError, match="cannot be extended: .*but num_updates: 9"):
         finetune.adopt(folder, planned(epochs=5), "extend")
+    # With more epochs patience would have ended it there, too.
+    result.write_text('{"ended_by": "early stop since valid performance"}')
+    assert finetune.adopt(folder, planned(epochs=5), "extend") and result.exists()
+    assert finetune.adopt(folder, planned(epochs=5))
+    finetune.adopt(folder, planned(), "redo")
+    (folder / "checkpoint_last.pt").touch()
     result.write_text('{"ended_by": "max_epoch: 3"}')
     for change, message in [
         ({"epochs": 5, "flags": []}, "only --lr-scheduler fixed"),
         ({"epochs": 5, "lr": "2e-3"}, "lr 0.001, now 0.002"),
         ({"epochs": 2}, "2 are fewer"),
-        ({"epochs": 5, "warmup": 50}, "warmup_updates 0, now 22"),
+        ({"epochs": 5, "warmup": 50}, "warmup_updates 0, now 22.*--warmup 0 is the same"),
     ]:
         with pytest.raises(InputError, match=f"cannot be extended: .*{message}"):
             finetune.adopt(folder, planned(**change), "extend")

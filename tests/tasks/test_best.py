@@ -57,6 +57,14 @@ def test_it_waits_for_a_strictly_better_one_as_patience_does():
     assert best.waited == 0
 
 
+def test_the_best_few_are_told_below_zero_and_where_they_are_equal():
+    values = [-0.5, -0.2, nan, -0.2, -0.3]
+    best = Best(Choice("mcc"), [line(i, value, "mcc") for i, value in enumerate(values)])
+    assert best.best_updates(3) == [3, 1, 4] and best.best_updates(9) == [3, 1, 4, 0]
+    best = Best(Choice("loss"), [line(i, value, "loss") for i, value in enumerate([2, 1, 3])])
+    assert best.best_updates(2) == [1, 0]
+
+
 def test_what_was_repeated_counts_with_its_last_line():
     lines = [line(1, 0.1), line(2, 0.9), line(3, 0.2), line(2, 0.3)]
     assert valid_lines(lines) == [lines[0], lines[3]]
@@ -126,6 +134,23 @@ def check(folder, expected):
     assert result["test_accuracy"] == subsets["test"]["accuracy"]
     found = predictions.read(folder / predictions.NAME)
     assert found.num_correct("test") == subsets["test"]["num_correct"]
+    curve = tensorboard(folder, f"{result['chosen_by']['metric']}/valid")
+    assert curve == {
+        at["num_updates"]: pytest.approx(at["subsets"]["valid"][result["chosen_by"]["metric"]])
+        for at in metrics(folder)
+    }
+    assert curve[update] == pytest.approx(result["best_value"], abs=1e-6)
+    assert tensorboard(folder, "final/best_update") == {update: update}
+
+
+def tensorboard(folder, tag):
+    """Step -> number of what TensorBoard shows; a step has one."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    scalars = events.Scalars(tag)
+    assert len({event.step for event in scalars}) == len(scalars)
+    return {event.step: event.value for event in scalars}
 
 
 #: What fairseq does where neither flag is given: the lowest loss.
@@ -139,6 +164,7 @@ CASES = {
     "every second epoch": {"validate_interval": 2},
     "a checkpoint every third epoch": {"save_interval": 3},
     "the two best, stopped early": {"keep_best_checkpoints": 2, "patience": 2},
+    "the three best by mcc": {"keep_best_checkpoints": 3, "best_checkpoint_metric": "mcc"},
 }
 
 
@@ -156,8 +182,10 @@ def test_all_that_is_kept_is_of_one_validation(train, tmp_path, name):
     if metric != "accuracy":  # else any of them could have chosen
         assert expected != chosen(lines, "accuracy")
     check(tmp_path / "run", expected)
-    names = {path.name for path in (tmp_path / "run").glob("checkpoint.best_*")}
-    assert len(names) == more.get("keep_best_checkpoints", 0)
+    kept = {int(p.stem.split("_")[-1]) for p in (tmp_path / "run").glob("checkpoint.best_*.pt")}
+    number = more.get("keep_best_checkpoints", 0)
+    ranked = sorted(lines, key=lambda at: (at["subsets"]["valid"][metric], at["num_updates"]))
+    assert kept == {at["num_updates"] for at in ranked[-number:] if number}
 
 
 @pytest.mark.end_to_end
