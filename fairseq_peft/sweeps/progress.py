@@ -87,7 +87,7 @@ class Lines:
         schedule, spent = self.schedule, time.monotonic() - self.started
         ran = schedule.num_done - schedule.num_skipped
         num_stopped = sum(schedule.not_started.values())
-        remaining = schedule.num_runs - schedule.num_done - num_stopped
+        remaining = max(schedule.num_runs - schedule.num_done - num_stopped, 0)
         left = f"{spent * remaining / ran:.0f}" if ran > 0 else "?" if remaining else "0"
         return (
             f"{spent:5.0f} s  {schedule.num_done} of {schedule.num_runs} done, {len(watched)} "

@@ -91,7 +91,7 @@ def test_two_groups_of_members_wait_for_each_other(python, data_folder, base_che
 
 def test_torchrun_without_a_world_size_is_told_and_mixes_nothing(fairseq, data_folder, tmp_path):
     folder = tmp_path / "run"
-    words = train_flags(data_folder, folder, max_epoch=100_000)
+    words = train_flags(data_folder, folder, max_epoch=2_000)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
         [sys.executable, *launch, "fairseq_cli.train", *words],
