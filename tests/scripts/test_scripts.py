@@ -244,6 +244,26 @@ def test_lib_peft_cli_runs_from_anywhere(example):
 # ---- test.sh -------------------------------------------------------------------------------------
 
 
+def test_real_fetches_what_is_pinned(project, tmp_path):
+    """With hashes, without what the packages depend on; nothing, where it is all there."""
+    pins, folder = project / "tests" / "real", project / ".venv-real"
+    shutil.copytree(ROOT / "tests" / "real", pins)
+
+    def dry_run():
+        path = project / "scripts" / "test.sh"
+        done = run_script(path, "real", "--dry-run", "--", "-k", "minilm", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("-m pytest -m real -k minilm\n")
+        return done.stdout
+
+    pip = [line for line in dry_run().splitlines() if " pip " in line]
+    assert len(pip) == 2 and all("--no-deps --require-hashes" in line for line in pip)
+    files = [pins / f"requirements-{name}.txt" for name in ("library", "packages")]
+    folder.mkdir()
+    (folder / "requirements.txt").write_text("".join(file.read_text() for file in files))
+    assert "already there" in dry_run() and " pip " not in dry_run()
+
+
 def test_parity_has_an_environment_for_each_library(project, tmp_path):
     """Made when missing, kept when its pins are the same, made again when they changed."""
 
