@@ -41,7 +41,7 @@ if not hasattr(np, "compat"):
 
 from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
 from fairseq_peft.checkpoints import saving  # noqa: E402, F401
-from fairseq_peft.fairseq_fixes import plateau, whole_words  # noqa: E402, F401
+from fairseq_peft.fairseq_fixes import plateau, processes, whole_words  # noqa: E402, F401
 from fairseq_peft.fairseq_fixes.help import complete_help  # noqa: E402
 
 install_excepthook()
@@ -49,3 +49,4 @@ complete_help()
 saving.install()
 whole_words.install()
 plateau.install()
+processes.install()

@@ -1,8 +1,11 @@
 """``--precision``: what layers are computed in, and what ``auto`` means on this machine.
 
-Weights are fp32 whatever is chosen; bf16 is autocast. Not every processor computes in bf16: with
-AVX2 only, a step in bf16 takes 41 times as long as one in fp32. So ``auto`` asks the machine: a
-product is timed in both, once, and the answer is kept in a file for all later runs.
+Weights are fp32 whatever is chosen; bf16 and fp16 are autocast. fp16 is for GPUs without bf16, and
+its loss is scaled, so that small gradients are not 0 (``optim/peft_adamw.py``).
+
+Not every processor computes in bf16: with AVX2 only, a step in bf16 takes 41 times as long as one
+in fp32. So ``auto`` asks the machine: a product is timed in both, once, and the answer is kept in a
+file for all later runs.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from fairseq_peft.files import whole
 logger = logging.getLogger(__name__)
 
 #: What may be asked for.
-NAMES = ("auto", "fp32", "bf16")
+NAMES = ("auto", "fp32", "bf16", "fp16")
 #: Says what ``auto`` means, without a measurement.
 VARIABLE = "FAIRSEQ_PEFT_PRECISION"
 #: bf16 has to be so many times as fast as fp32, at least, for ``auto`` to take it.
@@ -35,7 +38,7 @@ ROWS, DIM = 256, 512
 
 
 def resolve(name: str, cuda: bool | None = None) -> str:
-    """What ``--precision name`` means here: fp32 or bf16.
+    """What ``--precision name`` means here: fp32, bf16 or fp16.
 
     Args:
         cuda: whether the model runs on a GPU; None: ``uses_cuda``.
@@ -49,11 +52,27 @@ def resolve(name: str, cuda: bool | None = None) -> str:
             speed = bf16_speed(uses_cuda() if cuda is None else cuda)
             return "bf16" if speed >= WORTH_IT else "fp32"
         if chosen not in NAMES[1:]:
-            raise InputError(f"{VARIABLE}={chosen} is unknown: set fp32 or bf16, or unset it.")
+            raise InputError(
+                f"{VARIABLE}={chosen} is unknown: set fp32, bf16 or fp16, or unset it."
+            )
         return chosen
     if name not in NAMES:
-        raise InputError(f"--precision {name!r} is unknown: give auto, fp32 or bf16.")
+        raise InputError(f"--precision {name!r} is unknown: give auto, fp32, bf16 or fp16.")
     return name
+
+
+def half(name: str):
+    """The dtype of autocast; None for fp32, which needs none."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+
+
+def autocast(x, dtype):
+    """What layers compute in where x is: ``dtype`` of ``half``."""
+    import torch
+
+    return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
 
 
 def warn_if_slow(name: str) -> None:

@@ -196,9 +196,21 @@ def flags(cfg) -> None:
             "a list of folders. Give it another name, or a link of another name."
         )
     if cfg.fp16 or cfg.bf16:
+        flag = "fp16" if cfg.fp16 else "bf16"
         raise InputError(
-            "--fp16 and --bf16 would cast the weights and hide them from --optimizer peft_adamw. "
-            "Give --precision bf16: layers under autocast, weights in fp32."
+            f"--{flag} would cast the weights and hide them from --optimizer peft_adamw. Give "
+            f"--precision {flag}: layers under autocast, weights in fp32."
+        )
+    if cfg.amp:
+        raise InputError(
+            "--amp does nothing on a CPU, and is fairseq's own fp16 on a GPU, which this task does "
+            "not know. Give --precision bf16 or auto: layers under autocast, weights in fp32."
+        )
+    if cfg.store_ema:
+        raise InputError(
+            "--store-ema keeps a second copy of the whole model, which no validation, adapter "
+            "folder or report would read. Leave it out; fairseq-peft average makes the mean of a "
+            "run's checkpoints."
         )
     if cfg.eval_test not in ("each", "best"):
         raise InputError(

@@ -20,6 +20,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerDecoder
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import nn
 
+from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Stack
 from fairseq_peft.layers import attention
@@ -64,14 +65,14 @@ class OutputProjection(nn.Linear):
     the logits, where the embedding is not its weight alone.
     """
 
-    def __init__(self, weight: nn.Parameter, bf16: bool):
+    def __init__(self, weight: nn.Parameter, half_dtype=None):
         super().__init__(*reversed(weight.shape), bias=False, device="meta")
         self.weight = weight
         self.output_update = None
-        self.bf16 = bf16
+        self.half_dtype = half_dtype
 
     def forward(self, features):
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
+        with precision.autocast(features, self.half_dtype):
             logits = F.linear(features, self.weight)
             return logits if self.output_update is None else logits + self.output_update(features)
 
@@ -84,7 +85,7 @@ class Decoder(TransformerDecoder):
     """
 
     def __init__(self, args, dictionary, embed_tokens):
-        self.bf16 = args.precision == "bf16"
+        self.half_dtype = precision.half(args.precision)
         super().__init__(args, dictionary, embed_tokens, no_encoder_attn=True)
         self.dropout_module = Dropout(self.dropout_module.p)
         self.soft_prompt = None
@@ -95,7 +96,7 @@ class Decoder(TransformerDecoder):
 
     def build_output_projection(self, args, dictionary, embed_tokens):
         super().build_output_projection(args, dictionary, embed_tokens)
-        self.output_projection = OutputProjection(self.output_projection.weight, self.bf16)
+        self.output_projection = OutputProjection(self.output_projection.weight, self.half_dtype)
 
     @property
     def num_reserved(self) -> int:
@@ -120,7 +121,7 @@ class Decoder(TransformerDecoder):
         num_cached = self.num_cached(incremental_state)
         x, keep, prefixes = self.embed(prev_output_tokens, num_cached)
         states = [x]
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with precision.autocast(x, self.half_dtype):
             for layer, prefix in zip(self.layers, prefixes):
                 x = layer(x, keep, prefix, incremental_state)
                 states.append(x)
@@ -191,5 +192,5 @@ class Decoder(TransformerDecoder):
 
     def finish(self, x):
         """What follows the last layer, in fp32."""
-        x = x.float() if self.bf16 else x
+        x = x if self.half_dtype is None else x.float()
         return x if self.layer_norm is None else self.layer_norm(x)

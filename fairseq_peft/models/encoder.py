@@ -18,7 +18,9 @@ from fairseq.models.transformer import TransformerEncoder
 from fairseq.models.transformer.transformer_config import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from torch.utils.checkpoint import checkpoint
 
+from fairseq_peft import precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Stack
 
@@ -74,7 +76,8 @@ class Encoder(TransformerEncoder):
         self.dropout_module = Dropout(self.dropout_module.p)
         self.soft_prompt = None
         self.prefix = None
-        self.bf16 = args.precision == "bf16"
+        self.half_dtype = precision.half(args.precision)
+        self.checkpoint_activations = bool(getattr(args, "checkpoint_activations", False))
 
     def build_encoder_layer(self, args):
         return EncoderLayer(TransformerConfig.from_namespace(args))
@@ -103,9 +106,14 @@ class Encoder(TransformerEncoder):
         """
         x, keep, prefixes, embedding = self.embed(src_tokens, token_embeddings)
         states = [x] if return_all_hiddens else []
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with precision.autocast(x, self.half_dtype):
             for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
-                x = layer(x, keep, first_only and index == len(self.layers), prefix)
+                rest = (keep, first_only and index == len(self.layers), prefix)
+                if self.checkpoint_activations and self.training:
+                    # Its inside is computed again in the backward pass, with the same dropout.
+                    x = checkpoint(layer, x, *rest, use_reentrant=False)
+                else:
+                    x = layer(x, *rest)
                 if return_all_hiddens:
                     states.append(x)
         x = self.finish(x)
@@ -159,7 +167,7 @@ class Encoder(TransformerEncoder):
 
     def finish(self, x):
         """What follows the last layer: x (B, T + P, C) -> (B, T, C) in fp32."""
-        x = x.float() if self.bf16 else x
+        x = x if self.half_dtype is None else x.float()
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x if self.soft_prompt is None else self.soft_prompt.remove(x)
@@ -169,21 +177,21 @@ class LMHead(RobertaLMHead):
     """fairseq's LM head, whose ``weight`` is the token embedding's.
 
     ``output_update`` is a slot: None, or a function of the last features (..., C) that returns what
-    is added to the logits (..., V), where the embedding is not its weight alone. With ``bf16`` the
-    linear maps are in bf16, and so are the logits.
+    is added to the logits (..., V), where the embedding is not its weight alone. With
+    ``half_dtype`` the linear maps are in it, and so are the logits.
     """
 
-    def __init__(self, embed_dim, output_dim, activation_fn, weight=None, bf16=False):
+    def __init__(self, embed_dim, output_dim, activation_fn, weight=None, half_dtype=None):
         super().__init__(embed_dim, output_dim, activation_fn, weight)
         self.output_update = None
-        self.bf16 = bf16
+        self.half_dtype = half_dtype
 
     def forward(self, features, masked_tokens=None, **unused):
         if masked_tokens is not None:
             features = features[masked_tokens, :]
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
+        with precision.autocast(features, self.half_dtype):
             x = self.layer_norm(self.activation_fn(self.dense(features)))
-            if self.bf16:  # no (..., V) in fp32
+            if self.half_dtype is not None:  # no (..., V) in fp32
                 logits = F.linear(x, self.weight, self.bias)
             else:  # stock's, bit for bit
                 logits = F.linear(x, self.weight) + self.bias
@@ -203,7 +211,9 @@ class PeftRobertaEncoder(RobertaEncoder):
         return encoder
 
     def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
-        return LMHead(embed_dim, output_dim, activation_fn, weight, self.args.precision == "bf16")
+        return LMHead(
+            embed_dim, output_dim, activation_fn, weight, precision.half(self.args.precision)
+        )
 
     def forward(
         self,

@@ -40,8 +40,8 @@ COMMON = {
     "precision": (
         str,
         "auto",
-        "fp32, bf16 (layers under bf16 autocast, weights stay fp32), or auto: what is faster here "
-        "(auto)",
+        "fp32, bf16 (layers under autocast, weights stay fp32), fp16 (the same with a scaled loss, "
+        "for GPUs without bf16), or auto: the faster of fp32 and bf16 here (auto)",
     ),
     "frozen_dropout": (
         str,
@@ -88,6 +88,11 @@ ROBERTA = {
         "first",
         "what the classification head reads: first, the features of <s>, or the mean or max of all "
         "tokens (first)",
+    ),
+    "checkpoint_activations": (
+        bool,
+        False,
+        "compute the inside of each layer again in the backward pass instead of keeping it",
     ),
     "load_checkpoint_heads": (bool, False, "take classification heads from the checkpoint too"),
     "reset_head": (

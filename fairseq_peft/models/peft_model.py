@@ -61,6 +61,8 @@ class PeftModel:
         given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
         told = task.cfg if getattr(task, "cfg", None) is not None else getattr(task, "args", None)
         self.inject(args.peft, given, getattr(told, "seed", 1))
+        for parameter in self.parameters() if args.precision == "fp16" else ():
+            parameter.scales_loss = True  # see optim/peft_adamw.py
         # A checkpoint from before this flag has no say.
         decay = getattr(args, "layer_lr_decay", None)
         decay_learning_rates(self, self.family, 1.0 if decay is None else decay)

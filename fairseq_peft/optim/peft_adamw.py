@@ -4,8 +4,14 @@ and with a learning rate of its own for tensors that ask for one.
 A parameter asks by its attribute ``lr_scale``: LoRA+ (--lora-lr-ratio 16) sets it to 16 on each B,
 --layer-lr-decay to less and less from the last layer to the first. fairseq's schedule gives one
 learning rate; such a tensor moves by so many times that.
+
+Under ``--precision fp16`` parameters ask for a scaled loss (``scales_loss``): gradients that would
+be 0 in fp16 are not, if the loss is multiplied by a large number first. The step divides by it. An
+update whose gradients overflow is left out, and the scale is halved; after 2,000 without one it is
+doubled (Micikevicius et al. 2018, arXiv:1710.03740).
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import List
 
@@ -15,6 +21,8 @@ from fairseq.optim import OPTIMIZER_REGISTRY, FairseqOptimizer, register_optimiz
 from omegaconf import II
 
 from fairseq_peft.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -26,6 +34,40 @@ class PeftAdamWConfig(FairseqDataclass):
     )
     lr: List[float] = II("optimization.lr")
     amp: bool = II("common.amp")
+
+
+class LossScale:
+    """The number that the loss is multiplied with, and when it changes.
+
+    Attributes:
+        scale: a power of 2.
+        num_good: updates since it changed last.
+    """
+
+    GROWS_AFTER = 2000
+    SMALLEST = 2.0**-14
+
+    def __init__(self, scale: float = 2.0**16, num_good: int = 0):
+        self.scale = scale
+        self.num_good = num_good
+
+    def update(self, overflow: bool) -> None:
+        """After each update, or each that was left out for an overflow.
+
+        Raises:
+            InputError: gradients overflow at any scale.
+        """
+        if not overflow:
+            self.num_good += 1
+            if self.num_good == self.GROWS_AFTER:
+                self.scale, self.num_good = self.scale * 2, 0
+            return
+        self.scale, self.num_good = self.scale / 2, 0
+        if self.scale < self.SMALLEST:
+            raise InputError(
+                "The gradients overflow whatever the loss is multiplied with: training has "
+                "diverged. Give a lower --lr, a warm-up, or --precision fp32."
+            )
 
 
 class PeftAdamW(FairseqOptimizer):
@@ -72,7 +114,28 @@ class PeftAdamW(FairseqOptimizer):
             fused=fused,
         )
         self._waits = bool(self._optimizer.defaults["fused"]) and not cfg.amp
-        self._factor = 1.0
+        self.loss_scale = None
+        if any(getattr(p, "scales_loss", False) for p in params):
+            self.loss_scale, self._waits = LossScale(), True
+            self._optimizer.defaults["fused"] or self._refuse_fp16()
+        self._overflow = False
+        self._factor = self._first_factor()
+
+    @staticmethod
+    def _refuse_fp16():
+        raise InputError("--precision fp16 is for CPUs and CUDA. Give --precision fp32.")
+
+    def _first_factor(self):
+        """What gradients are multiplied with before fairseq says anything."""
+        return 1.0 if self.loss_scale is None else 1 / self.loss_scale.scale
+
+    def backward(self, loss):
+        """fairseq's; the loss is scaled where parameters ask for it."""
+        super().backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
+
+    def state_dict(self):
+        state = super().state_dict()
+        return state if self.loss_scale is None else {**state, "loss_scale": vars(self.loss_scale)}
 
     def multiply_grads(self, c):
         """Multiply the gradients by c, at the next step."""
@@ -88,15 +151,17 @@ class PeftAdamW(FairseqOptimizer):
             factor = torch.as_tensor(self._factor, dtype=torch.float32, device=device)
             # What torch's GradScaler hands to a fused optimizer.
             self._optimizer.grad_scale = 1 / factor
-            self._optimizer.found_inf = torch.zeros((), device=device)
+            self._optimizer.found_inf = torch.full((), float(self._overflow), device=device)
         try:
             super().step(closure, scale, groups)
         finally:
-            self._factor = 1.0
+            if self.loss_scale is not None:
+                self.loss_scale.update(self._overflow)
+            self._factor, self._overflow = self._first_factor(), False
             self._optimizer.grad_scale = self._optimizer.found_inf = None
 
     def zero_grad(self):
-        self._factor = 1.0
+        self._factor = self._first_factor()
         super().zero_grad()
 
     def get_lr(self):
@@ -115,6 +180,11 @@ class PeftAdamW(FairseqOptimizer):
             InputError: the state belongs to other groups of tensors.
         """
         scales = [group["lr_scale"] for group in self.param_groups]
+        loss_scale = state_dict.get("loss_scale")
+        state_dict = {key: value for key, value in state_dict.items() if key != "loss_scale"}
+        if self.loss_scale is not None and loss_scale:
+            self.loss_scale = LossScale(**loss_scale)
+            self._factor = self._first_factor()
         try:
             super().load_state_dict(state_dict, optimizer_overrides)
         except ValueError as error:
@@ -135,6 +205,13 @@ class PeftAdamW(FairseqOptimizer):
         norm = super().clip_grad_norm(
             0 if self._waits else max_norm, self._norm_of(aggregate_norm_fn)
         )
+        if self.loss_scale is not None and not torch.isfinite(norm).all():
+            logger.info(f"the gradients overflow at a loss scale of {self.loss_scale.scale:g}")
+            self._overflow = True
+            for parameter in self.params:  # for who looks at gradients after the step
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+            return torch.zeros_like(norm)
         if self._waits and max_norm > 0:
             self.multiply_grads((max_norm / (norm + 1e-6)).clamp(max=1))
         # With --amp it is fairseq that scales the loss down and tries again.
@@ -158,6 +235,13 @@ class PeftAdamW(FairseqOptimizer):
 def check_learning_rates(model, name) -> None:
     """Raise InputError if tensors of ``model`` ask for learning rates of their own that the
     optimizer called ``name`` would not give them."""
+    if not issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW) and any(
+        getattr(p, "scales_loss", False) for p in model.parameters()
+    ):
+        raise InputError(
+            f"--precision fp16 needs a scaled loss, which --optimizer {name} does not know. Give "
+            "--optimizer peft_adamw, or another --precision."
+        )
     asking = [p for p in model.parameters() if getattr(p, "lr_scale", 1.0) != 1.0]
     if asking and not issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW):
         raise InputError(

@@ -20,6 +20,7 @@ from typing import NamedTuple, Optional, Union
 import numpy as np
 import torch
 
+from fairseq_peft import precision as precisions
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.fairseq_fixes import memory
@@ -131,7 +132,7 @@ class Classifier:
             data: for a checkpoint without folder: where its dict.txt and sentencepiece model are,
                 or the files of another ``--bpe`` (its data folder by default).
             bpe: for a checkpoint without folder: its ``--bpe`` (what ``data`` says by default).
-            precision: fp32, or bf16 (as in training by default).
+            precision: fp32, bf16 or fp16 (as in training by default).
             device: cpu, cuda, ...
             allow_other_base: take a base that the adapter was not trained on.
 
@@ -245,14 +246,15 @@ class Classifier:
 
     @property
     def precision(self) -> str:
-        """fp32, or bf16: layers under autocast, weights in fp32."""
-        return "bf16" if self._encoder.bf16 else "fp32"
+        """fp32, bf16 or fp16: layers under autocast, weights in fp32."""
+        names = {precisions.half(name): name for name in precisions.NAMES[1:]}
+        return names[self._encoder.half_dtype]
 
     @precision.setter
     def precision(self, value: str) -> None:
-        if value not in ("fp32", "bf16"):
-            raise InputError(f"Precision {value!r} is unknown: give fp32 or bf16.")
-        self._encoder.bf16 = value == "bf16"
+        if value not in precisions.NAMES[1:]:
+            raise InputError(f"Precision {value!r} is unknown: give fp32, bf16 or fp16.")
+        self._encoder.half_dtype = precisions.half(value)
 
     @property
     def _encoder(self):

@@ -62,6 +62,8 @@ class SentenceClassificationConfig(FairseqDataclass):
     cpu: bool = II("common.cpu")
     fp16: bool = II("common.fp16")
     bf16: bool = II("common.bf16")
+    amp: bool = II("common.amp")
+    store_ema: bool = II("ema.store_ema")
     save_dir: str = II("checkpoint.save_dir")
     no_save: bool = II("checkpoint.no_save")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")

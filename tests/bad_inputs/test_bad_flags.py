@@ -25,7 +25,6 @@ from helpers import TINY  # noqa: E402
         ({"peft": "prompt", "prompt_num_tokens": 35}, ["35 prompt or prefix tokens leave 5 of 40"]),
         ({"eval_test": "once"}, ["--eval-test once is unknown: give each"]),
         ({"max_valid_steps": 1}, ["--max-valid-steps 1 would leave rows out"]),
-        ({"fp16": True}, ["--precision bf16"]),
         ({"bf16": True}, ["--precision bf16"]),
         ({"precision": "half"}, ["--precision 'half' is unknown"]),
         ({"combine_val": True}, ["--combine-val would be ignored"]),

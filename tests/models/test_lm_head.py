@@ -17,12 +17,12 @@ from helpers import PACKAGE, TINY_FLAGS, TOLERANCE  # noqa: E402
 from fairseq_peft.models.encoder import LMHead  # noqa: E402
 
 
-def pair(bf16, dim=512, num_rows=500):
+def pair(half_dtype, dim=512, num_rows=500):
     """fairseq's own head and ours, with the same tensors; features (3, 20, C)."""
     torch.manual_seed(0)
     table = torch.nn.Parameter(torch.randn(num_rows, dim) / dim**0.5)
     stock = RobertaLMHead(dim, num_rows, "gelu", table)
-    ours = LMHead(dim, num_rows, "gelu", table, bf16)
+    ours = LMHead(dim, num_rows, "gelu", table, half_dtype)
     with torch.no_grad():
         for parameter in stock.parameters():
             if parameter is not table:
@@ -32,7 +32,7 @@ def pair(bf16, dim=512, num_rows=500):
 
 
 def test_in_fp32_it_is_stocks_to_the_last_bit():
-    stock, ours, features = pair(bf16=False)
+    stock, ours, features = pair(half_dtype=None)
     masked = torch.rand(3, 20) < 0.4
     for masks in (None, masked):
         with torch.no_grad():
@@ -42,7 +42,7 @@ def test_in_fp32_it_is_stocks_to_the_last_bit():
 
 def test_in_bf16_it_is_close():
     """Within the tolerance of bf16, scaled by the largest logit: 8 bits of mantissa."""
-    stock, ours, features = pair(bf16=True)
+    stock, ours, features = pair(half_dtype=torch.bfloat16)
     with torch.no_grad():
         expected, found = stock(features), ours(features)
     assert found.dtype == torch.bfloat16

@@ -23,7 +23,7 @@ from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import (  # noqa: E402
 )
 
 from fairseq_peft.errors import InputError  # noqa: E402
-from fairseq_peft.optim.peft_adamw import PeftAdamW, check_learning_rates  # noqa: E402
+from fairseq_peft.optim.peft_adamw import LossScale, PeftAdamW, check_learning_rates  # noqa: E402
 
 
 def adamw(parameters, lr=1e-3, weight_decay=0.1):
@@ -239,3 +239,85 @@ def test_a_run_that_is_resumed_equals_one_that_is_not(fairseq, data_folder, tmp_
     assert all(torch.equal(value, whole["model"][key]) for key, value in parts["model"].items())
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["lr"] == groups[0]["lr"]
+
+
+# ---- A scaled loss (--precision fp16) ------------------------------------------------------------
+
+
+def scaled(parameters, **more):
+    for parameter in parameters:
+        parameter.scales_loss = True
+    return adamw(parameters, **more)
+
+
+def one_step(optimizer, parameters, loss_of, clip=1.0):
+    optimizer.zero_grad()
+    for factor in (1.0, 2.0):  # two batches of an update
+        optimizer.backward(loss_of(factor))
+    optimizer.multiply_grads(0.25)
+    norm = optimizer.clip_grad_norm(clip)
+    optimizer.step()
+    return norm
+
+
+def test_a_scaled_loss_makes_the_same_steps():
+    """The scale is a power of 2, so nothing is rounded: norms and tensors to the last bit."""
+    plain = tensors()
+    other = [nn.Parameter(p.detach().clone()) for p in plain]
+    for mine, theirs in zip(other, plain):
+        if hasattr(theirs, "lr_scale"):
+            mine.lr_scale = theirs.lr_scale
+    optimizers = adamw(plain), scaled(other)
+    for _ in range(3):
+        norms = [
+            one_step(optimizer, group, lambda f, group=group: f * sum((p**3).sum() for p in group))
+            for optimizer, group in zip(optimizers, (plain, other))
+        ]
+        assert torch.equal(*norms) and norms[0] > 1
+        assert all(torch.equal(p, q) for p, q in zip(plain, other))
+
+
+def test_an_update_that_overflows_is_left_out_and_the_scale_halved():
+    group = tensors()
+    optimizer = scaled(group)
+    one_step(optimizer, group, lambda f: f * sum((p**2).sum() for p in group))
+    before = [p.detach().clone() for p in group]
+    scale = optimizer.loss_scale.scale
+    for times in (1, 2):
+        norm = one_step(optimizer, group, lambda f: float("inf") * sum(p.sum() for p in group))
+        assert norm == 0 and optimizer.loss_scale.scale == scale / 2**times
+        assert all(torch.equal(p, q) for p, q in zip(group, before))
+        assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in group)
+    one_step(optimizer, group, lambda f: f * sum((p**2).sum() for p in group))
+    assert not torch.equal(group[0], before[0])
+
+
+def test_the_scale_grows_and_says_when_nothing_helps():
+    scale = LossScale(scale=8.0)
+    for _ in range(LossScale.GROWS_AFTER):
+        scale.update(overflow=False)
+    assert (scale.scale, scale.num_good) == (16.0, 0)
+    with pytest.raises(InputError, match="overflow whatever the loss is multiplied with"):
+        for _ in range(40):
+            scale.update(overflow=True)
+
+
+def test_the_scale_is_part_of_the_state():
+    group = tensors()
+    optimizer = scaled(group)
+    one_step(optimizer, group, lambda f: float("inf") * sum(p.sum() for p in group))
+    one_step(optimizer, group, lambda f: f * sum((p**2).sum() for p in group))
+    state = copy.deepcopy(optimizer.state_dict())
+    assert state["loss_scale"] == {"scale": 2.0**15, "num_good": 1}
+    fresh = scaled(tensors())
+    fresh.load_state_dict(state)
+    assert vars(fresh.loss_scale) == state["loss_scale"]
+    assert "loss_scale" not in adamw(tensors()).state_dict()
+
+
+def test_another_optimizer_cannot_scale_it():
+    model = nn.Linear(2, 2)
+    model.weight.scales_loss = True
+    with pytest.raises(InputError, match="--precision fp16 needs a scaled loss, which --optimizer"):
+        check_learning_rates(model, "adam")
+    check_learning_rates(model, "peft_adamw")

@@ -172,6 +172,8 @@ def task_config(data, **more):
         "valid_subset": "valid,test",
         "classification_head_name": HEAD,
         "train_examples": 0,
+        "amp": False,
+        "store_ema": False,
         "verify_frozen": False,
         "max_epoch": 2,
         "max_update": 0,

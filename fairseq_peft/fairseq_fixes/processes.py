@@ -1,0 +1,122 @@
+"""Several processes on CPUs, and a checkpoint for all of them.
+
+fairseq starts as many processes as there are GPUs: on a CPU ``--distributed-world-size 2`` is
+refused, and with an init method given no process is started at all, and nothing trained, with exit
+status 0. And a checkpoint that the first process has read reaches the others through a loader that
+takes weights alone, which fairseq's wrapping of them is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import socket
+
+import torch
+from fairseq.distributed import utils
+from omegaconf import open_dict
+
+logger = logging.getLogger(__name__)
+
+#: What torchrun sets for each of its processes.
+TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+
+
+def install() -> None:
+    """Mend fairseq's functions; once."""
+    if not hasattr(utils.call_main, "__wrapped__"):
+        utils.call_main = _call_main(utils.call_main)
+        utils._broadcast_object_slow = _broadcast_object
+
+
+def _call_main(original):
+    """Called by every program of fairseq with its config, before any process is started."""
+
+    @functools.wraps(original)
+    def call_main(cfg, main, **kwargs):
+        take_fp16(cfg)
+        several = cfg.distributed_training.distributed_world_size > 1
+        if several and (cfg.common.cpu or not torch.cuda.is_available()):
+            prepare_cpu(cfg)
+            if not cfg.distributed_training.distributed_no_spawn:
+                return spawn(cfg, main, kwargs)
+        return original(cfg, main, **kwargs)
+
+    return call_main
+
+
+def take_fp16(cfg) -> None:
+    """``--fp16`` with the plugin's optimizer and a model of the plugin means ``--precision fp16``:
+    fairseq's own would cast the weights, and hide them from the optimizer."""
+    if not cfg.common.fp16 or getattr(cfg.optimizer, "_name", None) != "peft_adamw":
+        return
+    if "precision" not in (cfg.model or ()):
+        return
+    with open_dict(cfg):
+        cfg.common.fp16 = False
+        cfg.model.precision = "fp16"
+        if "fp16" in cfg.task:
+            cfg.task.fp16 = False
+    logger.info("--fp16 with --optimizer peft_adamw is --precision fp16: weights stay in fp32")
+
+
+def prepare_cpu(cfg) -> None:
+    """What fairseq would take for GPUs, for processes on CPUs."""
+    training = cfg.distributed_training
+    with open_dict(cfg):
+        cfg.common.cpu = True
+        training.distributed_backend = "gloo"
+        if training.ddp_backend in ("pytorch_ddp", "c10d"):  # wants a GPU for each process
+            training.ddp_backend = "legacy_ddp"
+            logger.info("--ddp-backend legacy_ddp: the processes are on CPUs")
+        if training.distributed_init_method is not None:
+            return
+        if all(name in os.environ for name in TORCHRUN):
+            training.distributed_init_method = "env://"
+            training.distributed_world_size = int(os.environ["WORLD_SIZE"])
+            training.distributed_rank = int(os.environ["RANK"])
+            training.device_id = 0
+            training.distributed_no_spawn = True
+        elif not training.distributed_no_spawn:
+            training.distributed_init_method = f"tcp://127.0.0.1:{_free_port()}"
+
+
+def spawn(cfg, main, kwargs) -> None:
+    """A process for each rank from ``--distributed-rank`` on, or for ``--distributed-num-procs`` of
+    them; ends with an error where one of them does."""
+    training = cfg.distributed_training
+    with open_dict(cfg):
+        kwargs["start_rank"] = training.distributed_rank or 0
+        training.distributed_rank = None  # each process counts from there
+    number = training.distributed_world_size - kwargs["start_rank"]
+    if training.distributed_num_procs > 1:
+        number = min(number, training.distributed_num_procs)
+    torch.multiprocessing.spawn(
+        utils.distributed_main, args=(main, cfg, kwargs), nprocs=number, join=True
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _broadcast_object(obj, src_rank, group, dist_device):
+    """fairseq's, but for the loader: the bytes come from a process of the same program, not from a
+    file, and what they hold was read by the first process as any checkpoint is."""
+    if utils.get_rank(group) == src_rank:
+        buffer = io.BytesIO()
+        torch.save(obj, buffer)
+        content = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8).to(dist_device)
+        length = torch.tensor([len(content)], device=dist_device)
+        utils.broadcast(length, src=src_rank, group=group)
+        utils.broadcast(content, src=src_rank, group=group)
+        return obj
+    length = torch.zeros(1, dtype=torch.long, device=dist_device)
+    utils.broadcast(length, src=src_rank, group=group)
+    content = torch.empty(int(length), dtype=torch.uint8, device=dist_device)
+    utils.broadcast(content, src=src_rank, group=group)
+    return torch.load(io.BytesIO(content.cpu().numpy().tobytes()), weights_only=False)
