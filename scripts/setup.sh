@@ -3,7 +3,8 @@
 #
 # Installs fairseq_peft and everything it needs into the active virtual environment, else into .venv,
 # which it makes. Safe to run again: what is there is kept, and nothing is downloaded where nothing is missing.
-# Needs Python 3.9 to 3.12 with its headers and venv module, and a C++ compiler (fairseq is compiled here).
+# Needs Python 3.9 to 3.12 with its venv module. fairseq comes compiled for Python 3.12 on Linux (x86-64, glibc 2.28
+# or newer); elsewhere it is compiled here, which takes minutes, a C++ compiler and Python's headers.
 #
 # Knobs (environment variables):
 #   EXTRAS=dev         extras of setup.py to install: dev (tests, linters), hf (Hugging Face), both as dev,hf,
@@ -11,7 +12,7 @@
 #   TORCH=             what pip gets for torch, default the pin in constraints.txt. Words of pip are allowed:
 #                      TORCH="torch==2.13.0 --index-url ADDRESS" takes the CPU or CUDA build that PyTorch's
 #                      site names. A torch that is already installed is kept unless TORCH is given.
-#   BASE_PYTHON=       the Python that .venv is made with, default the first of python3.11, python3.12,
+#   BASE_PYTHON=       the Python that .venv is made with, default the first of python3.12, python3.11,
 #                      python3.10, python3.9, python3 that fits
 #   CONSTRAINTS=       pinned versions, default constraints.txt
 #   PYTHON=            the Python of the virtual environment to install into
@@ -45,6 +46,13 @@ fits() { # is this Python there, and 3.9 to 3.12?
   "$1" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
 
+comes_compiled() { # is there a wheel of fairseq-fixed for this Python?
+  "$1" -c 'import platform, sys
+library, version = platform.libc_ver()
+here = sys.version_info[:2] == (3, 12) and sys.platform == "linux" and platform.machine() == "x86_64"
+sys.exit(not (here and library == "glibc" and tuple(map(int, version.split("."))) >= (2, 28)))'
+}
+
 in_venv() {
   "$1" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' >/dev/null 2>&1
 }
@@ -63,7 +71,7 @@ if [ -x "$PYTHON" ]; then
   SOURCE_PYTHON=$PYTHON
 else
   if [ -z "$BASE_PYTHON" ]; then
-    for candidate in python3.11 python3.12 python3.10 python3.9 python3; do
+    for candidate in python3.12 python3.11 python3.10 python3.9 python3; do
       if fits "$candidate"; then BASE_PYTHON=$candidate; break; fi
     done
   fi
@@ -113,7 +121,9 @@ if ! has_pip && ! "$SOURCE_PYTHON" -c 'import venv, ensurepip' >/dev/null 2>&1; 
   MISSING+=("the venv module of Python $VERSION")
   PACKAGES+=("python$VERSION-venv")
 fi
-if [ $NEEDS_FAIRSEQ = 1 ]; then
+COMPILES=$NEEDS_FAIRSEQ
+if comes_compiled "$SOURCE_PYTHON"; then COMPILES=0; fi
+if [ $COMPILES = 1 ]; then
   if ! command -v "${CC:-gcc}" >/dev/null || ! command -v "${CXX:-g++}" >/dev/null; then
     MISSING+=("a C and C++ compiler")
     PACKAGES+=(build-essential)
@@ -185,12 +195,14 @@ else
 fi
 [ "$DRY_RUN" = 1 ] || pins "$(installed torch)"
 
-if [ $NEEDS_FAIRSEQ = 1 ]; then
+if [ $COMPILES = 1 ]; then
   step "what fairseq is compiled with (cython, numpy, setuptools)" install "setuptools<81" wheel cython numpy
   # --no-build-isolation: pip would otherwise download a second torch, with CUDA, only to compile.
   # --no-deps: one of its dependencies, torchaudio, would replace torch and is never imported for text.
   step "$FAIRSEQ, compiled here (minutes)" \
     run "$PYTHON" -m pip install --no-deps --no-build-isolation --force-reinstall "$FAIRSEQ"
+elif [ $NEEDS_FAIRSEQ = 1 ]; then
+  step "$FAIRSEQ" run "$PYTHON" -m pip install --no-deps --only-binary :all: --force-reinstall "$FAIRSEQ"
 else
   have "$FAIRSEQ"
 fi

@@ -49,3 +49,17 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_its_schedule(train, full_checkpo
     assert rates(parts) == rates(whole)
     assert schedule(parts) == schedule(whole)
     assert same(parts / LAST, whole / LAST)
+
+
+def test_a_run_stopped_between_two_epochs_goes_on_with_its_schedule(train):
+    """The rate falls behind two epochs in a row that are no better, which are the second and the
+    third: the checkpoint of the third holds one of them, and was written before the schedule heard
+    of the other."""
+    whole = train("whole", max_epoch=4, lr_patience=1)
+    first, second, third, fourth = rates(whole).values()
+    assert first == second == third and fourth == pytest.approx(0.1 * third)
+    train("parts", max_epoch=3, lr_patience=1)
+    parts = train("parts", max_epoch=4, lr_patience=1)
+    assert rates(parts) == rates(whole)
+    assert schedule(parts) == schedule(whole)
+    assert same(parts / LAST, whole / LAST)

@@ -1,5 +1,6 @@
 """scripts/setup.sh: what it asks of a machine, and that every requirement is pinned."""
 
+import os
 import re
 import shutil
 import sys
@@ -17,14 +18,20 @@ pytestmark = [
 HERE = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def fake_python(folder, name="python3", version=None, headers=True, venv=True):
+def fake_python(
+    folder, name="python3", version=None, headers=True, venv=True, glibc="2.17", machine="x86_64"
+):
     """A stand-in for an interpreter that lacks something; everything else is the real one."""
     folder.mkdir(exist_ok=True)
     include = folder / "include"
     include.mkdir(exist_ok=True)
     if headers:
         (include / "Python.h").write_text("")
-    prelude = "import sys, sysconfig; real = sysconfig.get_paths; "
+    prelude = (
+        "import platform, sys, sysconfig; real = sysconfig.get_paths; sys.platform = 'linux'; "
+    )
+    prelude += f"platform.libc_ver = lambda: ('glibc', '{glibc}'); "
+    prelude += f"platform.machine = lambda: '{machine}'; "
     if version:
         prelude += f"sys.version_info = {version}; "
     paths = f"{{**real(*a, **k), 'include': {str(include)!r}}}"
@@ -67,6 +74,30 @@ def test_setup_names_everything_at_once(setup, tmp_path):
     base = fake_python(tmp_path / "bin", headers=False, venv=False)
     done = setup(BASE_PYTHON=str(base), CXX="no-such-compiler")
     assert f"apt-get install {HERE}-venv build-essential {HERE}-dev" in done.stderr
+
+
+def test_setup_compiles_nothing_where_fairseq_comes_compiled(setup, tmp_path):
+    """For Python 3.12, which is taken before 3.11; neither compiler nor headers are asked for."""
+    folder = tmp_path / "bin"
+    fake_python(folder, "python3.11", version="(3, 11)")
+    fake_python(folder, "python3.12", version="(3, 12)", headers=False, glibc="2.28")
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    done = setup("--dry-run", PATH=path, CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    assert "python3.12 -m venv" in done.stdout
+    assert "--only-binary :all: --force-reinstall fairseq-fixed" in done.stdout
+    assert "cython" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "other", [{"version": "(3, 11)"}, {"glibc": "2.9"}, {"machine": "aarch64"}]
+)
+def test_setup_compiles_fairseq_elsewhere(setup, tmp_path, other):
+    wheel = {"version": "(3, 12)", "glibc": "2.28"}
+    base = str(fake_python(tmp_path / "bin", **{**wheel, **other}))
+    done = setup("--dry-run", BASE_PYTHON=base)
+    assert "cython" in done.stdout and "--only-binary" not in done.stdout
+    assert setup("--dry-run", BASE_PYTHON=base, CXX="no-such-compiler").returncode == 1
 
 
 def test_setup_refuses_a_python_that_does_not_fit(setup, tmp_path):
