@@ -10,6 +10,7 @@ import pytest
 from helpers import train_flags
 from prediction import lines_of
 
+torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
@@ -120,6 +121,8 @@ def test_merged_into_a_plain_checkpoint(runs, base, tmp_path):
         merged = tmp_path / f"{kind}.pt"
         words = ["merge", str(run / "adapter"), str(merged), "--base", str(base)]
         assert cli.main(words) == 0
+        task = torch.load(merged, weights_only=True)["cfg"]["task"]
+        assert task["regression_target"] is (kind == scores.NUMBER)
         texts = texts_of(table)
         found = Classifier.load(merged, data=made).predict(texts)
         expected = Classifier.load(base, run / "adapter").predict(texts)
