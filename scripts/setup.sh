@@ -12,7 +12,7 @@
 #   TORCH=             what pip gets for torch, default the pin in constraints.txt. Words of pip are allowed:
 #                      TORCH="torch==2.13.0 --index-url ADDRESS" takes the CPU or CUDA build that PyTorch's
 #                      site names. A torch that is already installed is kept unless TORCH is given.
-#   BASE_PYTHON=       the Python that .venv is made with, default the first of python3.12, python3.11,
+#   BASE_PYTHON=       the Python that .venv is made with, default the first of python3.11, python3.12,
 #                      python3.10, python3.9, python3 that fits
 #   CONSTRAINTS=       pinned versions, default constraints.txt
 #   PYTHON=            the Python of the virtual environment to install into
@@ -71,7 +71,7 @@ if [ -x "$PYTHON" ]; then
   SOURCE_PYTHON=$PYTHON
 else
   if [ -z "$BASE_PYTHON" ]; then
-    for candidate in python3.12 python3.11 python3.10 python3.9 python3; do
+    for candidate in python3.11 python3.12 python3.10 python3.9 python3; do
       if fits "$candidate"; then BASE_PYTHON=$candidate; break; fi
     done
   fi
