@@ -59,7 +59,9 @@ def main(argv=None) -> int:
         return steps.run(setup, 1, flags.threads, warm_up=1)
 
     chosen = contestants(flags.archs.split(","), flags.batch, flags.length)
-    runs, failures = take_turns(chosen, 1, measure)
+    runs, failures = take_turns(
+        chosen, 1, measure, told=lambda name, result: f"{name} {result['peak_bytes'] / 1e6:,.0f} MB"
+    )
     found = {name: turns[1] for name, turns in runs.items()}
     print(table(found))
     points = [
