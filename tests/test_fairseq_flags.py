@@ -222,7 +222,6 @@ def test_reduce_lr_on_plateau_works_and_goes_on(fairseq, data_folder, base_check
         done = fairseq("train", *train_flags(data_folder, tmp_path / name, **flags))
         assert done.returncode == 0, done.stderr
     rates = [[line["lr"] for line in metrics(tmp_path / name)] for name in ("one", "two")]
-    print(rates)
     assert min(rates[0]) < 0.05
     same(tmp_path / "two", tmp_path / "one")
 
