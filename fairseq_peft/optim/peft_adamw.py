@@ -119,8 +119,8 @@ class PeftAdamW(FairseqOptimizer):
             self.loss_scale, self._waits = LossScale(), True
             if not self._optimizer.defaults["fused"]:
                 raise InputError(
-                    "--precision fp16 needs torch's fused AdamW, which runs on CPUs and CUDA alone. "
-                    "Give another --precision."
+                    "--precision fp16 needs torch's fused AdamW, for CPUs and CUDA. Give another "
+                    "--precision."
                 )
         self._overflow = False
         self._factor = self._first_factor()
@@ -135,11 +135,9 @@ class PeftAdamW(FairseqOptimizer):
 
     def state_dict(self):
         state = super().state_dict()
-        return (
-            state
-            if self.loss_scale is None
-            else {**state, "loss_scale": dict(vars(self.loss_scale))}
-        )
+        if self.loss_scale is not None:
+            state = {**state, "loss_scale": dict(vars(self.loss_scale))}
+        return state
 
     def multiply_grads(self, c):
         """Multiply the gradients by c, at the next step."""
