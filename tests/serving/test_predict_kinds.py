@@ -145,7 +145,7 @@ def test_the_report_has_their_scores(runs, tmp_path, capfd):
     assert by_kind[scores.NUMBER]["test_accuracy_mean"] is None
     assert -1 <= by_kind[scores.NUMBER]["test_pearson_mean"] <= 1
     assert [one["class"] for one in by_kind[scores.LABELS]["classes"]] == ["bad", "good", "long"]
-    assert (tmp_path / "report" / "number-accuracy.png").is_file()
+    assert (tmp_path / "report" / "number-pearson.png").is_file()
 
 
 def test_what_a_table_must_hold(raw_folder, tmp_path, capsys):
