@@ -155,7 +155,7 @@ def test_two_processes_with_a_base_are_one_run(
     words = list(map(str, train_flags(data_folder, tmp_path / "run", **flags)))
     start = [sys.executable, "-m"]
     if launcher == "torchrun":
-        start += ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
+        start += ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
     done = subprocess.run(
         [*start, "fairseq_cli.train", *words], env=environment(), capture_output=True, text=True
     )
