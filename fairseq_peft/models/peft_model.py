@@ -61,7 +61,7 @@ class PeftModel:
         given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
         told = task.cfg if getattr(task, "cfg", None) is not None else getattr(task, "args", None)
         self.inject(args.peft, given, getattr(told, "seed", 1))
-        for parameter in self.parameters() if args.precision == "fp16" else ():
+        for parameter in self.parameters() if getattr(args, "precision", None) == "fp16" else ():
             parameter.scales_loss = True  # see optim/peft_adamw.py
         # A checkpoint from before this flag has no say.
         decay = getattr(args, "layer_lr_decay", None)
