@@ -1,4 +1,4 @@
-"""What the jobs of a sweep ask of Slurm: the arguments ``--slurm-...`` of ``fairseq-peft sweep``."""
+"""What the jobs of a sweep ask of Slurm: the flags ``--slurm-...`` of ``fairseq-peft sweep``."""
 
 from __future__ import annotations
 
