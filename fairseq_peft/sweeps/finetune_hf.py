@@ -46,7 +46,7 @@ def run(options, change: str | None = None, keep: str = "best") -> str:
     now, folder = make_plan(options), options.save_dir
     with finetune.owned(folder):
         lock.take(folder)
-        if finetune.adopt(folder, now, change):
+        if finetune.adopt(folder, now, change, extends=False):
             return f"{folder} is done."
         logger.info(f"{folder}: {options.epochs} epochs; log: {folder / 'train.log'}")
         importlib.import_module("fairseq_peft.plugin")  # registers the models with fairseq
