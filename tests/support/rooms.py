@@ -75,6 +75,7 @@ PARTS = {
     "sweeps": part(10, FAIRSEQ + " fairseq_cli"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "plugin": part(11, FAIRSEQ),
+    "train": part(11, inside="fairseq_cli"),
     "doctor": part(11, inside=" ".join(HEAVY)),
     "commands": part(12, inside=" ".join(HEAVY)),
     "cli": part(13, inside=" ".join(HEAVY)),
