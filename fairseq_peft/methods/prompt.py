@@ -96,6 +96,25 @@ class SoftPrompt(reparametrise.Vectors):
         padding = torch.cat([padding[:, : self.start], seen, padding[:, self.start :]], dim=1)
         return x, padding
 
+    def insert_at(self, x, at):
+        """x (B, T, C) with the prompt before column ``at`` (B,) of each row: (B, P + T, C)."""
+        prompt = self.vectors().to(x.dtype).expand(x.shape[0], -1, -1)
+        source = self._sources(x.shape[1], at)[..., None].expand(-1, -1, x.shape[2])
+        return torch.cat([x, prompt], 1).gather(1, source)
+
+    def widen(self, padding, at):
+        """padding (B, T) of what ``insert_at`` makes: (B, P + T)."""
+        seen = padding.new_zeros(len(padding), self.num_tokens)
+        return torch.cat([padding, seen], 1).gather(1, self._sources(padding.shape[1], at))
+
+    def _sources(self, num_tokens, at):
+        """(B, P + T): where each column is in a row with the prompt at its end."""
+        column = torch.arange(num_tokens + self.num_tokens, device=at.device)
+        behind = column - at[:, None]  # from the prompt's first
+        text = column - self.num_tokens * (behind >= self.num_tokens)
+        in_prompt = (behind >= 0) & (behind < self.num_tokens)
+        return torch.where(in_prompt, num_tokens + behind, text)
+
     def remove(self, x):
         """The features (B, P + T, C) as (B, T, C): what stands first, then those of the tokens
         after ``<s>``."""
@@ -113,8 +132,8 @@ class PromptTuning(Method):
     Config = PromptConfig
 
     def inject(self, model, family, generator):
-        entrance = surgery.entrance(model, family, "soft_prompt")
-        (table,) = surgery.embeddings(model, family).values()
+        _, entrance = surgery.entrances(model, family, "soft_prompt")[0]
+        table = first_table(model, family)
         num_rows, dim = table.weight.shape
         rows = None
         if self.config.init == "vocab":
@@ -135,13 +154,13 @@ class PromptTuning(Method):
             text_rows(model, self.config)
 
     def adopt_base(self, model, family):
-        prompt = surgery.entrance(model, family, "soft_prompt").soft_prompt
+        prompt = surgery.entrances(model, family, "soft_prompt")[0][1].soft_prompt
         if self.config.init == "text":
             prompt.vocab_rows = text_rows(model, self.config)
         if prompt.vocab_rows is not None:
-            (table,) = surgery.embeddings(model, family).values()
             with torch.no_grad():
-                prompt.embeddings.copy_(table.weight[prompt.vocab_rows])
+                rows = first_table(model, family).weight[prompt.vocab_rows]
+                prompt.embeddings.copy_(rows)
 
     def count(self, dims):
         c = dims.embed_dim
@@ -156,6 +175,11 @@ class PromptTuning(Method):
             if isinstance(module, SoftPrompt):
                 module.fold()
         return PromptTuning(replace(self.config, mlp=0))
+
+
+def first_table(model, family):
+    """The token embedding of the stack that reads the text."""
+    return next(iter(surgery.embeddings(model, family).values()))
 
 
 def text_rows(model, config) -> torch.Tensor:
