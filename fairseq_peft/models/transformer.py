@@ -150,7 +150,6 @@ class EncoderDecoder(PeftModel):
 
     family = FAMILY
     base_sizes = BASE_SIZES
-    classification_heads = {}  # a classifier has some; what writes checkpoints asks for them
     untold = (
         "which fairseq's tasks do not tell it: here it would train as something else. Choose "
         "another method."
@@ -215,6 +214,8 @@ class EncoderDecoder(PeftModel):
 @register_model("transformer_peft", dataclass=TransformerPeftConfig)
 class TransformerPeftModel(EncoderDecoder, TransformerModel):
     """fairseq's transformer with methods of ``fairseq_peft.methods`` injected."""
+
+    classification_heads = {}  # BART has some; what writes checkpoints asks for them
 
 
 @register_model("bart_peft", dataclass=BARTPeftConfig)
