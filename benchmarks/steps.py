@@ -1,4 +1,4 @@
-"""Training steps of this plugin's model without a data folder: what growth.py and tricks.py time.
+"""Training steps of this plugin's model without a data folder, for growth.py, memory.py, tricks.py.
 
 ``python steps.py JSON`` times one ``Setup`` in a process of its own and prints a line of JSON.
 """
@@ -26,6 +26,7 @@ class Setup:
 
     Attributes:
         length: tokens of every row; 0 draws them as long as reviews, median 103.
+        again: whether the inside of layers is computed again (--checkpoint-activations).
         off: names of ``OFF`` that are taken out.
     """
 
@@ -37,16 +38,18 @@ class Setup:
     classes: int = 2
     rank: int = 8
     dropout: float = 0.1
+    again: bool = False
     off: tuple = ()
 
 
-def run(setup: Setup, steps: int, threads: int) -> dict:
+def run(setup: Setup, steps: int, threads: int, warm_up: int = 3) -> dict:
     """``timed`` in a new process.
 
     Raises:
         Failed: with the line that says why.
     """
-    words = json.dumps({**asdict(setup), "steps": steps, "threads": threads})
+    given = {"steps": steps, "threads": threads, "warm_up": warm_up}
+    words = json.dumps({**asdict(setup), **given})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if "kept memory" in setup.off:
         # glibc reads it while the process starts; the plugin keeps its hands off.
@@ -70,6 +73,7 @@ def build(setup: Setup):
 
     given = {"precision": setup.precision, "dropout": setup.dropout}
     given["attention_dropout"] = setup.dropout
+    given["checkpoint_activations"] = setup.again
     if setup.method == "lora":
         given["lora_rank"] = setup.rank
     args = argparse.Namespace(_name="benchmark", **given)
@@ -132,8 +136,8 @@ def step(model, optimizer, tokens, target) -> None:
     optimizer.step()
 
 
-def timed(setup: Setup, steps: int) -> dict:
-    """Real tokens a second over ``steps`` steps after some that do not count, and peak memory.
+def timed(setup: Setup, steps: int, warm_up: int = 3) -> dict:
+    """Real tokens a second over ``steps`` steps after those that do not count, and peak memory.
 
     ``peak_bytes`` counts from before the model is built: weights, gradients, optimizer state,
     activations.
@@ -147,17 +151,17 @@ def timed(setup: Setup, steps: int) -> dict:
     with turned_off(setup.off):
         model = build(setup).train()
         optimizer = optimizer_of(model, setup.off)
-        every = batches(setup, steps + 3)
+        every = batches(setup, steps + warm_up)
         targets = [torch.randint(setup.classes, (len(batch),)) for batch in every]
-        for tokens, target in zip(every[:3], targets):
+        for tokens, target in zip(every[:warm_up], targets):
             step(model, optimizer, tokens, target)
         start = time.perf_counter()
-        for tokens, target in zip(every[3:], targets[3:]):
+        for tokens, target in zip(every[warm_up:], targets[warm_up:]):
             step(model, optimizer, tokens, target)
         seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    real = sum(int((tokens != 1).sum()) for tokens in every[3:])
+    real = sum(int((tokens != 1).sum()) for tokens in every[warm_up:])
     return {
         "tokens_per_s": real / seconds,
         "ms_per_step": 1000 * seconds / steps,
@@ -247,9 +251,9 @@ def main():
     import torch
 
     given = json.loads(sys.argv[1])
-    steps, threads = given.pop("steps"), given.pop("threads")
+    steps, threads, warm_up = (given.pop(name) for name in ("steps", "threads", "warm_up"))
     torch.set_num_threads(threads)
-    print(json.dumps(timed(Setup(**{**given, "off": tuple(given["off"])}), steps)))
+    print(json.dumps(timed(Setup(**{**given, "off": tuple(given["off"])}), steps, warm_up)))
 
 
 if __name__ == "__main__":

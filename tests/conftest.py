@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 # Numbers are compared to the last bit, on every processor: what --precision auto means is no matter
 # of the machine here (tests/test_precision.py has its own say).
 os.environ["FAIRSEQ_PEFT_PRECISION"] = "fp32"
+ROOT_LEVEL = logging.getLogger().level
 # Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
 # of the tests that interrupt one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,6 +42,14 @@ def pytest_collection_modifyitems(config, items):
             num_tests[item.path] += 1
             num_slow[item.path] += item.get_closest_marker("end_to_end") is not None
         items.sort(key=lambda item: (-num_slow[item.path], -num_tests[item.path], item.path))
+
+
+@pytest.fixture(autouse=True)
+def root_level():
+    """Commands that are called in this process set how much is logged: no test hears of another."""
+    logging.getLogger().setLevel(ROOT_LEVEL)
+    yield
+    logging.getLogger().setLevel(ROOT_LEVEL)
 
 
 @pytest.fixture(scope="session")

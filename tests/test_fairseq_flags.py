@@ -155,7 +155,7 @@ def test_two_processes_with_a_base_are_one_run(
     words = list(map(str, train_flags(data_folder, tmp_path / "run", **flags)))
     start = [sys.executable, "-m"]
     if launcher == "torchrun":
-        start += ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
+        start += ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
     done = subprocess.run(
         [*start, "fairseq_cli.train", *words], env=environment(), capture_output=True, text=True
     )
@@ -222,7 +222,6 @@ def test_reduce_lr_on_plateau_works_and_goes_on(fairseq, data_folder, base_check
         done = fairseq("train", *train_flags(data_folder, tmp_path / name, **flags))
         assert done.returncode == 0, done.stderr
     rates = [[line["lr"] for line in metrics(tmp_path / name)] for name in ("one", "two")]
-    print(rates)
     assert min(rates[0]) < 0.05
     same(tmp_path / "two", tmp_path / "one")
 

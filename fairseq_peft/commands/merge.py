@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
+from fairseq_peft.scores import NUMBER
 
 #: Groups of the configuration that only training reads, with paths of the machine that trained.
 LEFT_OUT = ("checkpoint", "optimizer", "lr_scheduler")
@@ -46,7 +47,8 @@ def run(args) -> int:
     model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
     weights = stock_weights(model)
     check_finite(args.checkpoint, weights, args.dtype)
-    cfg = stock_config(state["cfg"], model, head)
+    is_number = (state.get("task_state") or {}).get("kind") == NUMBER
+    cfg = stock_config(state["cfg"], model, head, is_number)
     difference = (
         (finetuned.logits(stock_model(cfg, model, weights), batches, head) - expected).abs().max()
     )
@@ -175,8 +177,12 @@ def stock_weights(model) -> dict:
     return weights
 
 
-def stock_config(cfg: dict, model, head) -> dict:
-    """The checkpoint's configuration with fairseq's own task, criterion and architecture."""
+def stock_config(cfg: dict, model, head, is_number: bool) -> dict:
+    """The checkpoint's configuration with fairseq's own task, criterion and architecture.
+
+    Args:
+        is_number: whether the head predicts a number.
+    """
     import argparse
 
     from fairseq.models import MODEL_DATACLASS_REGISTRY
@@ -194,7 +200,7 @@ def stock_config(cfg: dict, model, head) -> dict:
     own, task = {}, cfg["task"]
     if task.get("_name") == "sentence_classification":
         dictionary = model.dictionary
-        criterion = {"classification_head_name": head, "regression_target": False}
+        criterion = {"classification_head_name": head, "regression_target": is_number}
         own["criterion"] = {"_name": "sentence_prediction", **criterion}
         own["task"] = {
             "_name": "sentence_prediction",

@@ -62,7 +62,7 @@ class PeftModel:
         told = task.cfg if getattr(task, "cfg", None) is not None else getattr(task, "args", None)
         # A task that knows no seed is fairseq's: its trainer has seeded torch with --seed.
         self.inject(args.peft, given, getattr(told, "seed", torch.initial_seed()))
-        for parameter in self.parameters() if args.precision == "fp16" else ():
+        for parameter in self.parameters() if getattr(args, "precision", None) == "fp16" else ():
             parameter.scales_loss = True  # see optim/peft_adamw.py
         # A checkpoint from before this flag has no say.
         decay = getattr(args, "layer_lr_decay", None)

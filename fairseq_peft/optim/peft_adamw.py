@@ -7,8 +7,8 @@ learning rate; such a tensor moves by so many times that.
 
 Under ``--precision fp16`` parameters ask for a scaled loss (``scales_loss``): gradients that would
 be 0 in fp16 are not, if the loss is multiplied by a large number first. The step divides by it. An
-update whose gradients overflow is left out, and the scale is halved; after 2,000 without one it is
-doubled (Micikevicius et al. 2018, arXiv:1710.03740).
+update whose gradients overflow changes no tensor, counts for the schedule, and halves the scale;
+after 2,000 without one it is doubled (Micikevicius et al. 2018, arXiv:1710.03740).
 """
 
 import logging
@@ -117,13 +117,13 @@ class PeftAdamW(FairseqOptimizer):
         self.loss_scale = None
         if any(getattr(p, "scales_loss", False) for p in params):
             self.loss_scale, self._waits = LossScale(), True
-            self._optimizer.defaults["fused"] or self._refuse_fp16()
+            if not self._optimizer.defaults["fused"]:
+                raise InputError(
+                    "--precision fp16 needs torch's fused AdamW, for CPUs and CUDA. Give another "
+                    "--precision."
+                )
         self._overflow = False
         self._factor = self._first_factor()
-
-    @staticmethod
-    def _refuse_fp16():
-        raise InputError("--precision fp16 is for CPUs and CUDA. Give --precision fp32.")
 
     def _first_factor(self):
         """What gradients are multiplied with before fairseq says anything."""
@@ -135,7 +135,9 @@ class PeftAdamW(FairseqOptimizer):
 
     def state_dict(self):
         state = super().state_dict()
-        return state if self.loss_scale is None else {**state, "loss_scale": vars(self.loss_scale)}
+        if self.loss_scale is not None:
+            state = {**state, "loss_scale": dict(vars(self.loss_scale))}
+        return state
 
     def multiply_grads(self, c):
         """Multiply the gradients by c, at the next step."""

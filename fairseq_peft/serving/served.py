@@ -23,7 +23,7 @@ from fairseq_peft.checkpoints.slim import read as read_checkpoint
 from fairseq_peft.data import checks
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
-from fairseq_peft.models import folder
+from fairseq_peft.models import folder, norms
 from fairseq_peft.models.options import METHOD_FIELDS
 from fairseq_peft.models.roberta import FAMILY
 from fairseq_peft.scores import CLASSES
@@ -156,7 +156,9 @@ def as_trained(state: dict) -> dict:
         "classification_head_name": task.get("classification_head_name"),
         "no_init_token": task.get("init_token") is None,
     }
-    model = {**model, "_name": "roberta_peft", "peft": "full"}
+    # Stock fairseq knows no other epsilon, and does not name its own.
+    stock = {"layer_norm_eps": norms.STOCK_EPS}
+    model = {**stock, **model, "_name": "roberta_peft", "peft": "full"}
     return {**state, "cfg": {**cfg, "task": task, "model": model}}
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
 import growth  # noqa: E402
+import memory  # noqa: E402
 import profile_step  # noqa: E402
 import steps  # noqa: E402
 import tricks  # noqa: E402
@@ -107,6 +108,26 @@ def test_growth_draws_and_lists_every_point(tmp_path, monkeypatch, capsys):
     assert len(points) == 2 * len(growth.AXES["length"]) + len(growth.AXES["rank"])
     assert capsys.readouterr().out.count("\n") == len(points) + 2
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_lists_every_method_with_and_without(tmp_path, monkeypatch, capsys):
+    def run(setup, num_steps, threads, warm_up):
+        return {
+            "peak_bytes": 8e6 / (4 if setup.method == "lora" else 1) / (2 if setup.again else 1)
+        }
+
+    monkeypatch.setattr(steps, "run", run)
+    memory.main(["--out", str(tmp_path), "--archs", "roberta_base"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows[0] == "| roberta_base | full | off | 8 | 100 % |"
+    assert rows[-1] == "| roberta_base | lora | on | 1 | 12 % |" and len(rows) == 4
+    assert len(json.loads((tmp_path / "memory.json").read_text())["points"]) == 4
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_memory_turns_the_flag_on(again):
+    model = steps.build(steps.Setup(again=again))
+    assert model.encoder.sentence_encoder.checkpoint_activations is again
 
 
 def test_the_profile_adds_up(capsys):

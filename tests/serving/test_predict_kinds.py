@@ -10,6 +10,7 @@ import pytest
 from helpers import train_flags
 from prediction import lines_of
 
+torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
@@ -120,6 +121,8 @@ def test_merged_into_a_plain_checkpoint(runs, base, tmp_path):
         merged = tmp_path / f"{kind}.pt"
         words = ["merge", str(run / "adapter"), str(merged), "--base", str(base)]
         assert cli.main(words) == 0
+        task = torch.load(merged, weights_only=True)["cfg"]["task"]
+        assert task["regression_target"] is (kind == scores.NUMBER)
         texts = texts_of(table)
         found = Classifier.load(merged, data=made).predict(texts)
         expected = Classifier.load(base, run / "adapter").predict(texts)
@@ -142,7 +145,7 @@ def test_the_report_has_their_scores(runs, tmp_path, capfd):
     assert by_kind[scores.NUMBER]["test_accuracy_mean"] is None
     assert -1 <= by_kind[scores.NUMBER]["test_pearson_mean"] <= 1
     assert [one["class"] for one in by_kind[scores.LABELS]["classes"]] == ["bad", "good", "long"]
-    assert (tmp_path / "report" / "number-accuracy.png").is_file()
+    assert (tmp_path / "report" / "number-pearson.png").is_file()
 
 
 def test_what_a_table_must_hold(raw_folder, tmp_path, capsys):
