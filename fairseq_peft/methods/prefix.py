@@ -92,8 +92,9 @@ class PrefixTuning(Method):
     Config = PrefixConfig
 
     def inject(self, model, family, generator):
+        found = surgery.entrances(model, family, "prefix")
         table = next(iter(surgery.embeddings(model, family).values()))
-        for stack, owner in surgery.entrances(model, family, "prefix"):
+        for stack, owner in found:
             number = surgery.num_attentions(owner, stack)
             prefix = self.build(table.embedding_dim, number, generator)
             surgery.fill(owner, "prefix", prefix.to(table.weight))

@@ -96,25 +96,6 @@ class SoftPrompt(reparametrise.Vectors):
         padding = torch.cat([padding[:, : self.start], seen, padding[:, self.start :]], dim=1)
         return x, padding
 
-    def insert_at(self, x, at):
-        """x (B, T, C) with the prompt before column ``at`` (B,) of each row: (B, P + T, C)."""
-        prompt = self.vectors().to(x.dtype).expand(x.shape[0], -1, -1)
-        source = self._sources(x.shape[1], at)[..., None].expand(-1, -1, x.shape[2])
-        return torch.cat([x, prompt], 1).gather(1, source)
-
-    def widen(self, padding, at):
-        """padding (B, T) of what ``insert_at`` makes: (B, P + T)."""
-        seen = padding.new_zeros(len(padding), self.num_tokens)
-        return torch.cat([padding, seen], 1).gather(1, self._sources(padding.shape[1], at))
-
-    def _sources(self, num_tokens, at):
-        """(B, P + T): where each column is in a row with the prompt at its end."""
-        column = torch.arange(num_tokens + self.num_tokens, device=at.device)
-        behind = column - at[:, None]  # from the prompt's first
-        text = column - self.num_tokens * (behind >= self.num_tokens)
-        in_prompt = (behind >= 0) & (behind < self.num_tokens)
-        return torch.where(in_prompt, num_tokens + behind, text)
-
     def remove(self, x):
         """The features (B, P + T, C) as (B, T, C): what stands first, then those of the tokens
         after ``<s>``."""

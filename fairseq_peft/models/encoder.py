@@ -139,8 +139,8 @@ class Encoder(TransformerEncoder):
         embedding = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
         x = self.embed_scale * embedding
         if self.soft_prompt is not None:
-            x, padding = self.insert_prompt(x, padding, src_tokens)
-        x = self.add_positions(x, padding, src_tokens.shape[1])
+            x, padding = self.insert_prompt(x, padding)
+        x = self.add_positions(x, padding, src_tokens)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         x = self.dropout_module(x)
@@ -156,16 +156,17 @@ class Encoder(TransformerEncoder):
                 keep = F.pad(keep, (self.prefix.num_tokens, 0), value=True)
         return x, keep, prefixes, embedding
 
-    def insert_prompt(self, x, padding, src_tokens):
+    def insert_prompt(self, x, padding):
         """x (B, T, C) and padding (B, T) with the prompt among them, T + P."""
         return self.soft_prompt.insert(x, padding)
 
-    def add_positions(self, x, padding, num_tokens):
+    def add_positions(self, x, padding, src_tokens):
         """x (B, T + P, C) with its positions: learned ones.
 
         Raises:
             InputError: T + P is more than there are.
         """
+        num_tokens = src_tokens.shape[1]
         if num_tokens + self.num_reserved > self.max_positions():
             raise InputError(
                 f"A batch has {num_tokens} tokens and {self.num_reserved} prompt or "

@@ -51,8 +51,9 @@ STACKS = (
 class SourceEncoder(Encoder):
     """fairseq's transformer encoder, whose output a decoder reads.
 
-    A soft prompt stands in front of each row's text, behind the padding at its left; with the
-    placement after_bos, and where the text begins with ``<s>``, behind that.
+    A soft prompt is in the first columns, whatever padding follows; attention knows no order but
+    that of positions. By these it stands in front of the text, or, with the placement after_bos,
+    behind the ``<s>`` of a text that begins with one.
     """
 
     def max_positions(self):
@@ -71,23 +72,14 @@ class SourceEncoder(Encoder):
         out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
         if self.soft_prompt is not None:
             (padding,) = out["encoder_padding_mask"]
-            at = self.prompt_place(padding, src_tokens)
-            out["encoder_padding_mask"] = [self.soft_prompt.widen(padding, at)]
+            out["encoder_padding_mask"] = [F.pad(padding, (self.soft_prompt.num_tokens, 0))]
         return out
 
-    def prompt_place(self, padding, src_tokens):
-        """The column before which each row's prompt stands, (B,)."""
-        first = (~padding).long().argmax(1)
-        if self.soft_prompt.start == 0:
-            return first
-        begins = src_tokens.gather(1, first[:, None])[:, 0] == self.dictionary.bos()
-        return first + begins
+    def insert_prompt(self, x, padding):
+        prompt = self.soft_prompt.vectors().to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([prompt, x], 1), F.pad(padding, (self.soft_prompt.num_tokens, 0))
 
-    def insert_prompt(self, x, padding, src_tokens):
-        at = self.prompt_place(padding, src_tokens)
-        return self.soft_prompt.insert_at(x, at), self.soft_prompt.widen(padding, at)
-
-    def add_positions(self, x, padding, num_tokens):
+    def add_positions(self, x, padding, src_tokens):
         """x (B, P + S, C) with its positions: learned ones, sinusoids, or none.
 
         Raises:
@@ -95,6 +87,7 @@ class SourceEncoder(Encoder):
         """
         if self.embed_positions is None:
             return x
+        num_tokens = src_tokens.shape[1]
         if isinstance(self.embed_positions, nn.Embedding) and num_tokens > self.max_positions():
             raise InputError(
                 f"A source has {num_tokens} tokens, and there is room for {self.max_positions()} "
@@ -104,7 +97,23 @@ class SourceEncoder(Encoder):
         word, pad = self.padding_idx + 1, self.padding_idx
         reserved = self.prefix.num_reserved if self.prefix is not None else 0
         counted = F.pad(torch.where(padding, pad, word), (reserved, 0), value=word)
-        return x + self.embed_positions(counted)[:, reserved:]
+        positions = self.embed_positions(counted)[:, reserved:]
+        if self.soft_prompt is not None and self.soft_prompt.start > 0:
+            positions = self.behind_bos(positions, src_tokens)
+        return x + positions
+
+    def behind_bos(self, positions, src_tokens):
+        """positions (B, P + S, C) of a prompt and a text, where the prompt is to stand behind the
+        first token of those texts that begin with ``<s>``: that one has the first position."""
+        p = self.soft_prompt.num_tokens
+        first = src_tokens.ne(self.padding_idx).long().argmax(1, keepdim=True)  # (B, 1)
+        begins = src_tokens.gather(1, first) == self.dictionary.bos()
+        column = torch.arange(positions.shape[1], device=first.device)
+        place = torch.where(column < p - 1, column + 1, column).expand(len(first), -1).clone()
+        place[:, p - 1 : p] = p + first
+        place.scatter_(1, p + first, 0)
+        place = torch.where(begins, place, column)
+        return positions.gather(1, place[..., None].expand_as(positions))
 
     def finish(self, x):
         """What follows the last layer, in fp32; a prompt stays for the decoder."""
@@ -172,7 +181,7 @@ class TargetDecoder(Decoder):
 
         In eval mode ``attn`` holds the weights (B, T, S) of cross-attention in the layer
         ``alignment_layer`` (the last), the mean over ``alignment_heads`` (all); those of a prefix
-        are left out. With a soft prompt, whose columns are no source tokens, it holds None.
+        and a prompt are left out.
 
         Raises:
             InputError: T is more than the model has positions.
@@ -197,6 +206,7 @@ class TargetDecoder(Decoder):
                 states.append(x)
         x = self.finish(x)[:, num_cached - prev_output_tokens.shape[1] :]
         attn = None
-        if weights and padding.shape[1] == encoder_out["encoder_embedding"][0].shape[1]:
-            attn = weights[0][:alignment_heads, ..., -padding.shape[1] :].mean(0)
+        if weights:
+            num_source = encoder_out["encoder_embedding"][0].shape[1]
+            attn = weights[0][:alignment_heads, ..., -num_source:].mean(0)
         return x, {"attn": [attn], "inner_states": [state.transpose(0, 1) for state in states]}

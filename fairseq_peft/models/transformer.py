@@ -20,6 +20,7 @@ from dataclasses import fields
 
 from fairseq import utils
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import (
     ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_INV_REGISTRY,
@@ -63,7 +64,19 @@ def _stock_flags():
 
 
 #: The same table as in ``options.py``: fairseq's flags, and those of every family.
-FLAGS = {**_stock_flags(), **COMMON}
+FLAGS = {
+    **_stock_flags(),
+    **{
+        f"{half}_positions": (int, None, f"rows of the {half}'s learned positions ({flag})")
+        for half, flag in (
+            ("encoder", "--max-source-positions"),
+            ("decoder", "--max-target-positions"),
+        )
+    },
+    **COMMON,
+}
+
+DEFAULTS = {name: default for name, (_, default, _) in FLAGS.items()}
 
 TransformerPeftConfig = config_class("TransformerPeftConfig", FLAGS)
 BARTPeftConfig = config_class("BARTPeftConfig", FLAGS)
@@ -120,8 +133,9 @@ BASE_SIZES = sizes.BaseSizes(
     *_sizes_of_a_half("decoder"),
     Size("decoder_input_dim", sizes.num_columns(_TARGET_WORDS)),
     Size("decoder_output_dim", sizes.num_columns(_TARGET_WORDS)),
-    Size("max_source_positions", sizes.num_rows("encoder.embed_positions.weight", 2), asked=False),
-    Size("max_target_positions", sizes.num_rows("decoder.embed_positions.weight", 2), asked=False),
+    # Not max_source_positions: that flag is the task's, too, which leaves longer texts out by it.
+    Size("encoder_positions", sizes.num_rows("encoder.embed_positions.weight", 2), asked=False),
+    Size("decoder_positions", sizes.num_rows("decoder.embed_positions.weight", 2), asked=False),
     Size("layernorm_embedding", sizes.is_there("encoder.layernorm_embedding.weight")),
     Size("share_all_embeddings", _shares_all, default=True),
     Size("share_decoder_input_output_embed", _shares_output, default=True),
@@ -139,14 +153,14 @@ BASE_SIZES = sizes.BaseSizes(
 #: Flags that follow from others, which a flag may change.
 _FOLLOW = (
     *("decoder_embed_dim", "decoder_ffn_embed_dim", "decoder_input_dim", "decoder_output_dim"),
-    *("max_source_positions", "max_target_positions"),
 )
 
 # ---- Models --------------------------------------------------------------------------------------
 
 
 class EncoderDecoder(PeftModel):
-    """Mixin in front of fairseq's TransformerModel and BARTModel."""
+    """Mixin in front of fairseq's TransformerModel and BARTModel; ``flags`` is the dataclass of the
+    model's flags."""
 
     family = FAMILY
     base_sizes = BASE_SIZES
@@ -154,6 +168,10 @@ class EncoderDecoder(PeftModel):
         "which fairseq's tasks do not tell it: here it would train as something else. Choose "
         "another method."
     )
+
+    @classmethod
+    def add_args(cls, parser):
+        gen_parser_from_dataclass(parser, cls.flags(), delete_default=True)
 
     @classmethod
     def build_model(cls, cfg, task):
@@ -164,7 +182,10 @@ class EncoderDecoder(PeftModel):
         """
         values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
         args = argparse.Namespace(**values)
-        fill(args, {name: default for name, (_, default, _) in FLAGS.items()})
+        fill(args, DEFAULTS)
+        for half, side in (("encoder", "source"), ("decoder", "target")):
+            rows = getattr(args, f"{half}_positions") or getattr(args, f"max_{side}_positions")
+            setattr(args, f"max_{side}_positions", rows)
         check(args, task)
         decide_precision(cfg, args)
         model = super().build_model(args, task)
@@ -189,8 +210,18 @@ class EncoderDecoder(PeftModel):
 
     @property
     def dictionary(self):
+        """The words of the source."""
+        return self.encoder.dictionary
+
+    @property
+    def target_dictionary(self):
         """The words of the target."""
         return self.decoder.dictionary
+
+    @property
+    def longest_text(self) -> int:
+        """The tokens that there is room for in source and target, beside what methods take."""
+        return min(self.max_positions())
 
     @property
     def num_reserved(self) -> int:
@@ -215,12 +246,15 @@ class EncoderDecoder(PeftModel):
 class TransformerPeftModel(EncoderDecoder, TransformerModel):
     """fairseq's transformer with methods of ``fairseq_peft.methods`` injected."""
 
+    flags = TransformerPeftConfig
     classification_heads = {}  # BART has some; what writes checkpoints asks for them
 
 
 @register_model("bart_peft", dataclass=BARTPeftConfig)
 class BARTPeftModel(EncoderDecoder, BARTModel):
     """fairseq's BART or mBART with methods of ``fairseq_peft.methods`` injected."""
+
+    flags = BARTPeftConfig
 
 
 def check(args, task) -> None:
@@ -277,6 +311,7 @@ def architecture(name: str, stock: str, peft: str):
         found = argparse.Namespace(**{n: given[n] for n in given if given[n] is not None})
         ARCH_CONFIG_REGISTRY[stock](found)
         fill(args, {n: value for n, value in vars(found).items() if n in FLAGS})
+        fill(args, DEFAULTS)  # fairseq's trainer reads some, as numbers
         fill(args, dict.fromkeys(METHOD_FIELDS))
 
     return complete

@@ -195,23 +195,28 @@ def test_padding_does_not_matter(family, source, target, peft, given, where, beg
     assert whole.isfinite().all()
 
 
-def test_where_a_prompt_stands(family, source):
-    """In front of the text, behind the padding; behind <s>, where there is one, and it is asked."""
+@pytest.mark.parametrize("learned", [False, True], ids=["sinusoids", "learned"])
+@pytest.mark.parametrize("placement", ["after_bos", "before_bos"])
+def test_where_a_prompt_stands(family, target, placement, learned):
+    """A prompt of two words' embeddings is these two words: in front of the text, behind the
+    padding; behind <s>, where there is one, and it is asked."""
     bos, pad = family.dictionary.bos(), family.dictionary.pad()
+    given = {"prompt_num_tokens": 2, "prompt_placement": placement, "encoder_learned_pos": learned}
+    model = family.build("prompt", **given)
+    plain = family.build("full", encoder_learned_pos=learned)
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if "soft_prompt" not in n})
+    with torch.no_grad():
+        words = model.encoder.embed_tokens.weight[[20, 21]]
+        model.encoder.soft_prompt.embeddings.copy_(model.encoder.embed_scale * words)
+    front = [bos, 20, 21] if placement == "after_bos" else [20, 21, bos]
     rows = torch.tensor([[pad, pad, 7, 8, 2], [pad, bos, 7, 8, 2]])
-    for placement, expected in (("after_bos", [2, 2]), ("before_bos", [2, 1])):
-        model = family.build("prompt", prompt_num_tokens=2, prompt_placement=placement)
-        padding = rows.eq(pad)
-        at = model.encoder.prompt_place(padding, rows)
-        assert at.tolist() == expected
-        x = model.encoder.embed_tokens(rows)
-        inserted = model.encoder.soft_prompt.insert_at(x, at)
-        for row, first, one in zip(inserted, at, x):
-            prompt = model.encoder.soft_prompt.embeddings
-            assert torch.equal(row, torch.cat([one[:first], prompt, one[first:]]))
-        out = model.encoder(rows)
-        assert out["encoder_out"][0].shape[0] == out["encoder_padding_mask"][0].shape[1] == 7
-        assert out["encoder_padding_mask"][0].sum(1).tolist() == [2, 1]
+    expected = torch.tensor([[pad, pad, 20, 21, 7, 8, 2], [pad, *front, 7, 8, 2]])
+    found = model(rows, None, target[:2])
+    wanted = plain(expected, None, target[:2])
+    assert distance(found[0], wanted[0]) < TOLERANCE["fp32"]
+    assert found[1]["attn"][0].shape == (2, 7, 5)
+    memory = model.encoder(rows)
+    assert memory["encoder_out"][0].shape[0] == memory["encoder_padding_mask"][0].shape[1] == 7
 
 
 def test_a_later_word_changes_nothing_before_it(family, source, target):
