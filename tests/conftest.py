@@ -13,7 +13,7 @@ from fork_server import ForkServer
 from helpers import PACKAGE, TINY_FLAGS, random_rows, write_data
 
 # Numbers are compared to the last bit, on every processor: what --precision auto means is no matter
-# of the machine here (tests/test_precision.py has its own say).
+# of the machine here (tests/test_auto_precision.py has its own say).
 os.environ["FAIRSEQ_PEFT_PRECISION"] = "fp32"
 ROOT_LEVEL = logging.getLogger().level
 # Started in the background, as in CI, pytest inherits an ignored SIGINT, and so would every process
@@ -45,11 +45,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def root_level():
+def logs_as_at_first():
     """Commands that are called in this process set how much is logged: no test hears of another."""
-    logging.getLogger().setLevel(ROOT_LEVEL)
+    log_as_at_first()
     yield
+    log_as_at_first()
+
+
+def log_as_at_first():
+    logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(ROOT_LEVEL)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("fairseq") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
