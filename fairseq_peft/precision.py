@@ -10,6 +10,7 @@ file for all later runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -103,24 +104,27 @@ def uses_cuda() -> bool:
 
 def bf16_speed(cuda: bool) -> float:
     """How many times as fast as in fp32 products are in bf16; measured once a machine."""
-    key = machine(cuda)
-    path = cache_path()
+    key, path = machine(cuda), cache_path()
+    found = _measured(path)
+    speed = found.get(key)
+    if isinstance(speed, (int, float)) and speed > 0:
+        return speed
+    speed = measure(cuda)
+    with contextlib.suppress(OSError):  # else it is measured again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary:
+            text = json.dumps({**found, key: speed}, indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return speed
+
+
+def _measured(path: Path) -> dict:
+    """What the file says; {} where there is none, or none to read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
-    speed = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(speed, (int, float)) or not speed > 0:
-        speed = measure(cuda)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as temporary:
-                known = found if isinstance(found, dict) else {}
-                text = json.dumps({**known, key: speed}, indent=1)
-                temporary.write_text(text + "\n", encoding="utf-8")
-        except OSError:  # it is measured again next time
-            pass
-    return speed
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def measure(cuda: bool) -> float:

@@ -154,3 +154,15 @@ def from_meters(meters) -> dict:
     rows = meters[COUNTS].sum.tolist()
     counts = {kind: [round(number) for number in row] for kind, row in zip(KINDS, rows)}
     return {**from_counts(**counts), "predicted": counts["predicted"]}
+
+
+def of_validation(meters, kind: str, predicted, target) -> dict:
+    """What metrics.jsonl says of a split: its loss and its scores.
+
+    Args:
+        meters: fairseq's, of the split.
+        predicted, target: of its rows; the scores of numbers are of these.
+    """
+    found = of_numbers(predicted, target) if kind == NUMBER else from_meters(meters)
+    found.pop("predicted", None)
+    return {"loss": float(meters["loss"].avg), **found}

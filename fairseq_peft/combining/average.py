@@ -23,7 +23,7 @@ from fairseq_peft.models import folder
 from fairseq_peft.runs import log as run_log
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
-from fairseq_peft.tasks.best_adapter import finite
+from fairseq_peft.tasks.best_adapter import metrics_of
 from fairseq_peft.tasks.predictions import Collector
 
 #: What is said of checkpoints that are not there.
@@ -100,15 +100,7 @@ def average(
     described = {
         **told,
         **described,
-        "metrics": {
-            "subset": choice.subset,
-            "metric": choice.metric,
-            "value": choice.value(subsets),
-            **{k: v for k, v in subsets[choice.subset].items() if k == "accuracy"},
-            "epoch": kept[-1].line["epoch"],
-            "num_updates": kept[-1].line["num_updates"],
-            "subsets": finite(subsets),
-        },
+        "metrics": metrics_of(choice, {**kept[-1].line, "subsets": subsets}),
         "versions": {"fairseq_peft": __version__, "torch": torch.__version__},
         "origin": {
             "verb": "average",
@@ -242,13 +234,9 @@ def score(model, saved, task, splits: list[str], choice: Choice):
                 _, _, logged = task.valid_step(sample, model, criterion)
                 collector.add(sample["id"], criterion.predicted)
                 task.reduce_metrics([logged], criterion)
-        found[split] = {"loss": float(meters["loss"].avg), **scores.from_meters(meters)}
-        found[split].pop("predicted", None)
+        predicted, target = collector.end_subset(split, dataset.targets)
+        found[split] = scores.of_validation(meters, task.kind, predicted, target)
         if choice.f1_class is not None:
             k = task.labels.index(choice.f1_class)
             found[split][choice.metric] = scores.f1_of_class(meters, k)
-        collector.end_subset(split, dataset.targets)
-        if task.kind == scores.NUMBER:
-            rows = collector.found
-            found[split].update(scores.of_numbers(rows.predicted[split], rows.target[split]))
     return found, collector.found

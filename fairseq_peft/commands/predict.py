@@ -30,7 +30,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.precision import NAMES, resolve
 from fairseq_peft.scores import NUMBER
-from fairseq_peft.text import bpe, corpus, sources, tables
+from fairseq_peft.text import bpe, sources, tables
+from fairseq_peft.text.rows import Reader
 
 #: The columns that a table gets.
 NEW_COLUMNS = ("prediction", "probability")
@@ -284,7 +285,7 @@ class TableRows:
                 f"--text2-column {columns.text2} would be ignored: the model reads one text. Leave "
                 "it out."
             )
-        self.reader = corpus.Reader()
+        self.reader = Reader()
         self.table = tables.read(path, self.reader, columns, needs)
         taken = [name for name in self.new_columns if name in self.table.names]
         if taken:

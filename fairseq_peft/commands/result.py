@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -21,19 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fairseq_peft.errors import InputError
-    from fairseq_peft.report.result import in_words, keep_predictions, summarise, write_result
-    from fairseq_peft.report.tensorboard import write_hparams
+    from fairseq_peft.report.result import conclude, in_words, summarise
 
     result = summarise(args.run_dir, args.require_epochs)
-    try:
-        write_hparams(args.run_dir, result)
-    except OSError as error:
-        raise InputError(
-            f"cannot write '{args.run_dir}': {error.strerror or error}. Give rights there."
-        ) from error
-    keep_predictions(args.run_dir, result)
-    # last, because it says that everything is there
-    path = write_result(args.run_dir, result)
-    logger.info("%s: %s", Path(path), in_words(result))
+    path = conclude(args.run_dir, result)
+    logger.info("%s: %s", path, in_words(result))
     return 0

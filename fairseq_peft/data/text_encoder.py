@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fairseq.data import Dictionary
 
 from fairseq_peft.data.sentence_dataset import truncate
 from fairseq_peft.errors import InputError
-from fairseq_peft.text.corpus import LINE_BREAKS
+from fairseq_peft.text import bpe, raw_text
+from fairseq_peft.text.rows import LINE_BREAKS
 from fairseq_peft.text.subwords import Sentencepiece, Subwords
 
 #: In ``TextEncoder.table``: how fairseq reads this piece takes the whole text to say.
@@ -109,3 +111,20 @@ class TextEncoder:
             self.num_unknown += self.dictionary.unk() in item
             found.append(item)
         return found
+
+
+def start_tokens(text: str, data: str, dictionary: Dictionary) -> list[int]:
+    """The tokens of ``--prompt-init-text``, without ``<s>`` and ``</s>``, as those of the data
+    folder were made.
+
+    Raises:
+        InputError: the folder does not say how it reads text.
+    """
+    subwords = bpe.find(data)
+    if subwords is None:
+        raise InputError(
+            f"{Path(data) / raw_text.MODEL_NAME} does not exist: without the sentencepiece model "
+            "of the data, or the files of another --bpe, the text of --prompt-init-text has no "
+            "tokens. Copy them there (scripts/prepare_data.sh does), or give --prompt-init vocab."
+        )
+    return TextEncoder(subwords, dictionary).tokens(text)

@@ -1,4 +1,5 @@
-"""Several processes on CPUs, and a checkpoint for all of them.
+"""What is decided before fairseq starts its processes: several of them on CPUs, a checkpoint for
+all, and what --fp16 means.
 
 fairseq starts as many processes as there are GPUs: on a CPU ``--distributed-world-size 2`` is
 refused, and with an init method given no process is started at all, and nothing trained, with exit

@@ -10,7 +10,7 @@ import torch
 
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
-from fairseq_peft.text.corpus import LINE_BREAKS
+from fairseq_peft.text.rows import LINE_BREAKS
 from fairseq_peft.text.subwords import Subwords
 
 #: Largest difference that is rounding: of features, whose size is 10, and of logits.

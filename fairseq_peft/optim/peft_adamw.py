@@ -235,17 +235,17 @@ class PeftAdamW(FairseqOptimizer):
 
 
 def check_learning_rates(model, name) -> None:
-    """Raise InputError if tensors of ``model`` ask for learning rates of their own that the
-    optimizer called ``name`` would not give them."""
-    if not issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW) and any(
-        getattr(p, "scales_loss", False) for p in model.parameters()
-    ):
+    """Raise InputError if tensors of ``model`` ask for learning rates of their own, or for a scaled
+    loss, that the optimizer called ``name`` would not give them."""
+    if issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW):
+        return
+    parameters = list(model.parameters())
+    if any(getattr(p, "scales_loss", False) for p in parameters):
         raise InputError(
             f"--precision fp16 needs a scaled loss, which --optimizer {name} does not know. Give "
             "--optimizer peft_adamw, or another --precision."
         )
-    asking = [p for p in model.parameters() if getattr(p, "lr_scale", 1.0) != 1.0]
-    if asking and not issubclass(OPTIMIZER_REGISTRY.get(name, object), PeftAdamW):
+    if any(getattr(p, "lr_scale", 1.0) != 1.0 for p in parameters):
         raise InputError(
             f"--lora-lr-ratio or --layer-lr-decay would be ignored: --optimizer {name} has one "
             "learning rate for all tensors. Give --optimizer peft_adamw, or leave the flag out."

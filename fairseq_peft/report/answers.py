@@ -136,42 +136,33 @@ def per_class(answers: list[Answers]) -> list[dict] | None:
         hits, of_class, given = (
             int(n) for n in (line[number], line.sum(), counts[:, number].sum())
         )
-        found.append(
-            {
-                "class": name,
-                "rows": of_class,
-                "precision": hits / given if given else None,
-                "recall": hits / of_class if of_class else None,
-                "f1": 2 * hits / (of_class + given) if of_class + given else None,
-                "predicted_as": {names[k]: int(line[k]) for k in line.nonzero()[0]},
-            }
-        )
+        found.append(_of_class(name, hits, of_class, given))
+        found[-1]["predicted_as"] = {names[k]: int(line[k]) for k in line.nonzero()[0]}
     return found
 
 
 def per_label(answers: list[Answers]) -> list[dict] | None:
     """``per_class`` where a row has any number of labels; no label is taken for another one."""
+    import numpy as np
+
     names = answers[0].labels
     if any(one.labels != names for one in answers):
         return None
-    found = []
-    for k, name in enumerate(names):
-        hits, of_label, given = (
-            int(sum(part(one.target[:, k], one.predicted[:, k]) for one in answers))
-            for part in (
-                lambda target, predicted: (target & predicted).sum(),
-                lambda target, predicted: target.sum(),
-                lambda target, predicted: predicted.sum(),
-            )
-        )
-        found.append(
-            {
-                "class": name,
-                "rows": of_label,
-                "precision": hits / given if given else None,
-                "recall": hits / of_label if of_label else None,
-                "f1": 2 * hits / (of_label + given) if of_label + given else None,
-                "predicted_as": {},
-            }
-        )
-    return found
+    target, predicted = (
+        np.concatenate([getattr(one, part) for one in answers]) for part in ("target", "predicted")
+    )
+    counts = ((target & predicted).sum(0), target.sum(0), predicted.sum(0))
+    return [_of_class(name, *map(int, numbers)) for name, *numbers in zip(names, *counts)]
+
+
+def _of_class(name: str, hits: int, rows: int, given: int) -> dict:
+    """What follows from how many rows a class has, how many were given it, and how many of these
+    rightly."""
+    return {
+        "class": name,
+        "rows": rows,
+        "precision": hits / given if given else None,
+        "recall": hits / rows if rows else None,
+        "f1": 2 * hits / (rows + given) if rows + given else None,
+        "predicted_as": {},
+    }

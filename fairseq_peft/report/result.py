@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.report import tensorboard
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
@@ -71,6 +72,19 @@ def in_words(result: dict) -> str:
         f"test {name} {found} at epoch {result['best_epoch']} of {result['num_epochs']}, chosen on "
         f"valid ({valid})"
     )
+
+
+def conclude(run_dir: Path | str, result: dict) -> Path:
+    """Leave what a finished run has: its hyper-parameters for TensorBoard, what it predicted at its
+    best, and, last, because it says that everything is there, result.json."""
+    try:
+        tensorboard.write_hparams(run_dir, result)
+    except OSError as error:
+        raise InputError(
+            f"cannot write '{run_dir}': {error.strerror or error}. Give rights there."
+        ) from error
+    keep_predictions(run_dir, result)
+    return write_result(run_dir, result)
 
 
 def keep_predictions(run_dir: Path | str, result: dict) -> None:

@@ -3,10 +3,13 @@ the same numbers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
@@ -82,6 +85,19 @@ def valid_lines(lines: list[dict]) -> list[dict]:
             found.pop()
         found.append(line)
     return found
+
+
+@contextlib.contextmanager
+def logging_to(path, mode: str = "a") -> Iterator[None]:
+    """What is logged in the block goes to the file ``path`` as well; its folder is made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode, encoding="utf-8")
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def check_writable(directory: str) -> None:

@@ -134,13 +134,24 @@ def num_updates(found: argparse.Namespace, batches: list[int]) -> int:
         found: ``max_epoch``, ``max_update`` and ``update_freq`` count.
         batches: batches that each epoch has in one process; the last entry for all others.
     """
-    each = frequencies(found.update_freq)
+    limits = (found.max_epoch, found.max_update)
+    return count_updates(*limits, frequencies(found.update_freq), batches)
+
+
+def count_updates(max_epoch: int, max_update: int, frequencies, batches) -> int:
+    """Updates of a run, as far as its limits tell (0: no limit); 0 if they do not.
+
+    Args:
+        frequencies: batches of an update, an entry an epoch; the last one for all others.
+        batches: batches that each epoch has in one process; likewise.
+    """
     total = sum(
-        math.ceil(batches[min(epoch, len(batches) - 1)] / each[min(epoch, len(each) - 1)])
-        for epoch in range(found.max_epoch)
+        math.ceil(
+            batches[min(epoch, len(batches) - 1)] / frequencies[min(epoch, len(frequencies) - 1)]
+        )
+        for epoch in range(max_epoch)
     )
-    limits = [limit for limit in (total, found.max_update) if limit > 0]
-    return min(limits, default=0)
+    return min((limit for limit in (total, max_update) if limit > 0), default=0)
 
 
 def make(words: list[str], files: bool = True, before: Plan | None = None) -> Plan:

@@ -27,7 +27,7 @@ from fairseq_peft.fairseq_fixes import memory
 from fairseq_peft.scores import LABELS, NUMBER
 from fairseq_peft.serving import served
 from fairseq_peft.serving.shared_base import SharedBase
-from fairseq_peft.text.corpus import SEPARATOR
+from fairseq_peft.text.rows import SEPARATOR
 
 #: Largest batch, in rows, and in tokens with padding: beyond it memory grows and speed does not.
 BATCH_SIZE, MAX_TOKENS = 64, 2048

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
-from fairseq_peft.report.result import in_words, keep_predictions, summarise, write_result
-from fairseq_peft.report.tensorboard import write_hparams
+from fairseq_peft.report.result import conclude, in_words, summarise
 from fairseq_peft.runs import lock, plan
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, command
@@ -331,9 +330,7 @@ def finish(knobs: Knobs, now: plan.Plan, wait: bool = False) -> str:
     reason = why_ended(folder, now)
     result = summarise(folder, 0 if reason else max(now.max_epoch, 1))
     result["ended_by"] = reason
-    write_hparams(folder, result)
-    keep_predictions(folder, result)
-    path = write_result(folder, result)  # last, because it says that everything is there
+    path = conclude(folder, result)
     if now.scheduler not in ENDLESS:  # else it may be extended
         (folder / "checkpoint_last.pt").unlink(missing_ok=True)
     if knobs.keep == "none":

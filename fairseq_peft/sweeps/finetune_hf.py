@@ -12,9 +12,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.report.result import keep_predictions, summarise, write_result
-from fairseq_peft.report.tensorboard import write_hparams
+from fairseq_peft.report.result import conclude, summarise
 from fairseq_peft.runs import lock, plan
+from fairseq_peft.runs.log import logging_to
 from fairseq_peft.sweeps import finetune
 from fairseq_peft.sweeps.knobs import num_rows
 
@@ -56,11 +56,10 @@ def run(options, change: str | None = None, keep: str = "best") -> str:
         result["ended_by"] = f"max_epoch: {options.epochs}"
         if options.max_update:
             result["ended_by"] = f"max_update: {options.max_update}"
-        write_hparams(folder, result)
-        keep_predictions(folder, result)
+        path = conclude(folder, result)
         if keep == "none":
             shutil.rmtree(folder / "checkpoint_best", ignore_errors=True)
-        return f"{write_result(folder, result)}: {result['ended_by']}"
+        return f"{path}: {result['ended_by']}"
 
 
 def make_plan(options) -> plan.Plan:
@@ -120,17 +119,13 @@ def _base(options) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _logging_to(path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    except InputError as error:
-        logger.error(f"error: {error}")
-        raise
-    except Exception:
-        logger.exception("training failed")
-        raise InputError(finetune.failure(path)) from None
-    finally:
-        root.removeHandler(handler)
-        handler.close()
+    """As ``runs.log.logging_to``; why the run fails is the last that is logged."""
+    with logging_to(path):
+        try:
+            yield
+        except InputError as error:
+            logger.error(f"error: {error}")
+            raise
+        except Exception:
+            logger.exception("training failed")
+            raise InputError(finetune.failure(path)) from None

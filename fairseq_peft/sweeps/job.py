@@ -11,12 +11,11 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from fairseq_peft.errors import InputError, sentence
 from fairseq_peft.runs import plan
+from fairseq_peft.runs.log import logging_to
 from fairseq_peft.sweeps import finetune
 from fairseq_peft.sweeps.knobs import Knobs, command
 
@@ -92,7 +91,7 @@ def _run_members(job):
                 "".join(f"{shlex.join(words)}\n" for words, _ in begun.values()),
             )
         for number, (_, now) in begun.items():
-            with _logging_to(job.logs[number]):
+            with logging_to(job.logs[number], "w"):
                 errors[number] = _end(job.runs[number], now)
     return errors
 
@@ -112,18 +111,6 @@ def _told(error):
     text = sentence(error) or f"{type(error).__name__}: {error}"
     logger.error(f"error: {text}")
     return text
-
-
-@contextlib.contextmanager
-def _logging_to(path) -> Iterator[None]:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, "w", encoding="utf-8")
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 def main() -> None:

@@ -60,25 +60,16 @@ class BestAdapter:
         """
         if line["num_updates"] != self.best.update and not self.lost:
             return
-        choice = self.best.choice
         head = self.described["head_name"]
         tensors, described = folder.content(model, head, self.base)
         rest = {key: value for key, value in self.described.items() if key != "head_name"}
-        metrics = {
-            "subset": choice.subset,
-            "metric": choice.metric,
-            "value": choice.value(line["subsets"]),
-            **{k: v for k, v in line["subsets"][choice.subset].items() if k == "accuracy"},
-            "epoch": line["epoch"],
-            "num_updates": line["num_updates"],
-            "subsets": finite(line["subsets"]),
-        }
+        metrics = metrics_of(self.best.choice, line)
         adapter_folder.write(
             self.folder, tensors, {**described, **rest, "metrics": metrics}, self.copies
         )
         self.lost = False
         sizes = self._sizes(tensors, described)
-        logger.info(f"{self.folder}: {sizes}, new best of {choice.subset}")
+        logger.info(f"{self.folder}: {sizes}, new best of {self.best.choice.subset}")
 
     def _sizes(self, tensors, described):
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -87,6 +78,20 @@ class BestAdapter:
             why = "there is no base" if self.base is None else "all of its body trains"
             logger.info(f"{self.folder} holds the whole model, because {why}")
         return f"{len(tensors)} tensors, {total:,} bytes"
+
+
+def metrics_of(choice, line: dict) -> dict:
+    """What a folder says of the validation that it is of, ``line`` of metrics.jsonl."""
+    chosen = line["subsets"][choice.subset]
+    return {
+        "subset": choice.subset,
+        "metric": choice.metric,
+        "value": choice.value(line["subsets"]),
+        **{name: value for name, value in chosen.items() if name == "accuracy"},
+        "epoch": line["epoch"],
+        "num_updates": line["num_updates"],
+        "subsets": finite(line["subsets"]),
+    }
 
 
 def describe(cfg, model, run: dict, task) -> tuple[dict, dict]:

@@ -27,12 +27,17 @@ class Collector:
         """A batch: the rows' numbers (B,) and their answers, (B,) or (B, labels)."""
         self.batches.append((ids, predicted))
 
-    def end_subset(self, split: str, targets) -> None:
+    def end_subset(self, split: str, targets) -> tuple:
         """A split is done; ``targets`` (N,) or (N, labels) are the data's.
+
+        Returns:
+            What was predicted of its rows, and the targets; when asked again, the same.
 
         Raises:
             RuntimeError: a row has no prediction.
         """
+        if split in self.found.target:
+            return self.found.predicted[split], targets
         ids, predicted = (torch.cat(parts) for parts in zip(*self.batches))
         self.batches = []
         nothing = float("-inf") if predicted.is_floating_point() else -1
@@ -46,6 +51,7 @@ class Collector:
         if missing.any():
             raise RuntimeError(f"{int(missing.sum())} rows of {split!r} have no prediction.")
         self.found.add(split, targets, found.cpu().numpy())
+        return self.found.predicted[split], targets
 
     def write(self, run_dir: str, epoch: int, num_updates: int) -> None:
         """Write the file of a validation: all splits are done."""

@@ -2,9 +2,7 @@
 dropped silently."""
 
 import logging
-import math
 import os
-from pathlib import Path
 
 import numpy as np
 from fairseq.criterions import CRITERION_REGISTRY
@@ -19,12 +17,12 @@ from fairseq_peft.data import checks, targets
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.data.draws import Rows, drawn_rows
 from fairseq_peft.data.sentence_dataset import SentenceDataset
-from fairseq_peft.data.text_encoder import TextEncoder
+from fairseq_peft.data.text_encoder import start_tokens
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
+from fairseq_peft.runs import plan
 from fairseq_peft.tasks.launch import launch
 from fairseq_peft.tasks.options import SentenceClassificationConfig
-from fairseq_peft.text import bpe, raw_text
 from fairseq_peft.text.kinds import kind_of
 
 logger = logging.getLogger(__name__)
@@ -212,15 +210,7 @@ class SentenceClassificationTask(FairseqTask):
         Raises:
             InputError: the folder does not say how it reads text.
         """
-        subwords = bpe.find(self.cfg.data)
-        if subwords is None:
-            raise InputError(
-                f"{Path(self.cfg.data) / raw_text.MODEL_NAME} does not exist: without the "
-                "sentencepiece model of the data, or the files of another --bpe, the text of "
-                "--prompt-init-text has no tokens. Copy them there (scripts/prepare_data.sh does), "
-                "or give --prompt-init vocab."
-            )
-        return TextEncoder(subwords, self.dictionary).tokens(text)
+        return start_tokens(text, self.cfg.data, self.dictionary)
 
     def load_dataset(self, split, combine=False, **kwargs):
         """Called by the launch for every split, then by fairseq again: the second call returns what
@@ -293,18 +283,9 @@ class SentenceClassificationTask(FairseqTask):
             skip_remainder_batch=skip_remainder_batch,
         )
         if train:
-            self.planned_updates = self._plan(len(batches))
+            limits = (self.cfg.max_epoch, self.cfg.max_update)
+            self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
         return batches
-
-    def _plan(self, num_batches) -> int:
-        """Updates that the whole run will make, as far as the flags tell; 0 if they do not."""
-        epochs, updates = self.cfg.max_epoch, self.cfg.max_update
-        planned = [updates] if updates > 0 else []
-        if epochs > 0:
-            frequency = self.cfg.update_freq
-            each = [frequency[min(epoch, len(frequency) - 1)] for epoch in range(epochs)]
-            planned.append(sum(math.ceil(num_batches / freq) for freq in each))
-        return min(planned, default=0)
 
     def max_positions(self):
         """Asked for with each batch iterator, which makes nothing of it: rows are cut already."""
@@ -340,7 +321,6 @@ class SentenceClassificationTask(FairseqTask):
             metrics.log_derived(
                 self.run.best.choice.metric, lambda meters: round(scores.f1_of_class(meters, k), 6)
             )
-
         if self.kind == scores.NUMBER and self.run and self._validates:
             metrics.log_derived("spearman", self._spearman)
 
@@ -350,17 +330,11 @@ class SentenceClassificationTask(FairseqTask):
         split = self._split
         if round(float(meters[scores.SUMS].sum[0])) < len(self.datasets[split]):
             return float("nan")
-        return round(self._numbers(split)["spearman"], 6)
-
-    def _numbers(self, split):
-        found = self._answers(split)
-        return scores.of_numbers(found.predicted[split], found.target[split])
+        return round(scores.of_numbers(*self._answers(split))["spearman"], 6)
 
     def _answers(self, split):
-        """What the validation that goes on has answered, with all of ``split``."""
-        if split not in self.run.predictions.found.target:
-            self.run.predictions.end_subset(split, self.datasets[split].targets)
-        return self.run.predictions.found
+        """What the validation that goes on has predicted of all of ``split``, and the targets."""
+        return self.run.predictions.end_subset(split, self.datasets[split].targets)
 
     def _f1_class(self):
         """Number of the class whose F1 chooses the best validation; None if something else does."""
@@ -412,10 +386,7 @@ class SentenceClassificationTask(FairseqTask):
                 "(try another learning rate, or more epochs)"
             )
         if self.run:
-            self._answers(self._split)
-            if self.kind == scores.NUMBER:
-                result = self._numbers(self._split)
-            result = {"loss": float(agg["loss"].avg), **result}
+            result = scores.of_validation(agg, self.kind, *self._answers(self._split))
             if self._f1_class() is not None:
                 k = self._f1_class()
                 result[self.run.best.choice.metric] = scores.f1_of_class(agg, k)

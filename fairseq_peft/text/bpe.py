@@ -15,7 +15,7 @@ from typing import NamedTuple
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.text import raw_text
-from fairseq_peft.text.corpus import SPECIALS
+from fairseq_peft.text.rows import SPECIALS
 from fairseq_peft.text.subwords import KINDS, Bert, Gpt2, Nothing, Sentencepiece, Subwords
 
 TOLD = "bpe.json"

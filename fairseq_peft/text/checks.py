@@ -8,7 +8,8 @@ import statistics
 from collections import Counter
 
 from fairseq_peft.scores import CLASSES, LABELS, NUMBER
-from fairseq_peft.text.corpus import Corpus, Row, names_of
+from fairseq_peft.text.corpus import Corpus
+from fairseq_peft.text.rows import Row, names_of
 
 SPECIAL_TOKENS = {False: 2, True: 4}  # <s> a </s>, and <s> a </s> </s> b </s> for pairs
 

@@ -129,7 +129,7 @@ def read(path: Path, reader, columns: Columns, needs: tuple[str, ...]) -> Table:
     """The rows of a file that ends in one of ``SUFFIXES``.
 
     Args:
-        reader: ``corpus.Reader``, which decodes the lines and counts what is odd.
+        reader: ``rows.Reader``, which decodes the lines and counts what is odd.
         needs: the fields that each row must have; text2 and split come along where they are.
 
     Raises:

@@ -11,7 +11,6 @@ pytest.importorskip("fairseq")
 
 from fairseq_peft.data.draws import drawn_rows  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
-from fairseq_peft.sweeps import knobs  # noqa: E402
 from fairseq_peft.tasks.sentence_classification import SentenceClassificationTask  # noqa: E402
 
 TARGETS = np.array([0] * 20 + [1] * 9 + [2] * 2)
@@ -53,27 +52,3 @@ def test_only_train_is_drawn_from(data_folder):
         (train[row]["tokens"], train[row]["target"]) for row in rows
     ]
     assert drawn.sizes.tolist() == train.sizes[rows].tolist()
-
-
-def test_the_schedule_is_of_the_rows_that_are_drawn(data_folder):
-    words = knobs.command(
-        knobs.Knobs(
-            data=str(data_folder),
-            runs="runs",
-            method="lora",
-            label="lora",
-            base=None,
-            size="roberta_small",
-            seed=1,
-            lr="1e-3",
-            epochs=10,
-            batch_size=4,
-            warmup=10,
-            precision="fp32",
-            subsets="valid,test",
-            threads=1,
-            arch_args=[],
-            flags=["--train-examples", "6"],
-        )
-    )
-    assert words[words.index("--total-num-update") + 1] == "20"

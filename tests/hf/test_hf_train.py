@@ -45,7 +45,8 @@ def test_batches_are_those_of_the_task(place):
     asked = options(place)
     _, datasets = train.load_data(asked, start.read(asked.base))
     assert max(datasets["train"].sizes) == TINY["max_positions"]  # some are cut
-    task = SimpleNamespace(cfg=SimpleNamespace(train_subset="train"), _plan=lambda number: 0)
+    limits = {"max_epoch": 3, "max_update": 0, "update_freq": [1]}
+    task = SimpleNamespace(cfg=SimpleNamespace(train_subset="train", **limits))
     for split, seed in (("train", 7), ("valid", None)):
         dataset = datasets[split]
         dataset.split = split

@@ -22,16 +22,6 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.fixture(scope="module")
-def packages():
-    """Where the library is installed."""
-    python = os.environ.get("FAIRSEQ_PEFT_PEFT_PYTHON")
-    if not python:
-        pytest.skip("FAIRSEQ_PEFT_PEFT_PYTHON is not set: scripts/test.sh parity sets it up")
-    code = "import site; print(site.getsitepackages()[0])"
-    return subprocess.check_output([python, "-c", code], text=True).strip()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """gpt2/ with a checkpoint beside its files, and hf/, which to-hf wrote of it."""
     found = tmp_path_factory.mktemp("bpe")

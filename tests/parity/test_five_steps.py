@@ -34,16 +34,6 @@ STEPS = f"--max-update {NUM_STEPS} --log-interval 1 --dropout 0 --attention-drop
 
 
 @pytest.fixture(scope="module")
-def packages():
-    """The site-packages folder of the library's environment."""
-    python = os.environ.get("FAIRSEQ_PEFT_PEFT_PYTHON")
-    if not python:
-        pytest.skip("FAIRSEQ_PEFT_PEFT_PYTHON is not set: scripts/test.sh parity sets it up")
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    return subprocess.check_output([python, "-c", code], text=True).strip()
-
-
-@pytest.fixture(scope="module")
 def place(packages, tmp_path_factory):
     """A folder with base/, demo/ and converted/, where ``script`` runs."""
     folder = tmp_path_factory.mktemp("steps")

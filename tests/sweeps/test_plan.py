@@ -91,6 +91,12 @@ def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updat
     assert (found.total_updates, found.warmup_updates) == (updates, updates // 10)
 
 
+def test_the_schedule_is_of_the_rows_that_are_drawn(knobs):
+    few = replace(knobs, epochs=10, batch_size=4, flags=["--train-examples", "6"])
+    words = knobs_of.command(few)
+    assert words[words.index("--total-num-update") + 1] == "20"
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
