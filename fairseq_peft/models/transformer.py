@@ -317,9 +317,11 @@ def architecture(name: str, stock: str, peft: str):
     return complete
 
 
-def _named_sizes(stock: str) -> dict:
+def _named_sizes(stock: str) -> dict | None:
     """The numbers that fairseq's name ``stock`` stands for, which a base has to have; None where it
     is not for this model. Switches are the base's: a recipe gives some by flags."""
+    if not ARCH_CONFIG_REGISTRY[stock].__module__.startswith("fairseq.models."):
+        return None  # of another plugin: its name may begin, and its function ask, as it likes
     args = argparse.Namespace()
     ARCH_CONFIG_REGISTRY[stock](args)
     if any(getattr(args, flag, None) for flag in REFUSED):

@@ -8,7 +8,11 @@ import re
 
 import pytest
 import torch
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_INV_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+)
 from fairseq.sequence_generator import SequenceGenerator
 from families import BART, Transformer, parametrize
 from helpers import TOLERANCE
@@ -17,6 +21,7 @@ from settings import collect
 from fairseq_peft import methods
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
+from fairseq_peft.models import transformer
 from fairseq_peft.models.transformer import ANY_SIZE, FAMILY
 
 VARIANTS = {
@@ -333,6 +338,20 @@ def test_architectures():
     sizes = [start for starts in ANY_SIZE.values() for start in starts]
     sizes += ["transformer_iwslt_de_en", "transformer_wmt_en_de_big", "bart_base", "mbart_large"]
     assert {f"{size}_{way}" for size in sizes for way in (*methods.available(), "peft")} < named
+
+
+@pytest.mark.parametrize("name", ["mine", "transformer_mine"])
+def test_architectures_of_another_plugin_are_left_alone(monkeypatch, name):
+    """Whatever they are called, and however they read their flags."""
+
+    def complete(args):
+        args.decoder_layers = args.encoder_layers
+
+    monkeypatch.setitem(ARCH_MODEL_INV_REGISTRY, "transformer", [name])
+    monkeypatch.setitem(ARCH_CONFIG_REGISTRY, name, complete)
+    before = set(ARCH_MODEL_REGISTRY)
+    transformer._register_architectures()
+    assert set(ARCH_MODEL_REGISTRY) == before
 
 
 @every_variant

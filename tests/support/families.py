@@ -143,6 +143,21 @@ class TransformerLM:
         return TransformerLanguageModel.build_model(model.args, task).eval()
 
 
+#: All of these are in "all-linear", and the contract moves each tensor by itself.
+ONE_MAP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+#: Flags of what a method computes, wherever it is.
+ARITHMETIC = {
+    *("adapter_layer_norm", "adapter_reduction", "adapter_scaling", "compacter_phm_dim"),
+    *("fusion_layer_norm", "fusion_scaling", "lora_lr_ratio", "prefix_mlp"),
+    *("prompt_init", "prompt_mlp"),
+}
+#: What meets in one block, or in front of one text.
+UNIONS = {
+    *("adapter,lora", "bitfit,adapter", "layer_norm,adapter", "lora,adapter", "lora,bitfit"),
+    *("lora,prefix", "lora,prompt", "prefix,prompt"),
+}
+
+
 class Transformer:
     """fairseq's encoder-decoder: two layers each, C = 16, sinusoids, one embedding for all.
 
@@ -173,11 +188,14 @@ class Transformer:
 
     @staticmethod
     def takes(peft, given):
-        """Whether there is such a model: "the last layers" are those of one stack, and names begin
-        with that of their stack."""
+        """Whether there is such a model, "the last layers" being those of one stack, and it shows
+        more than the same setting in the other families: where things go, not how they compute."""
         one_stack = "last_layers" in peft or any("skip_layers" in flag for flag in given)
-        named = given.get("peft_targets", "").startswith("layers")
-        return peft != "head_only" and not one_stack and not named
+        targets = given.get("peft_targets", "")
+        named = targets.startswith("layers")  # of one stack: these names begin with the stack's
+        covered = targets in ONE_MAP or not ARITHMETIC.isdisjoint(given)
+        union = "," in peft and peft not in UNIONS
+        return peft != "head_only" and not (one_stack or named or covered or union)
 
     def build(self, peft="full", seed=1, head=True, **given):
         """A model in eval mode; ``peft`` may name several methods. There is no head."""
