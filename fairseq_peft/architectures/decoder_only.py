@@ -62,6 +62,10 @@ class DecoderDims:
         """One a layer, for ``ffn`` and ``attention``."""
         return self.num_layers
 
+    def attentions(self) -> list[int]:
+        """How many attentions a prefix reaches, stack by stack."""
+        return [self.num_layers]
+
     def body(self) -> Count:
         """Every tensor of the model."""
         c, f, n = self.embed_dim, self.ffn_dim, self.num_layers

@@ -67,6 +67,10 @@ class T5Dims:
         none."""
         return self.num_encoder_layers + self.num_decoder_layers
 
+    def attentions(self) -> list[int]:
+        """Of each stack; a layer of the decoder has two, to itself and to its encoder."""
+        return [self.num_encoder_layers, 2 * self.num_decoder_layers]
+
     def body(self) -> Count:
         """Every tensor of the model."""
         c, f, heads = self.embed_dim, self.ffn_dim, self.num_heads

@@ -28,7 +28,7 @@ def stages(model: nn.Module, family, added) -> list[tuple[str, int | None]]:
     """
     training = {
         family.stage(name)
-        for name, parameter in model.named_parameters()
+        for name, parameter in model.named_parameters(remove_duplicate=False)  # shared ones, too
         if parameter.requires_grad and name not in added
     }
     every = [(stack.path, None) for stack in family.stacks]
