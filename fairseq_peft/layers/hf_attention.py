@@ -43,9 +43,7 @@ class BloomAttention(nn.Module):
     """The forward of BLOOM's attention with ``attend``, which transformers' own does not ask for:
     a mixin in front of its class. The linear maps are called."""
 
-    def forward(
-        self, hidden_states, residual, alibi, attention_mask, layer_past=None, **unused
-    ):
+    def forward(self, hidden_states, residual, alibi, attention_mask, layer_past=None, **unused):
         """hidden_states, residual (B, Q, C), alibi (B H, 1, K) -> (B, Q, C), None."""
         query, key, value = self._reshape(self.query_key_value(hidden_states))
         if layer_past is not None:

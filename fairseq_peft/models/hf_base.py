@@ -85,8 +85,8 @@ def build(kind: str, values: dict, folder: str, auto: str):
         return make.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     if not list(Path(folder).glob("*.safetensors")):
         raise InputError(
-            f"{folder} has no model.safetensors; pickles (pytorch_model.bin) are not read, for they "
-            "may run code. Convert it: AutoModel.from_pretrained(...).save_pretrained(...)."
+            f"{folder} has no model.safetensors; pickles (pytorch_model.bin) are not read, for "
+            "they may run code. Convert it: AutoModel.from_pretrained(...).save_pretrained(...)."
         )
     model, told = make.from_pretrained(
         folder,

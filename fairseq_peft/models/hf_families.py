@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Block, Family, Map, Stack
 
@@ -59,6 +61,39 @@ class HFFamily(Family):
     learned_positions: bool = False
     head_dim: int = 0
     num_heads: int = 0
+
+    def dropouts(self, model: nn.Module, stage: tuple[str, int | None]) -> list:
+        """The base's dropouts of a layer, or of what is outside the layers, each with a ``p`` to
+        set: modules, or numbers that a module of transformers keeps."""
+        path, number = stage
+        (stack,) = [stack for stack in self.stacks if stack.path == path]
+        owner = model.get_submodule(self.path(path))
+        layers = owner.get_submodule(stack.layers)
+        root, leave_out = (owner, layers) if number is None else (layers[number], None)
+        found, left = [], [root]
+        while left:
+            module = left.pop()
+            if module is leave_out or isinstance(module, nn.Dropout):
+                found += [module] if isinstance(module, nn.Dropout) else []
+            elif not type(module).__module__.startswith("fairseq_peft."):  # methods keep theirs
+                names = [name for name in DROPOUTS if type(getattr(module, name, None)) is float]
+                found += [_Number(module, name) for name in names]
+                left += module.children()
+        return found
+
+
+#: Attributes in which transformers' layers keep a p.
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
+
+
+class _Number:
+    """An attribute of a module, as ``p``."""
+
+    def __init__(self, owner, name):
+        self.__dict__.update(owner=owner, name=name)
+
+    def __setattr__(self, name, value):
+        setattr(self.owner, self.name, value)
 
 
 def _slots(width: int, heads: int, head_dim: int, prompt: bool = True) -> tuple[str, ...]:
@@ -145,9 +180,7 @@ def _gpt2(config, split):
     return HFFamily(
         "hf.transformer",
         (Stack("", blocks, "wte", ("wpe", "ln_f"), "h", ("soft_prompt", "prefix")),),
-        defaults=_flags(
-            "q_proj,v_proj" if split else "c_attn", f"{keys},mlp.c_proj", "mlp.c_proj"
-        ),
+        defaults=_flags("q_proj,v_proj" if split else "c_attn", f"{keys},mlp.c_proj", "mlp.c_proj"),
         learned_positions=True,
         head_dim=config.n_embd // heads,
         num_heads=heads,
@@ -167,11 +200,14 @@ def _bloom(config, split):
     others = ("word_embeddings_layernorm", "ln_f")
     heads = config.n_head
     keys = "k_proj,v_proj" if split else "query_key_value"
+    lora = "q_proj,v_proj" if split else "query_key_value"
     return HFFamily(
         "hf.transformer",
         (Stack("", blocks, "word_embeddings", others, "h", ("soft_prompt", "prefix")),),
         defaults=_flags(
-            "q_proj,v_proj" if split else "query_key_value", f"{keys},dense_4h_to_h", "dense_4h_to_h"
+            "q_proj,v_proj" if split else "query_key_value",
+            f"{keys},dense_4h_to_h",
+            "dense_4h_to_h",
         ),
         head_dim=config.hidden_size // heads,
         num_heads=heads,
@@ -182,9 +218,7 @@ def _opt(config, split):
     attention = tuple(f"self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
     first = config.do_layer_norm_before
     blocks = (
-        HFBlock(
-            "attention", attention, "self_attn_layer_norm", attention[-1], ".dropout", first
-        ),
+        HFBlock("attention", attention, "self_attn_layer_norm", attention[-1], ".dropout", first),
         HFBlock("ffn", ("fc1", "fc2"), "final_layer_norm", "fc2", ".dropout", first),
     )
     others = ("embed_positions", "final_layer_norm")

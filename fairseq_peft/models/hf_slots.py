@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.layers.hf_attention import BloomAttention
 from fairseq_peft.models.decoder import OutputProjection
@@ -41,23 +42,23 @@ def add(model: nn.Module, half_dtype=None) -> None:
                 setattr(place.layer, f"{block.name}_adapter", None)
     for module in hf.modules():
         if type(module).__name__ == "BloomAttention":
-            kind = type("BloomAttention", (BloomAttention, type(module)), {})
-            module.__class__ = kind
+            known = {"__module__": type(module).__module__}
+            module.__class__ = type("BloomAttention", (BloomAttention, type(module)), known)
 
 
 def connect(model: nn.Module) -> None:
     """Let the layers of ``model.hf`` read what methods have put into the places."""
     family = model.family
     for place in surgery.places(model, family):
-        blocks = [(block, getattr(place.layer, f"{block.name}_adapter", None)) for block in place.stack.blocks]
-        if any(adapter is not None for _, adapter in blocks):
-            ends = [_End(place.layer, block) for block, _ in blocks]
+        ends = [_End(place.layer, block) for block in place.stack.blocks]
+        if any(end.adapter is not None for end in ends):
             for end in ends:
                 end.take_over()
     for stack in family.stacks:
         owner = model.get_submodule(family.path(stack.path))
         if getattr(owner, "prefix", None) is not None:
             prefixes = _Prefixes(owner, stack, family.num_heads)
+            prefixes.check()
             owner.register_forward_pre_hook(prefixes.hand_out)
             owner.register_forward_hook(prefixes.take_back)
 
@@ -71,6 +72,10 @@ class _End:
         self.x = None
         self.p = 0.0
 
+    @property
+    def adapter(self):
+        return getattr(self.layer, f"{self.block.name}_adapter", None)
+
     def take_over(self) -> None:
         """Stand behind the block's last module, with the dropout that would follow it."""
         block, layer = self.block, self.layer
@@ -79,8 +84,8 @@ class _End:
         if block.dropout:
             path, _, name = block.dropout.rpartition(".")
             owner = layer.get_submodule(path)
-            taken = owner.__dict__.setdefault("taken_dropout", getattr(owner, name))
-            self.p = taken
+            # One number may be that of several blocks.
+            self.p = owner.__dict__.setdefault("taken_dropout", getattr(owner, name))
             setattr(owner, name, 0.0)
 
     def begin(self, module, inputs):
@@ -89,11 +94,10 @@ class _End:
     def end(self, module, inputs, h):
         x, self.x = self.x, None
         h = F.dropout(h, self.p, self.layer.training)
-        adapter = getattr(self.layer, f"{self.block.name}_adapter", None)
-        if adapter is None:
+        if self.adapter is None:
             return h
         norm = None if self.block.norm_first else self.layer.get_submodule(self.block.norm)
-        return adapter(h, x, norm)
+        return self.adapter(h, x, norm)
 
 
 class _Prefixes:
@@ -109,6 +113,16 @@ class _Prefixes:
             for block in self.stack.blocks
             if "attention" in block.name
         ]
+
+    def check(self) -> None:
+        """Raise InputError where an attention computes by itself, as those of older versions."""
+        for attention in self.attentions():
+            reads = "ALL_ATTENTION_FUNCTIONS" in type(attention).forward.__code__.co_names
+            if not reads and not isinstance(attention, BloomAttention):
+                raise InputError(
+                    f"{type(attention).__name__} of this version of transformers would not read a "
+                    "prefix. Install transformers 5.23 or later, or choose another method."
+                )
 
     def hand_out(self, module, inputs):
         for attention, pair in zip(self.attentions(), self.owner.prefix(self.num_heads)):

@@ -4,6 +4,7 @@ on every kind of model that is known."""
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,23 +16,24 @@ from fairseq_peft import methods
 from fairseq_peft.architectures.decoder_only import SIZES as DECODERS
 from fairseq_peft.architectures.t5 import SIZES as T5_SIZES
 from fairseq_peft.errors import InputError
+from fairseq_peft.models import hf_base
 from fairseq_peft.models.options import METHOD_FIELDS
 
 #: On every kind.
 COMMON = [
-    ("lora", {}),
     ("lora", {"peft_targets": "all-linear"}),
     ("ia3", {}),
-    ("adapter", {"adapter_placement": "both", "adapter_bottleneck": 4}),
     ("adapter", {"adapter_style": "pfeiffer", "adapter_placement": "both"}),
-    ("adapter", {"adapter_style": "parallel"}),
     ("prompt", {"prompt_num_tokens": 3}),
     ("prefix", {"prefix_num_tokens": 3}),
     ("lora,adapter,prompt", {"peft_targets": "all-linear", "prompt_num_tokens": 2}),
 ]
-#: On T5, GPT-2 and BLOOM; OUT is a map at the end of a block.
+#: On T5, GPT-2 and BLOOM.
 MORE = [
     ("full", {}),
+    ("lora", {}),
+    ("adapter", {"adapter_placement": "both", "adapter_bottleneck": 4}),
+    ("adapter", {"adapter_style": "parallel"}),
     ("layer_norm", {}),
     ("bitfit", {}),
     ("last_layers", {"last_layers_embeddings": True}),
@@ -71,7 +73,7 @@ def short(peft, given):
 
 def cases():
     for kind in KINDS:
-        for number, (peft, given) in enumerate(COMMON + (MORE if kind in EMBEDDINGS else [])):
+        for peft, given in COMMON + (MORE if kind in EMBEDDINGS else []):
             given = {
                 flag: EMBEDDINGS[kind] if value == "EMBEDDING" else value
                 for flag, value in given.items()
@@ -154,12 +156,20 @@ def test_the_base_is_transformers_own_model(kind, base):
         assert (kind.logits(model) - expected).abs().max() < TOLERANCE["fp32"] * 10  # of size 10
 
 
+@pytest.fixture
+def base_logits(kind, base, kept):
+    if kind.name not in kept:
+        plain = kind.build()
+        plain.load_state_dict(base, strict=True)
+        with torch.no_grad():
+            kept[kind.name] = kind.logits(plain)
+    return kept[kind.name]
+
+
 @parametrize(TAKEN)
-def test_starts_as_the_base_where_it_says_so(kind, base, start, peft, given):
-    plain = kind.build()
-    plain.load_state_dict(dict(base), strict=True)
+def test_starts_as_the_base_where_it_says_so(kind, base_logits, start, peft, given):
     with torch.no_grad():
-        differ = (kind.logits(plain) - kind.logits(start)).abs().max()
+        differ = (base_logits - kind.logits(start)).abs().max()
     says = start.setting.logits_at_start
     assert differ == 0 if says == "equal" else (differ < 1e-4) == (says == "nearly")
 
@@ -238,6 +248,62 @@ def test_merged_weights_are_transformers_own_model(kind, model, peft, given):
         assert (found - expected).abs().max() < 2e-4 * max(1, expected.abs().max())
 
 
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_frozen_dropout_is_off_where_it_is_said(kind, base):
+    """Every dropout of the frozen body, whichever way its layers keep it."""
+    for choice in ("on", "off"):
+        model = kind.build("lora", frozen_dropout=choice)
+        model.load_state_dict(dict(base), strict=True)
+        with torch.no_grad():
+            trained, evaluated = kind.logits(model.train()), kind.logits(model.eval())
+        equal = torch.allclose(trained, evaluated, atol=1e-5)
+        assert equal == (choice == "off" or kind.name.startswith("llama"))  # which has none
+
+
+def test_a_prefix_that_no_attention_would_read_is_refused(kinds, monkeypatch):
+    """An attention that computes by itself, as that of older versions of transformers."""
+    kind = kinds["gpt2"][0]
+    attention = hf_base.library().models.gpt2.modeling_gpt2.GPT2Attention
+    monkeypatch.setattr(attention, "forward", lambda self, *given, **more: None)
+    with pytest.raises(InputError, match="would not read a prefix"):
+        kind.build("prefix")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"hf_config": ""}, "Give either --hf-model"),
+        ({"hf_config": "none.json"}, "none.json cannot be read"),
+        ({"hf_config": "", "hf_model": "none"}, "cannot be read"),
+        ({"peft": "head_only"}, "head_only trains"),
+        ({"hf_config": "t5-small"}, "does not know models of type 't5'"),
+    ],
+)
+def test_bad_input_is_one_sentence(kinds, flags, message):
+    with pytest.raises(InputError, match=message):
+        kinds["gpt2"][0].build(**flags)
+
+
+def test_split_maps_are_for_fused_ones(kinds):
+    with pytest.raises(InputError, match="--hf-split-qkv would be ignored"):
+        kinds["opt"][0].build(hf_split_qkv=True)
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_a_folder_is_read_and_its_weights_are_those_of_the_model(kinds, tmp_path, name):
+    kind, base = kinds[name]
+    stock = kind.stock(base)
+    stock.save_pretrained(tmp_path)
+    model = kind.build("lora", hf_config="", hf_model=str(tmp_path))
+    with torch.no_grad():
+        differ = kind.logits(model) - kind.stock_logits(stock)
+    assert differ.abs().max() < TOLERANCE["fp32"] * 10  # of size 10
+    (weights,) = tmp_path.glob("*.safetensors")
+    weights.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickles .* are not read"):
+        kind.build(hf_config="", hf_model=str(tmp_path))
+
+
 @parametrize(NOT_TAKEN)
 def test_what_has_no_place_is_refused_in_a_sentence(kind, peft, given):
     with pytest.raises(InputError, match=REFUSED[short(peft, given), kind.name]):
@@ -246,13 +312,11 @@ def test_what_has_no_place_is_refused_in_a_sentence(kind, peft, given):
 
 @parametrize([case for case in TAKEN if case[0] in EMBEDDINGS])
 def test_counts_equal_the_formulas(kind, start, peft, given):
-    from dataclasses import replace
-
     if kind.name == "t5":
         dims = replace(
             T5_SIZES["t5_small"],
-            num_encoder_layers=2,
-            num_decoder_layers=2,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
             embed_dim=16,
             ffn_dim=24,
             num_heads=4,
@@ -260,12 +324,10 @@ def test_counts_equal_the_formulas(kind, start, peft, given):
         )
     else:
         sizes = DECODERS["gpt2_small" if kind.name == "gpt2" else "bloom_560m"]
-        dims = replace(
-            sizes, num_layers=2, embed_dim=16, ffn_dim=64, num_heads=4, vocab_size=40
-        )
+        dims = replace(sizes, num_layers=2, embed_dim=16, ffn_dim=64, num_heads=4, vocab_size=40)
         dims = replace(dims, max_positions=32 if kind.name == "gpt2" else 0)
     if given.get("peft_targets") == "embed_tokens":
-        dims, given = dims, {**given, "peft_targets": "shared"}
+        given = {**given, "peft_targets": "shared"}
     flags = {f: getattr(start.args, f) for f in METHOD_FIELDS if hasattr(start.args, f)}
     flags.update({f: v for f, v in given.items() if f in METHOD_FIELDS})
     setting = methods.setting(peft, {f: v for f, v in flags.items() if v is not None})

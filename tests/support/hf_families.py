@@ -19,8 +19,8 @@ T5 = {
     "d_model": 16,
     "d_kv": 4,
     "d_ff": 24,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
     "num_heads": 4,
     "pad_token_id": 0,
     "eos_token_id": 1,
@@ -58,7 +58,14 @@ KINDS = {
     "t5": (T5, {}),
     "t5-gated": (
         # Heads as in mT5-small: together they are not as wide as the model; two tables of words.
-        {**T5, "feed_forward_proj": "gated-gelu", "d_kv": 6, "tie_word_embeddings": False},
+        {
+            **T5,
+            "feed_forward_proj": "gated-gelu",
+            "d_kv": 6,
+            "tie_word_embeddings": False,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+        },
         {},
     ),
     "bart": (
