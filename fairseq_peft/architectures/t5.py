@@ -1,4 +1,4 @@
-"""T5: text to text, an encoder and a decoder. Counted here; ``models/hf_models.py`` builds it.
+"""T5: text to text, an encoder and a decoder. ``models/hf_models.py`` builds it.
 
 No biases; norms that only scale (RMS); distances between tokens are scalars a head, in one table
 for each of the two stacks; the output matrix is the token embedding. Names are Hugging Face's,

@@ -204,11 +204,7 @@ def _bloom(config, split):
     return HFFamily(
         "hf.transformer",
         (Stack("", blocks, "word_embeddings", others, "h", ("soft_prompt", "prefix")),),
-        defaults=_flags(
-            "q_proj,v_proj" if split else "query_key_value",
-            f"{keys},dense_4h_to_h",
-            "dense_4h_to_h",
-        ),
+        defaults=_flags(lora, f"{keys},dense_4h_to_h", "dense_4h_to_h"),
         head_dim=config.hidden_size // heads,
         num_heads=heads,
     )
