@@ -14,7 +14,6 @@ import logging
 import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -332,6 +331,8 @@ def _grouped(words):
 
 def versions(*names: str) -> dict:
     """Package -> its version; None where it is not installed."""
+    from importlib import metadata
+
     found = {}
     for name in names:
         try:

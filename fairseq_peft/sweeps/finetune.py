@@ -259,7 +259,7 @@ def way(worker: str | None, program: str) -> list[str]:
     """How to start ``train`` or ``sweep-members``: as a child of the worker, if there is one."""
     if worker:
         return ["fairseq_peft.cli", "worker", worker, program]
-    return ["fairseq_cli.train"] if program == "train" else ["fairseq_peft.cli", program]
+    return ["fairseq_peft.train"] if program == "train" else ["fairseq_peft.cli", program]
 
 
 def process(words: list[str], output, threads: int, meanwhile, text: str = "") -> int:
