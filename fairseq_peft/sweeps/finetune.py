@@ -276,7 +276,8 @@ def process(words: list[str], output, threads: int, meanwhile, text: str = "") -
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        # The log says what ended a run: see ``why_ended``.
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "LOGLEVEL": "INFO"},
         text=True,
     )
     try:
