@@ -18,7 +18,7 @@ from fairseq import checkpoint_utils  # noqa: E402
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.checkpoints import best  # noqa: E402
 from fairseq_peft.runs import lock, plan  # noqa: E402
-from fairseq_peft.sweeps.finetune import process  # noqa: E402
+from fairseq_peft.sweeps import finetune as of_runs  # noqa: E402
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_log_says_what_ended_a_run_whatever_the_environment_says(tmp_path, m
     monkeypatch.setenv("LOGLEVEL", "WARNING")  # fairseq reads it
     words = ["timeit", "-n1", "-r1", "import os; print(os.environ['LOGLEVEL'])"]
     with open(tmp_path / "log", "w+") as log:
-        assert process(words, log, 1, lambda: None) == 0
+        assert of_runs.process(words, log, 1, lambda: None) == 0
         log.seek(0)
         assert log.readline() == "INFO\n"
 
