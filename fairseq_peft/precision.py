@@ -18,7 +18,6 @@ import platform
 import re
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -150,6 +149,8 @@ def measure(cuda: bool) -> float:
 
 def machine(cuda: bool) -> str:
     """What a measurement belongs to: the processor and what it can do, and torch's version."""
+    from importlib import metadata
+
     torch_version = metadata.version("torch")
     if cuda:
         import torch

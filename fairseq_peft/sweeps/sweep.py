@@ -195,6 +195,7 @@ class Sweep:
             grid = grid_of(cell, self.seeds)
             try:
                 best = grid[report_runs.best([self.knobs_of(run).folder for run in grid])]
+                self._check_rate(cell, best.rate)
                 target = self.knobs_of(Run(cell, self.seeds[0], best.rate)).folder
                 self._adopt(self.knobs_of(best).folder, target)
             except lock.Busy:
@@ -203,6 +204,21 @@ class Sweep:
                 schedule.could_not_pick(cell, str(error))
             else:
                 schedule.picked(cell, best.rate)
+
+    def _check_rate(self, cell: Cell, rate: str) -> None:
+        """Raise InputError where a seed was trained with another rate than the one picked now, as
+        after more epochs, or with one more rate in the grid: a cell's runs have one rate."""
+        if self.change == "redo":
+            return
+        for seed in self.seeds:
+            knobs = self.knobs_of(Run(cell, seed, rate))
+            before, now = plan.read(knobs.folder), plan.make(command(knobs), files=False)
+            if before and before.lr != now.lr:
+                raise InputError(
+                    f"lr {now.lr} is the best on valid now, and {knobs.folder} was trained with "
+                    f"lr {before.lr}. Give --redo, which trains the cell's seeds afresh, or "
+                    "another RUNS."
+                )
 
     def _adopt(self, source: Path, target: Path) -> None:
         """Copy the run of ``source`` to ``target``, unless it is there."""
