@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
     "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
-    "omegaconf",
+    "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn",
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ PARTS = {
     "tasks": part(8, FAIRSEQ),
     "combining": part(9, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
-    "serving": part(10, FAIRSEQ, "sklearn"),
+    "serving": part(10, FAIRSEQ, "sklearn fastapi fastapi_offline starlette uvicorn"),
     "sweeps": part(10, FAIRSEQ + " fairseq_cli"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "plugin": part(11, FAIRSEQ),
