@@ -91,6 +91,7 @@ class AnswersTask(FairseqTask):
         self.tokenizer = None
         self.label_ids = []
         self.told = None
+        self.model = None
 
     # Set-up
 
@@ -122,6 +123,7 @@ class AnswersTask(FairseqTask):
         model = super().build_model(cfg, from_checkpoint)
         if from_checkpoint:
             model.accepts_base = False
+        self.model = model
         config = model.hf.config
         if len(self.tokenizer) > config.vocab_size:
             raise InputError(
@@ -179,6 +181,11 @@ class AnswersTask(FairseqTask):
         self.told = state_dict.get("tokenizer")
         if self.tokenizer is not None:
             self.check_tokenizer()
+
+    def leave_out(self, state):
+        """Called by ``checkpoints/saving.py`` with each checkpoint that is about to be written: the
+        same, without what is in the folder of the base."""
+        return {**state, "model": self.model.leave_out_base(state["model"])}
 
     def check_tokenizer(self) -> None:
         """Raise InputError where a checkpoint was trained with another tokenizer."""

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
 WORDS = ["<pad>", "</s>", "<unk>", "good", "bad", *(f"w{i}" for i in range(35))]
+AUTO = "AutoModelForSeq2SeqLM"
 KINDS = {
     "causal_lm": ("hf_causal_lm", GPT2, ("prompt", "answer")),
     "text_to_text": ("hf_seq2seq", T5, ("input", "target")),
@@ -212,6 +214,20 @@ def test_a_tokenizer_of_another_model_is_refused(made, tmp_path):
         made("causal_lm", hf_tokenizer=str(larger))
 
 
+def test_a_checkpoint_knows_its_tokenizer(made):
+    """By its bytes; whoever loads a checkpoint tells the task before the model is built, or
+    after."""
+    task, _ = made("causal_lm")
+    told = task.state_dict()
+    task.load_state_dict(told)
+    with pytest.raises(InputError, match="was trained with the tokenizer other"):
+        task.load_state_dict({"tokenizer": {"name": "other", "sha256": "0" * 64}})
+    later = answers.CausalLMTask.setup_task(task.cfg)
+    later.load_state_dict({"tokenizer": {"name": "other", "sha256": "0" * 64}})
+    with pytest.raises(InputError, match="was trained with the tokenizer other"):
+        later.build_model(argparse.Namespace(_name="hf_causal_lm"))
+
+
 def test_an_answer_that_is_no_label_is_refused(made):
     task, _ = made("causal_lm", labels="good,w7")
     with pytest.raises(InputError, match="row 2: 'bad' is none of --labels"):
@@ -244,19 +260,20 @@ def last(text, name):
 @pytest.mark.parametrize("name, peft", [("causal_lm", "full"), ("text_to_text", "lora")])
 def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_path, name, peft):
     task = (folder / name, "--user-dir", PACKAGE, "--task", name, "--labels", "good,bad")
-    task = (*task, "--hf-tokenizer", folder / "tokenizer", "--eval-rouge", "--max-answer-tokens", 4)
+    task = (*task, "--eval-rouge", "--max-answer-tokens", 4)
     loss = ("--criterion", "answers", "--batch-size", 8, "--cpu", "--log-format", "simple")
     targets = ("--peft-targets", "all-linear") if peft == "lora" else ()
+    tokenizer = ("--hf-tokenizer", folder / "tokenizer")
+    base, task = ("--hf-config", folder / f"{name}.json"), (*task, *tokenizer)
+    if peft == "lora":  # a folder, whose tokenizer is the task's
+        hf_base.build(
+            "t5", {k: v for k, v in T5.items() if k != "model_type"}, "", AUTO
+        ).save_pretrained(tmp_path / "model")
+        shutil.copy(folder / "tokenizer" / "tokenizer.json", tmp_path / "model")
+        base, task = ("--hf-model", tmp_path / "model"), task[:-2]
     done = fairseq(
         *("train", *task, *loss, "--arch", KINDS[name][0], "--peft", peft, *targets),
-        *(
-            "--hf-config",
-            folder / f"{name}.json",
-            "--optimizer",
-            "adam",
-            "--lr",
-            0.005 if peft == "full" else 0.03,
-        ),
+        *(*base, "--optimizer", "adam", "--lr", 0.005 if peft == "full" else 0.03),
         *("--max-epoch", 20, "--save-dir", tmp_path / "run", "--no-epoch-checkpoints"),
         *("--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"),
         *("--num-workers", 0, "--validate-interval", 10),
@@ -267,10 +284,7 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_pat
         float(found) for found in re.findall(r"valid on 'valid' subset .*? loss ([\d.]+)", log)
     ]
     assert losses[-1] < losses[0] < math.log(len(WORDS)) + 1
-    assert (
-        last(log, "best_accuracy") > 0.7
-        and abs(round(14 * last(log, "accuracy")) - 14 * last(log, "accuracy")) < 1e-4
-    )
+    assert last(log, "best_accuracy") > 0.7
     assert last(log, "rouge1") > 0
     path = tmp_path / "run" / "checkpoint_last.pt"
     expected = [last(log, key) for key in ("accuracy", "loss")]
@@ -278,10 +292,9 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_pat
     assert done.returncode == 0, done.stderr
     found = done.stdout + done.stderr
     assert last(found, "accuracy") == expected[0]
-    other = write_tokenizer(tmp_path / "other", [*WORDS[:-2], WORDS[-1], WORDS[-2]])
-    flags = [str(other) if part == folder / "tokenizer" else part for part in task]
-    done = fairseq("validate", *flags, *loss, "--path", path, "--valid-subset", "valid")
-    assert done.returncode == 1 and "was trained with the tokenizer tokenizer" in done.stderr
+    if peft == "lora":
+        weights = torch.load(path)["model"]
+        assert all("lora_" in key or key == "base_sha256" for key in weights)
 
 
 def test_no_row_is_left_out(made):
