@@ -34,8 +34,8 @@ FAIRSEQ_NEEDS="hydra-core omegaconf cffi regex sacrebleu tqdm bitarray scikit-le
 
 for extra in ${EXTRAS//,/ }; do
   case $extra in
-    dev | hf | docs | serve) ;;
-    *) die "EXTRAS='$EXTRAS': '$extra' is unknown; known are dev, hf, docs, serve (fairseq is always installed)" ;;
+    dev | hf | docs | serve | slurm) ;;
+    *) die "EXTRAS='$EXTRAS': '$extra' is unknown; known are dev, hf, docs, serve, slurm (fairseq is always installed)" ;;
   esac
 done
 [ -r "$CONSTRAINTS" ] || die "CONSTRAINTS='$CONSTRAINTS' cannot be read"
