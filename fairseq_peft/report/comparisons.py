@@ -136,7 +136,7 @@ def conclude(row: dict, num_comparisons: int) -> str:
 
 
 def verdict(row: dict) -> str | None:
-    """``better`` or ``worse`` than what the row is compared with; None: they cannot be told apart."""
+    """``better`` or ``worse`` than what the row is compared with; None: not to be told apart."""
     if not (_apart(row) and _significant(row)):
         return None
     return "better" if row["paired_difference_low"] > 0 else "worse"

@@ -172,15 +172,10 @@ def write_run(
 def write_methods(runs, data, target, seeds=(1, 2, 3), methods=METHODS, **changes):
     """A run of every method and seed."""
     for method in methods:
-        skill, parameters, lr, seconds, knobs = METHODS[method]
+        names = ("skill", "parameters", "lr", "seconds", "knobs")
+        knobs = {**dict(zip(names, METHODS[method])), **changes}
         for seed in seeds:
-            write_run(
-                *(runs, data, target, method, seed),
-                **{
-                    **dict(skill=skill, parameters=parameters, lr=lr, seconds=seconds, knobs=knobs),
-                    **changes,
-                },
-            )
+            write_run(runs, data, target, method, seed, **knobs)
 
 
 def write_all(folder):

@@ -7,6 +7,7 @@ the mouse, the finger and the arrow keys. ``values`` is the same as a table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -81,7 +82,7 @@ def config(size: int) -> dict:
     }
 
 
-def specification(width: int, height: int, layers: list[dict], size: int = 11) -> dict:
+def specification(width: int, height: int, layers: list[dict], size: int = 12) -> dict:
     """Layers as one specification, which fills width x height with axes and all."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -111,9 +112,7 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
         name: of the axis.
     """
     points = [
-        row
-        for row in rows
-        if row["init"] != BASELINE and row[cost] and score.mean(row) is not None
+        row for row in rows if row["init"] != BASELINE and row[cost] and score.mean(row) is not None
     ]
     if not points:
         return None
@@ -131,7 +130,13 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
     ]
     wide = max(costs) / min(costs) >= 10
     scale = {"type": "log", "nice": False, "padding": 24} if wide else {"nice": True, "padding": 24}
-    x = axis(f"{name}{' (log scale)' if wide else ''}", scale, format="~s", tickCount=4, labelOverlap=True)
+    x = axis(
+        f"{name}{' (log scale)' if wide else ''}",
+        scale,
+        format="~s",
+        tickCount=4,
+        labelOverlap=True,
+    )
     y = axis(f"{score.name}{score.unit}", {"padding": 14}, tickCount=5)
     place = {"x": {"field": "x", **x}, "y": {"field": "y", **y}}
     layers = [
@@ -156,20 +161,14 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
             },
         },
     ]
-    for align, dx in (("left", 8), ("right", -8)):
-        part = [
-            value
-            for row, value in zip(points, values)
-            if value["align"] == align and any(row is one for one in labelled)
-        ]
+    named = [value for row, value in zip(points, values) if any(row is one for one in labelled)]
+    named = list(without_overlaps(named, wide))
+    for align, dx in (("left", 7), ("right", -7)):
+        mark = {"type": "text", "align": align, "dx": dx, "dy": -9, "aria": False}
+        part = [value for value in named if value["align"] == align]
         if part:
-            layers.append(
-                {
-                    "data": {"values": part},
-                    "mark": {"type": "text", "align": align, "dx": dx, "dy": -9, "aria": False},
-                    "encoding": {**place, "text": {"field": "name"}},
-                }
-            )
+            text = {**place, "text": {"field": "name"}}
+            layers.append({"data": {"values": part}, "mark": mark, "encoding": text})
     if levels:
         layers.insert(0, _levels(levels, y))
     head = ["", name, f"{score.name}{score.unit}", "seeds"]
@@ -230,6 +229,18 @@ def frontier(points: list[dict], score: Score, cost: str) -> list[dict]:
     return found[-MAX_LABELS:]
 
 
+def without_overlaps(values: list[dict], is_log: bool) -> list[dict]:
+    """The values whose names have room beside each other, the highest first."""
+    xs = [math.log(value["x"]) if is_log else value["x"] for value in values]
+    kept = []
+    for value, x in sorted(zip(values, xs), key=lambda one: -one[0]["y"]):
+        right, down = (x - min(xs)) / (max(xs) - min(xs) or 1), value["y"]
+        span = max(one["y"] for one in values) - min(one["y"] for one in values) or 1
+        if all(abs(right - r) > 0.25 or abs(down - d) / span > 0.09 for r, d in kept):
+            kept.append((right, down))
+            yield value
+
+
 def differences(draw, rows: list[dict]):
     """Points of accuracy that each row is above or below what it is compared with, with its
     interval."""
@@ -244,9 +255,7 @@ def differences(draw, rows: list[dict]):
         low, mean, high = (100 * row[f"paired_difference_{k}"] for k in ("low", "mean", "high"))
         text = f"{name_of(row)}: {cells.difference(row, 'paired_difference')} points against "
         text += row["paired_with"]
-        values.append(
-            {"low": low, "mean": mean, "high": high, "name": _key(row), "text": text}
-        )
+        values.append({"low": low, "mean": mean, "high": high, "name": name_of(row), "text": text})
     order = [value["name"] for value in values]
     x = axis("points of test accuracy", {"zero": True, "padding": 10}, grid=True, tickCount=5)
     y = {
@@ -257,8 +266,9 @@ def differences(draw, rows: list[dict]):
     }
     layers = [
         {
+            "data": {"values": [{"none": 0}]},
             "mark": {"type": "rule", "color": FAINT, "aria": False},
-            "encoding": {"x": {"datum": 0, **x}},
+            "encoding": {"x": {"field": "none", **x}},
         },
         {
             "data": {"values": values},
@@ -267,7 +277,13 @@ def differences(draw, rows: list[dict]):
         },
         {
             "data": {"values": values},
-            "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1, "color": COLOURS[0]},
+            "mark": {
+                "type": "point",
+                "filled": True,
+                "size": 75,
+                "opacity": 1,
+                "color": COLOURS[0],
+            },
             "encoding": {"y": y, "x": {"field": "mean", **x}, "description": {"field": "text"}},
         },
     ]
@@ -288,11 +304,6 @@ def differences(draw, rows: list[dict]):
     ]
     height = max(150, 60 + 24 * len(values))
     return Chart(title, draw(specification(400, height, layers)), note, head, table)
-
-
-def _key(row: dict) -> str:
-    """Two rows with one name would share a line."""
-    return name_of(row) if row["init"] in ("pretrained", BASELINE) else f"{row['method']}, {row['init']}"
 
 
 def curves(draw, rows: list[dict], results: list[dict]) -> tuple[list[Chart], str]:
@@ -316,7 +327,9 @@ def curves(draw, rows: list[dict], results: list[dict]) -> tuple[list[Chart], st
             panels.append((row, metric, lines))
     best = sorted(panels, key=lambda one: one[0]["test_accuracy_mean"] or 0, reverse=True)
     kept = [one for one in panels if any(one is other for other in best[:MAX_PANELS])]
-    full = {(row["init"], metric): lines["test"] for row, metric, lines in kept if row["method"] == FULL}
+    full = {
+        (row["init"], metric): lines["test"] for row, metric, lines in kept if row["method"] == FULL
+    }
     domains = {metric: _domain(kept, metric) for _, metric, _ in kept}
     charts = [
         _panel(draw, row, metric, lines, full.get((row["init"], metric)), domains[metric], at)
@@ -370,19 +383,31 @@ def _panel(draw, row, metric, lines, full, domain, at) -> Chart:
         layers.append(
             {
                 "data": {"values": values},
-                "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1, "color": colour},
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "size": 22,
+                    "opacity": 1,
+                    "color": colour,
+                },
                 "encoding": {**place, "description": {"field": "text"}},
             }
         )
         for value in values:
             table[value["x"]][column] = f"{value['y']:.2f}"
     head = [plots.X_AXES[at], f"valid {name}", f"test {name}"]
-    svg = draw(specification(185, 140, layers, size=10))
+    svg = draw(specification(160, 125, layers, size=10))
     return Chart(name_of(row), svg, "", head, list(table.values()))
 
 
 def _line(line: dict, place: dict, colour: str, width: float, opacity: float = 1, dash=()) -> dict:
-    mark = {"type": "line", "color": colour, "strokeWidth": width, "opacity": opacity, "aria": False}
+    mark = {
+        "type": "line",
+        "color": colour,
+        "strokeWidth": width,
+        "opacity": opacity,
+        "aria": False,
+    }
     if dash:
         mark["strokeDash"] = list(dash)
     return {
@@ -411,7 +436,12 @@ def few_shot(draw, rows: list[dict], results: list[dict], score: Score):
     if not lines:
         return None
     best = sorted(lines, key=lambda name: -score.mean(list(lines[name].values())[-1]))[:MAX_LINES]
-    x = axis("training rows (log scale)", {"type": "log", "padding": 12}, format="~s", tickCount=5)
+    x = axis(
+        "training rows (log scale)",
+        {"type": "log", "nice": False, "padding": 16},
+        format=",",
+        tickCount=5,
+    )
     numbers = sorted({number for name in best for number in lines[name]})
     x["axis"]["values"] = numbers
     y = axis(f"{score.name}{score.unit}", {"padding": 10}, tickCount=5)
@@ -428,7 +458,14 @@ def few_shot(draw, rows: list[dict], results: list[dict], score: Score):
             for number, row in lines[name].items()
         ]
         layers.append(_line({one["x"]: one["y"] for one in values}, place, colour, width=2))
-        mark = {"type": "point", "filled": True, "size": 60, "opacity": 1, "color": colour, "shape": shape}
+        mark = {
+            "type": "point",
+            "filled": True,
+            "size": 60,
+            "opacity": 1,
+            "color": colour,
+            "shape": shape,
+        }
         layers.append(
             {
                 "data": {"values": values},

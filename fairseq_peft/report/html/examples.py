@@ -1,4 +1,4 @@
-"""Test rows worth reading: those that methods get wrong with all seeds, and those they disagree on."""
+"""Test rows worth reading: wrong with all seeds of all methods, or disputed between methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fairseq_peft.scores import LABELS
 from fairseq_peft.text.corpus import find
 from fairseq_peft.text.rows import Reader
 
-MAX_ROWS = 15  # of each kind
+MAX_ROWS = 10  # of each kind
 MAX_TEXT = 2000  # letters of one
 NO_PREDICTIONS = "No run has predictions of its test rows (predictions.npz)."
 
@@ -28,7 +28,7 @@ class Example:
         texts: one, or both of a pair; empty where they are not known.
         label: what the data says.
         right: methods all of whose seeds are right.
-        wrong: (method, what its seeds gave) of those that are all wrong.
+        wrong: what was given -> methods all of whose seeds are wrong.
         mixed: (method, how many of its seeds are right).
     """
 
@@ -36,7 +36,7 @@ class Example:
     texts: list[str]
     label: str
     right: list[str] = field(default_factory=list)
-    wrong: list[tuple[str, str]] = field(default_factory=list)
+    wrong: dict[str, list[str]] = field(default_factory=dict)
     mixed: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -119,7 +119,7 @@ def _example(row: int, answers: dict, share, texts) -> Example:
             example.right.append(name)
         elif share[n, row] == 0:
             given = dict.fromkeys(_label(one, one.predicted[row]) for one in runs)
-            example.wrong.append((name, " or ".join(given)))
+            example.wrong.setdefault(" or ".join(given), []).append(name)
         else:
             hits = round(share[n, row] * len(runs))
             example.mixed.append((name, f"{hits} of {len(runs)}"))

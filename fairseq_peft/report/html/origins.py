@@ -15,29 +15,33 @@ from fairseq_peft.runs import plan
 #: Fields of a plan that are shown elsewhere, or name what its fingerprint says better.
 _SHOWN_ELSEWHERE = ("data", "seed", "versions", "flags", "peft")
 _DIGESTS = ("data_sha256", "base_sha256")
+KNOBS = "of the method"
+NOT_GIVEN = "–"
 MAX_COMMANDS = 60
 
 
-def configuration(run: Run) -> dict[str, str]:
-    """Name -> value, as text, of all that a run says of how it was made."""
+def configuration(run: Run) -> tuple[dict[str, str], bool]:
+    """Name -> value, as text, of all that a run says of how it was made; and whether it has a plan,
+    which says the most."""
     result = run.result
-    found = dict(result["hyperparameters"])
     try:
         made = plan.read(run.path)
     except InputError:
         made = None
+    found = {}
     if made is not None:
         found.update({k: v for k, v in vars(made).items() if k not in _SHOWN_ELSEWHERE})
-        for flag in made.flags:
-            name, _, value = flag.partition(" ")
-            found[name] = value or "given"
+    found.update(result["hyperparameters"])
+    found["training rows"] = result["rows"].get("train")
+    for flag in made.flags if made is not None else ():
+        name, _, value = flag.partition(" ")
+        found[name] = value or "given"
     for name in _DIGESTS:
         if found.get(name):
             found[name] = found[name][:12]
-    if result["method_config"]:
-        found["method's own"] = ", ".join(f"{k} {_text(v)}" for k, v in result["method_config"].items())
-    found["training rows"] = result["rows"].get("train")
-    return {name: _text(value) for name, value in found.items()}
+    knobs = [f"{name} {_text(value)}" for name, value in result["method_config"].items()]
+    found[KNOBS] = ", ".join(knobs) or "none"
+    return {name: _text(value) for name, value in found.items()}, made is not None
 
 
 def _text(value) -> str:
@@ -51,29 +55,26 @@ def differing(rows: list[dict], runs: list[Run]) -> tuple[list[str], list[list[s
 
     Where the seeds of one row differ, its value names each.
     """
-    by_row = {}
+    by_row = {(row["init"], row["method"]): [] for row in rows}
     for run in runs:
-        key = run.result["init"], run.result["method"]
-        by_row.setdefault(key, []).append(configuration(run))
-    by_row = {key: by_row[key] for key in ((r["init"], r["method"]) for r in rows) if key in by_row}
-    names = list(dict.fromkeys(name for each in by_row.values() for one in each for name in one))
-    values = {
-        name: {
-            key: list(dict.fromkeys(one.get(name, "-") for one in each))
-            for key, each in by_row.items()
-        }
-        for name in names
-    }
-    shared, differ = {}, []
-    for name in names:
-        distinct = {value for found in values[name].values() for value in found}
+        by_row[run.result["init"], run.result["method"]].append(configuration(run))
+    every = [one for each in by_row.values() for one in each]
+    names = dict.fromkeys(name for found, _ in every for name in found if name != KNOBS)
+    shared, differ, values = {}, [], {}
+    for name in (*names, KNOBS):
+        for key, each in by_row.items():
+            # a run without a plan does not say: that is no difference
+            said = (found.get(name, NOT_GIVEN if planned else None) for found, planned in each)
+            values[key, name] = list(dict.fromkeys(value for value in said if value is not None))
+        distinct = {value for key in by_row for value in values[key, name]}
         if len(distinct) == 1:
             shared[name] = distinct.pop()
         else:
             differ.append(name)
     titles = {(row["init"], row["method"]): name_of(row) for row in rows}
     lines = [
-        [titles[key], *(" / ".join(values[name][key]) for name in differ)] for key in by_row
+        [titles[key], *(" / ".join(values[key, name]) or "unknown" for name in differ)]
+        for key in by_row
     ]
     return differ, lines, shared
 

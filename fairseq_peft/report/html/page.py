@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from fairseq_peft.scores import LABELS, NUMBER
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_MATRICES = 12
+DRAWN = 0.9  # a smaller share of the training rows of others; dropped duplicates are fewer
 MAX_CLASSES = 20  # of a matrix that a person reads
 MARKS = dict(zip(charts.SHAPES, "●■▲◆✚▼▶"))
 
@@ -36,7 +38,7 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        return self.header in ("method", "start", "chosen by")
+        return self.header in ("method", "start", "conclusion", "chosen by")
 
 
 def _field(header: str, key: str, text: Callable, unit: str = "") -> Column:
@@ -97,6 +99,7 @@ COSTS = (
     _field("seeds", "num_seeds", cells.count),
 )
 PAIRED = (
+    Column("conclusion", lambda row: _verdict(row) or "-", lambda row: _verdict(row)),
     Column(
         "difference [95 %]",
         lambda row: cells.difference(row, "paired_difference"),
@@ -109,6 +112,11 @@ PAIRED = (
         lambda row: row["mcnemar_p_holm"],
     ),
 )
+
+
+def _verdict(row: dict) -> str | None:
+    """In a word; None for what is compared with nothing."""
+    return (verdict(row) or "undecided") if row.get("paired_with") else None
 
 
 def write_page(
@@ -139,7 +147,9 @@ def render(runs, rows, left_out, root: Path, with_texts: bool = True) -> str:
     """The page's text; see ``write_page``."""
     draw = charts.load()
     environment = _environment()
-    script, style = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script, style = (
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css")
+    )
     digest = hashlib.sha256(script.encode()).digest()
     sections = [
         section(draw, data, part, [run for run in runs if run.result["data"] == data], with_texts)
@@ -184,22 +194,23 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     """What the template shows of one data set."""
     score = score_of(rows)
     results = [run.result for run in runs]
-    panels, panels_note = charts.curves(draw, rows, results)
+    whole = without_drawn(rows, results)
+    panels, panels_note = charts.curves(draw, whole, results)
     differ, lines, shared = origins.differing(rows, runs)
     commands = origins.commands(rows, runs)
     return {
         "data": data,
-        "headline": headline(rows),
+        "headline": headline(whole),
         "num_rows": next((row["num_test_rows"] for row in rows if row["num_test_rows"]), None),
         "conclusions": [row["conclusion"] for row in rows if row.get("conclusion")],
         "table": table(rows),
         "charts": [
-            chart for chart in figures(draw, rows, results, score) if chart is not None
+            chart for chart in figures(draw, whole, rows, results, score) if chart is not None
         ],
         "panels": panels,
         "panels_note": panels_note,
-        "matrices": matrices(rows),
-        "examples": None if rows[0]["kind"] == NUMBER else examples.choose(rows, runs, with_texts),
+        "matrices": matrices(whole),
+        "examples": None if rows[0]["kind"] == NUMBER else examples.choose(whole, runs, with_texts),
         "differ": differ,
         "lines": lines,
         "shared": shared,
@@ -208,21 +219,40 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     }
 
 
-def figures(draw, rows: list[dict], results: list[dict], score):
+def without_drawn(rows: list[dict], results: list[dict]) -> list[dict]:
+    """The rows without those trained on a drawn part of the data (``--train-examples``): these are
+    in the table and in the few-shot figure."""
+    sizes = {}
+    for result in results:
+        key = result["init"], result["method"]
+        sizes[key] = max(sizes.get(key, 0), result["rows"].get("train") or 0)
+    most = max(sizes.values())
+    kept = [
+        row
+        for row in rows
+        if row["init"] == BASELINE or sizes[row["init"], row["method"]] >= DRAWN * most
+    ]
+    return kept
+
+
+def figures(draw, whole: list[dict], rows: list[dict], results: list[dict], score):
     """The large ones; None for what the runs have no figures for."""
-    spread = "Bars: standard deviation over seeds. " if any(row["num_seeds"] > 1 for row in rows) else ""
-    note = f"{spread}Named: those that none with less beats."
+    spread = (
+        "Bars: standard deviation over seeds. " if any(row["num_seeds"] > 1 for row in rows) else ""
+    )
+    note = f"{spread}Named: those that none beats with less."
     machines = {(result.get("device"), result.get("threads")) for result in results}
-    yield charts.differences(draw, rows)
+    yield charts.differences(draw, whole)
     yield charts.against(
-        *(draw, rows, score, "trainable_parameters", "trainable parameters"),
+        *(draw, whole, score, "trainable_parameters", "trainable parameters"),
         f"{score.name} against trainable parameters",
         note,
     )
     yield charts.against(
-        *(draw, rows, score, "seconds_mean", "seconds of training and validation"),
+        *(draw, whole, score, "seconds_mean", "seconds of training and validation"),
         f"{score.name} against time",
-        note + " The runs are of several machines: their times do not compare." * (len(machines) > 2),
+        note
+        + " The runs are of several machines: their times do not compare." * (len(machines) > 2),
     )
     yield charts.few_shot(draw, rows, results, score)
 
@@ -234,18 +264,19 @@ def table(rows: list[dict]) -> dict:
     scores = SCORES.get(next(iter(kinds)), ACCURACY) if len(kinds) == 1 else ACCURACY
     paired = PAIRED if any(row.get("paired_with") for row in rows) else ()
     columns = [*NAMES, *scores[:1], *paired, *scores[1:], *COSTS]
-    columns = [
-        column for column in columns if any(column.value(row) is not None for row in rows)
-    ]
+    columns = [column for column in columns if any(column.value(row) is not None for row in rows)]
     lines = []
     for row in rows:
-        word = verdict(row) if row.get("paired_with") else None
-        cells_of_row = []
-        for column in columns:
-            value = column.value(row)
-            cells_of_row.append((column.text(row), "" if value is None else value))
-        lines.append({"cells": cells_of_row, "verdict": word, "baseline": row["init"] == BASELINE})
+        values = [column.value(row) for column in columns]
+        texts = [typographic(column.text(row)) for column in columns]
+        found = list(zip(texts, ("" if value is None else value for value in values)))
+        lines.append({"cells": found, "baseline": row["init"] == BASELINE})
     return {"head": columns, "lines": lines}
+
+
+def typographic(text: str) -> str:
+    """With a minus for a hyphen before a number, and a dash for nothing."""
+    return "–" if text == "-" else re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def matrices(rows: list[dict]) -> dict:
@@ -254,7 +285,9 @@ def matrices(rows: list[dict]) -> dict:
     ``names``, and ``items``: (name of the row, a line a class of (name, rows, cells)), each cell
     (rows, share of the class).
     """
-    rows = [row for row in rows if row["classes"] and any(c["predicted_as"] for c in row["classes"])]
+    rows = [
+        row for row in rows if row["classes"] and any(c["predicted_as"] for c in row["classes"])
+    ]
     if not rows or len(rows[0]["classes"]) > MAX_CLASSES:
         return {"names": [], "items": [], "left_out": len(rows)}
     names = [one["class"] for one in rows[0]["classes"]]

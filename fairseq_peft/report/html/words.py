@@ -58,9 +58,9 @@ def score_of(rows: list[dict]) -> Score:
 
 
 def name_of(row: dict) -> str:
-    """What a row is called where the data set is clear: ``lora``, or ``lora, scratch``."""
+    """What a row is called where the data set is clear: ``lora``, or ``scratch/lora``."""
     init, method = row["init"], row["method"]
-    return method if init in ("pretrained", BASELINE) else f"{method}, {init}"
+    return method if init in ("pretrained", BASELINE) else f"{init}/{method}"
 
 
 def joined(names: list[str]) -> str:
@@ -114,13 +114,12 @@ def _compared(rows: list[dict]) -> str:
     least, most = (f(row["paired_seeds"] for row in rows) for f in (min, max))
     seeds = _seeds(most) if least == most else f"{least} to {most} seeds"
     sizes = {row["paired_rows"] for row in rows}
-    where = f"on {seeds}" + (f" and {sizes.pop():,} test rows" if len(sizes) == 1 else "")
+    where = seeds + (f" and {sizes.pop():,} test rows" if len(sizes) == 1 else "")
     text = f"{'; '.join(parts)} ({where})"
     if least == 1:
-        text += "; one seed speaks of these runs, not of the methods"
+        text += "; one seed speaks of runs, not of methods"
     return text + "."
 
 
 def _seeds(number: int) -> str:
     return f"{number} seed{'s' if number > 1 else ''}"
-
