@@ -4,13 +4,14 @@ import re
 import shutil
 
 import pytest
-from fake_runs import METHODS, write_data, write_methods, write_run
+from fake_runs import write_data, write_methods, write_run
 
 from fairseq_peft.cli import main
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
+METHODS = ("full", "lora", "adapter", "ia3", "prompt", "head_only")
 #: Names of an installed Chromium, where Playwright has not fetched its own.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -35,7 +36,7 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     data, runs = folder / "data-bin" / "books", folder / "runs"
     target = write_data(data, "classes", ["bad", "good"], 200)
-    write_methods(runs, data, target, (1, 2))
+    write_methods(runs, data, target, (1, 2), METHODS)
     write_run(runs, data, target, "full", 1, "scratch", skill=0.6)
     write_run(runs, data, target, "lora-64", 1, train_rows=64, skill=0.4)
     out = folder / "page.html"
@@ -95,7 +96,7 @@ def test_sorting_by_keyboard(open_page):
     button = page.get_by_role("button", name="method")
     button.focus()
     page.keyboard.press("Enter")
-    assert column(page, 1) == sorted(column(page, 1)) and len(column(page, 1)) == 11
+    assert column(page, 1) == sorted(column(page, 1)) and len(column(page, 1)) == 8
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")  # to test accuracy
     page.keyboard.press("Space")
@@ -169,11 +170,13 @@ def test_it_is_as_wide_as_the_window(open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_accessible(open_page, scheme):
-    """Names, roles, order and contrast, by axe: nothing to complain of."""
+@pytest.mark.parametrize(
+    ("scheme", "options"), [("light", None), ("dark", {"runOnly": ["color-contrast"]})]
+)
+def test_it_is_accessible(open_page, scheme, options):
+    """Names, roles, order and contrast: axe finds nothing to complain of."""
     page = open_page(scheme=scheme)
-    for details in page.locator("details:not([open])").all():
-        details.evaluate("one => one.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    assert [(one["id"], [node["html"][:200] for node in one["nodes"]][:3]) for one in found] == []
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    found = axe.Axe().run(page, options=options).response
+    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]] == []
+    assert "color-contrast" in [one["id"] for one in found["passes"]]

@@ -79,7 +79,12 @@ function show(mark) {
   if (!mark) return;
   mark.classList.add("chosen");
   tip.textContent = mark.getAttribute("aria-label");
-  const box = mark.getBoundingClientRect();
+  place();
+}
+
+function place() {
+  if (!chosen) return;
+  const box = chosen.getBoundingClientRect();
   const [width, height] = [tip.offsetWidth, tip.offsetHeight];
   const left = Math.min(Math.max(4, box.left + box.width / 2 - width / 2), innerWidth - width - 4);
   const top = box.top - height - 8 < 4 ? box.bottom + 8 : box.top - height - 8;
@@ -113,4 +118,4 @@ for (const plot of document.querySelectorAll(".plot")) {
     show(marks[at < 0 ? (step > 0 ? 0 : marks.length - 1) : (at + step + marks.length) % marks.length]);
   });
 }
-addEventListener("scroll", () => show(null), { passive: true });
+addEventListener("scroll", place, { passive: true });
