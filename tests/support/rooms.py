@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
     "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
-    "omegaconf",
+    "omegaconf", "jinja2", "vl_convert",
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ PARTS = {
     "architectures": part(1),
     # Neither torch nor fairseq, even in functions.
     "text": part(1, "numpy scipy", "sentencepiece tokenizers"),
-    "report": part(2, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
+    "report": part(2, "numpy scipy", "matplotlib sklearn tensorboard jinja2 vl_convert"),
     "injection": part(2, TORCH),
     "adapters": part(2, TORCH + " safetensors"),
     "methods": part(4, TORCH),
