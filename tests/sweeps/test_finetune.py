@@ -60,7 +60,8 @@ def test_what_fairseq_ended_is_done_and_says_why(finetune, words, reason, num_ep
 
 def test_another_plan_is_refused_and_a_run_without_end_is_extended(finetune, capfd):
     fixed = ["--", "--lr-scheduler", "fixed"]
-    assert finetune("--epochs", "1", "--warmup", "0", *fixed)[0] == 0
+    status, _, text = finetune("--epochs", "1", "--warmup", "0", *fixed)
+    assert status == 0 and ": 9 updates; " in text
     status, folder, _ = finetune("--epochs", "2", "--warmup", "0", *fixed)
     assert status == 1 and "max_epoch 1, now 2" in capfd.readouterr().err
     assert finetune("--epochs", "2", "--warmup", "0", "--extend", *fixed)[0] == 0
