@@ -18,6 +18,7 @@ HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
     "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
     "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn", "submitit",
+    "jinja2", "vl_convert",
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ PARTS = {
     "runs": part(2, inside="torch numpy"),
     # Neither torch nor fairseq, even in functions.
     "text": part(1, "numpy scipy", "sentencepiece tokenizers"),
-    "report": part(3, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
+    "report": part(3, "numpy scipy", "matplotlib sklearn tensorboard jinja2 vl_convert"),
     "injection": part(2, TORCH),
     "adapters": part(2, TORCH + " safetensors"),
     "methods": part(4, TORCH),
