@@ -34,8 +34,10 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
             def exec_module(module):
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
+                later = importlib.import_module(f"{__name__}.fairseq_fixes.metrics_later")
                 try:
-                    run_fairseq(module)
+                    with later.installed():
+                        run_fairseq(module)
                 except Exception as error:
                     from fairseq_peft.fairseq_fixes.compat import broken
 

@@ -18,7 +18,6 @@ import platform
 import re
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -76,15 +75,15 @@ def autocast(x, dtype):
     return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
 
 
-def warn_if_slow(name: str) -> None:
-    """Warn where bf16 was asked for and is slower here than fp32."""
+def warn_if_slow(name: str, cuda: bool | None = None) -> None:
+    """Warn where bf16 was asked for and is slower here than fp32; ``cuda`` as in ``resolve``."""
     if name != "bf16" or os.environ.get(VARIABLE) is not None:
         return
-    speed = bf16_speed(uses_cuda())
+    speed = bf16_speed(uses_cuda() if cuda is None else cuda)
     if speed < 1:
         logger.warning(
             f"--precision bf16: a product in bf16 takes {1 / speed:.1f} times as long here as one "
-            "in fp32, and a step of training more. --precision auto takes the faster one."
+            "in fp32, and a model more. --precision auto takes the faster one."
         )
 
 
@@ -150,6 +149,8 @@ def measure(cuda: bool) -> float:
 
 def machine(cuda: bool) -> str:
     """What a measurement belongs to: the processor and what it can do, and torch's version."""
+    from importlib import metadata
+
     torch_version = metadata.version("torch")
     if cuda:
         import torch

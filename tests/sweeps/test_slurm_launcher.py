@@ -193,8 +193,8 @@ def test_children_do_not_hear_what_a_queue_sends(tmp_path):
 
     finetune.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Seen})
     try:
-        deaf, log = finetune.deaf_children(*slurm.SIGNALS), open(tmp_path / "log", "w")
-        with log, deaf, pytest.raises(KeyboardInterrupt):
+        deaf, ends = finetune.deaf_children(*slurm.SIGNALS), pytest.raises(KeyboardInterrupt)
+        with open(tmp_path / "log", "w") as log, deaf, ends:
             finetune.process(["sleeps"], log, 1, meanwhile)
     finally:
         finetune.subprocess = subprocess
