@@ -214,8 +214,8 @@ def test_the_script_says_what_is_asked_for(tmp_path):
         *("exclusive", "requeue", "signal=USR2@90"),
     ):
         assert f"#SBATCH --{flag}\n" in text, flag
-    assert "\nmodule load cuda\n" in text and "srun" in text.splitlines()[-2]
-    assert "--cpus-per-task=3 " in text.splitlines()[-2]  # srun's own
+    assert "\nmodule load cuda\n" in text and "srun" in text.splitlines()[-1]
+    assert "--cpus-per-task=3 " in text.splitlines()[-1]  # srun's own
 
 
 ON_SLURM = ("--launcher", "slurm", "--precision", "fp32")
