@@ -111,7 +111,7 @@ class Run:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes().split(b"\0")
-                if b"fairseq_cli.train" in words and str(self.folder).encode() in words:
+                if b"--save-dir" in words and str(self.folder).encode() in words:
                     return int(path.parent.name)
         return None
 
