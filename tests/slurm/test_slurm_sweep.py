@@ -160,6 +160,7 @@ def results(runs):
         for path in root.rglob("result.json"):
             name = f"{root.name[len(runs.name) :]}/{path.parent.relative_to(root)}"
             result = without_clocks(json.loads(path.read_text()))
+            del result["command"], result["train_seconds"]
             found[name] = result, without_clocks(valid_lines(metrics(path.parent)))
     return found
 
@@ -170,7 +171,9 @@ def table(runs):
 
     assert main(["report", str(runs), "--out", str(runs / "report")]) == 0
     rows = json.loads((runs / "report" / "report.json").read_text())
-    return {(row["init"], row["method"]): without_clocks(row) for row in rows}
+    for row in rows:
+        del row["seconds_mean"], row["tokens_per_second_mean"]
+    return without_clocks(rows)
 
 
 def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
