@@ -65,7 +65,9 @@ test_one() { # test_one VERSION PYTHON
     help=failed
     STATUS=1
   fi
-  run env OMP_NUM_THREADS=1 "$2" -m pytest -q -p no:cacheprovider -m "not end_to_end and not knobs" \
+  local plugin=no:cacheprovider
+  [ "$(installed "$2" torch)" != - ] || plugin=without_torch
+  run env OMP_NUM_THREADS=1 PYTHONPATH="$ROOT/tests/support" "$2" -m pytest -q -p "$plugin" -m "not end_to_end and not knobs" \
     >"$MATRIX/tests-$1.log" 2>&1 || STATUS=1
   tests=$(tail -n 1 "$MATRIX/tests-$1.log")
   ROWS+=("| $("$2" -c 'import platform; print(platform.python_version())') | $(installed "$2" torch) | $(installed "$2" fairseq-fixed) | $help | ${tests% in *} |")

@@ -1,4 +1,4 @@
-"""GPT-2 and BLOOM: decoder-only language models. Counted, not built.
+"""GPT-2 and BLOOM: decoder-only language models. ``models/hf_models.py`` builds them.
 
 Query, key and value are one linear map; every linear map has a bias; layer norms come before each
 block, and one at the end; the output matrix is the token embedding. Names within a layer are

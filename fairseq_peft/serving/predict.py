@@ -115,6 +115,7 @@ class Classifier:
         self.device = torch.device(device)
         self._allow_other_base = False
         self.precision = precision
+        precisions.warn_if_slow(precision, self.device.type == "cuda")  # trained elsewhere, maybe
 
     @classmethod
     def load(

@@ -276,7 +276,8 @@ def process(words: list[str], output, threads: int, meanwhile, text: str = "") -
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        # The log says what ended a run: see ``why_ended``.
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "LOGLEVEL": "INFO"},
         text=True,
     )
     try:
@@ -302,13 +303,19 @@ def failure(log: Path, start: int = 0) -> str:
         with open(log, encoding="utf-8", errors="replace") as file:
             file.seek(start)
             lines = [line for line in file.read().splitlines() if line.strip()]
-    told = [line.split("error: ", 1)[1] for line in lines if re.match(r"[\w. -]+: error: ", line)]
-    told = told or [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
+    told = logged_error(lines)
     if told:
-        return f"{told[-1][:400]} (log: {log})"
+        return f"{told} (log: {log})"
     # Cut: fairseq logs its whole configuration as one line of thousands of characters.
     end = "\n".join(line[:400] for line in lines[-20:] if "Warning" not in line)
     return f"training failed; its log is {log}. It ends:\n{end}"
+
+
+def logged_error(lines: list[str]) -> str | None:
+    """The last error of a log's lines: a sentence for users, else that of a traceback; or None."""
+    told = [line.split("error: ", 1)[1] for line in lines if re.match(r"[\w. -]+: error: ", line)]
+    told = told or [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
+    return told[-1][:400] if told else None
 
 
 def why_ended(folder: Path, now: plan.Plan) -> str | None:

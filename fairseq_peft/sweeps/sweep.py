@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report import runs as report_runs
-from fairseq_peft.runs import lock, plan
+from fairseq_peft.runs import lock, log, plan
 from fairseq_peft.sweeps import check, finetune
 from fairseq_peft.sweeps.cells import Cell
 from fairseq_peft.sweeps.epochs import Epochs
@@ -25,6 +25,8 @@ from fairseq_peft.sweeps.schedule import Run, Schedule, grid_of
 
 #: Seconds between two looks at what runs.
 REST_S = 0.1
+#: What a sweep is going to run, by data.
+RECORD = "sweep.json"
 PICKED_LATER = "<picked on valid>"
 
 
@@ -141,6 +143,15 @@ class Sweep:
             num_bytes += size * (num_runs if self.knobs.keep == "best" else 0)
             largest = max(largest, size)
         check.room(Path(self.knobs.runs), num_bytes + 2 * self.jobs * self.members * largest)
+
+    def record(self) -> None:
+        """Write what this sweep is going to run, for ``fairseq-peft watch``: sweep.json beside the
+        runs of its data, in place of that of the sweep before."""
+        name = os.path.basename(os.path.normpath(self.knobs.data))
+        folder = Path(self.knobs.runs, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        cells = {str(cell): list(cell.rates) for cell in self.cells}
+        log.write_json(folder / RECORD, {"schema": 1, "seeds": self.seeds, "cells": cells})
 
     # The runs
 

@@ -65,7 +65,7 @@ PARTS = {
     "data": part(5, FAIRSEQ),
     "criterions": part(5, FAIRSEQ),
     "optim": part(5, FAIRSEQ),
-    "models": part(6, FAIRSEQ),
+    "models": part(6, FAIRSEQ, "transformers"),  # its models as fairseq's
     "checkpoints": part(7, FAIRSEQ),
     "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
     "tasks": part(8, FAIRSEQ),

@@ -84,6 +84,7 @@ def test_a_run_from_a_base_is_the_same_whether_its_size_is_named_or_not(knobs, b
         (["--max-epoch", "5"], 45),
         (["--max-update", "20"], 20),
         (["--distributed-world-size", "2"], 15),
+        (["--train-subset", "valid"], 9),  # 21 rows
     ],
 )
 def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updates):
