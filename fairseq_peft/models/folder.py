@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from enum import Enum
 from types import SimpleNamespace
 
 import torch
@@ -96,8 +97,9 @@ def flags(model) -> dict:
     }
     names = ["_name", *(field.name for field in fields(config))]
     found = {name: getattr(model.args, name, None) for name in names if name not in FORGOTTEN}
-    # What fairseq takes from other groups is in the flags as a reference to them: "${task.data}".
-    found = {name: None if "${" in str(value) else value for name, value in found.items()}
+    # fairseq's choices are enums; what it takes from other groups is a reference: "${task.data}".
+    found = {n: value.name if isinstance(value, Enum) else value for n, value in found.items()}
+    found = {n: None if "${" in str(value) else value for n, value in found.items()}
     knobs = {}
     for method in model.setting:
         for field in fields(method.config):

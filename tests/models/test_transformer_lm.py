@@ -317,6 +317,7 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     found = evaluate(tmp_path / "lora" / "checkpoint_last.pt", *plugin)
     assert max(both, found) < of_base - 0.05
 
+    verbs.run("verify", tmp_path / "lora" / "adapter", "--base", base)
     verbs.run("merge", tmp_path / "lora" / "checkpoint_last.pt", tmp_path / "merged.pt")
     merged = torch.load(tmp_path / "merged.pt", weights_only=False)
     assert merged["model"].keys() == before.keys()
