@@ -91,8 +91,9 @@ def cli_main():
         sys.executable = os.environ.pop("FORKING_PYTHON")
         logging.root.handlers.clear()
         logging.root.setLevel(logging.WARNING)
-        if "fairseq_cli.train" in sys.modules:  # imported once more, it sets its log up
-            del sys.modules["fairseq_cli.train"], sys.modules["fairseq_cli"].train
+        # It sets the log up while it is imported, whoever imports it (fairseq_peft.train).
+        vars(sys.modules["fairseq_cli"]).pop("train", None)
+        sys.modules.pop("fairseq_cli.train", None)
     sys.argv = [how, *arguments]
     # The server's streams are files, where a position is kept; these may be pipes.
     sys.stdin, sys.stdout, sys.stderr = (
