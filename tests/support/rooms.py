@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
     "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
-    "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn",
+    "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn", "submitit",
     "jinja2", "vl_convert",
 }  # fmt: skip
 
@@ -73,7 +73,7 @@ PARTS = {
     "combining": part(9, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
     "serving": part(10, FAIRSEQ, "sklearn fastapi fastapi_offline starlette uvicorn"),
-    "sweeps": part(10, FAIRSEQ + " fairseq_cli"),
+    "sweeps": part(10, FAIRSEQ + " fairseq_cli", "submitit"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "plugin": part(11, FAIRSEQ),
     "train": part(11, inside="fairseq_cli"),
