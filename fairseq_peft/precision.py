@@ -75,15 +75,15 @@ def autocast(x, dtype):
     return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
 
 
-def warn_if_slow(name: str) -> None:
-    """Warn where bf16 was asked for and is slower here than fp32."""
+def warn_if_slow(name: str, cuda: bool | None = None) -> None:
+    """Warn where bf16 was asked for and is slower here than fp32; ``cuda`` as in ``resolve``."""
     if name != "bf16" or os.environ.get(VARIABLE) is not None:
         return
-    speed = bf16_speed(uses_cuda())
+    speed = bf16_speed(uses_cuda() if cuda is None else cuda)
     if speed < 1:
         logger.warning(
             f"--precision bf16: a product in bf16 takes {1 / speed:.1f} times as long here as one "
-            "in fp32, and a step of training more. --precision auto takes the faster one."
+            "in fp32, and a model more. --precision auto takes the faster one."
         )
 
 

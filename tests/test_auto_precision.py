@@ -10,7 +10,7 @@ from helpers import TINY_FLAGS
 
 torch = pytest.importorskip("torch")
 
-from fairseq_peft import precision  # noqa: E402
+from fairseq_peft import Classifier, precision  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
 
 
@@ -95,6 +95,12 @@ def test_bf16_that_is_slower_is_warned_of(speed, caplog):
     caplog.clear()
     precision.warn_if_slow("fp32")
     assert caplog.text == ""
+
+
+def test_a_model_trained_in_bf16_elsewhere_is_served_slowly(speed, build, caplog):
+    speed(0.25)
+    Classifier(build("full"), "bf16", "cpu")
+    assert "bf16 takes 4.0 times as long here" in caplog.text
 
 
 def test_a_command_line_for_the_cpu_asks_for_no_gpu(monkeypatch):

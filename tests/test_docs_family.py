@@ -14,7 +14,7 @@ from pages import commands_of, files_of, number_of, runner
 PAGE = (ROOT / "docs" / "add-a-family.md").read_text(encoding="utf-8")
 FILES = files_of(PAGE)
 MODEL, TEST = "fairseq_peft/models/wav2vec2.py", "tests/models/test_wav2vec2.py"
-ENTRY = "from fairseq_peft.models import roberta, transformer_lm"
+ENTRY = "from fairseq_peft.models import hf_models, roberta, transformer, transformer_lm"
 
 
 @pytest.fixture

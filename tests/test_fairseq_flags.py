@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, train_flags
+from helpers import PACKAGE, ROOT, TINY_FLAGS, train_flags
 from runs import metrics, validate_flags, validated
 
 torch = pytest.importorskip("torch")
@@ -106,6 +106,19 @@ def test_it_is_refused(fairseq, data_folder, base_checkpoint, tmp_path, flag):
     done = fairseq("train", *words)
     assert done.returncode != 0 and said in done.stderr + done.stdout
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+@END_TO_END
+@pytest.mark.parametrize("flag", ["amp", "store_ema", "bf16"])
+def test_it_is_refused_with_fairseqs_own_tasks_too(fairseq, data_folder, tmp_path, flag):
+    done = fairseq(
+        *("train", data_folder / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
+        *("--criterion", "masked_lm", "--arch", "roberta_small", *TINY_FLAGS),
+        *("--optimizer", "peft_adamw", "--batch-size", 8, "--save-dir", tmp_path / "run", "--cpu"),
+        "--" + flag.replace("_", "-"),
+    )
+    assert done.returncode != 0 and REFUSED[flag][1] in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @END_TO_END

@@ -1,4 +1,4 @@
-"""The runs by hand of README.md, as they stand there, on a small model and small data."""
+"""The runs by hand of README.md and docs/by-hand.md, as they stand there, on a small model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ pytestmark = pytest.mark.end_to_end
 
 
 def commands(start):
-    """The words of each indented command of README.md that begins with ``start``."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(rf"^    ({re.escape(start)} .*)$", text, flags=re.MULTILINE)
+    """The words of each command of the two pages that begins with ``start``."""
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/by-hand.md")]
+    text = "\n".join(pages).replace("\\\n", " ")
+    lines = re.findall(rf"^(?:    )?({re.escape(start)} .*)$", text, flags=re.MULTILINE)
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, data_folder, base_checkpoint):
-    """The folder that README.md's commands run in."""
+    """The folder that the commands run in."""
     (tmp_path / "data-bin").mkdir()
     (tmp_path / "data-bin" / "cls-books").symlink_to(data_folder)
     (tmp_path / "fairseq_peft").symlink_to(PACKAGE)

@@ -14,37 +14,70 @@ from fairseq_peft.keys import DUPLICATES
 
 logger = logging.getLogger(__name__)
 
-_BODY = "encoder.sentence_encoder."
-#: A buffer without content that stock fairseq writes, and other writers leave out.
-_VERSION = _BODY + "version"
+_ROBERTA = "encoder.sentence_encoder."
+_HEADS = "classification_heads."
+#: Buffers without content, which stock fairseq writes, and other writers leave out: of a version,
+#: of sinusoids.
+_NO_CONTENT = re.compile(r"(^|\.)(version|embed_positions\.(_float_tensor|weights))$")
+#: What may be one tensor with another, or a copy of it: the words of one half, and the output.
+_MAY_BE_TIED = re.compile(r"(^|\.)(embed_tokens|output_projection)\.weight$")
 
 
 def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """``state`` by today's names, without second copies."""
-    found = {}
-    for key, tensor in state.items():
-        if not DUPLICATES.search(key):
-            name = re.sub(r"^decoder\.", "encoder.", key)
-            found[name.replace(".emb_layer_norm.", ".layernorm_embedding.")] = tensor
-    return found
-
-
-def body(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of the encoder by today's names: no heads, no second copies."""
+    found = {key: tensor for key, tensor in state.items() if not DUPLICATES.search(key)}
+    if not _is_roberta(found):  # whose decoder is one, and no older name of the encoder
+        return found
     return {
-        name: tensor
-        for name, tensor in renamed(state).items()
-        if name.startswith(_BODY) and name != _VERSION
+        re.sub(r"^decoder\.", "encoder.", key).replace(
+            ".emb_layer_norm.", ".layernorm_embedding."
+        ): tensor
+        for key, tensor in found.items()
     }
 
 
+def body(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors that make a base, by today's names: no heads, no second copies, no buffers
+    without content. Of a RoBERTa those of the encoder, of the other families all, tied ones
+    once."""
+    tensors = renamed(state)
+    found = {name: tensors[name] for name in tensors if not _NO_CONTENT.search(name)}
+    if _is_roberta(found):
+        return {name: tensor for name, tensor in found.items() if name.startswith(_ROBERTA)}
+    kept = []
+    for name in sorted(filter(_MAY_BE_TIED.search, found), key=_first_of_tied):
+        if any(torch.equal(found[name], other) for other in kept):
+            del found[name]
+        else:
+            kept.append(found[name])
+    return {name: t for name, t in found.items() if not name.startswith(_HEADS)}
+
+
+def _first_of_tied(name):
+    """Sorts names such that the first is that of a tied tensor, by which every file has it."""
+    return "output_projection" in name, not name.startswith("encoder."), name
+
+
+def _is_roberta(names) -> bool:
+    return any("sentence_encoder." in name for name in names)
+
+
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of a base checkpoint: names, types, shapes and bytes of its encoder's tensors.
+    """SHA-256 of a base checkpoint: names, types, shapes and bytes of the tensors of its ``body``.
 
     The same whatever their order, fairseq's older names and second copies, and heads: classifiers
-    and the LM head are no part of it.
+    and a RoBERTa's LM head are no part of it.
+
+    Raises:
+        InputError: there is no such tensor.
     """
-    return combine({name: digest(name, tensor) for name, tensor in body(state).items()})
+    found = body(state)
+    if not found:
+        raise InputError(
+            f"A base has tensors of a model, and this one has {', '.join([*state][:3]) or 'none'}. "
+            "Give a checkpoint of a model that was trained."
+        )
+    return combine({name: digest(name, tensor) for name, tensor in found.items()})
 
 
 def check_base(

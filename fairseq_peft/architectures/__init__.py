@@ -2,7 +2,7 @@
 
 ``SIZES`` are the models that ``models/`` builds, ``COUNTED`` those and more, whose parameters are
 counted only. Sizes of every architecture know ``embed_dim``, ``linears()``, ``embeddings()``,
-``tensors()``, ``num_blocks(place)``, ``body()``, ``head(num_classes)`` and
+``tensors()``, ``num_blocks(place)``, ``attentions()``, ``body()``, ``head(num_classes)`` and
 ``sections()``; what an architecture has not raises ``Undefined``.
 """
 

@@ -1,4 +1,4 @@
-"""GPT-2 and BLOOM: decoder-only language models. Counted, not built.
+"""GPT-2 and BLOOM: decoder-only language models. ``models/hf_models.py`` builds them.
 
 Query, key and value are one linear map; every linear map has a bias; layer norms come before each
 block, and one at the end; the output matrix is the token embedding. Names within a layer are
@@ -61,6 +61,10 @@ class DecoderDims:
     def num_blocks(self, place: str) -> int:
         """One a layer, for ``ffn`` and ``attention``."""
         return self.num_layers
+
+    def attentions(self) -> list[int]:
+        """How many attentions a prefix reaches, stack by stack."""
+        return [self.num_layers]
 
     def body(self) -> Count:
         """Every tensor of the model."""

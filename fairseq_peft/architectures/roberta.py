@@ -54,6 +54,10 @@ class Dims:
         """How many blocks there are to put an adapter behind; ``place`` is attention or ffn."""
         return self.num_layers
 
+    def attentions(self) -> list[int]:
+        """How many attentions a prefix reaches, stack by stack."""
+        return [self.num_layers]
+
     def body(self) -> Count:
         """What full fine-tuning trains: everything but the heads."""
         return Count(matrices(self).terms + encoder_rest(self).terms)

@@ -1,4 +1,4 @@
-"""T5: text to text, an encoder and a decoder. Counted, not built.
+"""T5: text to text, an encoder and a decoder. ``models/hf_models.py`` builds it.
 
 No biases; norms that only scale (RMS); distances between tokens are scalars a head, in one table
 for each of the two stacks; the output matrix is the token embedding. Names are Hugging Face's,
@@ -66,6 +66,10 @@ class T5Dims:
         """One a layer, for ``ffn`` and ``attention``: as in AdapterHub, cross-attention has
         none."""
         return self.num_encoder_layers + self.num_decoder_layers
+
+    def attentions(self) -> list[int]:
+        """Of each stack; a layer of the decoder has two, to itself and to its encoder."""
+        return [self.num_encoder_layers, 2 * self.num_decoder_layers]
 
     def body(self) -> Count:
         """Every tensor of the model."""

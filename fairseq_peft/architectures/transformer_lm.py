@@ -61,6 +61,10 @@ class TransformerLMDims:
         """How many blocks there are to put an adapter behind; ``place`` is attention or ffn."""
         return self.num_layers
 
+    def attentions(self) -> list[int]:
+        """How many attentions a prefix reaches, stack by stack."""
+        return [self.num_layers]
+
     def body(self) -> Count:
         """What full fine-tuning trains: everything."""
         c, f, n = self.embed_dim, self.ffn_dim, self.num_layers

@@ -172,6 +172,7 @@ def rebuild(path: Path, state: dict):
     from fairseq import models
     from omegaconf import OmegaConf
 
+    from fairseq_peft.injection.family import join
     from fairseq_peft.models import folder
     from fairseq_peft.models.roberta import HEADS
 
@@ -188,9 +189,13 @@ def rebuild(path: Path, state: dict):
         )
     # Neither the autocast nor the files of training are needed to compute what it computes.
     given = OmegaConf.create({**given, "precision": "fp32", "init_embeddings": ""})
-    words = placeholder(len(embedding))
+    words = target = placeholder(len(embedding))
+    last = family.stacks[-1]
+    own = weights.get(family.path(join(last.path, f"{last.embedding}.weight")), embedding)
+    if len(own) != len(embedding):  # the target's
+        target = placeholder(len(own))
     task = SimpleNamespace(
-        source_dictionary=words, target_dictionary=words, cfg=SimpleNamespace(seed=1)
+        source_dictionary=words, target_dictionary=target, cfg=SimpleNamespace(seed=1)
     )
     with folder.fp32_by_default():
         model = models.build_model(given, task, from_checkpoint=True)
@@ -253,11 +258,15 @@ def logits(model, batches, head):
     import torch
 
     found = []
-    padding = (model.encoder if hasattr(model, "encoder") else model.decoder).dictionary.pad()
+    pad = (model.encoder if hasattr(model, "encoder") else model.decoder).dictionary.pad()
     with torch.no_grad():
         for tokens in batches:
-            if head is None:
-                found.append(model(tokens)[0][tokens != padding])
+            if head is None and hasattr(model, "encoder") and hasattr(model, "decoder"):
+                # Source and target alike, of two dictionaries as far as the target's goes.
+                target = tokens.clamp(max=len(model.decoder.dictionary) - 1)
+                found.append(model(tokens, tokens.ne(pad).sum(1), target)[0][tokens != pad])
+            elif head is None:
+                found.append(model(tokens)[0][tokens != pad])
             else:
                 found.append(model(tokens, features_only=True, classification_head_name=head)[0])
     return torch.cat(found)

@@ -38,6 +38,7 @@ def install() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = _load(checkpoint_utils.load_checkpoint_to_cpu)
     convert = checkpoint_utils.convert_namespace_to_omegaconf
     checkpoint_utils.convert_namespace_to_omegaconf = _convert(convert)
+    checkpoint_utils._upgrade_state_dict = _upgrade(checkpoint_utils._upgrade_state_dict)
     checkpoint_utils.torch_persistent_save = _save(checkpoint_utils.torch_persistent_save)
     PathManager.copy = staticmethod(_copy(PathManager.copy))
     best.install()
@@ -101,6 +102,22 @@ def _convert(original):
         return cfg
 
     return convert_namespace_to_omegaconf
+
+
+def _upgrade(original):
+    """fairseq looks into these groups of a checkpoint's cfg wherever they are there, None, too."""
+
+    @functools.wraps(original)
+    def _upgrade_state_dict(state):
+        cfg = state.get("cfg")
+        if OmegaConf.is_dict(cfg):
+            with open_dict(cfg):
+                for group in ("task", "model", "generation"):
+                    if group in cfg and cfg[group] is None:
+                        del cfg[group]
+        return original(state)
+
+    return _upgrade_state_dict
 
 
 def _save(original):

@@ -250,7 +250,10 @@ def _find_base(entry, path, base_path):
 def _difference(entry, base_weights):
     """What tells these weights from those of the base that ``entry`` refers to, or None: "has no
     encoder.lm_head.bias"."""
-    sha256 = fingerprint(base_weights)
+    try:
+        sha256 = fingerprint(base_weights)
+    except InputError:
+        return "holds no model"
     if sha256 != entry["sha256"]:
         return f"is another one (sha256 {sha256[:12]})"
     tensors = renamed(base_weights)

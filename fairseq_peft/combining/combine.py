@@ -25,6 +25,7 @@ from fairseq_peft.combining.terms import Term, check_choices, check_together, re
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models.roberta import FAMILY, HEADS
+from fairseq_peft.scores import CLASSES
 from fairseq_peft.seeds import stream_seed
 
 
@@ -135,6 +136,12 @@ def mean_head(terms: Sequence[Term]) -> dict[str, torch.Tensor]:
                 f"{', '.join(found['labels'])}, {terms[0].found.folder} a {told['head']['kind']} "
                 f"head for {', '.join(told['labels'])}. Leave --head out to have the first one's."
             )
+        if found.get("kind") != told.get("kind"):
+            raise InputError(
+                f"--head mean: {term.found.folder} answers with {found.get('kind', CLASSES)}, "
+                f"{terms[0].found.folder} with {told.get('kind', CLASSES)}. Leave --head out to "
+                "have the first one's."
+            )
         if term.weight < 0:
             raise InputError(
                 f"--head mean: {term.found.folder} has the weight {term.weight:g}, and a mean "
@@ -160,6 +167,7 @@ def describe(terms, updates, origin, num_method) -> dict:
         "method": {"peft": "lora", "knobs": asdict(config), "targets": sorted(updates)},
         "model": {**first["model"], **flags},
         **{name: first[name] for name in ("head", "labels", "input", "complete", "base")},
+        **({"kind": first["kind"]} if "kind" in first else {}),
         "dictionary": first["dictionary"],
         "versions": {"fairseq_peft": __version__, "torch": torch.__version__},
         "origin": origin,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
+from fairseq_peft.scores import CLASSES
 
 
 def add_arguments(parser):
@@ -41,7 +42,7 @@ def run(args) -> int:
     if args.base_name:
         config["base_model_name_or_path"] = args.base_name
     labels = found.description["labels"]
-    peft_folder.write(args.out, config, tensors, labels)
+    peft_folder.write(args.out, config, tensors, labels, found.description.get("kind", CLASSES))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     sys.stdout.write(
         f"{args.out}: {config['peft_type']}, {len(tensors)} tensors, {size:,} bytes; classes "

@@ -243,7 +243,8 @@ def stock_model(cfg: dict, model, weights: dict):
     from omegaconf import OmegaConf
 
     words = model.dictionary
-    task = SimpleNamespace(source_dictionary=words, target_dictionary=words)
+    target = getattr(model, "target_dictionary", words)
+    task = SimpleNamespace(source_dictionary=words, target_dictionary=target)
     plain = models.build_model(OmegaConf.create(cfg["model"]), task)
     plain.load_state_dict(dict(weights), strict=True)
     return plain.eval()

@@ -1,6 +1,7 @@
 """List the methods of --peft: what trains, parameters, flags, papers, learning rates.
 
-Everything comes from the method files; `--write README.md` puts the table between its markers.
+Everything comes from the method files; `--write docs/methods.md` puts the table between its
+markers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def add_arguments(parser):
     parser.add_argument("names", nargs="*", metavar="METHOD", help="methods to list (all)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
-    output.add_argument("--markdown", action="store_true", help="print README.md's table")
+    output.add_argument("--markdown", action="store_true", help="print it as docs/methods.md does")
     output.add_argument(
         "--write", type=Path, metavar="FILE", help="put that table into FILE, between its markers"
     )
@@ -138,7 +139,7 @@ def text(rows) -> list[str]:
 
 
 def markdown(rows) -> list[str]:
-    """The table of README.md."""
+    """The table of docs/methods.md."""
     lines = [
         f"| `--peft` | what trains | parameters, {ARCH} | merges | starts as the base | "
         "learning rates | flags (default) | paper |",

@@ -380,5 +380,4 @@ def tsv(row) -> str:
 
 
 def jsonl(row) -> str:
-    found = row._asdict() if row.value is None else {"value": row.value}
-    return json.dumps(found, ensure_ascii=False) + "\n"
+    return json.dumps(row.as_dict(), ensure_ascii=False) + "\n"

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise InputError(f"JOBS={args.jobs} is no number of runs: give 1 or more.")
     threads = args.threads or -(-arguments.cores() // args.jobs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before anything that reads it is imported
+    # Before anything that reads them is imported; the logs of runs say what ended them.
+    os.environ.update(OMP_NUM_THREADS=str(threads), LOGLEVEL="INFO")
     seeds = _seeds(args.seeds)
     args.precision = start.precision(args.precision)
     knobs = arguments.knobs(
@@ -99,6 +100,7 @@ def _run(sweep, args) -> int:
                 if args.worker == "start":
                     worker = stack.enter_context(start.forked_worker())
                 sweep.check(schedule)
+                sweep.record()
             view = stack.enter_context(progress.view(schedule, args.every))
             sweep.run(schedule, launchers.Local(), view, worker)
             view.end()

@@ -92,7 +92,7 @@ class SentenceClassificationCriterion(FairseqCriterion):
         if self.class_weights != "balanced":
             return torch.tensor(check_weights(self.class_weights, self.task.labels))
         if self._balanced is None:
-            targets = torch.as_tensor(self.task.dataset("train").targets)
+            targets = torch.as_tensor(self.task.dataset(self.task.cfg.train_subset).targets)
             rows = torch.bincount(targets, minlength=num_classes)
             # A class without rows in train is no row's target.
             self._balanced = len(targets) / (num_classes * rows.clamp(min=1))

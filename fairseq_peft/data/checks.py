@@ -13,6 +13,7 @@ from fairseq.data import Dictionary, data_utils, indexed_dataset
 from fairseq_peft import scores
 from fairseq_peft.data.numbers import read_numbers
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import processes
 
 
 def load_dictionary(path: str) -> Dictionary:
@@ -195,23 +196,8 @@ def flags(cfg) -> None:
             f"The data folder {cfg.data} has a {os.pathsep!r} in its name, which fairseq takes for "
             "a list of folders. Give it another name, or a link of another name."
         )
-    if cfg.fp16 or cfg.bf16:
-        flag = "fp16" if cfg.fp16 else "bf16"
-        raise InputError(
-            f"--{flag} would cast the weights and hide them from --optimizer peft_adamw. Give "
-            f"--precision {flag}: layers under autocast, weights in fp32."
-        )
-    if cfg.amp:
-        raise InputError(
-            "--amp does nothing on a CPU, and is fairseq's own fp16 on a GPU, which this task does "
-            "not know. Give --precision bf16 or auto: layers under autocast, weights in fp32."
-        )
-    if cfg.store_ema:
-        raise InputError(
-            "--store-ema keeps a second copy of the whole model, which no validation, adapter "
-            "folder or report would read. Leave it out; fairseq-peft average makes the mean of a "
-            "run's checkpoints."
-        )
+    processes.check_casts("fp16" if cfg.fp16 else "bf16" if cfg.bf16 else None)
+    processes.check(cfg.amp, cfg.store_ema)
     if cfg.eval_test not in ("each", "best"):
         raise InputError(
             f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "

@@ -30,6 +30,11 @@ def names(data: str | Path, kind: str) -> list[str]:
     return checks.class_names(dictionary, 1 if kind == scores.LABELS else 2)
 
 
+def outputs(labels: list[str], kind: str) -> list[str]:
+    """What a model's outputs are called that come from elsewhere as ``labels``."""
+    return [NUMBER_NAME] if kind == scores.NUMBER and len(labels) == 1 else labels
+
+
 def check_kind(data: str | Path, kind: str, before: str) -> None:
     """Raise InputError where a checkpoint was trained on rows of another kind than ``data`` has."""
     if kind != before:

@@ -19,6 +19,8 @@ import torch
 from fairseq.distributed import utils
 from omegaconf import open_dict
 
+from fairseq_peft.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 #: What torchrun sets for each of its processes.
@@ -37,6 +39,10 @@ def _call_main(original):
 
     @functools.wraps(original)
     def call_main(cfg, main, **kwargs):
+        if "precision" in (cfg.model or ()):  # a model of the plugin, whatever the task
+            check(cfg.common.amp, cfg.ema.store_ema)
+            if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
+                check_casts("bf16" if cfg.common.bf16 else None)
         take_fp16(cfg)
         several = cfg.distributed_training.distributed_world_size > 1
         if several and (cfg.common.cpu or not torch.cuda.is_available()):
@@ -46,6 +52,30 @@ def _call_main(original):
         return original(cfg, main, **kwargs)
 
     return call_main
+
+
+def check(amp: bool, store_ema: bool) -> None:
+    """Raise InputError where a flag of fairseq's would be ignored, or not do what it is for."""
+    if amp:
+        raise InputError(
+            "--amp does nothing on a CPU, and is fairseq's own fp16 on a GPU, which this plugin "
+            "does not know. Give --precision bf16 or auto: layers under autocast, weights in fp32."
+        )
+    if store_ema:
+        raise InputError(
+            "--store-ema keeps a second copy of the whole model, which no validation, adapter "
+            "folder or report would read. Leave it out; fairseq-peft average makes the mean of a "
+            "run's checkpoints."
+        )
+
+
+def check_casts(flag: str | None) -> None:
+    """Raise InputError where ``flag``, fp16 or bf16, would cast the weights."""
+    if flag:
+        raise InputError(
+            f"--{flag} would cast the weights and hide them from --optimizer peft_adamw. Give "
+            f"--precision {flag}: layers under autocast, weights in fp32."
+        )
 
 
 def take_fp16(cfg) -> None:

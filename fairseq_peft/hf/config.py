@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import norms
+from fairseq_peft.scores import CLASSES, LABELS, NUMBER
 
 #: Flag -> (value that Hugging Face's RoBERTa has, why another is refused).
 FIXED = {
@@ -27,6 +28,12 @@ FIXED_THERE = {
 }
 #: Those of the same shape; ``origins.py`` brings BERT to it.
 MODEL_TYPES = ("roberta", "camembert", "xlm-roberta", "bert")
+#: Kind of task (``scores``) -> ``problem_type``: what the library makes of a head's outputs.
+PROBLEMS = {
+    CLASSES: "single_label_classification",
+    LABELS: "multi_label_classification",
+    NUMBER: "regression",
+}
 #: The same for what only training does.
 FIXED_IN_TRAINING = {
     "activation_dropout": (0.0, "it has no dropout inside the feed-forward block"),
@@ -48,7 +55,12 @@ def check(args, table=FIXED) -> None:
 
 
 def roberta(
-    args, num_rows: int, labels: Sequence[str] = (), tied: bool = True, lm_head: bool = True
+    args,
+    num_rows: int,
+    labels: Sequence[str] = (),
+    tied: bool = True,
+    lm_head: bool = True,
+    kind: str = CLASSES,
 ) -> dict:
     """config.json of the model that the flags ``args`` build.
 
@@ -57,17 +69,18 @@ def roberta(
         labels: class names in the order of the outputs; none for a language model.
         tied: whether the LM head's matrix is the token embedding.
         lm_head: whether there is one.
+        kind: of task, where there are labels.
 
     Raises:
         InputError: it has no counterpart.
     """
     check(args)
     check(args, FIXED_IN_TRAINING)
-    kind = "RobertaForMaskedLM" if lm_head else "RobertaModel"
-    kind = "RobertaForSequenceClassification" if labels else kind
+    model_class = "RobertaForMaskedLM" if lm_head else "RobertaModel"
+    model_class = "RobertaForSequenceClassification" if labels else model_class
     config = {
         "model_type": "roberta",
-        "architectures": [kind],
+        "architectures": [model_class],
         "num_hidden_layers": args.encoder_layers,
         "hidden_size": args.encoder_embed_dim,
         "intermediate_size": args.encoder_ffn_embed_dim,
@@ -87,12 +100,14 @@ def roberta(
         "classifier_dropout": getattr(args, "pooler_dropout", 0.0),
         "tie_word_embeddings": tied,
     }
-    return {**config, **label_maps(labels)} if labels else config
+    return {**config, **label_maps(labels, kind)} if labels else config
 
 
-def label_maps(labels: Sequence[str]) -> dict:
-    """``id2label`` and ``label2id``, as config.json has them."""
+def label_maps(labels: Sequence[str], kind: str = CLASSES) -> dict:
+    """``id2label`` and ``label2id``, as config.json has them, and ``problem_type`` where a row has
+    not just one class."""
     return {
+        **({} if kind == CLASSES else {"problem_type": PROBLEMS[kind]}),
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
     }
@@ -153,3 +168,22 @@ def class_names(config: dict) -> list[str]:
     if sorted(labels, key=int) != [str(number) for number in range(len(labels))]:
         raise InputError("id2label does not number the classes from 0. Correct config.json.")
     return [labels[str(number)] for number in range(len(labels))]
+
+
+def kind_of(config: dict, num_outputs: int) -> str:
+    """The kind of task that a head of ``num_outputs`` is for; the library takes a single one for a
+    number where nothing is said.
+
+    Raises:
+        InputError: ``problem_type`` is none of the library's.
+    """
+    problem = config.get("problem_type")
+    if problem is None:
+        return NUMBER if num_outputs == 1 else CLASSES
+    found = [kind for kind, name in PROBLEMS.items() if name == problem]
+    if not found:
+        raise InputError(
+            f"problem_type {problem!r} is unknown; expected one of {', '.join(PROBLEMS.values())}. "
+            "Correct the file."
+        )
+    return found[0]

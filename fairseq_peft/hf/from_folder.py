@@ -14,12 +14,13 @@ import torch
 from fairseq_peft import folders
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned
-from fairseq_peft.data import checks
+from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, check, origins, readers, tokenizer, vocabulary, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
 from fairseq_peft.models import norms
+from fairseq_peft.scores import CLASSES
 from fairseq_peft.text import bpe
 
 CHECKPOINT = "model.pt"
@@ -48,14 +49,16 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
         check.load_transformers()
     config, tensors = read(folder)
     vocab = vocabulary.read(folder)
-    kind = config.get("model_type")
-    if kind != "bert":
+    model_type = config.get("model_type")
+    if model_type != "bert":
         vocabulary.check_pad(folder, vocab)
     # What the config says of <s> and </s> nobody reads there: the tokenizer puts them.
     flags = hf_config.flags({**config, "bos_token_id": 0, "eos_token_id": 2})
     labels = hf_config.class_names(config)
+    kind = hf_config.kind_of(config, len(labels)) if labels else CLASSES
+    labels = targets.outputs(labels, kind)
     head = HEAD if labels else None
-    tensors = origins.as_roberta(kind, tensors, classifies=bool(labels))
+    tensors = origins.as_roberta(model_type, tensors, classifies=bool(labels))
     state = {name: t.float() for name, t in weights.convert_from_hf(tensors, head).items()}
     check_rows(folder, vocab, state)
     state = vocab.reorder(state)
@@ -78,7 +81,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
                 {}, state, {"_name": base_model.size(flags) or base_model.ANY_SIZE, **flags}, words
             )
             model = load(folder, base, head)
-            torch.save(checkpoint(base, labels), new / CHECKPOINT)
+            torch.save(checkpoint(base, labels, kind), new / CHECKPOINT)
             if checked:
                 batches = finetuned.random_batches(words, flags["max_positions"])
                 found.update(check.models(model, head, folder, batches, vocab.ids))
@@ -165,7 +168,7 @@ def load(folder: Path, base: base_model.Base, head: str | None):
         ) from error
 
 
-def checkpoint(base: base_model.Base, labels: list[str]) -> dict:
+def checkpoint(base: base_model.Base, labels: list[str], kind: str) -> dict:
     """What fairseq's loader looks for: weights, flags, and no history to go on from."""
     flags = {name: value for name, value in base.flags.items() if name != "_name"}
     # Stock fairseq would pass over the eps and compute something else: it does not know this name.
@@ -175,6 +178,7 @@ def checkpoint(base: base_model.Base, labels: list[str]) -> dict:
         "task": "masked_lm",
         "criterion": "masked_lm",
     }
+    told = {} if kind == CLASSES else {"kind": kind}
     history = {
         "criterion_name": "",
         "optimizer_name": "",
@@ -184,7 +188,7 @@ def checkpoint(base: base_model.Base, labels: list[str]) -> dict:
     return {
         "args": Namespace(**named, **flags),
         "model": base.weights,
-        "task_state": {"labels": labels} if labels else {},
+        "task_state": {**told, "labels": labels} if labels else {},
         "optimizer_history": [history],
         "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
         "last_optimizer_state": None,

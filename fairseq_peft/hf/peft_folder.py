@@ -2,7 +2,8 @@
 
 adapter_config.json          the method, with the keys that PEFT needs
 adapter_model.safetensors    its tensors and the classifier
-labels.json                  id2label and label2id, as from_pretrained of the base takes them
+labels.json                  id2label and label2id, and problem_type where a row has not just one
+                             class, as from_pretrained of the base takes them
 
 labels = json.load(open("OUT/labels.json"))
 base = AutoModelForSequenceClassification.from_pretrained(BASE, **labels)
@@ -24,6 +25,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf import peft_names, peft_write
 from fairseq_peft.hf.peft_names import Theirs
+from fairseq_peft.scores import CLASSES
 
 CONFIG, TENSORS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 #: PEFT saves the classifier's biases three times where all biases train.
@@ -56,8 +58,10 @@ def content(found: AdapterFolder, model) -> tuple[dict, dict[str, torch.Tensor]]
     return config, tensors
 
 
-def write(folder: Path, config: dict, tensors: Mapping[str, torch.Tensor], labels) -> None:
-    """Make ``folder`` hold exactly this.
+def write(
+    folder: Path, config: dict, tensors: Mapping[str, torch.Tensor], labels, kind: str = CLASSES
+) -> None:
+    """Make ``folder`` hold exactly this; ``kind`` is that of the task.
 
     Raises:
         InputError: it cannot be written.
@@ -66,7 +70,7 @@ def write(folder: Path, config: dict, tensors: Mapping[str, torch.Tensor], label
     try:
         with folders.replaced(folder) as new:
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
-            for name, value in ((CONFIG, config), (LABELS, hf_config.label_maps(labels))):
+            for name, value in ((CONFIG, config), (LABELS, hf_config.label_maps(labels, kind))):
                 text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -75,8 +79,9 @@ def write(folder: Path, config: dict, tensors: Mapping[str, torch.Tensor], label
         ) from error
 
 
-def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
-    """The config, the tensors, and the class names (none where nothing tells) of a folder of PEFT.
+def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor], list[str], dict]:
+    """The config, the tensors, the class names (none where nothing tells), and what else
+    labels.json says, of a folder of PEFT.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -98,11 +103,12 @@ def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
         raise InputError(
             f"{folder / TENSORS} is damaged ({type(error).__name__}). Copy the folder again."
         ) from error
-    labels = _json(folder / LABELS).get("id2label", {}) if (folder / LABELS).is_file() else {}
+    told = _json(folder / LABELS) if (folder / LABELS).is_file() else {}
+    labels = told.get("id2label", {})
     if sorted(labels) != sorted(map(str, range(len(labels)))):
         raise InputError(f"{folder / LABELS}: id2label does not number its classes from 0.")
     tensors = {n: t for n, t in tensors.items() if not any(part in n for part in _COPIES)}
-    return config, tensors, [labels[str(number)] for number in range(len(labels))]
+    return config, tensors, [labels[str(number)] for number in range(len(labels))], told
 
 
 def _json(path):

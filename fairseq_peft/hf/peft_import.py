@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 
 from fairseq_peft import __version__
-from fairseq_peft.data import checks
+from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model, peft_folder, peft_match, peft_names, peft_read
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
 from fairseq_peft.models import folder
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.scores import CLASSES
 
 
 class Imported(NamedTuple):
@@ -47,10 +48,12 @@ def load(
         InputError: a file cannot be used, they do not belong together, or the folder holds what has
             no counterpart here.
     """
-    config, tensors, told = peft_folder.read(path)
+    config, tensors, names, told = peft_folder.read(path)
     found = base_model.read(base, dictionary, trust)
     hf_config.check(Namespace(**found.flags))
-    labels = class_names(path, tensors, labels or told)
+    labels = class_names(path, tensors, labels or names)
+    kind = hf_config.kind_of(told, len(labels))
+    labels = targets.outputs(labels, kind)
     model = build(found, config, len(labels))
     weights = {n: t for n, t in found.weights.items() if not n.startswith(HEADS)}
     weights.update({n: t for n, t in model.state_dict().items() if n.startswith(HEADS)})
@@ -65,6 +68,7 @@ def load(
     described = {
         **described,
         "labels": labels,
+        **({} if kind == CLASSES else {"kind": kind}),
         "input": {
             "max_tokens": model.max_positions() - model.num_reserved,
             "begin": True,

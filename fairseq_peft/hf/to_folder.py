@@ -76,8 +76,14 @@ def convert(
     names = class_names(checkpoint, given, head, labels)
     tied = weights.is_tied(given.weights)
     lm_head = weights.has_lm_head(given.weights)
+    kind = (given.state.get("task_state") or {}).get("kind")
     config = hf_config.roberta(
-        Namespace(**given.flags), len(given.dictionary), names, tied, lm_head
+        Namespace(**given.flags),
+        len(given.dictionary),
+        names,
+        tied,
+        lm_head,
+        kind or hf_config.kind_of({}, len(names)),
     )
     tensors = weights.convert_to_hf(given.weights, head)
     tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}

@@ -28,7 +28,7 @@ def stages(model: nn.Module, family, added) -> list[tuple[str, int | None]]:
     """
     training = {
         family.stage(name)
-        for name, parameter in model.named_parameters()
+        for name, parameter in model.named_parameters(remove_duplicate=False)  # shared ones, too
         if parameter.requires_grad and name not in added
     }
     every = [(stack.path, None) for stack in family.stacks]
@@ -72,7 +72,10 @@ def set_dropout(model: nn.Module, family, added, choice: str) -> str:
 
 
 def _dropouts(model, family, stage):
-    """The base's dropout modules of a stage; fairseq ends all their names with dropout_module."""
+    """The base's dropout modules of a stage; fairseq ends all their names with dropout_module, and
+    a family whose models do otherwise finds its own."""
+    if hasattr(family, "dropouts"):
+        return family.dropouts(model, stage)
     path, number = stage
     if number is None:
         return [model.get_submodule(family.path(join(path, "dropout_module")))]

@@ -67,19 +67,29 @@ def embeddings(model: nn.Module, family: Family) -> dict[str, nn.Embedding]:
     return found
 
 
-def entrance(model: nn.Module, family: Family, slot: str) -> nn.Module:
-    """The module with the slot ``soft_prompt`` or ``prefix``, of the first stack that has it.
+def entrances(model: nn.Module, family: Family, slot: str) -> list[tuple[Stack, nn.Module]]:
+    """The stacks with the slot ``soft_prompt`` or ``prefix``, each with the module that has it.
 
     Raises:
         InputError: no stack has it.
     """
-    for stack in family.stacks:
-        if slot in stack.entrances:
-            return model.get_submodule(family.path(stack.path))
+    found = [
+        (stack, model.get_submodule(family.path(stack.path)))
+        for stack in family.stacks
+        if slot in stack.entrances
+    ]
+    if found:
+        return found
     raise InputError(
         f"This model has no place for a {slot.replace('_', ' ')}: nothing there would read it. "
         "Choose another method."
     )
+
+
+def num_attentions(owner: nn.Module, stack: Stack) -> int:
+    """The blocks of attention in the layers of ``owner``, which ``stack`` describes."""
+    blocks = [block for block in stack.blocks if "attention" in block.name]
+    return len(owner.get_submodule(stack.layers)) * len(blocks)
 
 
 def match(

@@ -1,4 +1,4 @@
-"""Self-attention that calls its projections.
+"""Attention that calls its projections: of an encoder, of a decoder, of a decoder to its encoder.
 
 fairseq's own forward hands ``q_proj.weight`` to a fused function and never calls ``q_proj``:
 whatever wraps the projection is skipped, without an error. Here ``q_proj``, ``k_proj``, ``v_proj``
@@ -207,3 +207,69 @@ class CausalSelfAttention(SelfAttention):
             keep = may_see(query.shape[2], key.shape[2], x.device)
         causal = keep is None and alone
         return self.output(self.attend(query, key, value, keep, causal=causal))
+
+
+class CrossAttention(SelfAttention):
+    """Attention of a decoder to what its encoder has computed, the memory.
+
+    With fairseq's ``incremental_state`` keys and values are computed once, and kept as fairseq
+    keeps its own, so ``reorder_incremental_state`` and ``set_beam_size`` work as they do there.
+    Shape letters: M rows of the memory, S its tokens.
+    """
+
+    def forward(self, x, memory, keep=None, prefix=None, incremental_state=None, weights=None):
+        """Attend from x to the memory, and to a prefix.
+
+        Args:
+            x: (B, Q, C); B is n M, for n rows in a row, the beams of a sentence, may ask one row.
+            memory: (M, S, C); not read where ``incremental_state`` has its keys.
+            keep: (M, 1, 1, S), True where a token may be attended to; None if all may.
+            prefix: as ``SelfAttention`` takes it.
+            incremental_state: fairseq's, or None.
+            weights: a list, to which the weights (H, B, Q, P + S) are added; None for no list.
+
+        Returns:
+            (B, Q, C), before dropout and residual.
+        """
+        x = self.cast(x)
+        query = self.heads(self.q_proj(x), x.dtype)
+        saved = self._get_input_buffer(incremental_state)
+        if saved:
+            key, value, keep = saved["prev_key"], saved["prev_value"], saved["keep"]
+        else:
+            memory = self.cast(memory)
+            key, value = (self.heads(part(memory), x.dtype) for part in (self.k_proj, self.v_proj))
+            if prefix is not None:
+                key, value = prepend(prefix[0], key), prepend(prefix[1], value)
+                keep = None if keep is None else F.pad(keep, (prefix[0].shape[1], 0), value=True)
+            if incremental_state is not None:
+                saved = {"prev_key": key, "prev_value": value, "keep": keep}
+                self._set_input_buffer(incremental_state, saved)
+        query = together(query, len(key))
+        if weights is not None:
+            weights.append(apart(_weights(query, key, keep), len(x)).transpose(0, 1))
+        return self.output(apart(self.attend(query, key, value, keep), len(x)))
+
+
+def together(query, num_rows: int):
+    """Queries (B, H, Q, D) of B = n M rows, those that share their keys in one row: (M, H, n Q, D),
+    M = ``num_rows``."""
+    if len(query) == num_rows:
+        return query
+    return query.unflatten(0, (num_rows, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def apart(rows, num_queries: int):
+    """``together`` undone: (M, H, n Q, D) -> (B, H, Q, D), B = ``num_queries``."""
+    if len(rows) == num_queries:
+        return rows
+    n = num_queries // len(rows)
+    return rows.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _weights(query, key, keep):
+    """The attention weights (M, H, Q, S), which ``attend`` does not show."""
+    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(2, 3)
+    if keep is not None:
+        scores = scores.masked_fill(~keep, float("-inf"))
+    return scores.softmax(-1)

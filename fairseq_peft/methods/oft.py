@@ -127,7 +127,7 @@ class OFT(Method):
         for name, linear in chosen.items():
             num_blocks = self.config.num_blocks(name, linear.in_features)
             swapped = OFTLinear(linear, num_blocks, self.config.block_size)
-            surgery.swap(model, f"{family.root}.{name}", swapped)
+            surgery.swap(model, family.path(name), swapped)
 
     def frozen_base_names(self, model, family):
         return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, OFTLinear)}

@@ -4,7 +4,9 @@ frozen model.
     attention(q, [K_prefix; K], [V_prefix; V])       K_prefix, V_prefix (P, C) for each layer
 
 ``embeddings`` (P, 2 L C) holds all of them as Hugging Face PEFT does: seen as (P, 2 L, H, C / H),
-the keys of layer l are at 2 l and its values at 2 l + 1.
+the keys of layer l are at 2 l and its values at 2 l + 1. A decoder with cross-attention has two
+attentions a layer, to itself and to its encoder, and counts as 2 L layers; encoder and decoder have
+a prefix each (Li and Liang 2021, on BART).
 With ``mlp`` they are the output of a two-layer tanh MLP of ``embeddings`` (P, C)
 (``reparametrise.py``), which ``fold`` replaces by its output.
 Positions: ``shared`` as in AdapterHub: the text keeps its positions and its length. ``reserved`` as
@@ -65,16 +67,16 @@ class PrefixConfig:
 
 
 class Prefix(reparametrise.Vectors):
-    """Keys and values for ``num_layers`` layers, and how many positions they take from the text."""
+    """Keys and values for ``num_attentions``, and how many positions they take from the text."""
 
-    def __init__(self, embeddings, mlp, num_layers: int, positions: str):
+    def __init__(self, embeddings, mlp, num_attentions: int, positions: str):
         super().__init__(embeddings, mlp)
-        self.num_layers = num_layers
+        self.num_attentions = num_attentions
         self.num_reserved = self.num_tokens if positions == "reserved" else 0
 
     def forward(self, num_heads: int) -> list:
-        """For each layer its keys and values, (H, P, C / H) each."""
-        parts = self.vectors().view(self.num_tokens, 2 * self.num_layers, num_heads, -1)
+        """For each attention its keys and values, (H, P, C / H) each."""
+        parts = self.vectors().view(self.num_tokens, 2 * self.num_attentions, num_heads, -1)
         parts = parts.permute(1, 2, 0, 3)
         return list(zip(parts[0::2], parts[1::2]))
 
@@ -90,28 +92,33 @@ class PrefixTuning(Method):
     Config = PrefixConfig
 
     def inject(self, model, family, generator):
-        entrance = surgery.entrance(model, family, "prefix")
-        (table,) = surgery.embeddings(model, family).values()
-        num_layers = surgery.num_layers(model, family)
-        dim, out = table.embedding_dim, 2 * num_layers * table.embedding_dim
-        mlp = None
+        found = surgery.entrances(model, family, "prefix")
+        table = next(iter(surgery.embeddings(model, family).values()))
+        for stack, owner in found:
+            number = surgery.num_attentions(owner, stack)
+            prefix = self.build(table.embedding_dim, number, generator)
+            surgery.fill(owner, "prefix", prefix.to(table.weight))
+
+    def build(self, dim, num_attentions, generator) -> Prefix:
+        """The prefix of a stack: C, and how many attentions read it."""
+        out, mlp = 2 * num_attentions * dim, None
         if self.config.mlp:
             # An MLP wants inputs of size 1, as in Hugging Face PEFT.
             embeddings = reparametrise.normal(self.config.num_tokens, dim, 1.0, generator)
             mlp = reparametrise.mlp(dim, self.config.mlp, out, generator)
         else:
             embeddings = reparametrise.normal(self.config.num_tokens, out, 0.02, generator)
-        prefix = Prefix(embeddings, mlp, num_layers, self.config.positions)
-        surgery.fill(entrance, "prefix", prefix.to(table.weight))
+        return Prefix(embeddings, mlp, num_attentions, self.config.positions)
 
     def count(self, dims):
-        out = f"2 x {dims.num_layers} x {dims.embed_dim}"
-        count = Count()
-        if self.config.mlp:
-            count.add("prefix", f"{self.config.num_tokens} x {dims.embed_dim}")
-            count.add("prefix mlp", reparametrise.mlp_formula(dims.embed_dim, self.config.mlp, out))
-        else:
-            count.add("prefix", f"{self.config.num_tokens} x {out}")
+        count, c = Count(), dims.embed_dim
+        for number in dims.attentions():
+            out = f"2 x {number} x {c}"
+            if self.config.mlp:
+                count.add("prefix", f"{self.config.num_tokens} x {c}")
+                count.add("prefix mlp", reparametrise.mlp_formula(c, self.config.mlp, out))
+            else:
+                count.add("prefix", f"{self.config.num_tokens} x {out}")
         return count
 
     def fold(self, model):

@@ -113,8 +113,8 @@ class PromptTuning(Method):
     Config = PromptConfig
 
     def inject(self, model, family, generator):
-        entrance = surgery.entrance(model, family, "soft_prompt")
-        (table,) = surgery.embeddings(model, family).values()
+        _, entrance = surgery.entrances(model, family, "soft_prompt")[0]
+        table = first_table(model, family)
         num_rows, dim = table.weight.shape
         rows = None
         if self.config.init == "vocab":
@@ -135,13 +135,13 @@ class PromptTuning(Method):
             text_rows(model, self.config)
 
     def adopt_base(self, model, family):
-        prompt = surgery.entrance(model, family, "soft_prompt").soft_prompt
+        prompt = surgery.entrances(model, family, "soft_prompt")[0][1].soft_prompt
         if self.config.init == "text":
             prompt.vocab_rows = text_rows(model, self.config)
         if prompt.vocab_rows is not None:
-            (table,) = surgery.embeddings(model, family).values()
             with torch.no_grad():
-                prompt.embeddings.copy_(table.weight[prompt.vocab_rows])
+                rows = first_table(model, family).weight[prompt.vocab_rows]
+                prompt.embeddings.copy_(rows)
 
     def count(self, dims):
         c = dims.embed_dim
@@ -156,6 +156,11 @@ class PromptTuning(Method):
             if isinstance(module, SoftPrompt):
                 module.fold()
         return PromptTuning(replace(self.config, mlp=0))
+
+
+def first_table(model, family):
+    """The token embedding of the stack that reads the text."""
+    return next(iter(surgery.embeddings(model, family).values()))
 
 
 def text_rows(model, config) -> torch.Tensor:

@@ -153,7 +153,7 @@ class VeRA(Method):
         model.get_submodule(family.root).vera = matrices
         for name, linear in chosen.items():
             swapped = VeRALinear(linear, matrices, self.config)
-            surgery.swap(model, f"{family.root}.{name}", swapped)
+            surgery.swap(model, family.path(name), swapped)
 
     def frozen_base_names(self, model, family):
         modules = model.named_modules()

@@ -39,8 +39,8 @@ STACK = Stack(
 class DecoderLayer(Slots, TransformerDecoderLayerBase):
     """fairseq's decoder layer without cross-attention, batch first, with slots for adapters."""
 
-    def __init__(self, cfg):
-        super().__init__(cfg, no_encoder_attn=True)
+    def __init__(self, cfg, no_encoder_attn=True):
+        super().__init__(cfg, no_encoder_attn)
         self.add_slots()
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
@@ -83,6 +83,11 @@ class Decoder(TransformerDecoder):
     A soft prompt stands behind the first token or in front of it. The features of that place, which
     predict the second token, are those of the last of the two, for only they have seen the prompt.
     """
+
+    #: The attentions of a layer that a prefix reaches.
+    attentions_per_layer = 1
+    #: What to do where a text is too long.
+    shorten = "Give a lower --tokens-per-sample."
 
     def __init__(self, args, dictionary, embed_tokens):
         self.half_dtype = precision.half(args.precision)
@@ -143,7 +148,7 @@ class Decoder(TransformerDecoder):
 
         Returns:
             x (B, Q, C), the new tokens, with the prompt in the first call; keep and, for each
-            layer, prefix as ``DecoderLayer`` takes them.
+            attention that reads one, prefix as ``DecoderLayer`` takes them.
         """
         padding = tokens.eq(self.padding_idx)
         x = self.embed_scale * self.embed_tokens(tokens[:, num_cached:])
@@ -161,7 +166,8 @@ class Decoder(TransformerDecoder):
             x = self.layernorm_embedding(x)
         x = self.dropout_module(x)
 
-        prefixes, num_prefix = [None] * len(self.layers), 0
+        prefixes = [None] * len(self.layers) * self.attentions_per_layer
+        num_prefix = 0
         if self.prefix is not None:
             prefixes = self.prefix(self.layers[0].self_attn.num_heads)
             num_prefix = self.prefix.num_tokens
@@ -182,8 +188,8 @@ class Decoder(TransformerDecoder):
         if isinstance(self.embed_positions, nn.Embedding) and num_tokens > self.max_positions():
             raise InputError(
                 f"A batch has {num_tokens} tokens and {self.num_reserved} prompt or prefix tokens; "
-                f"the model has {self.max_positions() + self.num_reserved} positions. Give a lower "
-                "--tokens-per-sample."
+                f"the model has {self.max_positions() + self.num_reserved} positions. "
+                f"{self.shorten}"
             )
         word, pad = self.padding_idx + 1, self.padding_idx
         reserved = self.prefix.num_reserved if self.prefix is not None else 0

@@ -150,17 +150,8 @@ class Encoder(TransformerEncoder):
         embedding = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
         x = self.embed_scale * embedding
         if self.soft_prompt is not None:
-            x, padding = self.soft_prompt.insert(x, padding)
-        if src_tokens.shape[1] + self.num_reserved > self.max_positions():
-            raise InputError(
-                f"A batch has {src_tokens.shape[1]} tokens and {self.num_reserved} prompt or "
-                f"prefix tokens; the model has {self.max_positions()} positions. "
-                "Shorten the input (the task sentence_classification does)."
-            )
-        # fairseq numbers tokens from padding_idx + 1 on and leaves padding at padding_idx.
-        first = self.prefix.num_reserved if self.prefix is not None else 0
-        positions = ((~padding).cumsum(1) + first).mul(~padding) + self.padding_idx
-        x = x + F.embedding(positions, self.embed_positions.weight, self.padding_idx)
+            x, padding = self.insert_prompt(x, padding)
+        x = self.add_positions(x, padding, src_tokens)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         x = self.dropout_module(x)
@@ -175,6 +166,28 @@ class Encoder(TransformerEncoder):
             if keep is not None:
                 keep = F.pad(keep, (self.prefix.num_tokens, 0), value=True)
         return x, keep, prefixes, embedding
+
+    def insert_prompt(self, x, padding):
+        """x (B, T, C) and padding (B, T) with the prompt among them, T + P."""
+        return self.soft_prompt.insert(x, padding)
+
+    def add_positions(self, x, padding, src_tokens):
+        """x (B, T + P, C) with its positions: learned ones.
+
+        Raises:
+            InputError: T + P is more than there are.
+        """
+        num_tokens = src_tokens.shape[1]
+        if num_tokens + self.num_reserved > self.max_positions():
+            raise InputError(
+                f"A batch has {num_tokens} tokens and {self.num_reserved} prompt or "
+                f"prefix tokens; the model has {self.max_positions()} positions. "
+                "Shorten the input (the task sentence_classification does)."
+            )
+        # fairseq numbers tokens from padding_idx + 1 on and leaves padding at padding_idx.
+        first = self.prefix.num_reserved if self.prefix is not None else 0
+        positions = ((~padding).cumsum(1) + first).mul(~padding) + self.padding_idx
+        return x + F.embedding(positions, self.embed_positions.weight, self.padding_idx)
 
     def finish(self, x):
         """What follows the last layer: x (B, T + P, C) -> (B, T, C) in fp32."""

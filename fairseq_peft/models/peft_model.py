@@ -60,7 +60,8 @@ class PeftModel:
             self.encode_text = lambda text: encode(text)
         given = {flag: getattr(args, flag, None) for flag in METHOD_FIELDS}
         told = task.cfg if getattr(task, "cfg", None) is not None else getattr(task, "args", None)
-        self.inject(args.peft, given, getattr(told, "seed", 1))
+        # A task that knows no seed is fairseq's: its trainer has seeded torch with --seed.
+        self.inject(args.peft, given, getattr(told, "seed", torch.initial_seed()))
         for parameter in self.parameters() if getattr(args, "precision", None) == "fp16" else ():
             parameter.scales_loss = True  # see optim/peft_adamw.py
         # A checkpoint from before this flag has no say.

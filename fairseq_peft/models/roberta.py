@@ -235,11 +235,18 @@ class RobertaPeftModel(PeftModel, RobertaModel):
             state_dict.update({prefix + key: own[key] for key in own})
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        """As ``PeftModel.load_state_dict``; a fresh LM head that is read is told."""
+        """As ``PeftModel.load_state_dict``; a fresh LM head that is read is told.
+
+        Raises:
+            InputError: it would stay random.
+        """
         if self.reads_lm_head and not any(".lm_head." in key for key in state_dict):
-            trains = self.encoder.lm_head.dense.weight.requires_grad
-            text = "it trains" if trains else f"and --peft {self.setting.name} does not train it"
-            logger.info(f"the base has no LM head: a fresh one is random at first, {text}")
+            if not self.encoder.lm_head.dense.weight.requires_grad:
+                raise InputError(
+                    f"The base has no LM head, and --peft {self.setting.name} would leave a fresh "
+                    "one as random as it is. Give a base with an LM head, or --peft full."
+                )
+            logger.info("the base has no LM head: a fresh one is random at first, it trains")
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def _check_heads(self, state_dict, prefix):

@@ -12,7 +12,7 @@ from fairseq_peft.report import tensorboard
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
-from fairseq_peft.scores import CLASSES, METRICS, NUMBER
+from fairseq_peft.scores import CLASSES, METRICS, NUMBER, is_share
 
 
 def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
@@ -58,20 +58,22 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
 
 
 def in_words(result: dict) -> str:
-    """``test accuracy 88.10 % at epoch 3 of 5, chosen on valid (87.25 %)``; of a task of numbers
-    its correlation."""
-    if result.get("kind", CLASSES) == NUMBER:
-        name, unit, factor = "pearson", "", 1
-        valid = f"{result['chosen_by']['metric']} {result['best_value']:.3f}"
-    else:
-        name, unit, factor = "accuracy", " %", 100
-        valid = f"{100 * result['valid_accuracy']:.2f} %"
+    """``test accuracy 88.10 % at epoch 3 of 5, chosen on valid (87.25 %)``: the metric that chose,
+    or the usual one of such a task, where that is the loss or F1 of a class."""
+    metric = Choice.of_run(result).metric
+    usual = METRICS[result.get("kind", CLASSES)][0]
+    name = metric if f"test_{metric}" in result else usual
     test = result[f"test_{name}"]
-    found = "not measured" if test is None else f"{factor * test:.{2 if unit else 3}f}{unit}"
+    found = "not measured" if test is None else _shown(name, test)
+    valid = f"{'' if name == metric else metric + ' '}{_shown(metric, result['best_value'])}"
     return (
         f"test {name} {found} at epoch {result['best_epoch']} of {result['num_epochs']}, chosen on "
         f"valid ({valid})"
     )
+
+
+def _shown(metric, value):
+    return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.3f}"
 
 
 def conclude(run_dir: Path | str, result: dict) -> Path:

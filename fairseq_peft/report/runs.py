@@ -112,7 +112,7 @@ def best(folders: list[Path]) -> int:
     if that is the same in all, else by accuracy.
 
     Raises:
-        InputError: as ``read_result``.
+        InputError: as ``read_result``, and where the runs have no score in common.
     """
     results = [read_result(folder / "result.json") for folder in folders]
     choices = {Choice.of_run(result) for result in results}
@@ -120,6 +120,11 @@ def best(folders: list[Path]) -> int:
     key, sign = "valid_accuracy", 1
     if choice.metric != "accuracy":
         key, sign = "best_value", 1 if choice.maximize else -1
+    if any(result.get(key) is None for result in results):
+        raise InputError(
+            "The runs have no score on valid in common: they are of different kinds of task, or "
+            "other metrics chose their checkpoints. Give runs that can be compared."
+        )
     return max(range(len(results)), key=lambda i: (sign * results[i][key], -i))
 
 

@@ -7,9 +7,12 @@ first command to its result, while another process trains.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import socket
+import time
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -71,6 +74,61 @@ def release(folder: Path | str, name: str = TRAINING) -> None:
     lock = _held.pop(os.path.join(os.path.realpath(folder), name), None)
     if lock is not None:
         os.close(lock)
+
+
+def holder(folder: Path | str, within_s: float = 600) -> str | None:
+    """Who has a lock of ``folder``, as ``process 12 on host``; None: nobody.
+
+    It only looks: whoever tried a lock would be in the way of who takes it. A process of another
+    machine cannot be looked at: it counts while the folder was written within ``within_s`` seconds.
+    """
+    for name in (TRAINING, WHOLE_RUN):
+        path = Path(folder, name)
+        try:
+            who = path.read_text(encoding="utf-8").strip()
+            lock = path.stat()
+        except (OSError, ValueError):
+            continue
+        match = re.fullmatch(r"process (\d{1,10}) on (.+)", who)
+        if match is None:
+            continue
+        if match[2] == socket.gethostname():
+            holds = _has_open(int(match[1]), lock)
+        else:
+            holds = time.time() - _last_written(folder) < within_s
+        if holds:
+            return who
+    return None
+
+
+def _has_open(pid, lock):
+    """Whether a process has a file open: its lock ends when it is closed, its name stays in it."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    if not os.path.isdir("/proc/self/fd"):  # not on Linux
+        return True
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # it has been closed since
+                if os.path.samestat(os.stat(entry.path), lock):
+                    return True
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return True
+    return False
+
+
+def _last_written(folder):
+    times = [0.0]
+    for path in Path(folder).iterdir():
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _advice():

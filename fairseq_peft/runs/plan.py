@@ -18,6 +18,8 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.runs.log import write_json
+from fairseq_peft.scores import CLASSES, NUMBER
+from fairseq_peft.text.kinds import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -268,11 +270,15 @@ def sentence(differ: dict) -> str:
 
 
 def data_fingerprint(data: Path) -> str:
-    """SHA-256 of the dictionaries and rows of a data folder."""
+    """SHA-256 of the dictionaries and rows of a data folder, and of the kind of its rows."""
     digest = hashlib.sha256()
+    kind = kind_of(data)
     for path in sorted(data.glob("*/*")):
-        if path.suffix in (".bin", ".idx") or path.name == "dict.txt":
+        is_numbers = kind == NUMBER and path.suffix == ".label"
+        if path.suffix in (".bin", ".idx") or path.name == "dict.txt" or is_numbers:
             digest.update(f"{path.relative_to(data)} {_sha256(path)}\n".encode())
+    if kind != CLASSES:
+        digest.update(f"{kind}\n".encode())
     return digest.hexdigest()
 
 

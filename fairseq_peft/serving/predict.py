@@ -60,6 +60,10 @@ class Prediction(NamedTuple):
         """The number; None of classes and labels."""
         return float(self.label) if self.probability is None else None
 
+    def as_dict(self) -> dict:
+        """As JSON has it: all fields of a class or of labels; ``value`` of a number."""
+        return self._asdict() if self.value is None else {"value": self.value}
+
 
 def answer(logits: torch.Tensor, labels: Sequence[str], kind: str) -> Prediction:
     """What logits (K,) say of a row."""
@@ -111,6 +115,7 @@ class Classifier:
         self.device = torch.device(device)
         self._allow_other_base = False
         self.precision = precision
+        precisions.warn_if_slow(precision, self.device.type == "cuda")  # trained elsewhere, maybe
 
     @classmethod
     def load(
@@ -118,6 +123,7 @@ class Classifier:
         base: Union[str, Path, None],
         adapter: Union[str, Path, None] = None,
         *,
+        name: str = DEFAULT,
         data: Union[str, Path, None] = None,
         bpe: Optional[str] = None,
         precision: Optional[str] = None,
@@ -129,6 +135,7 @@ class Classifier:
         Args:
             base: a fairseq checkpoint; None for an adapter folder that holds a whole model.
             adapter: an adapter folder; without it, ``base`` must have a classification head.
+            name: what the adapter is called.
             data: for a checkpoint without folder: where its dict.txt and sentencepiece model are,
                 or the files of another ``--bpe`` (its data folder by default).
             bpe: for a checkpoint without folder: its ``--bpe`` (what ``data`` says by default).
@@ -143,7 +150,7 @@ class Classifier:
             if base is None:
                 raise InputError("There is neither a base nor an adapter. Give at least one.")
             model, head, reader, trained = served.from_checkpoint(base, data, bpe)
-            return cls(model, precision or trained, device)._whole(head, reader)._ready()
+            return cls(model, precision or trained, device)._whole(head, reader, name)._ready()
         if bpe is not None:
             raise InputError(
                 f"--bpe {bpe} would be ignored: the adapter folder says how it reads text. Leave "
@@ -162,17 +169,17 @@ class Classifier:
                     f"{base} would be ignored: {adapter} holds a whole model. Leave the base out."
                 )
             model, head, reader = served.from_complete(folder)
-            return cls(model, precision, device)._whole(head, reader)._ready()
+            return cls(model, precision, device)._whole(head, reader, name)._ready()
         found = served.Base(base, folder)
         own = cls(found.model, precision, device)
         own._base, own._allow_other_base = found, allow_other_base
-        own.add(DEFAULT, folder)
+        own.add(name, folder)
         return own._ready()
 
-    def _whole(self, head, reader):
+    def _whole(self, head, reader, name):
         """With the model's own head as the only adapter."""
-        self._shared.add(DEFAULT, lambda model: model.classification_heads[head])
-        self._readers[DEFAULT] = reader
+        self._shared.add(name, lambda model: model.classification_heads[head])
+        self._readers[name] = reader
         return self
 
     def _ready(self):
@@ -197,14 +204,21 @@ class Classifier:
 
     @property
     def kind(self) -> str:
-        """What is predicted of a row, where there is one adapter: ``classes``, ``labels`` or
-        ``number``."""
-        return self._readers[self._only()].kind
+        """What is predicted of a row, where there is one adapter; else see ``kind_of``."""
+        return self.kind_of(self._only())
+
+    def kind_of(self, adapter: str) -> str:
+        """What an adapter predicts of a row: ``classes``, ``labels`` or ``number``."""
+        return self._reader(adapter).kind
 
     @property
     def num_texts(self) -> int:
-        """Texts of a row, 1 or 2, where there is one adapter."""
-        return self._readers[self._only()].num_texts
+        """Texts of a row, where there is one adapter; else see ``num_texts_of``."""
+        return self.num_texts_of(self._only())
+
+    def num_texts_of(self, adapter: str) -> int:
+        """Texts of a row of an adapter, 1 or 2."""
+        return self._reader(adapter).num_texts
 
     @property
     def num_cut(self) -> int:
@@ -218,6 +232,11 @@ class Classifier:
 
     def _encoders(self):
         return {id(reader.encoder): reader.encoder for reader in self._readers.values()}.values()
+
+    def check(self, texts: Iterable[Text], adapter: str) -> None:
+        """Raise InputError at the first row that is none for the adapter."""
+        for number, row in enumerate(texts, start=1):
+            self._reader(adapter).check(row, number)
 
     def add(self, name: str, folder) -> None:
         """Add the adapter in a folder; the base stays as it is.

@@ -26,6 +26,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.hf import base_model
 from fairseq_peft.models import heads
 from fairseq_peft.models.roberta import HEADS
+from fairseq_peft.text.kinds import check_classes
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def load_data(data: Path, words, max_tokens: int):
     Raises:
         InputError: a split is missing or damaged, or train has rows of one class only.
     """
+    check_classes(data, "the probe")
     labels = checks.class_names(checks.load_dictionary(str(data / "label" / "dict.txt")))
     datasets = {}
     for split in ("train", "valid", "test"):

@@ -55,7 +55,7 @@ class Reader:
         """The texts of a row.
 
         Raises:
-            InputError: they are not as many as the model was trained on, or no strings.
+            InputError: they are not as many as the model was trained on, or no texts.
         """
         texts = (row,) if isinstance(row, str) else tuple(row) if _is_sequence(row) else ()
         if len(texts) != self.num_texts or not all(isinstance(text, str) for text in texts):
@@ -64,6 +64,14 @@ class Reader:
                 f"Row {number} is {repr(row)[:40]} ({type(row).__name__}). Expected {expected}, "
                 "as in training."
             )
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can escape half a character
+                raise InputError(
+                    f"Row {number} has half a character at {error.start}: {text[error.start]!r} "
+                    "is no text without its other half. Take it out."
+                ) from None
         return texts
 
 

@@ -58,6 +58,11 @@ class Epochs:
         chosen_by = run_log.read_choice(str(self.path.parent)) or {}
         names = (chosen_by.get("metric"), "micro_f1", "accuracy", "pearson", "loss")
         name = next(name for name in names if name in subset)
-        if not is_share(name):
-            return f"{name} {subset[name]:.4f}"
-        return f"{'' if name == 'accuracy' else name + ' '}{100 * subset[name]:.2f} %"
+        return shown(name, subset[name])
+
+
+def shown(metric: str, value: float) -> str:
+    """A score as a person reads it: ``84.25 %`` is accuracy, other metrics are named."""
+    if not is_share(metric):
+        return f"{metric} {value:.4f}"
+    return f"{'' if metric == 'accuracy' else metric + ' '}{100 * value:.2f} %"

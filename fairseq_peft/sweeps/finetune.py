@@ -24,7 +24,7 @@ from fairseq_peft.files import whole
 from fairseq_peft.report.result import conclude, in_words, summarise
 from fairseq_peft.runs import lock, plan
 from fairseq_peft.sweeps.epochs import Epochs
-from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, command
+from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, batches, command
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,12 @@ def begin(folder: Path, now: plan.Plan, change: str | None, wait: bool = False) 
         lock.release(folder)
 
 
-def is_done(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
+def is_done(folder: Path, now: plan.Plan, change: str | None = None, extends: bool = True) -> bool:
     """Whether ``folder`` holds a run of the plan ``now`` that is done.
+
+    Args:
+        change: as ``run`` takes it.
+        extends: whether runs of this kind can be extended.
 
     Raises:
         InputError: it holds a run of another plan, and ``change`` does not make it this one.
@@ -114,16 +118,18 @@ def is_done(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
     if differ and change == "extend":
         check_extension(folder, before, now, differ, done)
     elif differ and change != "redo":
+        ways = "--extend to go on for more epochs, or" if extends else "or"
         raise InputError(
             f"{folder} holds another run: {plan.sentence(differ)}. Give --redo to throw it away, "
-            "--extend to go on for more epochs, or another place (RUNS, LABEL) for this one."
+            f"{ways} another place (RUNS, LABEL) for this one."
         )
     # What patience ended would have ended there with more epochs, too.
     return done and (not differ or (change == "extend" and _stopped_early(folder)))
 
 
-def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
-    """Make the run in ``folder`` one of the plan ``now``, and write plan.json.
+def adopt(folder: Path, now: plan.Plan, change: str | None = None, extends: bool = True) -> bool:
+    """Make the run in ``folder`` one of the plan ``now``, and write plan.json; the arguments are
+    those of ``is_done``.
 
     Returns:
         Whether it is done.
@@ -133,7 +139,7 @@ def adopt(folder: Path, now: plan.Plan, change: str | None = None) -> bool:
     """
     before = plan.read(folder)
     differ = before and plan.differences(before, now)
-    if is_done(folder, now, change):
+    if is_done(folder, now, change, extends):
         if differ:
             plan.write(folder, now)
         return True
@@ -239,7 +245,8 @@ def train(knobs: Knobs, words: list[str], now: plan.Plan) -> None:
     """
     log = knobs.folder / "train.log"
     start = log.stat().st_size if log.exists() else 0
-    logger.info(f"{knobs.folder}: {now.total_updates or 'no fixed number of'} updates; log: {log}")
+    updates = now.total_updates or plan.num_updates(now, batches(knobs, now))
+    logger.info(f"{knobs.folder}: {updates or 'no fixed number of'} updates; log: {log}")
     epochs = Epochs(knobs.folder, now.max_epoch)
     with open(log, "a", encoding="utf-8") as output:
         status = process([*way(knobs.worker, "train"), *words], output, knobs.threads, epochs.tell)
@@ -269,7 +276,8 @@ def process(words: list[str], output, threads: int, meanwhile, text: str = "") -
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        # The log says what ended a run: see ``why_ended``.
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "LOGLEVEL": "INFO"},
         text=True,
     )
     try:
@@ -295,13 +303,19 @@ def failure(log: Path, start: int = 0) -> str:
         with open(log, encoding="utf-8", errors="replace") as file:
             file.seek(start)
             lines = [line for line in file.read().splitlines() if line.strip()]
-    told = [line.split("error: ", 1)[1] for line in lines if re.match(r"[\w. -]+: error: ", line)]
-    told = told or [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
+    told = logged_error(lines)
     if told:
-        return f"{told[-1][:400]} (log: {log})"
+        return f"{told} (log: {log})"
     # Cut: fairseq logs its whole configuration as one line of thousands of characters.
     end = "\n".join(line[:400] for line in lines[-20:] if "Warning" not in line)
     return f"training failed; its log is {log}. It ends:\n{end}"
+
+
+def logged_error(lines: list[str]) -> str | None:
+    """The last error of a log's lines: a sentence for users, else that of a traceback; or None."""
+    told = [line.split("error: ", 1)[1] for line in lines if re.match(r"[\w. -]+: error: ", line)]
+    told = told or [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
+    return told[-1][:400] if told else None
 
 
 def why_ended(folder: Path, now: plan.Plan) -> str | None:

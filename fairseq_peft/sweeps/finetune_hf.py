@@ -17,6 +17,7 @@ from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs.log import logging_to
 from fairseq_peft.sweeps import finetune
 from fairseq_peft.sweeps.knobs import num_rows
+from fairseq_peft.text.kinds import check_classes
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,12 @@ def run(options, change: str | None = None, keep: str = "best") -> str:
     Raises:
         InputError: the run cannot be, or has failed.
     """
+    check_classes(options.data, "finetune-hf")
     num_rows(options.data)
     now, folder = make_plan(options), options.save_dir
     with finetune.owned(folder):
         lock.take(folder)
-        if finetune.adopt(folder, now, change):
+        if finetune.adopt(folder, now, change, extends=False):
             return f"{folder} is done."
         logger.info(f"{folder}: {options.epochs} epochs; log: {folder / 'train.log'}")
         importlib.import_module("fairseq_peft.plugin")  # registers the models with fairseq

@@ -159,23 +159,26 @@ def batches(knobs: Knobs, found) -> list[int]:
         any_end = ["--total-num-update", "1"] if found.scheduler == "polynomial_decay" else []
         each = _batches_by_tokens([knobs.data, *_words(knobs, any_end)])
     else:  # every batch but the last one is full: ``data.buckets``
-        rows = num_rows(Path(knobs.data))
-        each = [-(-(min(rows, _train_examples(knobs.flags)) or rows) // found.batch_size)]
+        split, examples = _train_rows(knobs.flags)
+        rows = num_rows(Path(knobs.data), split)
+        each = [-(-(min(rows, examples) or rows) // found.batch_size)]
     return [-(-number // found.world_size) for number in each]
 
 
-def _train_examples(flags) -> int:
-    """``--train-examples`` among ``flags``; 0 if it is not there."""
+def _train_rows(flags) -> tuple[str, int]:
+    """``--train-subset`` and ``--train-examples`` among ``flags``; 0 if that is not there."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--train-subset", default="train")
     parser.add_argument("--train-examples", type=int, default=0)
-    return max(parser.parse_known_args(flags)[0].train_examples, 0)
+    found = parser.parse_known_args(flags)[0]
+    return found.train_subset, max(found.train_examples, 0)
 
 
-def num_rows(data: Path) -> int:
-    """Rows of train, from the index of its labels, which holds their number behind 18 bytes."""
-    path = data / "label" / "train.idx"
-    if (data / "label" / "train.label").exists():  # a number a row
-        path = data / "input0" / "train.idx"
+def num_rows(data: Path, split: str = "train") -> int:
+    """Rows of a split, from the index of its labels, which holds their number behind 18 bytes."""
+    path = data / "label" / f"{split}.idx"
+    if (data / "label" / f"{split}.label").exists():  # a number a row
+        path = data / "input0" / f"{split}.idx"
     try:
         with open(path, "rb") as file:
             return struct.unpack("<Q", file.read(26)[18:])[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report import runs as report_runs
-from fairseq_peft.runs import lock, plan
+from fairseq_peft.runs import lock, log, plan
 from fairseq_peft.sweeps import check, finetune
 from fairseq_peft.sweeps.cells import Cell
 from fairseq_peft.sweeps.epochs import Epochs
@@ -25,6 +25,8 @@ from fairseq_peft.sweeps.schedule import Run, Schedule, grid_of
 
 #: Seconds between two looks at what runs.
 REST_S = 0.1
+#: What a sweep is going to run, by data.
+RECORD = "sweep.json"
 PICKED_LATER = "<picked on valid>"
 
 
@@ -142,6 +144,15 @@ class Sweep:
             largest = max(largest, size)
         check.room(Path(self.knobs.runs), num_bytes + 2 * self.jobs * self.members * largest)
 
+    def record(self) -> None:
+        """Write what this sweep is going to run, for ``fairseq-peft watch``: sweep.json beside the
+        runs of its data, in place of that of the sweep before."""
+        name = os.path.basename(os.path.normpath(self.knobs.data))
+        folder = Path(self.knobs.runs, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        cells = {str(cell): list(cell.rates) for cell in self.cells}
+        log.write_json(folder / RECORD, {"schema": 1, "seeds": self.seeds, "cells": cells})
+
     # The runs
 
     def run(self, schedule: Schedule, launcher, view, worker: str | None = None) -> None:
@@ -195,6 +206,7 @@ class Sweep:
             grid = grid_of(cell, self.seeds)
             try:
                 best = grid[report_runs.best([self.knobs_of(run).folder for run in grid])]
+                self._check_rate(cell, best.rate)
                 target = self.knobs_of(Run(cell, self.seeds[0], best.rate)).folder
                 self._adopt(self.knobs_of(best).folder, target)
             except lock.Busy:
@@ -203,6 +215,21 @@ class Sweep:
                 schedule.could_not_pick(cell, str(error))
             else:
                 schedule.picked(cell, best.rate)
+
+    def _check_rate(self, cell: Cell, rate: str) -> None:
+        """Raise InputError where a seed was trained with another rate than the one picked now, as
+        after more epochs, or with one more rate in the grid: a cell's runs have one rate."""
+        if self.change == "redo":
+            return
+        for seed in self.seeds:
+            knobs = self.knobs_of(Run(cell, seed, rate))
+            before, now = plan.read(knobs.folder), plan.make(command(knobs), files=False)
+            if before and before.lr != now.lr:
+                raise InputError(
+                    f"lr {now.lr} is the best on valid now, and {knobs.folder} was trained with "
+                    f"lr {before.lr}. Give --redo, which trains the cell's seeds afresh, or "
+                    "another RUNS."
+                )
 
     def _adopt(self, source: Path, target: Path) -> None:
         """Copy the run of ``source`` to ``target``, unless it is there."""

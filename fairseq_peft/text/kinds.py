@@ -30,5 +30,16 @@ def kind_of(data: str | Path) -> str:
     return scores.NUMBER if has_numbers and not _has_classes(data) else scores.CLASSES
 
 
+def check_classes(data: str | Path, what: str) -> None:
+    """Raise InputError where the rows of a data folder have not a class each, which is all that
+    ``what`` knows."""
+    kind = kind_of(data)
+    if kind != scores.CLASSES:
+        raise InputError(
+            f"{data} is of the kind {kind!r}, and {what} knows one class a row. Give data of the "
+            f"kind {scores.CLASSES!r}."
+        )
+
+
 def _has_classes(data):
     return (data / "label" / "dict.txt").exists()

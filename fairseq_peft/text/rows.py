@@ -71,9 +71,7 @@ class Reader:
     def clean(self, text: str) -> str:
         """``text`` on one line: line breaks inside become spaces, and are counted."""
         text, count = LINE_BREAKS.subn(" ", text)
-        if count:
-            self.notes["line_breaks_replaced"] += count
-            self.notes["lines_with_line_breaks"] += 1
+        self.notes["line_breaks_replaced"] += count
         return text
 
     def clean_label(self, label: str) -> str:

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
+from families import BART, Transformer, TransformerLM  # noqa: E402
 
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
 from fairseq_peft.models import folder as folders_model  # noqa: E402
@@ -94,6 +95,29 @@ def test_the_fingerprint_is_of_the_body_alone(base):
         assert adapter_folder.fingerprint({**base, name: change(base[name])}) != expected, what
     renamed = {key.replace("layers.1.fc1.bias", "layers.1.fc1.bios"): t for key, t in base.items()}
     assert adapter_folder.fingerprint(renamed) != expected
+
+
+@pytest.mark.parametrize("kind", [TransformerLM, Transformer, BART])
+def test_the_fingerprint_is_of_every_familys_own_tensors(dictionary, kind):
+    """Whatever other writers of the same model add or leave out; and no tensor may be another."""
+    state = dict(kind(dictionary).build("full").state_dict())
+    expected = adapter_folder.fingerprint(state)
+    for name in [name for name in state if name.endswith(("version", "output_projection.weight"))]:
+        assert adapter_folder.fingerprint({n: t for n, t in state.items() if n != name}) == expected
+    more = {"classification_heads.x.out_proj.weight": torch.ones(2, 16)}
+    more["decoder.embed_positions._float_tensor"] = torch.zeros(1)
+    more["decoder.layers.0.in_proj_weight"] = torch.ones(3)
+    assert adapter_folder.fingerprint({**more, **dict(reversed(state.items()))}) == expected
+    for name, tensor in adapter_folder.body(state).items():
+        tied = {n for n, t in state.items() if t.data_ptr() == tensor.data_ptr()} - {name}
+        changed = {**state, **dict.fromkeys([name, *tied], tensor + 1)}
+        assert adapter_folder.fingerprint(changed) != expected, name
+
+
+def test_a_base_has_tensors():
+    assert "this one has none" in adapter_folders.refused(adapter_folder.fingerprint, {})
+    heads = {"classification_heads.x.out_proj.weight": torch.ones(2)}
+    assert "classification_heads.x" in adapter_folders.refused(adapter_folder.fingerprint, heads)
 
 
 def test_another_base_is_refused_unless_it_is_allowed_loudly(good, base, dictionary, caplog):

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.end_to_end
 
 from bench import Bench  # noqa: E402
 from bench import refused as refused_training  # noqa: E402
+from fairseq import checkpoint_utils  # noqa: E402
 from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models import ARCH_CONFIG_REGISTRY  # noqa: E402
 from fairseq.models.bart import BARTModel  # noqa: E402
@@ -260,6 +261,17 @@ def test_the_whole_way(name, write, data, fairseq, tmp_path, capsys):
         assert NO_COUNTERPART[name] in refused(capsys, *words)
     else:
         run(*words)
+
+
+@pytest.mark.parametrize("group", ["task", "model", "generation"])
+def test_a_group_may_be_empty(group, write):
+    """As somebody leaves it who writes a checkpoint with a script of his own."""
+    stock, base = write("newer")
+    state = torch.load(base, weights_only=False, map_location="cpu")
+    state["cfg"][group] = None
+    torch.save(state, base)
+    found = checkpoint_utils.load_checkpoint_to_cpu(str(base))
+    assert found["model"].keys() == stock.state_dict().keys()
 
 
 def test_fairseqs_own_tasks_take_the_sizes_too(write, data, fairseq, tmp_path):

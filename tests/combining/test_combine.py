@@ -30,7 +30,7 @@ def write(dictionary, base, tmp_path_factory):
     def make(name, peft="lora", seed=2, on=None, **given):
         path = place / name / "adapter"
         if not path.exists():
-            told = {key: given.pop(key) for key in ("labels", "input") if key in given}
+            told = {key: given.pop(key) for key in ("labels", "input", "kind") if key in given}
             weights = base if on is None else on
             model = adapter_folders.perturbed(dictionary, weights, peft, seed, **given)
             adapter_folders.write(path, model, weights, **told)
@@ -291,3 +291,14 @@ def test_heads_that_have_no_mean(write, one, two, tmp_path, capsys):
     assert "has a linear head" in line(one, linear)
     # Their updates add up all the same.
     assert cli.main(["combine", str(one), str(linear), "--out", str(tmp_path / "sum")]) == 0
+
+
+def test_what_a_row_has_is_that_of_the_first(write, one, tmp_path, capsys):
+    """Labels that are more likely than not are no class: a sum answers as its folders do."""
+    labels = write("labels", kind="labels")
+    combine([(labels, 0.5), (one, 0.5)], tmp_path / "both")
+    assert adapter_folder.read(tmp_path / "both").description["kind"] == "labels"
+    combine([(one, 0.5), (labels, 0.5)], tmp_path / "other")
+    assert "kind" not in adapter_folder.read(tmp_path / "other").description
+    words = (labels, one, "--out", tmp_path / "x", "--head", "mean")
+    assert "answers with classes, " in refused(capsys, *words)

@@ -3,12 +3,19 @@ the command line, and the counts that real models have."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import types
 
 import pytest
+import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 
+import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft import architectures, cli, methods
+from fairseq_peft.injection import counting
+from fairseq_peft.models import hf_models
 
 
 def params(capsys, *words):
@@ -120,6 +127,22 @@ def test_figures_of_the_systems(capsys, arch, peft, knobs, trainable, total):
     assert (row["trainable"], row["total"]) == (trainable, total)
     assert row["trainable_without_head"] == trainable and row["head"] == 0
     assert sum(term["parameters"] for term in row["terms"]) == trainable
+
+
+@pytest.mark.parametrize("arch, peft, knobs, trainable, total", SYSTEMS.values(), ids=SYSTEMS)
+def test_figures_of_the_systems_are_those_of_models(arch, peft, knobs, trainable, total):
+    """Built by transformers from its config, without memory for the numbers."""
+    kind = hf_models.HFSeq2Seq if arch == "t5_small" else hf_models.HFCausalLM
+    config = {"gpt2_small": "gpt2"}.get(arch, arch.replace("_", "-"))
+    words = ["--hf-config", config, "--peft", peft, "--precision", "fp32"]
+    words += knobs.replace(" true", "").split()  # fairseq's switches take no value
+    parser = argparse.ArgumentParser()
+    gen_parser_from_dataclass(parser, hf_models.HFConfig())
+    task = types.SimpleNamespace(cfg=types.SimpleNamespace(seed=1))
+    with torch.device("meta"):
+        model = kind.build_model(parser.parse_args(words), task)
+    found = counting.count(model, "no head")
+    assert (found.trainable, found.total) == (trainable, total)
 
 
 @pytest.mark.parametrize(

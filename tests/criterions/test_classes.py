@@ -44,7 +44,9 @@ def sample_of(target):
 
 
 def task_of(labels="abc", train=TARGET):
-    return SimpleNamespace(labels=list(labels), dataset=lambda _: SimpleNamespace(targets=train))
+    splits = {"part": SimpleNamespace(targets=train)}
+    cfg = SimpleNamespace(train_subset="part")
+    return SimpleNamespace(labels=list(labels), dataset=splits.__getitem__, cfg=cfg)
 
 
 @pytest.mark.parametrize("num_classes", [3, 1000])

@@ -199,6 +199,7 @@ def test_a_base_of_another_dictionary_is_refused(place, tmp_path):
         (["--warmup", "101"], "--warmup 101"),
         (["--lora-rank", "4"], "would be ignored"),
         (["--subsets", "test"], "--subsets test"),
+        (["--precision", "fp16"], "--precision fp16 is not for this trainer"),
     ],
 )
 def test_bad_flags_are_one_sentence(flags, message, place, capsys):
@@ -223,8 +224,9 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
     assert plan.read(tmp_path / "run").lr == "0.0001"
     assert "error: The loss is not finite." in (tmp_path / "run" / "train.log").read_text()
     other = replace(asked, lr=1e-3)
-    with pytest.raises(InputError, match="holds another run: lr 0.0001, now 0.001"):
+    with pytest.raises(InputError, match="holds another run: lr 0.0001, now 0.001") as refusal:
         finetune_hf.run(other)
+    assert "--extend" not in str(refusal.value)
     with pytest.raises(InputError, match="not finite"):
         finetune_hf.run(other, "redo")
     assert begun == [1e-4, 1e-3]

@@ -45,7 +45,7 @@ def perturbed(dictionary, base, peft="lora", seed=3, **given):
     return model
 
 
-def write(path, model, base, base_path="base.pt", **more):
+def write(path, model, base, base_path="base.pt", tokenizer=b"a model of pieces " * 20, **more):
     """The folder ``path`` of ``model``, trained on ``base`` (None: from scratch)."""
     dictionary = model.encoder.dictionary
     reference = base and {"path": str(base_path), "sha256": adapter_folder.fingerprint(base)}
@@ -64,7 +64,7 @@ def write(path, model, base, base_path="base.pt", **more):
         adapter_folder.TOKENIZER: path.parent / "pieces",
     }
     dictionary.save(str(copies["dict.txt"]))
-    copies[adapter_folder.TOKENIZER].write_bytes(b"a sentencepiece model " * 20)
+    copies[adapter_folder.TOKENIZER].write_bytes(tokenizer)
     adapter_folder.write(path, tensors, {**described, **rest}, copies)
     return path
 

@@ -8,15 +8,19 @@ import types
 
 import pytest
 import torch
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.bart import BARTModel
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
+from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from helpers import TINY
 from settings import identifier
 
 import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft.architectures import Dims
+from fairseq_peft.architectures.transformer import TransformerDims
 from fairseq_peft.architectures.transformer_lm import TransformerLMDims
-from fairseq_peft.models import roberta, transformer_lm
+from fairseq_peft.models import roberta, transformer, transformer_lm
 from fairseq_peft.models.roberta import architecture
 
 
@@ -41,7 +45,7 @@ class Roberta:
         )
 
     @staticmethod
-    def takes(peft):
+    def takes(peft, given):
         """Whether there is such a model."""
         return True
 
@@ -94,7 +98,7 @@ class TransformerLM:
         )
 
     @staticmethod
-    def takes(peft):
+    def takes(peft, given):
         """Whether there is such a model."""
         return peft != "head_only"
 
@@ -139,7 +143,122 @@ class TransformerLM:
         return TransformerLanguageModel.build_model(model.args, task).eval()
 
 
-FAMILIES = {"roberta": Roberta, "transformer_lm": TransformerLM}
+#: All of these are in "all-linear", and the contract moves each tensor by itself.
+ONE_MAP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+#: Flags of what a method computes, wherever it is.
+ARITHMETIC = {
+    *("adapter_layer_norm", "adapter_reduction", "adapter_scaling", "compacter_phm_dim"),
+    *("fusion_layer_norm", "fusion_scaling", "lora_lr_ratio", "prefix_mlp"),
+    *("prompt_init", "prompt_mlp"),
+}
+#: What meets in one block, or in front of one text.
+UNIONS = {
+    *("adapter,lora", "bitfit,adapter", "layer_norm,adapter", "lora,adapter", "lora,bitfit"),
+    *("lora,prefix", "lora,prompt", "prefix,prompt"),
+}
+
+
+class Transformer:
+    """fairseq's encoder-decoder: two layers each, C = 16, sinusoids, one embedding for all.
+
+    Tokens are the source; the target is always the same.
+    """
+
+    name = "transformer"
+    family = transformer.FAMILY
+    heads = "no heads"
+    has_head = False
+    body = ""
+    model_class = transformer.TransformerPeftModel
+    config_class = transformer.TransformerPeftConfig
+    stock_class = TransformerModel
+    arch = "transformer_full"
+
+    def __init__(self, dictionary):
+        self.dictionary = dictionary
+        self.dims = TransformerDims(
+            TINY["encoder_layers"],
+            TINY["encoder_layers"],
+            TINY["encoder_embed_dim"],
+            TINY["encoder_ffn_embed_dim"],
+            TINY["encoder_attention_heads"],
+            0,
+            len(dictionary),
+        )
+
+    @staticmethod
+    def takes(peft, given):
+        """Whether there is such a model, "the last layers" being those of one stack, and it shows
+        more than the same setting in the other families: where things go, not how they compute."""
+        one_stack = "last_layers" in peft or any("skip_layers" in flag for flag in given)
+        targets = given.get("peft_targets", "")
+        named = targets.startswith("layers")  # of one stack: these names begin with the stack's
+        covered = targets in ONE_MAP or not ARITHMETIC.isdisjoint(given)
+        union = "," in peft and peft not in UNIONS
+        return peft != "head_only" and not (one_stack or named or covered or union)
+
+    def build(self, peft="full", seed=1, head=True, **given):
+        """A model in eval mode; ``peft`` may name several methods. There is no head."""
+        normalize_before = given.pop("encoder_normalize_before", False)
+        sizes = {name: TINY[f"encoder_{name}"] for name in ("layers", "embed_dim")}
+        sizes.update({n: TINY[f"encoder_{n}"] for n in ("ffn_embed_dim", "attention_heads")})
+        flags = {
+            **{
+                f"{half}_{n}": value
+                for n, value in sizes.items()
+                for half in ("encoder", "decoder")
+            },
+            "encoder_normalize_before": normalize_before,
+            "decoder_normalize_before": normalize_before,
+            "max_source_positions": TINY["max_positions"],
+            "max_target_positions": TINY["max_positions"],
+            "share_all_embeddings": True,
+            "peft": peft,
+            **given,
+        }
+        args = argparse.Namespace(**flags)
+        ARCH_CONFIG_REGISTRY[self.arch](args)
+        torch.manual_seed(seed)
+        return self.model_class.build_model(
+            self.config_class.from_namespace(args), self.task(seed)
+        ).eval()
+
+    def task(self, seed=1):
+        """What a model is built for."""
+        return types.SimpleNamespace(
+            source_dictionary=self.dictionary,
+            target_dictionary=self.dictionary,
+            cfg=types.SimpleNamespace(seed=seed),
+        )
+
+    def target(self, num_rows):
+        """(B, 6): what the decoder reads, </s> and five words."""
+        return torch.tensor([[self.dictionary.eos(), 7, 9, 20, 13, 5]]).expand(num_rows, -1)
+
+    def scores(self, model, tokens):
+        """How likely two words are to come next, (B, 2), in fp32 as fairseq's loss has them."""
+        lengths = tokens.ne(self.dictionary.pad()).sum(1)
+        logits, _ = model(tokens, lengths, self.target(len(tokens)))
+        return logits[:, -1, 4:6].float()
+
+    def stock(self, model):
+        """fairseq's own model of the same sizes, in eval mode."""
+        args = argparse.Namespace(**vars(model.args))
+        return self.stock_class.build_model(args, self.task()).eval()
+
+
+class BART(Transformer):
+    """As ``Transformer``, with learned positions, a norm of the embeddings, gelu."""
+
+    name = "bart"
+    model_class = transformer.BARTPeftModel
+    config_class = transformer.BARTPeftConfig
+    stock_class = BARTModel
+    arch = "bart_full"
+
+
+#: Those of the contract. BART differs from a transformer in flags alone.
+FAMILIES = {"roberta": Roberta, "transformer_lm": TransformerLM, "transformer": Transformer}
 
 
 def parametrize(settings, families=FAMILIES):
@@ -148,6 +267,6 @@ def parametrize(settings, families=FAMILIES):
         pytest.param(name, *setting, id=f"{name}-{identifier(*setting)}")
         for name in families
         for setting in settings
-        if FAMILIES[name].takes(setting[0])
+        if FAMILIES[name].takes(*setting)
     ]
     return pytest.mark.parametrize("family, peft, given", cases, indirect=["family"])

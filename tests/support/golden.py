@@ -115,7 +115,7 @@ def main():
         family, numbers = make(words()), found.setdefault(name, {})
         for setting in collect():
             key = identifier(*setting)
-            if family.takes(setting[0]) and key not in numbers:
+            if family.takes(*setting) and key not in numbers:
                 numbers[key] = round(number_of(family, *setting), 8)
                 print(f"{name} {key}: {numbers[key]}")
     LOGITS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
     "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
-    "omegaconf",
+    "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn",
 }  # fmt: skip
 
 
@@ -51,12 +51,12 @@ PARTS = {
     "precision": part(1, inside="torch"),
     # Rooms, from the lowest.
     "layers": part(1, FAIRSEQ),
-    "runs": part(1, inside="torch numpy"),
     "fairseq_fixes": part(1, FAIRSEQ),
     "architectures": part(1),
+    "runs": part(2, inside="torch numpy"),
     # Neither torch nor fairseq, even in functions.
     "text": part(1, "numpy scipy", "sentencepiece tokenizers"),
-    "report": part(2, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
+    "report": part(3, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
     "injection": part(2, TORCH),
     "adapters": part(2, TORCH + " safetensors"),
     "methods": part(4, TORCH),
@@ -65,13 +65,13 @@ PARTS = {
     "data": part(5, FAIRSEQ),
     "criterions": part(5, FAIRSEQ),
     "optim": part(5, FAIRSEQ),
-    "models": part(6, FAIRSEQ),
+    "models": part(6, FAIRSEQ, "transformers"),  # its models as fairseq's
     "checkpoints": part(7, FAIRSEQ),
     "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
     "tasks": part(8, FAIRSEQ),
     "combining": part(9, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
-    "serving": part(10, FAIRSEQ, "sklearn"),
+    "serving": part(10, FAIRSEQ, "sklearn fastapi fastapi_offline starlette uvicorn"),
     "sweeps": part(10, FAIRSEQ + " fairseq_cli"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "plugin": part(11, FAIRSEQ),

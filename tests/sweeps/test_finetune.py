@@ -18,6 +18,7 @@ from fairseq import checkpoint_utils  # noqa: E402
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.checkpoints import best  # noqa: E402
 from fairseq_peft.runs import lock, plan  # noqa: E402
+from fairseq_peft.sweeps import finetune as of_runs  # noqa: E402
 
 
 @pytest.fixture
@@ -58,9 +59,19 @@ def test_what_fairseq_ended_is_done_and_says_why(finetune, words, reason, num_ep
     assert status == 0 and "is done" in text
 
 
+def test_the_log_says_what_ended_a_run_whatever_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGLEVEL", "WARNING")  # fairseq reads it
+    words = ["timeit", "-n1", "-r1", "import os; print(os.environ['LOGLEVEL'])"]
+    with open(tmp_path / "log", "w+") as log:
+        assert of_runs.process(words, log, 1, lambda: None) == 0
+        log.seek(0)
+        assert log.readline() == "INFO\n"
+
+
 def test_another_plan_is_refused_and_a_run_without_end_is_extended(finetune, capfd):
     fixed = ["--", "--lr-scheduler", "fixed"]
-    assert finetune("--epochs", "1", "--warmup", "0", *fixed)[0] == 0
+    status, _, text = finetune("--epochs", "1", "--warmup", "0", *fixed)
+    assert status == 0 and ": 9 updates; " in text
     status, folder, _ = finetune("--epochs", "2", "--warmup", "0", *fixed)
     assert status == 1 and "max_epoch 1, now 2" in capfd.readouterr().err
     assert finetune("--epochs", "2", "--warmup", "0", "--extend", *fixed)[0] == 0

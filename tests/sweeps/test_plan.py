@@ -9,9 +9,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-from helpers import ROOT, TINY_FLAGS
+from helpers import ROOT, TINY_FLAGS, write_data
 
 pytest.importorskip("fairseq")
+
+from kinds import LABELS, labels_rows, write_labels, write_numbers  # noqa: E402
 
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import lock, plan  # noqa: E402
@@ -82,6 +84,7 @@ def test_a_run_from_a_base_is_the_same_whether_its_size_is_named_or_not(knobs, b
         (["--max-epoch", "5"], 45),
         (["--max-update", "20"], 20),
         (["--distributed-world-size", "2"], 15),
+        (["--train-subset", "valid"], 9),  # 21 rows
     ],
 )
 def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updates):
@@ -166,6 +169,19 @@ def test_other_data_is_another_plan(knobs, data_folder, tmp_path):
         plan.make(knobs_of.command(replace(knobs, data=str(d)))) for d in (data_folder, copy)
     )
     assert plan.sentence(plan.differences(now, other)) == "data has changed"
+
+
+def test_other_numbers_are_other_data(tmp_path):
+    """They are lines of text, where classes are binarised."""
+    folder = write_numbers(tmp_path / "numbers")
+    before = plan.data_fingerprint(folder)
+    assert plan.data_fingerprint(write_numbers(tmp_path / "again")) == before
+    path = folder / "label" / "train.label"
+    path.write_text(path.read_text().replace(".5\n", ".25\n", 1))
+    assert plan.data_fingerprint(folder) != before
+    assert plan.data_fingerprint(write_labels(tmp_path / "a")) != plan.data_fingerprint(
+        write_data(tmp_path / "b", labels_rows(), LABELS)
+    )
 
 
 def test_redo_throws_away_and_extend_goes_on_only_where_it_is_exact(knobs):

@@ -14,9 +14,11 @@ pytest.importorskip("fairseq")
 
 import fairseq_peft.plugin  # noqa: E402, F401
 from fairseq_peft.errors import InputError  # noqa: E402
-from fairseq_peft.sweeps import cells, check, progress  # noqa: E402
+from fairseq_peft.report import runs  # noqa: E402
+from fairseq_peft.runs import plan  # noqa: E402
+from fairseq_peft.sweeps import cells, check, finetune, progress  # noqa: E402
 from fairseq_peft.sweeps.epochs import Epochs  # noqa: E402
-from fairseq_peft.sweeps.knobs import Knobs  # noqa: E402
+from fairseq_peft.sweeps.knobs import Knobs, command  # noqa: E402
 from fairseq_peft.sweeps.sweep import Sweep  # noqa: E402
 
 
@@ -24,16 +26,25 @@ from fairseq_peft.sweeps.sweep import Sweep  # noqa: E402
 def sweep(data_folder, base_checkpoint, tmp_path):
     """``sweep(names, flags={...}, jobs=2, base=...)``; what is no argument is a knob."""
 
-    def make(names=("pretrained/lora",), flags=None, seeds=(1, 2), jobs=1, **more):
+    def make(
+        names=("pretrained/lora",),
+        flags=None,
+        seeds=(1, 2),
+        jobs=1,
+        rates=None,
+        flags_of_all=(),
+        **more,
+    ):
         given = {
             **{"method": "", "label": "", "seed": 0, "lr": "", "size": "roberta_small"},
             **{"epochs": 3, "batch_size": 8, "warmup": 10, "precision": "fp32"},
-            **{"subsets": "valid,test", "threads": 1, "arch_args": TINY_FLAGS, "flags": []},
+            **{"subsets": "valid,test", "threads": 1, "arch_args": TINY_FLAGS},
+            **{"flags": list(flags_of_all)},
             **{"data": str(data_folder), "runs": str(tmp_path / "runs")},
             **{"base": str(base_checkpoint), **more},
         }
-        rates = {"SCRATCH": "1e-3", **({"LORA": "1e-3"} if "pretrained/lora" in names else {})}
-        read = cells.read(list(names), flags or {}, rates)
+        usual = {"SCRATCH": "1e-3", **({"LORA": "1e-3"} if "pretrained/lora" in names else {})}
+        read = cells.read(list(names), flags or {}, rates or usual)
         return Sweep(Knobs(**given), read, list(seeds), jobs)
 
     return make
@@ -118,6 +129,56 @@ def test_another_launcher_is_a_class_with_start(sweep):
     assert [str(run) for run in schedule.failed] == ["scratch/full seed 1 lr 1e-3"]
     assert "failed: scratch/full seed 1 lr 1e-3: no room" in said.getvalue()
     assert "7 of 9 done, 0 running, 1 failed" in said.getvalue()
+
+
+class Trained:
+    """Trains nothing: a job's runs are done when it is looked at, with the accuracy of their rate
+    after so many epochs."""
+
+    def __init__(self, accuracies):
+        self.accuracies, self.started = accuracies, []
+
+    def start(self, job):
+        for knobs in job.runs:
+            finetune.adopt(knobs.folder, plan.make(command(knobs)), job.change)
+            self.started.append(f"seed {knobs.seed} lr {knobs.lr} epochs {knobs.epochs}")
+            (knobs.folder / "checkpoint_last.pt").touch()
+            result = dict.fromkeys(runs.RESULT_FIELDS)
+            names = ("data", "init", "method", "seed", "rows", "hyperparameters", "method_config")
+            values = ("tiny", "pretrained", "lora", knobs.seed, {}, {}, {})
+            result.update(zip(names, values))
+            result.update(schema=1, trainable_parameters=1, total_parameters=1, curve=[])
+            accuracy = self.accuracies[knobs.lr, knobs.epochs]
+            result.update(valid_accuracy=accuracy, ended_by=f"max_epoch: {knobs.epochs}")
+            (knobs.folder / "result.json").write_text(json.dumps(result))
+        return SimpleNamespace(poll=lambda: [None] * len(job.runs), stop=lambda: None)
+
+
+def test_more_epochs_may_pick_another_rate(sweep, tmp_path):
+    """A seed that was trained with the old one is told, and nothing is lost: a cell mixes none."""
+    given = {"warmup": 0, "flags_of_all": ["--lr-scheduler", "fixed"]}
+    launcher = Trained({("1e-3", 1): 0.7, ("1e-2", 1): 0.6, ("1e-3", 2): 0.8, ("1e-2", 2): 0.9})
+
+    def run(epochs, change=None):
+        one = sweep(rates={"LORA": "1e-3 1e-2"}, epochs=epochs, **given)
+        one.change = change
+        schedule = one.schedule()
+        one.pick(schedule)
+        one.run(schedule, launcher, progress.Lines(schedule, 10, io.StringIO()))
+        return schedule
+
+    run(1)
+    assert launcher.started[-1] == "seed 2 lr 1e-3 epochs 1"
+    before = len(launcher.started)
+    schedule = run(2, "extend")
+    assert launcher.started[before:] == ["seed 1 lr 1e-3 epochs 2", "seed 1 lr 1e-2 epochs 2"]
+    (why,) = schedule.failed.values()
+    assert why.startswith("lr 0.01 is the best on valid now, and ") and "with lr 0.001. " in why
+    folder = tmp_path / "runs" / "tiny" / "pretrained" / "lora"
+    assert [plan.read(folder / f"seed{seed}").lr for seed in (1, 2)] == ["0.001", "0.001"]
+    run(2, "redo")
+    assert launcher.started[before + 2 :] == ["seed 2 lr 1e-2 epochs 2"]
+    assert [plan.read(folder / f"seed{seed}").lr for seed in (1, 2)] == ["0.01", "0.01"]
 
 
 def test_what_is_shown_is_what_chooses(tmp_path):

@@ -58,7 +58,7 @@ def test_line_breaks_inside_a_line_become_spaces(tmp_path, char):
     (raw / "train.review").write_bytes(f"a{char}b\nc{char}{char}d\n".encode())
     corpus = read_corpus(raw)
     assert pairs(corpus, "train") == [("a b", "1"), ("c  d", "0")]
-    assert corpus.notes == {"line_breaks_replaced": 3, "lines_with_line_breaks": 2}
+    assert corpus.notes == {"line_breaks_replaced": 3}
 
 
 def test_windows_files(tmp_path):

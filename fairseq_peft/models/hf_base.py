@@ -1,0 +1,106 @@
+"""A model of Hugging Face's, from a local folder or from a config with random weights.
+
+Nothing is fetched, and no pickle is read: weights are safetensors. transformers is an extra, which
+only these functions import.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from fairseq_peft.architectures.hf_configs import CONFIGS
+from fairseq_peft.errors import InputError
+
+#: The attention of ``layers/hf_attention.py``, as transformers knows it.
+ATTENTION = "fairseq_peft"
+
+
+def library():
+    """The module transformers, which knows our attention.
+
+    Raises:
+        InputError: it is not installed, or too old.
+    """
+    try:
+        import transformers
+        from transformers.masking_utils import AttentionMaskInterface, eager_mask
+        from transformers.modeling_utils import AttentionInterface
+    except ImportError as error:
+        raise InputError(
+            "--arch hf_causal_lm and hf_seq2seq need transformers 5, which is not installed. "
+            "Install the extra hf: pip install 'fairseq-peft[hf]'."
+        ) from error
+    from fairseq_peft.layers.hf_attention import attend
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    return transformers
+
+
+def read_config(hf_model: str, hf_config: str):
+    """The config that ``--hf-model`` or ``--hf-config`` means.
+
+    Raises:
+        InputError: neither or both are given, or there is no such config.
+    """
+    if bool(hf_model) == bool(hf_config):
+        raise InputError(
+            "Give either --hf-model with the folder of a model, or --hf-config with "
+            f"{', '.join(CONFIGS)} or the path of a config.json, for random weights."
+        )
+    known = dict(CONFIGS.get(hf_config, {}))
+    if not known:
+        path = Path(hf_model) / "config.json" if hf_model else Path(hf_config)
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            names = "" if hf_model else f"; names known here: {', '.join(CONFIGS)}"
+            raise InputError(
+                f"{path} cannot be read as the config of a model ({error}). Give a folder with "
+                f"config.json and model.safetensors, or a config{names}."
+            ) from error
+    kind = known.pop("model_type", None) if isinstance(known, dict) else None
+    return kind, known
+
+
+def build(kind: str, values: dict, folder: str, auto: str):
+    """The model, in fp32, with the attention of ``layers/hf_attention.py``.
+
+    Args:
+        kind: its model_type.
+        values: the config.
+        folder: where its weights are; empty for random ones.
+        auto: the class of transformers that builds it, such as ``AutoModelForCausalLM``.
+
+    Raises:
+        InputError: the folder has no safetensors, or not all of the weights.
+    """
+    transformers = library()
+    config = transformers.AutoConfig.for_model(kind, **values)
+    make = getattr(transformers, auto)
+    if not folder:
+        return make.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    if not list(Path(folder).glob("*.safetensors")):
+        raise InputError(
+            f"{folder} has no model.safetensors; pickles (pytorch_model.bin) are not read, for "
+            "they may run code. Convert it: AutoModel.from_pretrained(...).save_pretrained(...)."
+        )
+    model, told = make.from_pretrained(
+        folder,
+        config=config,
+        attn_implementation=ATTENTION,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    wrong = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
+    if wrong:
+        raise InputError(
+            f"{folder} lacks weights that its config asks for, such as {wrong[0]}. Give a folder "
+            "whose config.json and model.safetensors belong together."
+        )
+    return model

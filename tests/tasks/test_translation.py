@@ -1,0 +1,161 @@
+"""fairseq's own task translation, unchanged, with an encoder-decoder of the plugin: trained,
+validated, generated from, merged."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+import verbs
+from fairseq.data import Dictionary
+from fairseq.data.indexed_dataset import make_builder
+from helpers import PACKAGE
+
+SIZES = [
+    f"--{half}-{name}={value}"
+    for half in ("encoder", "decoder")
+    for name, value in (
+        *(("layers", 2), ("embed-dim", 16), ("ffn-embed-dim", 24), ("attention-heads", 4)),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A language whose sentences are those of the other, word for word, the other way round."""
+    folder, rng, words = tmp_path_factory.mktemp("pair"), random.Random(1), Dictionary()
+    for i in range(20):
+        words.add_symbol(f"w{i}", n=20 - i)
+    rows = {"train": 80, "valid": 12, "test": 12}
+    for language in ("en", "xx"):
+        words.save(str(folder / f"dict.{language}.txt"))
+    for split, number in rows.items():
+        sentences = [
+            [rng.randrange(4, 24) for _ in range(rng.randint(2, 6))] for _ in range(number)
+        ]
+        for language, turn in (("en", 1), ("xx", -1)):
+            out = str(folder / f"{split}.en-xx.{language}")
+            builder = make_builder(out + ".bin", impl="mmap", vocab_size=len(words))
+            for sentence in sentences:
+                builder.add_item(torch.IntTensor([*sentence[::turn], words.eos()]))
+            builder.finalize(out + ".idx")
+    return folder
+
+
+GENERATE = """
+import sys
+sys.argv = {words}
+from fairseq_cli.generate import cli_main
+cli_main()
+"""
+
+
+@pytest.fixture
+def run(fairseq, data):
+    """``run("train", ...)``: fairseq's tool on the data; its output."""
+
+    def call(name, *words):
+        words = [data, "--task", "translation", "--cpu", *words]
+        if name == "generate":
+            program = GENERATE.format(words=[name, *map(str, words)])
+            done = fairseq("python", program)
+        else:
+            done = fairseq(name, *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    return call
+
+
+def train(run, arch, save_dir, max_update, *words):
+    return run(
+        *("train", "--arch", arch, "--save-dir", save_dir, "--max-update", max_update),
+        *("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1),
+        *("--optimizer", "adam", "--lr", 1e-2, "--batch-size", 16, "--seed", 1),
+        *("--num-workers", 0, "--no-epoch-checkpoints", "--log-format", "simple"),
+        *("--source-lang", "en", "--target-lang", "xx", *words),
+    )
+
+
+def weights(path):
+    return torch.load(path, weights_only=False)["model"]
+
+
+PLUGIN = ("--user-dir", PACKAGE)
+LEARNED = ("--encoder-learned-pos", "--decoder-learned-pos", "--max-source-positions", 40)
+
+
+def test_train_validate_generate_merge(run, tmp_path, capsys):
+    """A base of stock fairseq, with positions of its own; a LoRA on it in all three places, a
+    prefix, a prompt; what is generated from its checkpoint, and from the merged weights in stock
+    fairseq."""
+    base = tmp_path / "base" / "checkpoint_last.pt"
+    flags = (*SIZES, *LEARNED, "--max-target-positions", 40, "--share-all-embeddings")
+    train(run, "transformer", tmp_path / "base", 4, *flags)
+
+    given = (*PLUGIN, "--finetune-from-model", base)
+    targets = ("--peft-targets", "all-linear,embed_tokens")
+    train(run, "transformer_lora", tmp_path / "lora", 12, *given, *targets)
+    train(run, "transformer_peft", tmp_path / "both", 12, *given, "--peft", "prefix,prompt")
+
+    before = weights(base)
+    for name, number in (("lora", 33), ("both", 3)):
+        path = tmp_path / name / "checkpoint_last.pt"
+        after = weights(path)
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        added = after.keys() - before.keys()
+        assert (
+            len({key.rpartition(".")[0] for key in added if "decoder.embed" not in key}) == number
+        )
+        moved = [key for key in added if "lora_B" in key and after[key].abs().max() > 1e-3]
+        assert name == "both" or len(moved) >= 32
+
+    def generated(path, *words):
+        search = ("--batch-size", 4, "--beam", 3, "--max-len-b", 8)
+        out = run("generate", "--path", path, *search, *words)
+        found = re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", out, re.MULTILINE)
+        assert len(found) == 12 and "BLEU4" in out
+        return {row: (words, float(score)) for row, score, words in found}
+
+    for name in ("lora", "both"):
+        path = tmp_path / name / "checkpoint_best.pt"
+        loss = run("validate", "--path", path, "--batch-size", 4, *PLUGIN)
+        assert "nll_loss" in loss
+        found = generated(path, *PLUGIN, "--print-alignment")
+    found = generated(tmp_path / "lora" / "checkpoint_best.pt", *PLUGIN)
+
+    merged = tmp_path / "merged.pt"
+    verbs.run("merge", tmp_path / "lora" / "checkpoint_best.pt", merged)
+    assert weights(merged).keys() == before.keys()
+    # Alone, fairseq leaves out what is left of a division by 8.
+    expected = generated(merged, "--required-batch-size-multiple", 1)
+    assert {row: words for row, (words, _) in found.items()} == {
+        row: words for row, (words, _) in expected.items()
+    }
+    for row, (_, score) in found.items():
+        assert score == pytest.approx(expected[row][1], abs=1e-3)
+    capsys.readouterr()
+    message = verbs.refused(
+        capsys, "merge", tmp_path / "both" / "checkpoint_best.pt", tmp_path / "no.pt"
+    )
+    assert "cannot be merged" in message
+
+
+def test_seeds_and_resume(run, tmp_path):
+    """--seed draws the methods' tensors, though the task knows none; a run that was stopped goes on
+    as one that was not, bit for bit."""
+    flags = (*SIZES, *PLUGIN, "--share-all-embeddings", "--save-interval-updates", 4)
+    train(run, "transformer_lora", tmp_path / "whole", 8, *flags)
+    train(run, "transformer_lora", tmp_path / "halves", 4, *flags)
+    train(run, "transformer_lora", tmp_path / "halves", 8, *flags)
+    one, other = (weights(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "halves"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    drawn = [
+        weights(tmp_path / f"seed{seed}" / "checkpoint_last.pt")
+        for seed in (1, 2)
+        if train(run, "transformer_lora", tmp_path / f"seed{seed}", 1, *flags, "--seed", seed)
+    ]
+    key = "encoder.layers.0.self_attn.q_proj.lora_A"
+    assert (drawn[0][key] - drawn[1][key]).abs().max() > 0.05

@@ -1,0 +1,107 @@
+"""docs/tutorial.md, as it stands, with two questions instead of twenty and a small base."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+
+import pytest
+from helpers import ROOT, TINY
+from pages import commands_of, files_of
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("fairseq")
+
+import adapter_folders  # noqa: E402
+from fairseq.dataclass.configs import FairseqConfig  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from fairseq_peft.checkpoints import finetuned  # noqa: E402
+
+pytestmark = pytest.mark.end_to_end
+
+PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+FILES = files_of(PAGE)
+
+
+def write_base(folder):
+    """model.pt, dict.txt and the sentencepiece model, of the size of the tests' models."""
+    import sentencepiece
+    from fairseq.data import Dictionary
+
+    folder.mkdir(parents=True)
+    with open(folder / "sentencepiece.bpe.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(FILES["course.py"].split("\n")),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=150,
+            minloglevel=2,
+        )
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
+    words = Dictionary()
+    for i in range(3, len(pieces)):
+        words.add_symbol(pieces.id_to_piece(i))
+    words.save(str(folder / "dict.txt"))
+    words.add_symbol("<mask>")
+    cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+    cfg.update(model={"_name": "roberta_small", **TINY}, task={"_name": "masked_lm"})
+    finetuned.write(folder / "model.pt", {}, cfg, adapter_folders.base_state(words))
+
+
+@pytest.fixture
+def course(tmp_path, python):
+    """``course(text)``: commands of the page, in one shell, begun where the repository would be."""
+    write_base(tmp_path / "quickstart" / "base")
+    (tmp_path / "course").mkdir()
+    for name, content in FILES.items():
+        content = content.replace(
+            "QUESTIONS, MARKED, NEW = 20, 150, 20", "QUESTIONS, MARKED, NEW = 2, 80, 5"
+        )
+        (tmp_path / "course" / name).write_text(content, encoding="utf-8")
+    functions = (
+        f'python() {{ "{python}" -c "exec(open(\'$1\').read())"; }}\n'
+        f'fairseq-peft() {{ "{python}" -m fairseq_peft.cli "$@"; }}\n'
+    )
+
+    def run(text):
+        text = text.replace("bash scripts/", f"bash {ROOT}/scripts/")
+        text = text.replace("quickstart.sh", "quickstart.sh --dry-run")
+        text = text.replace("--epochs 20", "--epochs 2 --threads 1")
+        return subprocess.run(
+            ["bash", "-e", "-c", functions + text],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_the_page_has_its_files():
+    assert list(FILES) == ["course.py", "split.py", "mark.py"]
+    assert "QUESTIONS, MARKED, NEW = 20, 150, 20" in FILES["course.py"]
+
+
+def test_from_a_table_to_classifiers_on_one_base(course, tmp_path):
+    blocks = commands_of(PAGE)
+    done = course("\n".join(line for lines, _ in blocks for line in lines))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (shown,) = (shown for _, shown in blocks if shown)
+    assert "\n".join(shown) in done.stdout
+    assert "of 10 as by hand, 2 classifiers on one base" in done.stdout
+
+    here = tmp_path / "course"
+    rows = json.loads((here / "report" / "report.json").read_text())
+    assert [(row["data"], row["method"]) for row in rows] == [("q01", "lora"), ("q02", "lora")]
+    with open(here / "marks.csv", encoding="utf-8", newline="") as file:
+        marks = list(csv.DictReader(file))
+    assert {row["question"] for row in marks} == {"q01", "q02"}
+    assert {row["mark"] for row in marks} <= {"right", "wrong"}
+    with open(here / "q01.csv", encoding="utf-8", newline="") as file:
+        alone = {row["answer"]: row["prediction"] for row in csv.DictReader(file)}
+    for row in marks:  # in company as alone
+        assert row["question"] != "q01" or row["mark"] == alone[row["answer"]]
