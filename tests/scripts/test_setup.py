@@ -126,9 +126,7 @@ def test_every_requirement_is_pinned():
         if line and not line.startswith("#")
     }
     setup_py = (ROOT / "setup.py").read_text()
-    wanted = re.findall(
-        r'"([a-z][a-z0-9-]+)(?:[<>=;][^"]*)?"[,\]]', setup_py.split("readme = ")[1]
-    )
+    wanted = re.findall(r'"([a-z][a-z0-9-]+)(?:[<>=;][^"]*)?"[,\]]', setup_py.split("readme = ")[1])
     wanted = {*wanted} - {"fairseq-fixed", "fairseq-peft"}
     assert {"torch", "numpy", "pytest", "transformers", "fastapi"} <= wanted
     assert wanted <= pinned
