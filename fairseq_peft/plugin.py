@@ -41,12 +41,18 @@ if not hasattr(np, "compat"):
 
 from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
 from fairseq_peft.checkpoints import saving  # noqa: E402, F401
-from fairseq_peft.fairseq_fixes import plateau, processes, whole_words  # noqa: E402, F401
+from fairseq_peft.fairseq_fixes import (  # noqa: E402
+    last_batch,
+    plateau,
+    processes,
+    whole_words,
+)
 from fairseq_peft.fairseq_fixes.help import complete_help  # noqa: E402
 
 install_excepthook()
 complete_help()
 saving.install()
 whole_words.install()
+last_batch.install()
 plateau.install()
 processes.install()

@@ -63,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_peft.sweeps import finetune_hf
 
     args.precision = resolve(args.precision)
+    if args.precision == "fp16":
+        raise InputError(
+            "--precision fp16 is not for this trainer, which keeps no loss scale of ours. Give "
+            "bf16 or fp32."
+        )
     names = [field.name for field in fields(Options)]
     given = {name: value for name, value in vars(args).items() if name in names}
     options = Options(**{**given, "subsets": tuple(args.subsets.split(","))})

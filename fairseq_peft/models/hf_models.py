@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from fairseq.models import (
 from omegaconf import OmegaConf
 
 from fairseq_peft import methods, precision
+from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models import hf_base, hf_families, hf_slots
@@ -51,6 +53,8 @@ HFConfig = config_class("HFConfig", FLAGS)
 
 #: Where incremental_state keeps the cache of keys and values, and how many tokens are in it.
 CACHE = "fairseq_peft.hf"
+#: Name in a state of the SHA-256 of what it leaves out, for that is in the folder of the base.
+BASE = "base_sha256"
 #: A length that no text has, for models without a limit of their own.
 UNLIMITED = 1_000_000
 
@@ -59,6 +63,8 @@ class HFModel(PeftModel, BaseFairseqModel):
     """A model of transformers, ``hf``, in which ``family`` says what methods change.
 
     Attributes:
+        base_digests: SHA-256 of each tensor of the folder that it came from; empty where there is
+            none.
         pad: the id of padding, V.
         embed_scale: what word embeddings are multiplied with.
     """
@@ -75,6 +81,7 @@ class HFModel(PeftModel, BaseFairseqModel):
         super().__init__()
         self.hf = hf
         self.family = family
+        self.base_digests = {}
         self.pad = hf.config.vocab_size
         self.embed_scale = getattr(hf.get_input_embeddings(), "embed_scale", 1.0)
 
@@ -96,9 +103,13 @@ class HFModel(PeftModel, BaseFairseqModel):
                 f"--hf-split-qkv would be ignored: models of type {kind!r} keep query, key and "
                 "value apart. Leave it out."
             )
+        if args.hf_model:  # a checkpoint finds it from wherever it is read
+            cfg.hf_model = args.hf_model = os.path.abspath(args.hf_model)
         hf = hf_base.build(kind, config, args.hf_model, cls.auto)
         model = cls(hf, describe(hf.config, args.hf_split_qkv))
         model.args = args
+        if args.hf_model:
+            model.base_digests = model.digests(model.state_dict())
         fill(args, _of_methods(args.peft, model.family.defaults))
         model.check(args)
         hf_slots.add(model, precision.half(args.precision))
@@ -158,6 +169,45 @@ class HFModel(PeftModel, BaseFairseqModel):
                 f"A batch has {num_tokens} tokens and {self.num_reserved} prompt or prefix tokens; "
                 f"the model has {self.room} positions. Give shorter texts."
             )
+
+    @staticmethod
+    def digests(state) -> dict[str, str]:
+        """Name -> SHA-256 of a tensor; one tensor that has several names is read once."""
+        known = {}
+        for tensor in state.values():
+            if tensor.data_ptr() not in known:
+                known[tensor.data_ptr()] = digest("", tensor)
+        return {name: known[tensor.data_ptr()] for name, tensor in state.items()}
+
+    def leave_out_base(self, state: dict) -> dict:
+        """The state without what is as it was in the folder that the model came from, and with the
+        SHA-256 of that; the same where it came from none."""
+        own = self.digests(state)
+        same = {name: own[name] for name in own if own[name] == self.base_digests.get(name)}
+        if not same:
+            return state
+        told = torch.tensor(list(bytes.fromhex(combine(same))), dtype=torch.uint8)
+        return {**{name: t for name, t in state.items() if name not in same}, BASE: told}
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """As ``PeftModel.upgrade_state_dict_named``; what ``leave_out_base`` has left out comes
+        from this model, which has it from its folder.
+
+        Raises:
+            InputError: its folder has something else.
+        """
+        told = state_dict.pop(BASE, None)
+        if told is not None:
+            own = self.state_dict()
+            missing = [key for key in self.base_digests if key not in state_dict]
+            if bytes(told.tolist()).hex() != combine({k: self.base_digests[k] for k in missing}):
+                raise InputError(
+                    f"The checkpoint leaves out {len(missing)} tensors of its base, and "
+                    f"{self.args.hf_model or 'the model'} has others. Give the folder that it was "
+                    "trained on (--model-overrides \"{'hf_model': 'DIR'}\")."
+                )
+            state_dict.update({key: own[key] for key in missing})
+        super().upgrade_state_dict_named(state_dict, name)
 
     def get_targets(self, sample, net_output):
         return sample["target"]

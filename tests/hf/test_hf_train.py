@@ -199,6 +199,7 @@ def test_a_base_of_another_dictionary_is_refused(place, tmp_path):
         (["--warmup", "101"], "--warmup 101"),
         (["--lora-rank", "4"], "would be ignored"),
         (["--subsets", "test"], "--subsets test"),
+        (["--precision", "fp16"], "--precision fp16 is not for this trainer"),
     ],
 )
 def test_bad_flags_are_one_sentence(flags, message, place, capsys):

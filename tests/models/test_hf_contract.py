@@ -29,14 +29,14 @@ COMMON = [
     ("lora,adapter,prompt", {"peft_targets": "all-linear", "prompt_num_tokens": 2}),
 ]
 #: On T5, GPT-2 and BLOOM.
+PUBLISHED = [("lora", {}), ("full", {}), ("last_layers", {"last_layers_embeddings": True})]
+#: On T5 and GPT-2.
 MORE = [
-    ("full", {}),
-    ("lora", {}),
+    *PUBLISHED,
     ("adapter", {"adapter_placement": "both", "adapter_bottleneck": 4}),
     ("adapter", {"adapter_style": "parallel"}),
     ("layer_norm", {}),
     ("bitfit", {}),
-    ("last_layers", {"last_layers_embeddings": True}),
     ("lora", {"lora_init": "pissa"}),
     ("lora", {"lora_bias": "lora_only"}),
     ("lora", {"peft_targets": "EMBEDDING"}),
@@ -52,13 +52,13 @@ MORE = [
     ("prefix", {"prefix_num_tokens": 3, "prefix_positions": "reserved"}),
     ("ia3,adapter", {"adapter_placement": "both"}),
 ]
-EMBEDDINGS = {"t5": "embed_tokens", "gpt2": "wte", "bloom": "word_embeddings"}
+EXTRA = {"t5": MORE, "gpt2": MORE, "bloom": PUBLISHED}
+EMBEDDINGS = {"t5": "embed_tokens", "gpt2": "wte"}
 #: (setting, kind) that are refused -> a part of the sentence.
 REFUSED = {
     ("bitfit", "t5"): "no biases",
     ("last_layers", "t5"): "several stacks",
     ("prefix-reserved", "t5"): "would be ignored",
-    ("prefix-reserved", "bloom"): "would be ignored",
     ("prefix", "t5-gated"): "no place for a prefix",
     ("prefix", "llama-grouped"): "no place for a prefix",
 }
@@ -73,9 +73,9 @@ def short(peft, given):
 
 def cases():
     for kind in KINDS:
-        for peft, given in COMMON + (MORE if kind in EMBEDDINGS else []):
+        for peft, given in COMMON + EXTRA.get(kind, []):
             given = {
-                flag: EMBEDDINGS[kind] if value == "EMBEDDING" else value
+                flag: EMBEDDINGS.get(kind) if value == "EMBEDDING" else value
                 for flag, value in given.items()
             }
             values = "-".join(map(str, given.values()))
@@ -304,13 +304,44 @@ def test_a_folder_is_read_and_its_weights_are_those_of_the_model(kinds, tmp_path
         kind.build(hf_config="", hf_model=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "name, peft, given",
+    [
+        ("t5", "lora", {"lora_init": "pissa"}),
+        ("t5", "lora", {"peft_targets": "embed_tokens"}),
+        ("gpt2-split", "last_layers", {"last_layers_embeddings": True}),
+        ("bloom-split", "lora", {}),
+    ],
+)
+def test_a_checkpoint_leaves_out_its_folder_and_is_filled_from_it(
+    kinds, tmp_path, name, peft, given
+):
+    kind, base = kinds[name]
+    kind.stock(base).save_pretrained(tmp_path / "base")
+    flags = {"hf_config": "", "hf_model": str(tmp_path / "base"), **given}
+    model = kind.build(peft, **flags)
+    perturb(model)
+    slim = model.leave_out_base(model.state_dict())
+    assert sum(t.numel() for t in slim.values()) < sum(t.numel() for t in base.values())
+    again = kind.build(peft, seed=9, **flags)
+    again.accepts_base = False
+    again.load_state_dict(dict(slim), strict=True)
+    with torch.no_grad():
+        assert torch.equal(kind.logits(again), kind.logits(model))
+    other = {name: tensor + 1 for name, tensor in base.items()}
+    kind.stock(other).save_pretrained(tmp_path / "other")
+    wrong = kind.build(peft, **{**flags, "hf_model": str(tmp_path / "other")})
+    with pytest.raises(InputError, match="leaves out .* tensors of its base, and .*other has"):
+        wrong.load_state_dict(dict(slim), strict=True)
+
+
 @parametrize(NOT_TAKEN)
 def test_what_has_no_place_is_refused_in_a_sentence(kind, peft, given):
     with pytest.raises(InputError, match=REFUSED[short(peft, given), kind.name]):
         kind.build(peft, **given)
 
 
-@parametrize([case for case in TAKEN if case[0] in EMBEDDINGS])
+@parametrize([case for case in TAKEN if case[0] in EXTRA])
 def test_counts_equal_the_formulas(kind, start, peft, given):
     if kind.name == "t5":
         dims = replace(

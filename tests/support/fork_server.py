@@ -91,6 +91,9 @@ def cli_main():
         sys.executable = os.environ.pop("FORKING_PYTHON")
         logging.root.handlers.clear()
         logging.root.setLevel(logging.WARNING)
+        # It sets the log up while it is imported, whoever imports it (fairseq_peft.train).
+        vars(sys.modules["fairseq_cli"]).pop("train", None)
+        sys.modules.pop("fairseq_cli.train", None)
     sys.argv = [how, *arguments]
     # The server's streams are files, where a position is kept; these may be pipes.
     sys.stdin, sys.stdout, sys.stderr = (

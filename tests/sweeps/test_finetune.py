@@ -18,6 +18,7 @@ from fairseq import checkpoint_utils  # noqa: E402
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.checkpoints import best  # noqa: E402
 from fairseq_peft.runs import lock, plan  # noqa: E402
+from fairseq_peft.sweeps import finetune as of_runs  # noqa: E402
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def test_what_fairseq_ended_is_done_and_says_why(finetune, words, reason, num_ep
     assert f"epoch {num_epochs} of " in text and f"log: {folder / 'train.log'}" in text
     status, _, text = finetune(*words)
     assert status == 0 and "is done" in text
+
+
+def test_the_log_says_what_ended_a_run_whatever_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGLEVEL", "WARNING")  # fairseq reads it
+    words = ["timeit", "-n1", "-r1", "import os; print(os.environ['LOGLEVEL'])"]
+    with open(tmp_path / "log", "w+") as log:
+        assert of_runs.process(words, log, 1, lambda: None) == 0
+        log.seek(0)
+        assert log.readline() == "INFO\n"
 
 
 def test_another_plan_is_refused_and_a_run_without_end_is_extended(finetune, capfd):

@@ -1,0 +1,113 @@
+"""The loss of answers, token by token, and which label is the likeliest answer.
+
+Shape letters: B rows, T tokens, K labels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+
+from fairseq_peft import scores
+from fairseq_peft.injection import surgery
+
+#: Name of the meter with the sums of ROUGE-1, -2, -L (F1), and the number of rows.
+ROUGE_SUMS = "_rouge"
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def token_losses(logits, target, pad: int) -> torch.Tensor:
+    """(B,) the summed negative log likelihood, in nats, of each row's target (B, T) under logits
+    (B, T, V); what is ``pad`` is left out."""
+    losses = F.cross_entropy(
+        logits.float().transpose(1, 2), target, ignore_index=pad, reduction="none"
+    )
+    return losses.sum(1)
+
+
+class AnswersCriterion(FairseqCriterion):
+    """Cross entropy of the answers' tokens, summed over the batch, in nats.
+
+    Logged per batch: ``loss``, ``ntokens`` (of answers), ``nsentences``, and in validation, where
+    the task has labels, the counts of ``scores.from_counts``.
+    """
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (summed loss, number of answers' tokens, logging output). The methods' penalty is
+        in the loss that is minimised, not in the one that is logged."""
+        pad = self.task.layout.pad
+        logits, _ = model(**sample["net_input"])
+        loss = token_losses(logits, sample["target"], pad).sum()
+        num_tokens = sample["ntokens"]
+        log = {
+            "loss": loss.detach(),
+            "ntokens": num_tokens,
+            "nsentences": sample["nsentences"],
+            "sample_size": num_tokens,
+        }
+        if not model.training and self.task.label_ids:
+            log[scores.COUNTS] = self.counts(model, sample).cpu()
+        penalty = surgery.unwrap(model).penalty() if model.training else None
+        if penalty is not None:
+            loss = loss + num_tokens * penalty
+        return loss, num_tokens, log
+
+    def counts(self, model, sample) -> torch.Tensor:
+        """(3, K), the integers of ``scores.KINDS``: each row's answer is the label that the model
+        finds likeliest, with the end of the answer."""
+        labels, layout = self.task.label_ids, self.task.layout
+        device = sample["target"].device
+        losses = []
+        for ids in labels:
+            batch = layout.batch([(prompt, ids) for prompt, _ in sample["rows"]])
+            inputs = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
+            logits, _ = model(**inputs)
+            losses.append(token_losses(logits, batch["target"].to(device), layout.pad))
+        predicted = torch.stack(losses, 1).argmin(1).cpu()
+        target = torch.tensor([labels.index(list(answer)) for _, answer in sample["rows"]])
+        parts = (target[predicted == target], target, predicted)
+        return torch.stack([torch.bincount(part, minlength=len(labels)) for part in parts])
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Sum the outputs; log the loss a token, perplexity, and the scores that there are."""
+
+        def summed(key):
+            return sum(log.get(key, 0) for log in logging_outputs)
+
+        tokens = float(summed("sample_size"))
+        metrics.log_scalar("loss", float(summed("loss")) / tokens, tokens, round=6)
+        metrics.log_derived("ppl", lambda meters: round(math.exp(min(meters["loss"].avg, 80)), 4))
+        if any(scores.COUNTS in log for log in logging_outputs):
+            metrics.log_scalar(scores.COUNTS, summed(scores.COUNTS), weight=1)
+            for name in ("accuracy", "macro_f1"):
+                metrics.log_derived(name, _score(name))
+        if any(ROUGE_SUMS in log for log in logging_outputs):
+            metrics.log_scalar(ROUGE_SUMS, summed(ROUGE_SUMS), weight=1)
+            for place, name in enumerate(ROUGE):
+                metrics.log_derived(name, _rouge(place))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def _score(name):
+    return lambda meters: round(scores.from_meters(meters)[name], 6)
+
+
+def _rouge(place):
+    def mean(meters):
+        sums = meters[ROUGE_SUMS].sum
+        return round(float(sums[place] / sums[-1]), 6)
+
+    return mean
+
+
+if "answers" not in CRITERION_REGISTRY:
+    register_criterion("answers", dataclass=FairseqDataclass)(AnswersCriterion)

@@ -1,0 +1,123 @@
+"""Rows of a prompt and an answer, as token ids, and batches of them.
+
+Shape letters: B rows, S source tokens, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from fairseq_peft.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model reads a row.
+
+    Attributes:
+        causal: prompt and answer are one text; else the prompt is the source.
+        pad: id of padding, in inputs and in targets, where it is left out of the loss.
+        start: id that answers of an encoder-decoder begin with.
+        eos: id that ends an answer.
+    """
+
+    causal: bool
+    pad: int
+    eos: int
+    start: int
+
+    def batch(self, rows) -> dict:
+        """rows, a list of (prompt ids, answer ids) -> ``net_input`` and ``target`` (B, T), the ids
+        of the answers and of ``eos`` where they are predicted, padding elsewhere."""
+        answers = [[*answer, self.eos] for _, answer in rows]
+        if self.causal:
+            texts = [[*prompt, *answer] for (prompt, _), answer in zip(rows, answers)]
+            targets = [
+                [self.pad] * (len(text) - 1 - len(answer)) + answer
+                for text, answer in zip(texts, answers)
+            ]
+            inputs = {"src_tokens": self.padded([text[:-1] for text in texts])}
+        else:
+            targets = answers
+            before = [[self.start, *answer[:-1]] for answer in answers]
+            inputs = {
+                "src_tokens": self.padded([prompt for prompt, _ in rows]),
+                "prev_output_tokens": self.padded(before),
+            }
+        lengths = [len(prompt) + self.causal * len(answer) for prompt, answer in rows]
+        inputs["src_lengths"] = torch.tensor(lengths)
+        return {"net_input": inputs, "target": self.padded(targets)}
+
+    def padded(self, rows) -> torch.Tensor:
+        """(B, longest), padded at the right."""
+        out = torch.full((len(rows), max(map(len, rows))), self.pad)
+        for row, ids in zip(out, rows):
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return out
+
+
+class AnswerDataset(FairseqDataset):
+    """Prompts and answers of one split; a batch has, beside fairseq's, its ``rows``.
+
+    Attributes:
+        num_cut: rows whose prompt, or answer, was cut at its end.
+    """
+
+    def __init__(self, rows, layout: Layout, max_prompt: int, max_answer: int, place: str):
+        """
+        Args:
+            rows: (prompt ids, answer ids) each.
+            max_prompt: room for the prompt; of a causal model for prompt, answer and ``eos``.
+            max_answer: room for the answer, with ``eos``.
+            place: what the rows are called in messages.
+
+        Raises:
+            InputError: a prompt has no token, or no room beside its answer.
+        """
+        self.layout, self.rows, self.num_cut = layout, [], 0
+        for number, (prompt, answer) in enumerate(rows, 1):
+            kept = answer[: max_answer - 1]
+            room = max_prompt - (len(kept) + 1) * layout.causal
+            if room < 1 or not prompt:
+                raise InputError(
+                    f"{place}, row {number}: a prompt of {len(prompt)} tokens beside an answer of "
+                    f"{len(kept)} leaves {max(room, 0)} of {max_prompt} for it. Give a prompt with "
+                    "a token, and shorter answers (--max-answer-tokens) or more room "
+                    "(--max-prompt-tokens)."
+                )
+            self.num_cut += len(prompt) > room or len(answer) > len(kept)
+            self.rows.append((prompt[:room], kept))
+        self.sizes = np.array([len(prompt) + len(answer) + 1 for prompt, answer in self.rows])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return index, self.rows[index]
+
+    def num_tokens(self, index):
+        return self.sizes[index]
+
+    size = num_tokens
+
+    def collater(self, samples):
+        if not samples:
+            return {}
+        rows = [row for _, row in samples]
+        return {
+            **self.layout.batch(rows),
+            "id": torch.tensor([index for index, _ in samples]),
+            "nsentences": len(rows),
+            "ntokens": sum(len(answer) + 1 for _, answer in rows),
+            "rows": rows,
+        }
+
+    def ordered_indices(self):
+        """By length, those of one length in an order drawn from numpy's generator, which fairseq
+        seeds for each epoch."""
+        order = np.random.permutation(len(self))
+        return order[np.argsort(self.sizes[order], kind="stable")]

@@ -1,0 +1,337 @@
+"""``--task causal_lm`` (prompt, answer) and ``--task text_to_text`` (input, target): Hugging Face's
+models (``models/hf_models.py``) answer in text, and labels are words.
+
+    fairseq-train DATA --user-dir fairseq_peft --task text_to_text --criterion answers \\
+        --arch hf_seq2seq --hf-model t5-small/ --peft lora --labels negative,positive ...
+
+DATA has train.jsonl, valid.jsonl and so on, or .tsv. The loss is that of the answers alone.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import List
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from fairseq_peft.criterions.answers import ROUGE, ROUGE_SUMS
+from fairseq_peft.data.answers import AnswerDataset, Layout
+from fairseq_peft.errors import InputError
+from fairseq_peft.injection import surgery
+from fairseq_peft.models.hf_models import HFModel
+from fairseq_peft.runs import plan
+from fairseq_peft.text import pairs
+from fairseq_peft.text.folder_tokenizer import FolderTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class AnswersConfig(FairseqDataclass):
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "folder with train.jsonl, valid.jsonl, ... or .tsv"},
+    )
+    hf_tokenizer: str = field(
+        default="",
+        metadata={"help": "folder with tokenizer.json (the one of --hf-model)"},
+    )
+    labels: str = field(
+        default="",
+        metadata={
+            "help": "the answers that there are, with commas between: validation says which of "
+            "them is the likeliest, and has an accuracy ('')"
+        },
+    )
+    max_prompt_tokens: int = field(
+        default=512,
+        metadata={
+            "help": "longest prompt or input; with causal_lm, with its answer. Longer ones lose "
+            "their end (512)"
+        },
+    )
+    max_answer_tokens: int = field(
+        default=128, metadata={"help": "longest answer, with its end (128)"}
+    )
+    eval_rouge: bool = field(
+        default=False,
+        metadata={"help": "write answers in validation, word by word, and score them by ROUGE"},
+    )
+    seed: int = II("common.seed")
+    # Read for the length of the run.
+    train_subset: str = II("dataset.train_subset")
+    max_epoch: int = II("optimization.max_epoch")
+    max_update: int = II("optimization.max_update")
+    update_freq: List[int] = II("optimization.update_freq")
+
+
+class AnswersTask(FairseqTask):
+    """What both tasks share.
+
+    Attributes:
+        names: of the two texts of a row.
+        causal: whether prompt and answer are one text.
+        layout: how the model reads a row; None until it is built.
+        label_ids: token ids of each label.
+        planned_updates: updates that the whole run will make; 0 where its flags do not tell, and
+            before the batches of the first epoch are made.
+    """
+
+    names = ("", "")
+    causal = False
+    planned_updates = 0
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.layout = None
+        self.tokenizer = None
+        self.label_ids = []
+        self.told = None
+        self.model = None
+
+    # Set-up
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        return cls(cfg)
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """The model, and with it the tokenizer and how rows are read.
+
+        Raises:
+            InputError: the model is not for this task, the tokenizer not for the model, or labels
+                are not to be told apart.
+        """
+        name = getattr(cfg, "_name", None)
+        kind = ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name, object))
+        wanted = "hf_causal_lm" if self.causal else "hf_seq2seq"
+        if not issubclass(kind, HFModel) or kind.arch != wanted:
+            raise InputError(
+                f"--arch {name} does not go with --task {self.cfg._name}: give --arch {wanted}."
+            )
+        folder = self.cfg.hf_tokenizer or getattr(cfg, "hf_model", None)
+        if not folder:
+            raise InputError(
+                "--hf-config has no tokenizer: give --hf-tokenizer with a folder that has one."
+            )
+        self.tokenizer = FolderTokenizer(folder)
+        self.check_tokenizer()
+        model = super().build_model(cfg, from_checkpoint)
+        if from_checkpoint:
+            model.accepts_base = False
+        self.model = model
+        config = model.hf.config
+        if len(self.tokenizer) > config.vocab_size:
+            raise InputError(
+                f"The tokenizer of {folder} has {len(self.tokenizer)} ids, the model "
+                f"{config.vocab_size} rows of words: they do not belong together."
+            )
+        eos = config.eos_token_id
+        start = getattr(config, "decoder_start_token_id", None)
+        if eos is None or (start is None and not self.causal):
+            raise InputError(
+                "The model's config.json does not say eos_token_id, or decoder_start_token_id: "
+                "answers would have no end, or no beginning. Add them."
+            )
+        eos = eos[0] if isinstance(eos, (list, tuple)) else eos
+        self.layout = Layout(self.causal, model.pad, eos, start)
+        self.room = model.longest_text
+        self.label_ids = self.encode_labels()
+        return model
+
+    def encode_labels(self) -> list[list[int]]:
+        """The token ids of each label.
+
+        Raises:
+            InputError: two labels are one, or one is longer than the room for answers.
+        """
+        words = [label.strip() for label in self.cfg.labels.split(",") if label.strip()]
+        found = [self.tokenizer.encode(self.answer_text(word)) for word in words]
+        for number, (word, ids) in enumerate(zip(words, found)):
+            if ids in found[:number]:
+                raise InputError(
+                    f"--labels {words[found.index(ids)]!r} and {word!r} are the same to the "
+                    f"tokenizer ({ids}). Give words that it tells apart."
+                )
+            if len(ids) >= self.cfg.max_answer_tokens or not ids:
+                raise InputError(
+                    f"--labels {word!r} has {len(ids)} tokens; there is room for "
+                    f"{self.cfg.max_answer_tokens - 1}. Give more --max-answer-tokens, or another "
+                    "word."
+                )
+        if len(words) == 1:
+            raise InputError(f"--labels {self.cfg.labels!r} is one label: give at least two.")
+        return found
+
+    def answer_text(self, text: str) -> str:
+        """An answer as it stands behind its prompt."""
+        return text
+
+    # Checkpoints
+
+    def state_dict(self):
+        """The tokenizer, by name and SHA-256: what ids mean."""
+        return {"tokenizer": {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256}}
+
+    def load_state_dict(self, state_dict):
+        self.told = state_dict.get("tokenizer")
+        if self.tokenizer is not None:
+            self.check_tokenizer()
+
+    def leave_out(self, state):
+        """Called by ``checkpoints/saving.py`` with each checkpoint that is about to be written: the
+        same, without what is in the folder of the base."""
+        return {**state, "model": self.model.leave_out_base(state["model"])}
+
+    def check_tokenizer(self) -> None:
+        """Raise InputError where a checkpoint was trained with another tokenizer."""
+        if self.told is not None and self.told["sha256"] != self.tokenizer.sha256:
+            raise InputError(
+                f"The checkpoint was trained with the tokenizer {self.told['name']}, SHA-256 "
+                f"{self.told['sha256'][:12]}..., and {self.tokenizer.name} is another one. Give "
+                "that with --hf-tokenizer."
+            )
+
+    # Data
+
+    def encode_text(self, text: str) -> list[int]:
+        """Called by a model whose prompt starts from a text."""
+        return self.tokenizer.encode(text)
+
+    def load_dataset(self, split, combine=False, **kwargs):
+        """
+        Raises:
+            InputError: rows are not as they should be, or an answer is no label.
+        """
+        if split in self.datasets:
+            return self.datasets[split]
+        path = Path(self.cfg.data)
+        rows = [
+            (self.tokenizer.encode(prompt), self.tokenizer.encode(self.answer_text(answer)))
+            for prompt, answer in pairs.read(path, split, self.names)
+        ]
+        for number, (_, answer) in enumerate(rows, 1):
+            if self.label_ids and answer not in self.label_ids:
+                raise InputError(
+                    f"{path / split}, row {number}: {self.tokenizer.decode(answer)!r} is none of "
+                    f"--labels {self.cfg.labels}. Name it there, too, or leave the flag out."
+                )
+        room = min(self.cfg.max_prompt_tokens, self.room)
+        dataset = AnswerDataset(
+            rows, self.layout, room, self.cfg.max_answer_tokens, f"{path / split}"
+        )
+        logger.info(f"{split}: {len(dataset)} rows, {dataset.num_cut} cut")
+        self.datasets[split] = dataset
+        return dataset
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        """fairseq's, with every row: a last batch that is no multiple of
+        --required-batch-size-multiple would be left out, of validation, too. It tells how long the
+        run will be."""
+        kwargs["required_batch_size_multiple"] = 1
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if dataset is self.datasets.get(self.cfg.train_subset):
+            limits = (self.cfg.max_epoch, self.cfg.max_update)
+            self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
+        return batches
+
+    def max_positions(self):
+        """None: rows are cut already."""
+
+    @property
+    def source_dictionary(self):
+        return None
+
+    @property
+    def target_dictionary(self):
+        return None
+
+    # Training and validation
+
+    def optimizer_step(self, optimizer, model, update_num):
+        optimizer.step()
+        surgery.unwrap(model).after_update(update_num + 1, self.planned_updates)
+
+    def valid_step(self, sample, model, criterion):
+        loss, sample_size, log = super().valid_step(sample, model, criterion)
+        if self.cfg.eval_rouge:
+            log[ROUGE_SUMS] = self.rouge(sample, model)
+        return loss, sample_size, log
+
+    def rouge(self, sample, model) -> torch.Tensor:
+        """(4,) sums of ROUGE-1, -2 and -L (F1, stemmed) over the rows, and their number."""
+        try:
+            from rouge_score.rouge_scorer import RougeScorer
+        except ImportError as error:
+            raise InputError(
+                "--eval-rouge needs the package rouge-score, which is not installed: pip install "
+                "'fairseq-peft[hf]'."
+            ) from error
+        scorer = RougeScorer(ROUGE, use_stemmer=True)
+        sums = torch.zeros(len(ROUGE) + 1, dtype=torch.float64)
+        written = self.write_answers(model, [prompt for prompt, _ in sample["rows"]])
+        for (_, answer), text in zip(sample["rows"], written):
+            found = scorer.score(self.tokenizer.decode(answer), text)
+            sums += torch.tensor([*(found[name].fmeasure for name in ROUGE), 1.0])
+        return sums
+
+    @torch.no_grad()
+    def write_answers(self, model, prompts) -> list[str]:
+        """The model's answers to ``prompts``, lists of token ids: at each place the likeliest
+        token, step by step, until ``eos`` or the room for answers ends."""
+        model = surgery.unwrap(model)
+        return [self.tokenizer.decode(ids) for ids in self.answer_ids(model, prompts)]
+
+    def answer_ids(self, model, prompts) -> list[list[int]]:
+        """The token ids of the answers, without ``eos``."""
+        layout = self.layout
+        device = next(model.parameters()).device
+        encoded = None
+        if layout.causal:
+            # Padding stands in front, so that all rows go on at the same place.
+            longest = max(map(len, prompts))
+            tokens = torch.tensor([[layout.pad] * (longest - len(p)) + list(p) for p in prompts])
+        else:
+            encoded = model.encode(layout.padded(prompts).to(device))
+            tokens = torch.full((len(prompts), 1), layout.start)
+        tokens, state, answers = tokens.to(device), {}, []
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        for _ in range(self.cfg.max_answer_tokens):
+            logits, _ = model.decoder(tokens, encoded, incremental_state=state)
+            last = logits[:, -1].argmax(-1).masked_fill(done, layout.eos)
+            done |= last.eq(layout.eos)
+            answers.append(last)
+            tokens = torch.cat([tokens, last[:, None]], 1)
+            if done.all() or (layout.causal and tokens.shape[1] >= self.room):
+                break
+        rows = torch.stack(answers, 1).tolist()
+        return [row[: row.index(layout.eos)] if layout.eos in row else row for row in rows]
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        type(criterion).reduce_metrics(logging_outputs)
+
+
+class CausalLMTask(AnswersTask):
+    """Prompt and answer are one text, with a space between."""
+
+    names = ("prompt", "answer")
+    causal = True
+
+    def answer_text(self, text):
+        return text if text[:1].isspace() else f" {text}"
+
+
+class TextToTextTask(AnswersTask):
+    """An input and a target."""
+
+    names = ("input", "target")
+
+
+for name, task in (("causal_lm", CausalLMTask), ("text_to_text", TextToTextTask)):
+    if name not in TASK_REGISTRY:
+        config = type(f"{task.__name__}Config", (AnswersConfig,), {})
+        register_task(name, dataclass=dataclass(config))(task)

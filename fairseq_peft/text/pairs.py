@@ -1,0 +1,60 @@
+"""Rows of two texts, what is asked and what is answered, from JSON lines or TSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+
+ENDS = (".jsonl", ".tsv")
+
+
+def read(folder: str | Path, split: str, names: tuple[str, str]) -> list[tuple[str, str]]:
+    """The rows of ``split``, from ``<split>.jsonl`` or ``<split>.tsv`` of ``folder``.
+
+    Args:
+        names: of the two keys, or columns; the first line of a TSV has them.
+
+    Raises:
+        InputError: there is no such file, a row is not as it should be, or there is none.
+    """
+    paths = [Path(folder) / f"{split}{end}" for end in ENDS]
+    found = [path for path in paths if path.is_file()]
+    if len(found) != 1:
+        seen = " and ".join(path.name for path in found) if found else "neither"
+        raise InputError(
+            f"{folder} has {seen} of {' and '.join(path.name for path in paths)}. Expected one of "
+            f"them, with {names[0]} and {names[1]}."
+        )
+    (path,) = found
+    with open(path, encoding="utf-8", newline="") as file:
+        try:
+            rows = _json_rows(file) if path.suffix == ".jsonl" else _tsv_rows(file)
+            pairs = [_pair(row, names, f"{path}, line {number}") for number, row in rows]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error}).") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} has a line that is no JSON ({error}).") from None
+    if not pairs:
+        raise InputError(f"{path} has no rows.")
+    return pairs
+
+
+def _json_rows(file):
+    return [(number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip()]
+
+
+def _tsv_rows(file):
+    return list(enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2))
+
+
+def _pair(row, names, place):
+    values = [row.get(name) for name in names] if isinstance(row, dict) else [None, None]
+    for name, value in zip(names, values):
+        if not isinstance(value, str) or (name == names[1] and not value.strip()):
+            raise InputError(
+                f"{place}: expected the texts {names[0]} and {names[1]}, and {name} is {value!r}."
+            )
+    return tuple(values)

@@ -1,0 +1,319 @@
+"""The tasks causal_lm and text_to_text: rows, loss, labels, answers, and whole runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import PACKAGE
+from hf_families import GPT2, T5
+from torch.nn import functional as F
+
+from fairseq_peft.criterions.answers import AnswersCriterion
+from fairseq_peft.data.answers import AnswerDataset, Layout
+from fairseq_peft.errors import InputError
+from fairseq_peft.models import hf_base, hf_models
+from fairseq_peft.tasks import answers
+from fairseq_peft.text import pairs
+from fairseq_peft.text.folder_tokenizer import FolderTokenizer
+
+WORDS = ["<pad>", "</s>", "<unk>", "good", "bad", *(f"w{i}" for i in range(35))]
+AUTO = "AutoModelForSeq2SeqLM"
+KINDS = {
+    "causal_lm": ("hf_causal_lm", GPT2, ("prompt", "answer")),
+    "text_to_text": ("hf_seq2seq", T5, ("input", "target")),
+}
+
+
+def write_tokenizer(folder, words=WORDS):
+    import tokenizers
+
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Texts whose label is told by one word, for both tasks; a tokenizer, two configs."""
+    folder = tmp_path_factory.mktemp("answers")
+    write_tokenizer(folder / "tokenizer")
+    rng = random.Random(1)
+    for split, number in (("train", 48), ("valid", 14)):
+        rows = []
+        for row in range(number):
+            label = ("good", "bad")[row % 2]
+            words = rng.choices(WORDS[10:], k=rng.randint(2, 8)) + [
+                {"good": "w0", "bad": "w1"}[label]
+            ]
+            rng.shuffle(words)
+            rows.append((" ".join(words), label))
+        for task, (_, _, names) in KINDS.items():
+            (folder / task).mkdir(exist_ok=True)
+            if task == "causal_lm":
+                lines = ["\t".join(names), *("\t".join(row) for row in rows)]
+                path = folder / task / f"{split}.tsv"
+            else:
+                lines = [json.dumps(dict(zip(names, row))) for row in rows]
+                path = folder / task / f"{split}.jsonl"
+            path.write_text("\n".join(lines) + "\n")
+    for task, (_, config, _) in KINDS.items():
+        (folder / f"{task}.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def made(folder):
+    """``made("causal_lm")``: the task and a model with a LoRA that is not zero, without a run."""
+
+    def make(name, peft="lora", **given):
+        config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
+        flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer"), **given}
+        cfg = answers.AnswersConfig(**flags)
+        cfg._name = name
+        task = config.setup_task(cfg)
+        arch = KINDS[name][0]
+        values = {"hf_config": str(folder / f"{name}.json"), "peft": peft, "precision": "fp32"}
+        args = argparse.Namespace(_name=arch, arch=arch, **values)
+        torch.manual_seed(1)
+        model = task.build_model(args).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+        return task, model
+
+    return make
+
+
+def test_a_causal_row_has_its_loss_on_the_answer_alone():
+    layout = Layout(causal=True, pad=99, eos=1, start=None)
+    batch = layout.batch([([5, 6, 7], [8]), ([5], [9])])
+    assert batch["net_input"]["src_tokens"].tolist() == [[5, 6, 7, 8], [5, 9, 99, 99]]
+    assert batch["target"].tolist() == [[99, 99, 8, 1], [9, 1, 99, 99]]
+
+
+def test_an_answer_of_an_encoder_decoder_begins_with_the_start():
+    layout = Layout(causal=False, pad=99, eos=1, start=0)
+    batch = layout.batch([([5, 6], [8, 9]), ([5], [9])])
+    assert batch["net_input"]["src_tokens"].tolist() == [[5, 6], [5, 99]]
+    assert batch["net_input"]["prev_output_tokens"].tolist() == [[0, 8, 9], [0, 9, 99]]
+    assert batch["target"].tolist() == [[8, 9, 1], [9, 1, 99]]
+
+
+def test_what_is_too_long_loses_the_end_of_the_prompt():
+    layout = Layout(causal=True, pad=99, eos=1, start=None)
+    dataset = AnswerDataset([([5, 6, 7, 8], [9, 9]), ([5], [9])], layout, 6, 4, "train")
+    assert dataset.rows[0] == ([5, 6, 7], [9, 9]) and dataset.num_cut == 1
+    with pytest.raises(InputError, match="row 1: a prompt of 4 tokens beside an answer of 2"):
+        AnswerDataset([([5, 6, 7, 8], [9, 9])], layout, 3, 4, "train")
+
+
+def plain(model):
+    """transformers' own model with the same, merged weights."""
+    model.merge()
+    transformers = hf_base.library()
+    config = KINDS["causal_lm" if isinstance(model, hf_models.HFCausalLM) else "text_to_text"][1]
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    auto = getattr(transformers, model.auto)
+    stock = auto.from_config(transformers.AutoConfig.for_model(config["model_type"], **values))
+    state = {name[len("hf.") :]: tensor for name, tensor in model.state_dict().items()}
+    stock.load_state_dict(state, strict=True)
+    return stock.eval()
+
+
+def likelihood(stock, prompt, answer, causal):
+    """The log likelihood of an answer with its end, by transformers' own model, row by row."""
+    answer = [*answer, 1]
+    with torch.no_grad():
+        if causal:
+            logits = stock(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        else:
+            before = torch.tensor([[0, *answer[:-1]]])
+            logits = stock(input_ids=torch.tensor([prompt]), decoder_input_ids=before).logits[0]
+    return -F.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_loss_and_accuracy_are_those_of_transformers_row_by_row(made, name):
+    task, model = made(name, labels="good,bad")
+    dataset = task.load_dataset("valid")
+    sample = dataset.collater([dataset[i] for i in range(len(dataset))])
+    criterion = AnswersCriterion(task)
+    with torch.no_grad():
+        loss, num_tokens, log = criterion(model, sample)
+    stock = plain(model)
+    scored = [
+        [likelihood(stock, prompt, ids, task.causal) for ids in task.label_ids]
+        for prompt, _ in dataset.rows
+    ]
+    gold = [task.label_ids.index(answer) for _, answer in dataset.rows]
+    expected = -sum(row[label] for row, label in zip(scored, gold))
+    assert num_tokens == 2 * len(dataset) and abs(loss.item() - expected) < 1e-3
+    hits = sum(row.index(max(row)) == label for row, label in zip(scored, gold))
+    assert log["_counts"][0].sum() == hits and log["_counts"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("peft", ["lora", "prompt", "prefix"])
+def test_answers_are_written_as_one_pass_would(made, name, peft):
+    """Greedy, step by step, rows of several lengths at once; prompt lengths differ, so a causal
+    model has padding in front."""
+    task, model = made(name, peft, max_answer_tokens=5)
+    prompts = [[12, 13, 14, 15], [20], [17, 9]]
+    found = task.answer_ids(model, prompts)
+    for prompt, answer in zip(prompts, found):
+        again = []
+        with torch.no_grad():
+            for _ in range(5):
+                if task.causal:
+                    logits = model(torch.tensor([prompt + again]))[0]
+                else:
+                    before = torch.tensor([[0, *again]])
+                    logits = model(torch.tensor([prompt]), None, before)[0]
+                again.append(logits[0, -1].argmax().item())
+                if again[-1] == 1:
+                    break
+        assert answer == [token for token in again if token != 1]
+    assert any(found)
+
+
+def test_texts_go_to_ids_and_back(folder):
+    tokenizer = FolderTokenizer(folder / "tokenizer")
+    assert tokenizer.encode("w0 good") == [5, 3] and len(tokenizer) == 40
+    assert tokenizer.decode([5, 3]) == "w0 good"
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"labels": "good"}, "is one label"),
+        ({"labels": "good,better,best"}, "the same to the tokenizer"),
+        ({"labels": "good,bad w1 w2", "max_answer_tokens": 3}, "there is room for 2"),
+        ({"hf_tokenizer": ""}, "give --hf-tokenizer"),
+        ({"hf_tokenizer": "none"}, "has no tokenizer.json"),
+    ],
+)
+def test_bad_flags_are_one_sentence(made, given, message):
+    with pytest.raises(InputError, match=message):
+        made("causal_lm", **given)
+
+
+def test_a_tokenizer_of_another_model_is_refused(made, tmp_path):
+    larger = write_tokenizer(tmp_path / "larger", [*WORDS, "more"])
+    with pytest.raises(InputError, match="do not belong together"):
+        made("causal_lm", hf_tokenizer=str(larger))
+
+
+def test_a_checkpoint_knows_its_tokenizer(made):
+    """By its bytes; whoever loads a checkpoint tells the task before the model is built, or
+    after."""
+    task, _ = made("causal_lm")
+    told = task.state_dict()
+    task.load_state_dict(told)
+    with pytest.raises(InputError, match="was trained with the tokenizer other"):
+        task.load_state_dict({"tokenizer": {"name": "other", "sha256": "0" * 64}})
+    later = answers.CausalLMTask.setup_task(task.cfg)
+    later.load_state_dict({"tokenizer": {"name": "other", "sha256": "0" * 64}})
+    with pytest.raises(InputError, match="was trained with the tokenizer other"):
+        later.build_model(argparse.Namespace(_name="hf_causal_lm"))
+
+
+def test_an_answer_that_is_no_label_is_refused(made):
+    task, _ = made("causal_lm", labels="good,w7")
+    with pytest.raises(InputError, match="row 2: 'bad' is none of --labels"):
+        task.load_dataset("valid")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"input": "a"}', "line 1: expected the texts input and target"),
+        ('{"input": "a", "target": " "}', "line 1: expected the texts"),
+        ("no json", "no JSON"),
+        ("[1]", "line 1: expected"),
+        ("", "has no rows"),
+    ],
+)
+def test_bad_rows_are_one_sentence(tmp_path, content, message):
+    (tmp_path / "train.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        pairs.read(tmp_path, "train", ("input", "target"))
+    with pytest.raises(InputError, match="neither"):
+        pairs.read(tmp_path, "test", ("input", "target"))
+
+
+def last(text, name):
+    """The last number that a log has under a name."""
+    return float(re.findall(rf"\b{name} (-?[\d.]+)", text)[-1])
+
+
+@pytest.mark.parametrize("name, peft", [("causal_lm", "full"), ("text_to_text", "lora")])
+def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_path, name, peft):
+    task = (folder / name, "--user-dir", PACKAGE, "--task", name, "--labels", "good,bad")
+    task = (*task, "--eval-rouge", "--max-answer-tokens", 4)
+    loss = ("--criterion", "answers", "--batch-size", 8, "--cpu", "--log-format", "simple")
+    targets = ("--peft-targets", "all-linear") if peft == "lora" else ()
+    tokenizer = ("--hf-tokenizer", folder / "tokenizer")
+    base, task = ("--hf-config", folder / f"{name}.json"), (*task, *tokenizer)
+    if peft == "lora":  # a folder, whose tokenizer is the task's
+        hf_base.build(
+            "t5", {k: v for k, v in T5.items() if k != "model_type"}, "", AUTO
+        ).save_pretrained(tmp_path / "model")
+        shutil.copy(folder / "tokenizer" / "tokenizer.json", tmp_path / "model")
+        base, task = ("--hf-model", tmp_path / "model"), task[:-2]
+    done = fairseq(
+        *("train", *task, *loss, "--arch", KINDS[name][0], "--peft", peft, *targets),
+        *(*base, "--optimizer", "adam", "--lr", 0.005 if peft == "full" else 0.03),
+        *("--max-epoch", 20, "--save-dir", tmp_path / "run", "--no-epoch-checkpoints"),
+        *("--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"),
+        *("--num-workers", 0, "--validate-interval", 10),
+    )
+    assert done.returncode == 0, done.stderr
+    log = done.stdout + done.stderr
+    losses = [
+        float(found) for found in re.findall(r"valid on 'valid' subset .*? loss ([\d.]+)", log)
+    ]
+    assert losses[-1] < losses[0] < math.log(len(WORDS)) + 1
+    assert last(log, "best_accuracy") > 0.7
+    assert last(log, "rouge1") > 0
+    path = tmp_path / "run" / "checkpoint_last.pt"
+    expected = [last(log, key) for key in ("accuracy", "loss")]
+    done = fairseq("validate", *task, *loss, "--path", path, "--valid-subset", "valid")
+    assert done.returncode == 0, done.stderr
+    found = done.stdout + done.stderr
+    assert last(found, "accuracy") == expected[0]
+    if peft == "lora":
+        weights = torch.load(path)["model"]
+        assert all("lora_" in key or key == "base_sha256" for key in weights)
+
+
+def test_no_row_is_left_out(made):
+    """14 rows in batches of 8: fairseq drops the last 6, for they are no multiple of 8."""
+    task, _ = made("causal_lm", train_subset="train")
+    batches = task.get_batch_iterator(
+        task.load_dataset("valid"), max_sentences=8, required_batch_size_multiple=8
+    )
+    rows = [i for batch in batches.next_epoch_itr() for i in batch["id"].tolist()]
+    assert sorted(rows) == list(range(14))
+
+
+def test_the_task_tells_methods_of_the_runs_updates(made):
+    """AdaLoRA moves its ranks: it is told of each update, and how many there will be."""
+    length = {"max_epoch": 3, "max_update": 0, "update_freq": [1], "train_subset": "train"}
+    task, model = made("causal_lm", "adalora", **length)
+    task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    assert task.planned_updates == 3 * 48 // 8
+    seen = []
+    model.after_update = lambda number, planned: seen.append(number)
+    task.optimizer_step(SimpleNamespace(step=lambda: None), model, 4)
+    assert seen == [5]
