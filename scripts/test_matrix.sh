@@ -37,9 +37,9 @@ find_version() { # find_version 3.10: a Python of that version, or nothing
   done
 }
 
-# What setup.py asks for, without torch.
+# What setup.py asks for, without torch, and what the tests ask for.
 NEEDS="import setuptools
-setuptools.setup = lambda **said: print(*(name for name in said['install_requires'] if name[:5] != 'torch'), 'pytest')
+setuptools.setup = lambda **said: print(*(name for name in said['install_requires'] if name[:5] != 'torch'), 'pytest', 'tokenizers')
 exec(open('setup.py').read().replace('__file__', repr('setup.py')))"
 
 # Every command, imported, and its --help.

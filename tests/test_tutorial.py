@@ -69,7 +69,7 @@ def course(tmp_path, python):
     def run(text):
         text = text.replace("bash scripts/", f"bash {ROOT}/scripts/")
         text = text.replace("quickstart.sh", "quickstart.sh --dry-run")
-        text = text.replace("--epochs 20", "--epochs 2 --threads 1")
+        text = text.replace("--epochs 20", "--epochs 2")
         return subprocess.run(
             ["bash", "-e", "-c", functions + text],
             cwd=tmp_path,

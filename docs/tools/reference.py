@@ -75,12 +75,17 @@ def page(title: str, *parts: str) -> str:
 # ---- fairseq-peft --------------------------------------------------------------------------------
 
 
+def long_choice(action: argparse.Action) -> bool:
+    """Too many words for one line: the text has them."""
+    return bool(action.choices) and len(",".join(map(str, action.choices))) > 24
+
+
 def takes(action: argparse.Action) -> str:
     """What follows a flag on the command line, or stands for an argument without one."""
     if action.nargs == 0:
         return ""
     name = action.metavar or (None if action.option_strings else action.dest)
-    if name is None and action.choices:
+    if name is None and action.choices and not long_choice(action):
         name = "{" + ",".join(map(str, action.choices)) + "}"
     return {"*": "[{0} ...]", "+": "{0} [{0} ...]", "?": "[{0}]"}.get(action.nargs, "{0}").format(
         name or action.dest.upper()
@@ -112,6 +117,8 @@ def verb(name: str, parser: argparse.ArgumentParser) -> str:
         if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
             continue
         said = action.help % {**vars(action), "prog": parser.prog} if action.help else ""
+        if long_choice(action):
+            said += ": " + ", ".join(map(code, action.choices))
         names = [" ".join([flag, takes(action)]).strip() for flag in action.option_strings]
         rows.append([", ".join(map(code, names or [takes(action)])), cell(said)])
     parts = [

@@ -117,11 +117,8 @@ def conclude(row: dict, num_comparisons: int) -> str:
     low, high = row["paired_difference_low"], row["paired_difference_high"]
     seeds = f"{row['paired_seeds']} seed{'s' if row['paired_seeds'] > 1 else ''}"
     where = f"{seeds} and {row['paired_rows']:,} rows"
-    apart = low > 0 or high < 0
-    same_side = (row["paired_wins"] > row["paired_losses"]) == (row["paired_difference_mean"] > 0)
-    significant = row["mcnemar_p_holm"] < LEVEL and same_side
-    if apart and significant:
-        word = "better" if low > 0 else "worse"
+    word = verdict(row)
+    if word:
         least, most = sorted((abs(low), abs(high)))
         text = f"{mine} is {word} than {other} by {_points(least)} to {_points(most)} points"
         text += f" ({where})"
@@ -130,12 +127,30 @@ def conclude(row: dict, num_comparisons: int) -> str:
         return text
     interval = f"between {100 * low:+.1f} and {100 * high:+.1f} points"
     text = f"{mine} and {other} cannot be told apart with {where} ({interval}"
-    if apart:
+    if _apart(row):
         text += f"; p is {row['mcnemar_p_holm']:.2f} after correction for {num_comparisons}"
         text += " comparisons" if num_comparisons > 1 else " comparison"
-    elif significant:
+    elif _significant(row):
         text += "; on these rows they differ, but the seeds vary as much"
     return text + ")"
+
+
+def verdict(row: dict) -> str | None:
+    """``better`` or ``worse`` than what the row is compared with; None: not to be told apart."""
+    if not (_apart(row) and _significant(row)):
+        return None
+    return "better" if row["paired_difference_low"] > 0 else "worse"
+
+
+def _apart(row: dict) -> bool:
+    """Whether the interval leaves 0 out."""
+    return row["paired_difference_low"] > 0 or row["paired_difference_high"] < 0
+
+
+def _significant(row: dict) -> bool:
+    """Whether McNemar's test, corrected, finds a difference, and on the side of the mean."""
+    same_side = (row["paired_wins"] > row["paired_losses"]) == (row["paired_difference_mean"] > 0)
+    return row["mcnemar_p_holm"] < LEVEL and same_side
 
 
 def _points(fraction: float) -> str:

@@ -73,11 +73,11 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
     """
     key = "accuracy" if metric == "accuracy" else "value"  # as earlier versions wrote it
     scale = 100 if is_share(metric) else 1
-    groups = [([r for r in _results_of(row, results) if r["curve"]], row) for row in rows]
-    at = _x_axis([result for group, _ in groups for result in group])
+    groups = [([r for r in results_of(row, results) if r["curve"]], row) for row in rows]
+    at = x_axis([result for group, _ in groups for result in group])
     panels = []  # (row, its results, subset -> a curve for each seed)
     for group, row in groups:
-        curves = {s: [_curve(r, f"{s}_{key}", scale, at) for r in group] for s in SUBSETS}
+        curves = {s: [curve_of(r, f"{s}_{key}", scale, at) for r in group] for s in SUBSETS}
         if any(curve for each in curves.values() for curve in each):
             panels.append((row, group, curves))
     if not panels:
@@ -87,14 +87,14 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
     for axis, (row, group, curves) in zip(axes, panels):
         if row["method"] != FULL and row["init"] in full:
             axis.plot(
-                *_points(_average(full[row["init"]])), color=GREY, lw=2.5, label=f"{FULL}, test"
+                *_points(mean_curve(full[row["init"]])), color=GREY, lw=2.5, label=f"{FULL}, test"
             )
         for subset, (colour, marker, style) in SUBSETS.items():
             alike = {"color": colour, "ls": style}
             if len(curves[subset]) > 1:
                 for curve in curves[subset]:
                     axis.plot(*_points(curve), lw=0.7, alpha=0.6, **alike)
-            average = _average(curves[subset])
+            average = mean_curve(curves[subset])
             if average:
                 axis.plot(*_points(average), marker=marker, ms=4, lw=1.8, label=subset, **alike)
         best = {"epoch": "best_epoch", "num_updates": "best_update"}[at]
@@ -120,7 +120,7 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
     return figure
 
 
-def _x_axis(results: list[dict]) -> str:
+def x_axis(results: list[dict]) -> str:
     """What tells the points of the curves apart: their epoch, unless one has several."""
     within = any(
         len({point["epoch"] for point in result["curve"]}) < len(result["curve"])
@@ -235,9 +235,9 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     rows = [row for row in rows if row["init"] != BASELINE]
     figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(rows) + 3)))
     styles, drawn = drawing.styles(rows), False
-    at = _x_axis([r for row in rows for r in _results_of(row, results)])
+    at = x_axis([r for row in rows for r in results_of(row, results)])
     for row in rows:
-        average = _average([_curve(r, "train_loss", 1, at) for r in _results_of(row, results)])
+        average = mean_curve([curve_of(r, "train_loss", 1, at) for r in results_of(row, results)])
         if not average:
             continue
         drawn = True
@@ -261,11 +261,11 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     return figure
 
 
-def _results_of(row: dict, results: list[dict]) -> list[dict]:
+def results_of(row: dict, results: list[dict]) -> list[dict]:
     return [r for r in results if (r["init"], r["method"]) == (row["init"], row["method"])]
 
 
-def _curve(result: dict, key: str, scale: float, at: str) -> dict[int, float]:
+def curve_of(result: dict, key: str, scale: float, at: str) -> dict[int, float]:
     """``at`` (epoch or updates) -> value, without the points that have none."""
     return {
         point[at]: scale * point[key]
@@ -274,7 +274,7 @@ def _curve(result: dict, key: str, scale: float, at: str) -> dict[int, float]:
     }
 
 
-def _average(curves: list[dict[int, float]]) -> dict[int, float]:
+def mean_curve(curves: list[dict[int, float]]) -> dict[int, float]:
     """Mean over seeds at the places that all of them have."""
     if not curves:
         return {}

@@ -176,6 +176,27 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy2(source / "result.json", temporary)
 
 
+#: Signals that a child is deaf to (``deaf_children``).
+_not_for_children = ()
+
+
+@contextlib.contextmanager
+def deaf_children(*numbers: int) -> Iterator[None]:
+    """What is started in this block ignores these signals: a queue that means this process sends
+    them to its children, too."""
+    global _not_for_children
+    before, _not_for_children = _not_for_children, numbers
+    try:
+        yield
+    finally:
+        _not_for_children = before
+
+
+def _ignore_signals():
+    for number in _not_for_children:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """SIGTERM is an exception, as Ctrl-C is: what was started is ended, too."""
@@ -279,6 +300,7 @@ def process(words: list[str], output, threads: int, meanwhile, text: str = "") -
         # The log says what ended a run: see ``why_ended``.
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "LOGLEVEL": "INFO"},
         text=True,
+        preexec_fn=_ignore_signals if _not_for_children else None,
     )
     try:
         with contextlib.suppress(BrokenPipeError):  # it has ended: its status says so
@@ -290,7 +312,8 @@ def process(words: list[str], output, threads: int, meanwhile, text: str = "") -
             except subprocess.TimeoutExpired:
                 meanwhile()
     except BaseException:  # such as Ctrl-C
-        child.terminate()
+        # Nothing that is killed is half-written, either.
+        child.kill() if _not_for_children else child.terminate()
         child.wait()
         raise
 

@@ -1,8 +1,8 @@
 """What starts the jobs of a sweep.
 
 A launcher has ``start(job)``; what that returns has ``poll()``, None while the job runs and then,
-once, what ``job.run`` returns, and ``stop()``, which tells it to end. Another place to run jobs,
-such as a cluster's queue, is another class with these.
+once, what ``job.run`` returns, and ``stop()``, which tells it to end. Here is this machine's; a
+cluster's is in ``slurm``.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from fairseq_peft.sweeps.knobs import Knobs, command
 from fairseq_peft.sweeps.progress import Watched
 from fairseq_peft.sweeps.schedule import Run, Schedule, grid_of
 
-#: Seconds between two looks at what runs.
-REST_S = 0.1
+#: Seconds between two looks at what runs: on this machine, and behind a queue.
+REST_S, QUEUE_REST_S = 0.1, 2
 #: What a sweep is going to run, by data.
 RECORD = "sweep.json"
 PICKED_LATER = "<picked on valid>"
@@ -40,6 +40,7 @@ class Sweep:
         jobs: processes at once.
         members: runs of a cell in one process.
         change: what to do with runs of another plan (``finetune.run``).
+        queued: the launcher has a queue, which gets all that may start and runs ``jobs`` of it.
     """
 
     knobs: Knobs
@@ -48,6 +49,7 @@ class Sweep:
     jobs: int = 1
     members: int = 1
     change: str | None = None
+    queued: bool = False
 
     def __post_init__(self):
         for name in ("jobs", "members"):
@@ -157,13 +159,14 @@ class Sweep:
 
     def run(self, schedule: Schedule, launcher, view, worker: str | None = None) -> None:
         """Run all that is left; what failed is in ``schedule`` afterwards."""
+        rest_s = QUEUE_REST_S if self.queued else REST_S
         running = []  # (runs, what the launcher has returned, Watched of each run)
         try:
             while True:
                 for entry in list(running):
                     self._reap(entry, running, schedule, view)
                 self.pick(schedule)
-                while len(running) < self.jobs and (runs := schedule.next()):
+                while (self.queued or len(running) < self.jobs) and (runs := schedule.next()):
                     watched = [Watched(run, self._epochs(run)) for run in runs]
                     job = launcher.start(self.job(runs, worker))
                     running.append((runs, job, watched))
@@ -174,13 +177,13 @@ class Sweep:
                 for one in _all(running):
                     one.look()
                 view.show(_all(running))
-                time.sleep(REST_S)
+                time.sleep(rest_s)
         finally:
             for _, job, _ in running:
                 job.stop()
             for _, job, _ in running:
                 while job.poll() is None:
-                    time.sleep(REST_S)
+                    time.sleep(rest_s)
 
     def _epochs(self, run):
         knobs = self.knobs_of(run)

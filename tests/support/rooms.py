@@ -17,7 +17,8 @@ PACKAGE = ROOT / "fairseq_peft"
 HEAVY = {
     "torch", "fairseq", "fairseq_cli", "numpy", "scipy", "sklearn", "matplotlib", "tensorboard",
     "sentencepiece", "tokenizers", "transformers", "peft", "adapters", "safetensors", "hydra",
-    "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn",
+    "omegaconf", "fastapi", "fastapi_offline", "starlette", "uvicorn", "submitit",
+    "jinja2", "vl_convert",
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ PARTS = {
     "runs": part(2, inside="torch numpy"),
     # Neither torch nor fairseq, even in functions.
     "text": part(1, "numpy scipy", "sentencepiece tokenizers"),
-    "report": part(3, "numpy scipy", "matplotlib sklearn tensorboard"),  # the same
+    "report": part(3, "numpy scipy", "matplotlib sklearn tensorboard jinja2 vl_convert"),
     "injection": part(2, TORCH),
     "adapters": part(2, TORCH + " safetensors"),
     "methods": part(4, TORCH),
@@ -72,7 +73,7 @@ PARTS = {
     "combining": part(9, FAIRSEQ),
     "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
     "serving": part(10, FAIRSEQ, "sklearn fastapi fastapi_offline starlette uvicorn"),
-    "sweeps": part(10, FAIRSEQ + " fairseq_cli"),
+    "sweeps": part(10, FAIRSEQ + " fairseq_cli", "submitit"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "plugin": part(11, FAIRSEQ),
     "train": part(11, inside="fairseq_cli"),
