@@ -6,7 +6,8 @@ flags --cell-flags says. Where a cell has several learning rates, each runs once
 seed, under RUNS-grid; the best on valid, by --metric, is taken, and its run is the first seed's
 run; then the other seeds run with it. Everything that can be is checked before the first run. What
 is done is skipped, so a sweep that was interrupted goes on. Failures are listed at the end.
-scripts/sweep.sh is the same with variables.
+scripts/sweep.sh is the same with variables, on this machine; with --launcher slurm each run is a
+job of a cluster, requeued from its last epoch when it is preempted (docs/clusters.md).
 """
 
 from __future__ import annotations

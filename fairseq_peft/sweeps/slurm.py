@@ -169,6 +169,7 @@ class Submitted:
     def take(self, submitted) -> None:
         """It was submitted."""
         self._job = submitted
+        self._note.parent.mkdir(parents=True, exist_ok=True)
         with whole(self._note) as temporary:
             temporary.write_text(f"{submitted.job_id}\n", encoding="utf-8")
 

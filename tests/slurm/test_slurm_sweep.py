@@ -229,7 +229,8 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for run in (*grid, *seeds):
         (epoch,) = run.went_on_from()
-        assert 1 <= epoch < EPOCHS, run.folder
+        # What Slurm ends goes on training until it is killed, perhaps to its last epoch.
+        assert 1 <= epoch <= EPOCHS - (run is seeds[1]), run.folder
 
     here = subprocess.run(
         [*cli(*words("here")), "--jobs", "2"], capture_output=True, text=True, timeout=600
