@@ -27,7 +27,7 @@ from runs import metrics, without_clocks  # noqa: E402
 from fairseq_peft.runs.log import valid_lines  # noqa: E402
 
 CELLS = ("scratch/lora", "scratch/head_only", "scratch/bitfit")[: int(os.getenv("SLURM_CELLS", 1))]
-RATES, SEEDS, EPOCHS = ("1e-3", "1e-2"), (1, 2, 3), 12
+RATES, SEEDS, EPOCHS = ("1e-3", "1e-2"), (1, 2, 3), 20
 
 #: The sweep as a fork of the test's server, with a Python for the jobs that is none.
 SWEEP = """
@@ -111,7 +111,7 @@ class Run:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes().split(b"\0")
-                if b"fairseq_cli.train" in words and str(self.folder).encode() in words:
+                if b"--save-dir" in words and str(self.folder).encode() in words:
                     return int(path.parent.name)
         return None
 
@@ -131,24 +131,26 @@ class Run:
 
 
 def hold(runs):
-    """Stop the processes of ``runs`` within their second epoch, or soon after.
+    """Stop the processes of ``runs`` as soon as a checkpoint is there.
 
     Returns:
         Their ids.
     """
-    held = {}
+    processes, held = {}, set()
 
     def all_held():
         for run in runs:
-            if run not in held and (run.folder / "checkpoint_last.pt").exists():
-                held[run] = run.process()
-                assert held[run], f"{run.folder} has ended before anything could befall it"
-                os.kill(held[run], signal.SIGSTOP)
+            if run not in processes:
+                found = run.process()
+                processes.update({run: found} if found else {})
+            elif run not in held and (run.folder / "checkpoint_last.pt").exists():
+                os.kill(processes[run], signal.SIGSTOP)
+                held.add(run)
         return len(held) == len(runs)
 
     until(all_held, 300)
     assert all(run.num_epochs() < EPOCHS for run in runs), "they are held too late"
-    return [held[run] for run in runs]
+    return [processes[run] for run in runs]
 
 
 def results(runs):
@@ -203,7 +205,9 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
 
     def going():
         cluster.start_now()
-        return [run for run, epoch in epochs.items() if run.num_epochs() > epoch]
+        # One may have come to its last epoch while Slurm was about to end it.
+        done = [run for run in grid if (run.folder / "result.json").exists()]
+        return [run for run in grid if run in done or run.num_epochs() > epochs[run]]
 
     until(going, 300)
     assert cluster.nodes()[other] == "drained"
