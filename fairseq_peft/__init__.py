@@ -34,9 +34,10 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
             def exec_module(module):
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
-                later = importlib.import_module(f"{__name__}.fairseq_fixes.metrics_later")
+                from fairseq_peft.fairseq_fixes import metrics_later
+
                 try:
-                    with later.installed():
+                    with metrics_later.installed():
                         run_fairseq(module)
                 except Exception as error:
                     from fairseq_peft.fairseq_fixes.compat import broken

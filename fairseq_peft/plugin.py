@@ -48,10 +48,12 @@ from fairseq_peft.fairseq_fixes import (  # noqa: E402
     whole_words,
 )
 from fairseq_peft.fairseq_fixes.help import complete_help  # noqa: E402
+from fairseq_peft.tasks import stock  # noqa: E402
 
 install_excepthook()
 complete_help()
 saving.install()
+stock.install()
 whole_words.install()
 last_batch.install()
 plateau.install()

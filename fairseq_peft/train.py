@@ -3,16 +3,20 @@
 The plugin is imported before fairseq, which then imports less (``fairseq_fixes/metrics_later.py``).
 """
 
+import os
 import sys
 from pathlib import Path
 
 
 def main() -> None:
     """Train as ``fairseq-train`` does, by ``sys.argv``."""
+    from fairseq import utils
     from fairseq_cli import train
 
+    own = os.path.abspath(Path(__file__).parent)
     if not any(word.split("=")[0] == "--user-dir" for word in sys.argv[1:]):
-        sys.argv[1:1] = ["--user-dir", str(Path(__file__).parent)]
+        sys.argv[1:1] = ["--user-dir", own]
+    utils.import_user_module.memo = {own}  # registered already, which fairseq would log
     train.cli_main()
 
 

@@ -39,7 +39,7 @@ find_version() { # find_version 3.10: a Python of that version, or nothing
 
 # What setup.py asks for, without torch, and what the tests ask for.
 NEEDS="import setuptools
-setuptools.setup = lambda **said: print(*(name for name in said['install_requires'] if name[:5] != 'torch'), 'pytest', 'tokenizers')
+setuptools.setup = lambda **said: print(*(name for name in said['install_requires'] if name[:5] != 'torch'), 'pytest', 'tokenizers', 'regex')
 exec(open('setup.py').read().replace('__file__', repr('setup.py')))"
 
 # Every command, imported, and its --help.

@@ -6,6 +6,7 @@
     dict.txt, sentencepiece.bpe.model   copies: folder and base are enough to classify; where the
                               text is of another --bpe, bpe.json and its files are in place of the
                               last (text/bpe.py)
+    dict.en.txt, dict.fr.txt  in place of dict.txt, where source and target have languages
 
 Only safetensors and JSON are read, and every byte of the files is covered by a SHA-256.
 """
@@ -31,6 +32,8 @@ from fairseq_peft.adapters.seal import (
     FILES,
     TENSORS,
     TOKENIZER,
+    is_part,
+    is_text,
     measure,
     seal,
     unseal,
@@ -79,8 +82,13 @@ class AdapterFolder:
 
     @property
     def dictionary(self) -> Path:
-        """The dict.txt of the folder."""
+        """The dict.txt of a classifier's folder."""
         return self.folder / DICTIONARY
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is of a model that answers with text, and no classifier's."""
+        return is_text(self.description)
 
     @property
     def text_files(self) -> dict[str, Path]:
@@ -101,14 +109,14 @@ def write(
     folder: Path | str,
     tensors: Mapping[str, torch.Tensor],
     description: dict,
-    copies: Mapping[str, Path],
+    copies: Mapping[str, Path | bytes],
 ) -> None:
     """Make ``folder`` hold exactly this adapter. A reader sees the one before or this one.
 
     Args:
         tensors: name in the model -> tensor.
         description: ``FIELDS`` without tensors and files, and what else is worth telling.
-        copies: ``DICTIONARY``, and names of ``bpe.FILES`` -> the file to copy.
+        copies: names of dictionaries, and of ``bpe.FILES`` -> the file to copy, or its content.
 
     Raises:
         InputError: it cannot be written; what the folder held before is there still.
@@ -120,8 +128,11 @@ def write(
         with folders.replaced(folder) as new:
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
             for name, source in copies.items():
-                shutil.copyfile(source, new / name)
-            names = sorted(path.name for path in new.iterdir() if path.name in FILES)
+                if isinstance(source, bytes):
+                    (new / name).write_bytes(source)
+                else:
+                    shutil.copyfile(source, new / name)
+            names = sorted(path.name for path in new.iterdir() if is_part(path.name))
             files = {name: measure((new / name).read_bytes()) for name in names}
             described = {**description, "tensors": _table(plain), "files": files}
             (new / DESCRIPTION).write_bytes(seal(described))
@@ -141,7 +152,7 @@ def check_place(folder: Path | str) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file, where an adapter folder is to be. Move it.")
     others = sorted(
-        path.name for path in folder.iterdir() if path.name not in FILES and not _is_litter(path)
+        path.name for path in folder.iterdir() if not is_part(path.name) and not _is_litter(path)
     )
     if others:
         raise InputError(
@@ -150,12 +161,26 @@ def check_place(folder: Path | str) -> None:
         )
 
 
-def read(folder: Path | str) -> AdapterFolder:
+def read(folder: Path | str, of_any_task: bool = False) -> AdapterFolder:
     """The adapter in ``folder``, with everything verified that can be without its base.
+
+    Args:
+        of_any_task: whether one will do that is no classifier's.
 
     Raises:
         InputError: what is there, and what was expected.
     """
+    found = _read(folder)
+    if found.is_text and not of_any_task:
+        raise InputError(
+            f"{folder} is of --task {found.description['task'].get('_name')}, and this is for "
+            "classifiers. fairseq-peft inspect, verify and merge take it, and fairseq-generate the "
+            "checkpoint beside it."
+        )
+    return found
+
+
+def _read(folder):
     folder, contents = _contents(folder)
     description = unseal(contents[DESCRIPTION], folder / DESCRIPTION)
     _check_files(folder, contents, description)
@@ -174,9 +199,10 @@ def apply(model, adapter: AdapterFolder) -> None:
     Raises:
         InputError: one is missing, left over or of another shape.
     """
-    own, state = model.own_names(), model.state_dict()
-    if adapter.description["complete"]:
-        own = set(state) - aliases(state).keys()
+    state = model.state_dict()
+    own, seconds = model.own_names(), aliases(state)
+    own = set(state) - seconds.keys() if adapter.description["complete"] else own
+    own = without_seconds(own, seconds)
     account(adapter.tensors, {name: state[name] for name in own}, model.setting.flags())
     # torch's own loader, so that modules hear of it: VeRA draws its matrices from the loaded seed.
     torch.nn.Module.load_state_dict(model, adapter.tensors, strict=False)
@@ -191,6 +217,11 @@ def aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
             found[name] = first[place]
         first.setdefault(place, name)
     return found
+
+
+def without_seconds(names: set[str], seconds: Mapping[str, str]) -> set[str]:
+    """``names`` without those of ``seconds`` (``aliases``) whose first name is there, too."""
+    return {name for name in names if seconds.get(name) not in names}
 
 
 def _is_litter(path: Path) -> bool:
@@ -216,7 +247,8 @@ def _contents(given):
         folder = folders.current(given)
         try:
             description = (folder / DESCRIPTION).read_bytes()
-            found = {n: (folder / n).read_bytes() for n in FILES if (folder / n).exists()}
+            names = [path.name for path in folder.iterdir() if is_part(path.name)]
+            found = {name: (folder / name).read_bytes() for name in names}
             if found.get(DESCRIPTION) == description == (folder / DESCRIPTION).read_bytes():
                 return folder, found
         except (FileNotFoundError, NotADirectoryError):
@@ -233,10 +265,13 @@ def _contents(given):
 def _check_files(folder, contents, description):
     """Raise InputError unless the files are exactly those that the description speaks of."""
     expected = description["files"]
-    for name in (n for n in FILES if n != DESCRIPTION):
+    needed = [TENSORS] if is_text(description) else [TENSORS, DICTIONARY]
+    for name in sorted({*needed, *expected, *contents} - {DESCRIPTION}):
+        if not is_part(name):
+            raise InputError(f"{folder / DESCRIPTION} names {name[:40]!r}, no file of one. {AGAIN}")
         if name in expected and name not in contents:
             raise InputError(f"{folder / name} is missing; {DESCRIPTION} names it. {AGAIN}")
-        if name not in expected and (name in contents or name not in bpe.FILES):
+        if name not in expected:
             what = "is there" if name in contents else "is missing"
             raise InputError(f"{folder / name} {what}; {DESCRIPTION} does not name it. {AGAIN}")
         if name not in expected or measure(contents[name]) == expected[name]:

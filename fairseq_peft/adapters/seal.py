@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import bpe
@@ -13,17 +14,27 @@ TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 DICTIONARY, TOKENIZER = "dict.txt", "sentencepiece.bpe.model"
 FILES = (TENSORS, DESCRIPTION, DICTIONARY, *bpe.FILES)
 
+#: fairseq's names of the dictionaries of a source and a target: ``dict.en.txt``.
+OF_A_LANGUAGE = re.compile(r"dict\.[\w-]+\.txt")
 #: Field -> type, or fields within it, for what loading reads; the rest is for people.
 FIELDS = {
     "method": {"peft": str, "knobs": dict, "targets": list},
     "model": dict,  # flag -> value: what builds the model
+    "complete": bool,  # the tensors are the whole model, no base is needed
+    "tensors": dict,  # name -> dtype, shape
+    "files": dict,  # name -> sha256, bytes
+}
+#: Those of a classifier, besides.
+CLASSIFIER = {
     "head": {"name": str, "kind": str, "num_classes": int},
     "labels": list,  # class names in the order of the outputs
     "input": {"max_tokens": int, "begin": bool, "num_texts": int},  # how texts become tokens
-    "complete": bool,  # the tensors are the whole model, no base is needed
     "dictionary": {"sha256": str, "num_rows": int},  # of the symbols in their order
-    "tensors": dict,  # name -> dtype, shape
-    "files": dict,  # name -> sha256, bytes
+}
+#: Those of a model of another task, which answers with text, besides.
+TEXT = {
+    "task": dict,  # fairseq's flags of it, its name as _name
+    "dictionaries": dict,  # source, target -> file, sha256, num_rows
 }
 #: adapter.json begins with these bytes; 64 digits follow, taken with zeros in their place.
 _SEAL = b'{\n "json_sha256": "'
@@ -66,16 +77,39 @@ def unseal(data: bytes, path) -> dict:
             f"{path} was changed after it was written: its sha256 is {found[:12]}, expected "
             f"{description.get('json_sha256', 'nothing')!s:.12}. {AGAIN}"
         )
-    lacking = _lacking(description, FIELDS)
+    lacking = _lacking(description, {**FIELDS, **(TEXT if is_text(description) else CLASSIFIER)})
     if description.get("base") is None and description.get("complete") is False:
         lacking.append("base")
     elif description.get("base") is not None:
         lacking += _lacking(description, {"base": {"path": str, "sha256": str}})
-    if not lacking and len(description["labels"]) != description["head"]["num_classes"]:
-        lacking.append("labels, one for each class of the head")
+    if not lacking:
+        lacking = _lacking_within(description)
     if lacking:
         raise InputError(f"{path} lacks {lacking[0]}, which every adapter has. {AGAIN}")
     return description
+
+
+def is_text(description: dict) -> bool:
+    """Whether the folder is of a model that answers with text, and no classifier's."""
+    return "task" in description
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name may be part of an adapter folder."""
+    return name in FILES or OF_A_LANGUAGE.fullmatch(name) is not None
+
+
+def _lacking_within(description):
+    if not is_text(description):
+        one_each = len(description["labels"]) == description["head"]["num_classes"]
+        return [] if one_each else ["labels, one for each class of the head"]
+    of_each = {"file": str, "sha256": str, "num_rows": int}
+    found = description["dictionaries"]
+    return [
+        lack
+        for side in ("source", "target")
+        for lack in _lacking(found.get(side) or {}, of_each, f"dictionaries.{side}.")
+    ]
 
 
 def _lacking(description, fields, within="") -> list[str]:

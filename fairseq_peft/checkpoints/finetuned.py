@@ -87,7 +87,8 @@ def load(args) -> Loaded:
     path, base = args.checkpoint, getattr(args, "base", None)
     check_paths(path, args.out, args.force)
     if path.is_dir():
-        found, model = from_folder(path, base, args.allow_other_base, args.trust_checkpoint)
+        flags = args.allow_other_base, args.trust_checkpoint
+        found, model = from_folder(path, base, *flags, of_any_task=True)
         state = stand_in(found.description)
     else:
         if base is not None:
@@ -103,7 +104,13 @@ def load(args) -> Loaded:
     return Loaded(state, model, batches, head, logits(model, batches, head))
 
 
-def from_folder(path: Path, base: Path | None, allow_other: bool = False, trust: bool = False):
+def from_folder(
+    path: Path,
+    base: Path | None,
+    allow_other: bool = False,
+    trust: bool = False,
+    of_any_task: bool = False,
+):
     """An adapter folder, and the model that it makes of its base, in eval mode.
 
     Raises:
@@ -117,7 +124,7 @@ def from_folder(path: Path, base: Path | None, allow_other: bool = False, trust:
     from fairseq_peft.data import checks
     from fairseq_peft.models import folder
 
-    found = adapter_folder.read(path)
+    found = adapter_folder.read(path, of_any_task)
     weights = None
     if found.description["complete"] and base is not None:
         raise InputError(
@@ -127,7 +134,7 @@ def from_folder(path: Path, base: Path | None, allow_other: bool = False, trust:
         check_file(base)
         weights = slim.read(str(base), trust=trust)["model"]
     model = folder.load(found, weights, allow_other)
-    if base is not None:
+    if base is not None and not found.is_text:
         checks.check_beside(str(base), model.encoder.dictionary, str(found.dictionary))
     return found, model
 
@@ -145,6 +152,8 @@ def stand_in(description: dict) -> dict:
     from omegaconf import OmegaConf
 
     defaults = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+    if "task" in description:  # it answers with text
+        return {"cfg": {**defaults, **{n: description[n] for n in ("task", "model")}}}
     task = {
         "_name": "sentence_classification",
         "data": description.get("data", ""),

@@ -36,7 +36,7 @@ def describe_folder(path: Path) -> dict:
     from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.models.roberta import HEADS
 
-    found = adapter_folder.read(path)
+    found = adapter_folder.read(path, of_any_task=True)
     told = found.description
     rows = {
         "kind": "whole model" if told["complete"] else "adapter",
@@ -44,12 +44,9 @@ def describe_folder(path: Path) -> dict:
         "knobs": told["method"]["knobs"],
         "targets": told["method"]["targets"],
         **({"answers": told["kind"]} if "kind" in told else {}),
-        "head": f"{told['head']['kind']}, {told['head']['num_classes']} classes "
-        f"({', '.join(told['labels'])})",
+        **(of_text(told) if found.is_text else of_classes(told)),
         **sizes(found.tensors, HEADS),
         "base": told["base"],
-        "dictionary": told["dictionary"],
-        "input": told["input"],
         "files": {name: f"{entry['bytes']:,} bytes" for name, entry in told["files"].items()},
     }
     if "origin" in told:  # of fairseq-peft combine
@@ -57,6 +54,26 @@ def describe_folder(path: Path) -> dict:
         rows["origin"] = {**told["origin"], "folders": folders}
     names = ("metrics", "data", "seed", "hyperparameters", "versions", "command")
     return {**rows, **{name: told[name] for name in names if name in told}}
+
+
+def of_classes(told: dict) -> dict:
+    """The rows that a classifier's folder has, besides."""
+    head = told["head"]
+    classes = f"{head['num_classes']} classes ({', '.join(told['labels'])})"
+    return {
+        "head": f"{head['kind']}, {classes}",
+        "dictionary": told["dictionary"],
+        "input": told["input"],
+    }
+
+
+def of_text(told: dict) -> dict:
+    """The rows that the folder of a model that answers with text has, besides."""
+    flags = ("_name", "source_lang", "target_lang")
+    return {
+        "task": {name: told["task"][name] for name in flags if told["task"].get(name)},
+        "dictionaries": told["dictionaries"],
+    }
 
 
 def describe_checkpoint(path: Path, trust: bool) -> dict:

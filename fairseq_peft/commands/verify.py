@@ -19,7 +19,7 @@ def add_arguments(parser):
 def run(args) -> int:
     from fairseq_peft.adapters import folder as adapter_folder
 
-    found = adapter_folder.read(args.folder)
+    found = adapter_folder.read(args.folder, of_any_task=True)
     lines = [
         f"{name}: {entry['bytes']:,} bytes, sha256 {entry['sha256'][:12]}, as written"
         for name, entry in found.description["files"].items()
@@ -28,7 +28,8 @@ def run(args) -> int:
     if args.base is None:
         lines.append(base_line(found.description))
     else:
-        finetuned.from_folder(args.folder, args.base, args.allow_other_base, args.trust_checkpoint)
+        flags = args.allow_other_base, args.trust_checkpoint
+        finetuned.from_folder(args.folder, args.base, *flags, of_any_task=True)
         lines.append(f"base: {args.base} fits, {len(found.tensors)} tensors have their places")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

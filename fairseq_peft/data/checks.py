@@ -203,6 +203,10 @@ def flags(cfg) -> None:
             f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "
             "alone)."
         )
+    if cfg.keep_features < 0:
+        raise InputError(
+            f"--keep-features {cfg.keep_features}: expected MB of memory, or 0 to keep none."
+        )
     if cfg.max_valid_steps is not None:
         raise InputError(
             f"--max-valid-steps {cfg.max_valid_steps} would leave rows out of every evaluation. "

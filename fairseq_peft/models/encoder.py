@@ -29,6 +29,7 @@ from fairseq_peft.layers import attention
 from fairseq_peft.layers.dropout import Dropout
 from fairseq_peft.layers.slots import Slots
 from fairseq_peft.models.blocks import FEED_FORWARD, SELF_ATTENTION
+from fairseq_peft.models.kept_features import KeptFeatures
 from fairseq_peft.models.norms import eps_of, set_eps
 
 STACK = Stack(
@@ -78,6 +79,7 @@ class Encoder(TransformerEncoder):
         self.prefix = None
         self.half_dtype = precision.half(args.precision)
         self.checkpoint_activations = bool(getattr(args, "checkpoint_activations", False))
+        self.kept = KeptFeatures()
 
     def build_encoder_layer(self, args):
         return EncoderLayer(TransformerConfig.from_namespace(args))
@@ -106,14 +108,23 @@ class Encoder(TransformerEncoder):
         """
         x, keep, prefixes, embedding = self.embed(src_tokens, token_embeddings)
         states = [x] if return_all_hiddens else []
+        # The first layers may be known: those below what trains, at each validation but the first.
+        whole = return_all_hiddens or token_embeddings is not None
+        depth, key = (0, ()) if whole else self.kept.below(self, src_tokens, first_only)
+        known = self.kept.get(key) if depth else None
         with precision.autocast(x, self.half_dtype):
             for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
+                if known is not None and index <= depth:
+                    x = known
+                    continue
                 rest = (keep, first_only and index == len(self.layers), prefix)
                 if self.checkpoint_activations and self.training:
                     # Its inside is computed again in the backward pass, with the same dropout.
                     x = checkpoint(layer, x, *rest, use_reentrant=False)
                 else:
                     x = layer(x, *rest)
+                if index == depth:
+                    self.kept.add(key, x)
                 if return_all_hiddens:
                     states.append(x)
         x = self.finish(x)

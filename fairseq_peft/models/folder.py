@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from enum import Enum
 from types import SimpleNamespace
 
 import torch
@@ -20,21 +21,20 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.methods.base import Method, flag_name
 from fairseq_peft.models import heads
-from fairseq_peft.models.options import RobertaPeftConfig
 from fairseq_peft.models.roberta import FAMILY, HEADS
 
 #: What is a matter of the machine or of the start of training, and no part of a finished model.
 FORGOTTEN = ("init_embeddings", "load_checkpoint_heads", "reset_head")
 
 
-def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
+def content(model, head: str | None, base: dict | None) -> tuple[dict, dict]:
     """What a folder holds of ``model``: its tensors, and the part of the description that follows
     from the model.
 
     An MLP that only training needs is folded into what it computes.
 
     Args:
-        head: name of the classification head.
+        head: name of the classification head; None where the model answers with text.
         base: path and sha256 of what training started from; None if from scratch.
     """
     model = _folded(model)
@@ -44,19 +44,23 @@ def content(model, head: str, base: dict | None) -> tuple[dict, dict]:
         "method": {
             "peft": model.setting.name,
             "knobs": model.setting.knobs(),
-            "targets": targets(tensors),
+            "targets": targets(tensors, model.family),
         },
         "model": flags(model),
-        "head": {
-            "name": head,
-            "kind": heads.kind_of(model.args),
-            "num_classes": model.classification_heads[head].out_proj.out_features,
-        },
+        **({} if head is None else {"head": _head(model, head)}),
         "complete": complete,
         "base": base,
         "parameters": {"method": counts.method, "head": counts.head, "total": counts.total},
     }
     return tensors, described
+
+
+def _head(model, name):
+    return {
+        "name": name,
+        "kind": heads.kind_of(model.args),
+        "num_classes": model.classification_heads[name].out_proj.out_features,
+    }
 
 
 def num_bytes(model, from_scratch: bool) -> int:
@@ -80,15 +84,22 @@ def _tensors(model, from_scratch):
     state = model.state_dict()
     own, seconds = model.own_names(), adapter_folder.aliases(state)
     complete = from_scratch or adapter_folder.body(state).keys() <= own | seconds.keys()
-    if complete:
-        own = set(state) - seconds.keys()
+    own = set(state) - seconds.keys() if complete else adapter_folder.without_seconds(own, seconds)
     return {name: state[name] for name in state if name in own}, complete
 
 
 def flags(model) -> dict:
     """The flags that build the model anew, defaults of its methods among them."""
-    names = ["_name", *(field.name for field in fields(RobertaPeftConfig))]
+    (config,) = {
+        models.MODEL_DATACLASS_REGISTRY[name]
+        for name, model_class in models.MODEL_REGISTRY.items()
+        if model_class is type(model)
+    }
+    names = ["_name", *(field.name for field in fields(config))]
     found = {name: getattr(model.args, name, None) for name in names if name not in FORGOTTEN}
+    # fairseq's choices are enums; what it takes from other groups is a reference: "${task.data}".
+    found = {n: value.name if isinstance(value, Enum) else value for n, value in found.items()}
+    found = {n: None if "${" in str(value) else value for n, value in found.items()}
     knobs = {}
     for method in model.setting:
         for field in fields(method.config):
@@ -99,9 +110,9 @@ def flags(model) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def targets(names) -> list[str]:
+def targets(names, family=FAMILY) -> list[str]:
     """The modules of the body that tensors of these names belong to."""
-    root = FAMILY.root + "."
+    root = f"{family.root}." if family.root else ""
     return sorted({n[len(root) :].rpartition(".")[0] for n in names if n.startswith(root)})
 
 
@@ -112,23 +123,41 @@ def build(found: AdapterFolder):
         InputError: the description builds no model, or the dictionary is another.
     """
     description = found.description
-    dictionary = checks.load_dictionary(str(found.dictionary))
-    dictionary.add_symbol("<mask>")
-    expected = description["dictionary"]
-    if checks.fingerprint(dictionary) != expected["sha256"]:
-        raise InputError(
-            f"{found.dictionary} is not the dictionary that the adapter was trained with: its "
-            f"sha256 is {checks.fingerprint(dictionary)[:12]}, expected {expected['sha256'][:12]}."
-        )
+    if found.is_text:
+        words = [
+            _dictionary(found.folder / told["file"], told)
+            for told in map(description["dictionaries"].get, ("source", "target"))
+        ]
+    else:
+        words = [_dictionary(found.dictionary, description["dictionary"], "<mask>")] * 2
     given = OmegaConf.create({**description["model"], "precision": "fp32", "init_embeddings": ""})
-    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
-    head = description["head"]
+    source, target = words
+    task = SimpleNamespace(
+        source_dictionary=source, target_dictionary=target, cfg=SimpleNamespace(seed=1)
+    )
     with fp32_by_default():
         model = models.build_model(given, task, from_checkpoint=True)
         check_knobs(model, found)
-        model.register_classification_head(head["name"], head["num_classes"], head.get("inner_dim"))
+        if not found.is_text:
+            head = description["head"]
+            sizes = head["num_classes"], head.get("inner_dim")
+            model.register_classification_head(head["name"], *sizes)
     model.accepts_base = False
     return model
+
+
+def _dictionary(path, told, *more):
+    """The dictionary in the file ``path``, with ``more`` words, as the folder has ``told`` it."""
+    dictionary = checks.load_dictionary(str(path))
+    for word in more:
+        dictionary.add_symbol(word)
+    sha256 = checks.fingerprint(dictionary)
+    if sha256 != told["sha256"]:
+        raise InputError(
+            f"{path} is not the dictionary that the adapter was trained with: its sha256 is "
+            f"{sha256[:12]}, expected {told['sha256'][:12]}."
+        )
+    return dictionary
 
 
 @contextlib.contextmanager

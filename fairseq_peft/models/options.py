@@ -55,6 +55,15 @@ COMMON = {
     ),
 }
 
+#: The same for models that train with fairseq's own tasks.
+TEXT = {
+    "full_checkpoints": (
+        bool,
+        False,
+        "checkpoints hold the whole model, not only what trains",
+    ),
+}
+
 #: The same for RoBERTa.
 ROBERTA = {
     "encoder_layers": (int, None, "number of layers"),

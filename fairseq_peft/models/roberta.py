@@ -28,6 +28,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import heads, norms, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
+from fairseq_peft.models.kept_features import KeptFeatures, frozen_below
 from fairseq_peft.models.options import (
     METHOD_FIELDS,
     ROBERTA,
@@ -126,6 +127,18 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         head = self.classification_heads[classification_head_name]
         x, extra = self.encoder(src_tokens, True, first_only=head.pooler == "first", **kwargs)
         return heads.scores(head, x, src_tokens.ne(self.encoder.dictionary.pad())), extra
+
+    def keep_features(self, kept: KeptFeatures) -> None:
+        """Keep there what is the same at each validation, if something is."""
+        encoder = self.encoder.sentence_encoder
+        number, _ = frozen_below(encoder)
+        if kept.limit_bytes and number:
+            encoder.kept = kept
+            logger.info(
+                f"each validation but the first begins behind layer {number} of "
+                f"{len(encoder.layers)}: what is below is kept, in {kept.limit_bytes // 10**6} MB "
+                "at most (--keep-features)"
+            )
 
     @property
     def dictionary(self):

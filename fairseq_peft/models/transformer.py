@@ -37,7 +37,14 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import sizes
 from fairseq_peft.models.encoder_decoder import STACKS, SourceEncoder, TargetDecoder
-from fairseq_peft.models.options import COMMON, METHOD_FIELDS, config_class, decide_precision, fill
+from fairseq_peft.models.options import (
+    COMMON,
+    METHOD_FIELDS,
+    TEXT,
+    config_class,
+    decide_precision,
+    fill,
+)
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
 
@@ -73,6 +80,7 @@ FLAGS = {
             ("decoder", "--max-target-positions"),
         )
     },
+    **TEXT,
     **COMMON,
 }
 

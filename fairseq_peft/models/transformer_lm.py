@@ -27,7 +27,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import sizes
 from fairseq_peft.models.decoder import STACK, Decoder
-from fairseq_peft.models.options import COMMON, config_class, decide_precision, fill
+from fairseq_peft.models.options import COMMON, TEXT, config_class, decide_precision, fill
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
 
@@ -70,7 +70,7 @@ BASE_SIZES = sizes.BaseSizes(
 )
 
 TransformerLMPeftConfig = config_class(
-    "TransformerLMPeftConfig", COMMON, TransformerLanguageModelConfig
+    "TransformerLMPeftConfig", {**TEXT, **COMMON}, TransformerLanguageModelConfig
 )
 
 _NO_TABLE = "the words then have no single table, which methods and the output share"
@@ -107,7 +107,7 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
         """
         values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
         args = argparse.Namespace(**values)
-        fill(args, {name: default for name, (_, default, _) in COMMON.items()})
+        fill(args, {name: default for name, (_, default, _) in {**TEXT, **COMMON}.items()})
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = args.tokens_per_sample
         check(args)

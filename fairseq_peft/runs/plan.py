@@ -29,6 +29,7 @@ NAME = "plan.json"
 _PLACES = (
     *("--user-dir", "--save-dir", "--log-format", "--log-interval", "--log-file"),
     *("--tensorboard-logdir", "--num-workers", "--method-label", "--finetune-from-model"),
+    "--keep-features",
 )
 #: What a run that goes on has as it began.
 _IDENTITY = ("data_sha256", "base_sha256", "seed")

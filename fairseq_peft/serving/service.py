@@ -212,6 +212,7 @@ class Service:
             )
         try:
             self.classifier.check(rows, name)
+            _check_characters(rows)
         except InputError as error:
             raise Refused(422, str(error)) from None
         return name, rows
@@ -238,6 +239,19 @@ class Service:
 
     def _by_adapter(self):
         return [(name, self.batcher.num_rows[name]) for name in self.classifier.adapters]
+
+
+def _check_characters(rows) -> None:
+    """Raise InputError at half a character, which JSON can escape, and an answer cannot repeat."""
+    for number, row in enumerate(rows, start=1):
+        for text in (row,) if isinstance(row, str) else row:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"Row {number} has half a character at {error.start}: {text[error.start]!r} "
+                    "is no text without its other half. Take it out."
+                ) from None
 
 
 class Gate:

@@ -128,6 +128,10 @@ def _seen(folder: Path, root: Path, names: list[str]) -> Seen:
 
 def _with_state(seen, folder, result, names):
     if {"best_value", "valid_accuracy"} & {*result}:
+        values = [_number(result, key) for key in ("best_value", "valid_accuracy")]
+        value = next((value for value in values if value is not None), None)
+        if not seen.best and value is not None:  # an average, or a baseline: it has no epochs
+            seen = replace(seen, best=shown(_choice(result).metric, value))
         return replace(seen, state=DONE, seconds_left=0.0)
     if lock.holder(folder):
         return replace(seen, state=RUNNING)

@@ -149,7 +149,7 @@ def describe_base(start, state: dict | None, save_dir: str) -> dict | None:
     if slim.ENTRY in state:
         return {key: state[slim.ENTRY][key] for key in ("path", "sha256")}
     try:
-        return adapter_folder.read(Path(save_dir) / "adapter").description["base"]
+        return adapter_folder.read(Path(save_dir) / "adapter", of_any_task=True).description["base"]
     except InputError:
         if start.base is None or not os.path.isfile(start.base):
             return None

@@ -19,6 +19,7 @@ from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.models import sizes
+from fairseq_peft.models.kept_features import KeptFeatures
 from fairseq_peft.models.roberta import FAMILY, HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
@@ -54,6 +55,8 @@ def launch(task, cfg):
 
     # From here on the folder is this process's.
     take_folder(task, start)
+
+    model.keep_features(KeptFeatures(task.cfg.keep_features * 10**6))
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):

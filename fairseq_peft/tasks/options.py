@@ -43,6 +43,13 @@ class SentenceClassificationConfig(FairseqDataclass):
             "validation (each), or only where that one finds a new best (best)"
         },
     )
+    keep_features: int = field(
+        default=500,
+        metadata={
+            "help": "MB of memory for features below the first tensor that trains, which are the "
+            "same at each validation (500; 0: compute them anew)"
+        },
+    )
     verify_frozen: bool = field(
         default=False,
         metadata={"help": "compare all frozen tensors at each validation with the start (SHA-256)"},

@@ -28,7 +28,7 @@ def test_what_is_read_is_what_was_written(dictionary, base, tmp_path):
     assert set(found.tensors) == model.own_names()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.tensors.items())
     model = found.text_files[adapter_folder.TOKENIZER]
-    assert model.read_bytes().startswith(b"a sentencepiece model")
+    assert model.read_bytes().startswith(b"a model of pieces")
 
 
 def test_a_command_line_that_is_no_utf_8_is_kept(dictionary, base, tmp_path):

@@ -17,6 +17,7 @@ from helpers import PACKAGE, TOLERANCE
 from settings import collect
 
 from fairseq_peft import methods
+from fairseq_peft.checkpoints import slim
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.transformer_lm import (
     FAMILY,
@@ -305,7 +306,7 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
 
     before = torch.load(base, weights_only=False)["model"]
     for name in ("both", "lora"):
-        after = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False)["model"]
+        after = slim.read(str(tmp_path / name / "checkpoint_last.pt"))["model"]
         assert before.keys() < after.keys()
         assert all(torch.equal(after[key], value) for key, value in before.items()), name
         moved = [key for key in after if key.endswith("lora_B") and after[key].abs().max() > 1e-3]
@@ -316,6 +317,7 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     found = evaluate(tmp_path / "lora" / "checkpoint_last.pt", *plugin)
     assert max(both, found) < of_base - 0.05
 
+    verbs.run("verify", tmp_path / "lora" / "adapter", "--base", base)
     verbs.run("merge", tmp_path / "lora" / "checkpoint_last.pt", tmp_path / "merged.pt")
     merged = torch.load(tmp_path / "merged.pt", weights_only=False)
     assert merged["model"].keys() == before.keys()

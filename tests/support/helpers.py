@@ -175,6 +175,7 @@ def task_config(data, **more):
         "amp": False,
         "store_ema": False,
         "verify_frozen": False,
+        "keep_features": 0,
         "max_epoch": 2,
         "max_update": 0,
         "update_freq": [1],

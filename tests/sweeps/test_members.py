@@ -8,6 +8,8 @@ from families import Roberta
 from helpers import TOLERANCE
 from settings import collect, parametrize
 
+from fairseq_peft.models.encoder import EncoderLayer
+from fairseq_peft.models.kept_features import KeptFeatures
 from fairseq_peft.sharing import switches
 from fairseq_peft.sharing.rows import Piece, Stream
 from fairseq_peft.sweeps.members.joint import Joint, share
@@ -266,3 +268,34 @@ def test_models_that_no_switch_fits_are_not_joint(dictionary):
     attention.__class__ = type("Other", (type(attention),), {})
     assert not Joint(models, True).possible
     assert not Joint(members(dictionary, "full", {}), True).possible
+
+
+@pytest.mark.parametrize(("peft", "depth"), [("head_only", 2), ("last_layers", 1)])
+def test_what_members_share_is_computed_once_for_all_validations(
+    dictionary, batch, monkeypatch, peft, depth
+):
+    """In training it is not: there dropout draws, though the joint model is in eval mode."""
+    models = members(dictionary, peft, DROPOUT, train=False)
+    kept = KeptFeatures(10**6)
+    for model in models:
+        model.keep_features(kept)
+    joint, computed, forward = joint_of(models), [], EncoderLayer.forward
+    expected = joint([batch] * 3, streams(), "head")
+
+    def counted(layer, *args, **kwargs):
+        computed.append(layer)
+        return forward(layer, *args, **kwargs)
+
+    monkeypatch.setattr(EncoderLayer, "forward", counted)
+    found = joint([batch] * 3, streams(), "head")
+    assert len(computed) == 2 - depth
+    assert all(torch.equal(score, own) for score, own in zip(found, expected))
+    # One member by itself has what another one has computed.
+    for model in models[:2]:
+        computed.clear()
+        alone_forward(model, batch, streams()[0])
+    assert len(computed) == 2 - depth
+
+    before = kept.num_bytes
+    check_equal([model.train() for model in models], [batch] * 3)
+    assert kept.num_bytes == before

@@ -238,3 +238,8 @@ def test_on_a_terminal_it_goes_on_until_the_last_run_ends(runs, make, monkeypatc
         lock.release(folder)
     assert slept == [0.5, 0.5]
     assert "1 of 1 done" in capsys.readouterr().out
+
+
+def test_what_has_a_result_and_no_epochs(runs, make):
+    make("tfidf", 1, done=True)
+    assert (only(runs).state, only(runs).best) == ("done", "50.00 %")

@@ -3,23 +3,32 @@ validated, generated from, merged."""
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
+import types
 
 import pytest
 import torch
 import verbs
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.transformer import TransformerModel
 from helpers import PACKAGE
 
-SIZES = [
-    f"--{half}-{name}={value}"
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import finetuned, slim
+from fairseq_peft.errors import InputError
+
+NUMBERS = {
+    f"{half}_{name}": value
     for half in ("encoder", "decoder")
     for name, value in (
-        *(("layers", 2), ("embed-dim", 16), ("ffn-embed-dim", 24), ("attention-heads", 4)),
+        *(("layers", 2), ("embed_dim", 16), ("ffn_embed_dim", 24), ("attention_heads", 4)),
     )
-]
+}
+SIZES = [f"--{name.replace('_', '-')}={value}" for name, value in NUMBERS.items()]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +89,27 @@ def train(run, arch, save_dir, max_update, *words):
 
 
 def weights(path):
-    return torch.load(path, weights_only=False)["model"]
+    return slim.read(str(path))["model"]
+
+
+@pytest.fixture
+def base(dictionary_of_data, tmp_path):
+    """A checkpoint of stock fairseq, of random numbers."""
+    args = argparse.Namespace(share_all_embeddings=True, **NUMBERS)
+    ARCH_CONFIG_REGISTRY["transformer"](args)
+    task = types.SimpleNamespace(
+        source_dictionary=dictionary_of_data, target_dictionary=dictionary_of_data
+    )
+    torch.manual_seed(7)
+    model = TransformerModel.build_model(args, task)
+    flags = {"model": {"_name": "transformer", **vars(args)}}
+    finetuned.write(tmp_path / "base.pt", {}, flags, model.state_dict())
+    return tmp_path / "base.pt"
+
+
+@pytest.fixture
+def dictionary_of_data(data):
+    return Dictionary.load(str(data / "dict.en.txt"))
 
 
 PLUGIN = ("--user-dir", PACKAGE)
@@ -136,22 +165,44 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     }
     for row, (_, score) in found.items():
         assert score == pytest.approx(expected[row][1], abs=1e-3)
+    for name in ("lora", "both"):
+        verbs.run("verify", tmp_path / name / "adapter", "--base", base)
+    adapter = tmp_path / "lora" / "adapter"
+    told = adapter_folder.read(adapter, of_any_task=True).description
+    assert told["task"]["source_lang"] == "en" and told["metrics"]["metric"] == "loss"
+    assert set(told["files"]) == {"adapter.safetensors", "dict.en.txt", "dict.xx.txt"}
+    verbs.run("inspect", adapter)
+    again = tmp_path / "again.pt"
+    verbs.run("merge", adapter, again, "--base", base)
+    one, other = weights(merged), weights(again)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
     capsys.readouterr()
+    with pytest.raises(InputError, match="is of --task translation, and this is for classifiers"):
+        adapter_folder.read(adapter)
+    with open(adapter / "dict.xx.txt", "a") as file:
+        file.write("more 1\n")
+    message = verbs.refused(capsys, "verify", adapter)
+    assert "dict.xx.txt is not the file that adapter.json speaks of" in message
     message = verbs.refused(
         capsys, "merge", tmp_path / "both" / "checkpoint_best.pt", tmp_path / "no.pt"
     )
     assert "cannot be merged" in message
 
 
-def test_seeds_and_resume(run, tmp_path):
+def test_seeds_and_resume(run, base, tmp_path):
     """--seed draws the methods' tensors, though the task knows none; a run that was stopped goes on
-    as one that was not, bit for bit."""
-    flags = (*SIZES, *PLUGIN, "--share-all-embeddings", "--save-interval-updates", 4)
-    train(run, "transformer_lora", tmp_path / "whole", 8, *flags)
+    as one that was not, bit for bit. Checkpoints hold what trains, unless it is asked for all."""
+    flags = (*PLUGIN, "--finetune-from-model", base, "--save-interval-updates", 4)
+    train(run, "transformer_lora", tmp_path / "whole", 8, *flags, "--full-checkpoints")
     train(run, "transformer_lora", tmp_path / "halves", 4, *flags)
     train(run, "transformer_lora", tmp_path / "halves", 8, *flags)
-    one, other = (weights(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "halves"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    paths = [tmp_path / name / "checkpoint_last.pt" for name in ("whole", "halves")]
+    whole, halves = (torch.load(path, weights_only=False)["model"] for path in paths)
+    assert whole.keys() > halves.keys() and all("lora" in key for key in halves)
+    assert len(halves) == 2 * 12
+    one, other = map(weights, paths)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     drawn = [
         weights(tmp_path / f"seed{seed}" / "checkpoint_last.pt")
         for seed in (1, 2)
@@ -159,3 +210,10 @@ def test_seeds_and_resume(run, tmp_path):
     ]
     key = "encoder.layers.0.self_attn.q_proj.lora_A"
     assert (drawn[0][key] - drawn[1][key]).abs().max() > 0.05
+
+    base.rename(tmp_path / "other.pt")
+    flags = ("--path", paths[1], "--batch-size", 4, *PLUGIN)
+    with pytest.raises(AssertionError, match="Put that base back"):
+        run("validate", *flags)
+    moved = f"{{'finetune_from_model': '{tmp_path / 'other.pt'}'}}"
+    assert "nll_loss" in run("validate", *flags, "--model-overrides", moved)

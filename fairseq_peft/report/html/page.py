@@ -24,6 +24,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 MAX_MATRICES = 12
 DRAWN = 0.9  # a smaller share of the training rows of others; dropped duplicates are fewer
 MAX_CLASSES = 20  # of a matrix that a person reads
+ON_SCREEN = (
+    *("worst", "best", "MCC", "chosen by", "on valid", "of the model", "kept for a task"),
+    *("learning rate", "epochs", "peak memory"),
+)
 MARKS = dict(zip(charts.SHAPES, "●■▲◆✚▼▶"))
 
 
@@ -35,6 +39,11 @@ class Column:
     text: Callable[[dict], str]
     value: Callable[[dict], object]
     unit: str = ""
+
+    @property
+    def classes(self) -> str:
+        """Of its cells: aligned as words; not printed, as paper is no wider than ten columns."""
+        return " ".join(["words"] * self.is_text + ["screen"] * (self.header in ON_SCREEN))
 
     @property
     def is_text(self) -> bool:

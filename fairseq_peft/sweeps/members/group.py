@@ -40,6 +40,7 @@ class Group:
         self.now = None
         self._base = {}
         self._joint = {}
+        self._kept = None
 
     def add(self, cfg, argv: list[str], log) -> Turn:
         """A member: fairseq's config, the words it was parsed from, and a text file for what it
@@ -73,6 +74,11 @@ class Group:
                 "one, so there is no base to share. Give members of one base and a method that "
                 "leaves it frozen, or run them with fairseq-train."
             )
+        # What is kept of one is kept of all whose layers below are the same, in one memory.
+        encoder = model.encoder.sentence_encoder
+        if encoder.kept.limit_bytes:
+            self._kept = self._kept or encoder.kept
+            encoder.kept = self._kept
 
     def _resume(self, turn, error=None):
         self.now = turn

@@ -78,6 +78,8 @@ class Joint:
         for number, model in enumerate(models):
             self.switched.add(number, {path: module_at(model, path) for path in places})
         self.switched.reserve(reserved.pop())
+        if not training:  # the copy is in eval mode in any case
+            self.switched.encoder.kept = models[0].get_submodule(ROOT).kept
         layers = self.switched.encoder.layers
         for layer in layers[self.num_common if self.num_common >= 0 else len(layers) :]:
             layer.register_forward_pre_hook(self._apart)

@@ -28,6 +28,10 @@ theme.addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
 nameTheme();
 
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll(".conclusions")) details.open = true;
+});
+
 // ---- tables ----------------------------------------------------------------------------------
 
 const order = new Intl.Collator("en", { numeric: true });

@@ -1,0 +1,173 @@
+"""What a run of one of fairseq's own tasks keeps, where its model is the plugin's and has a base:
+checkpoints without what is the base's, and the adapter folder of the best validation.
+
+``--task sentence_classification`` has callbacks for this. Here fairseq's functions are wrapped.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from omegaconf import OmegaConf
+
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import slim
+from fairseq_peft.data import checks
+from fairseq_peft.injection import surgery
+from fairseq_peft.models import folder
+from fairseq_peft.tasks import best_adapter, record
+
+logger = logging.getLogger(__name__)
+
+
+def install() -> None:
+    """Wrap fairseq's functions; once."""
+    if not hasattr(checkpoint_utils.load_checkpoint, "keeps_adapters"):
+        checkpoint_utils.load_checkpoint = _load_checkpoint(checkpoint_utils.load_checkpoint)
+        checkpoint_utils.save_checkpoint = _save_checkpoint(checkpoint_utils.save_checkpoint)
+        checkpoint_utils.load_checkpoint.keeps_adapters = True
+
+
+@dataclass
+class Kept:
+    """What a run keeps besides fairseq's own files; the task has it as ``kept``.
+
+    Attributes:
+        folder: of the adapter.
+        base: path and sha256 of the base.
+    """
+
+    folder: Path
+    base: dict
+
+    def write(self, trainer, value: float, epoch: int) -> None:
+        """Write the adapter folder of a model that has just been validated.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        model, task, cfg = surgery.unwrap(trainer.model), trainer.task, trainer.cfg
+        tensors, described = folder.content(model, None, self.base)
+        dictionaries, copies = words_of(task)
+        described.update(
+            task=flags_of(task),
+            dictionaries=dictionaries,
+            metrics={
+                "subset": cfg.dataset.valid_subset.split(",")[0],
+                "metric": cfg.checkpoint.best_checkpoint_metric,
+                "value": best_adapter.finite(float(value)),
+                "epoch": epoch,
+                "num_updates": trainer.get_num_updates(),
+            },
+            seed=cfg.common.seed,
+            versions=record.versions(),
+            command=" ".join(sys.argv),
+        )
+        adapter_folder.write(self.folder, tensors, described, copies)
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        logger.info(f"{self.folder}: {len(tensors)} tensors, {num_bytes:,} bytes, new best")
+
+
+def _load_checkpoint(original):
+    """Called once, before the first update of a run."""
+
+    @functools.wraps(original)
+    def load_checkpoint(cfg, trainer, **kwargs):
+        start = start_of(cfg, trainer.checkpoint_suffix)
+        found = original(cfg, trainer, **kwargs)
+        # Of other models, and of the task that decides itself, this is no matter.
+        model = surgery.unwrap(trainer.model)
+        full = getattr(getattr(model, "args", None), "full_checkpoints", None)
+        decides = hasattr(type(trainer.task), "leave_out")
+        if start is not None and full is not None and not (decides or cfg.no_save):
+            _keep(cfg, trainer.task, model, start, full)
+        return found
+
+    return load_checkpoint
+
+
+def _keep(cfg, task, model, start, full):
+    """Let the run keep what it should, if not all of the model trains."""
+    if all(t.requires_grad for t in surgery.tensors(model, model.family).values()):
+        return
+    state = slim.read(start.path, cfg.finetune_from_model)
+    start.resumes = any(name in state["model"] for name in model.added)
+    base_ref = (
+        None if full else slim.base_ref_of_run(model, model.family, state, start, cfg.save_dir)
+    )
+    if base_ref is not None:
+        task.leave_out = functools.partial(base_ref.leave_out, folder=cfg.save_dir)
+    base = best_adapter.describe_base(start, state, cfg.save_dir)
+    if base is not None and distributed_utils.get_global_rank() == 0:
+        task.kept = Kept(Path(cfg.save_dir) / "adapter", base)
+        adapter_folder.check_place(task.kept.folder)
+
+
+def _save_checkpoint(original):
+    """Called after a validation, or with None for its score after none."""
+
+    @functools.wraps(original)
+    def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
+        saved = original(cfg, trainer, epoch_itr, val_loss)
+        kept = getattr(trainer.task, "kept", None)
+        # By the same rule as checkpoint_best.pt.
+        best = getattr(checkpoint_utils.save_checkpoint, "best", None)
+        if kept is not None and val_loss is not None and val_loss == best:
+            kept.write(trainer, val_loss, epoch_itr.epoch)
+        return saved
+
+    return save_checkpoint
+
+
+def start_of(cfg, suffix: str):
+    """The checkpoint that a run starts from, as fairseq chooses it, as ``path``, and the ``base``
+    that it may be; None from scratch."""
+    path = cfg.restore_file.replace(".pt", suffix + ".pt")
+    if cfg.restore_file == "checkpoint_last.pt":
+        path = os.path.join(cfg.save_dir, path)
+        if not os.path.exists(path):
+            path = cfg.continue_once or cfg.finetune_from_model
+    if path is None or not os.path.isfile(path):
+        return None
+    return SimpleNamespace(path=path, base=cfg.finetune_from_model or path)
+
+
+def words_of(task) -> tuple[dict, dict]:
+    """What a description says of the dictionaries of source and target, and the files of them:
+    name -> content. They hold what the task has added, such as languages."""
+    told, files = {}, {}
+    flags = flags_of(task)
+    for side in ("source", "target"):
+        words = getattr(task, f"{side}_dictionary")
+        language = flags.get(f"{side}_lang")
+        name = f"dict.{language}.txt" if language else adapter_folder.DICTIONARY
+        text = io.StringIO()
+        words.save(text)
+        content = text.getvalue().encode()
+        if files.get(name, content) != content:
+            name = f"dict.{side}.txt"
+        told[side] = {"file": name, "sha256": checks.fingerprint(words), "num_rows": len(words)}
+        files[name] = content
+    return told, files
+
+
+def flags_of(task) -> dict:
+    """The task's flags, as far as JSON has them, the data folder as ``data``."""
+    cfg = task.cfg if getattr(task, "cfg", None) is not None else task.args
+    given = (
+        vars(cfg) if isinstance(cfg, Namespace) else OmegaConf.to_container(cfg, enum_to_str=True)
+    )
+    plain = (str, int, float, bool, list)
+    found = {n: v for n, v in given.items() if isinstance(v, plain) and "${" not in str(v)}
+    found.setdefault("_name", found.get("task"))
+    return found
