@@ -72,3 +72,9 @@ def test_this_test_sees_it(line):
 )
 def test_this_test_lets_the_rest_through(line):
     assert findings(line) == []
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest leaves the second one out, with an error at the very end."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -76,7 +76,7 @@ PARTS = {
     "sweeps": part(10, FAIRSEQ + " fairseq_cli", "submitit"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.
     "plugin": part(11, FAIRSEQ),
-    "train": part(11, inside="fairseq_cli"),
+    "train": part(11, inside="fairseq fairseq_cli"),
     "doctor": part(11, inside=" ".join(HEAVY)),
     "commands": part(12, inside=" ".join(HEAVY)),
     "cli": part(13, inside=" ".join(HEAVY)),
