@@ -10,13 +10,12 @@ from pathlib import Path
 
 def main() -> None:
     """Train as ``fairseq-train`` does, by ``sys.argv``."""
-    from fairseq import utils
-    from fairseq_cli import train
+    from fairseq_cli import train  # first: it sets up the log as fairseq-train has it
 
     own = os.path.abspath(Path(__file__).parent)
     if not any(word.split("=")[0] == "--user-dir" for word in sys.argv[1:]):
         sys.argv[1:1] = ["--user-dir", own]
-    utils.import_user_module.memo = {own}  # registered already, which fairseq would log
+    train.utils.import_user_module.memo = {own}  # registered already, which fairseq would log
     train.cli_main()
 
 

@@ -224,7 +224,7 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
     os.kill(pid, signal.SIGKILL)
     status, said = sweep.end()
     assert status == 1 and "Traceback" not in said, said
-    assert said.count("Slurm has it already") == 2
+    assert "Slurm has it already" in said  # of two, unless one has ended meanwhile
     assert f"seed {SEEDS[1]} lr" in said and "(CANCELLED)" in said, said
     assert f"seed {SEEDS[2]} lr" in said and "2 of" in said.splitlines()[-1], said
 
