@@ -15,18 +15,14 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, TINY
+from helpers import ROOT
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
-from fairseq.data import Dictionary  # noqa: E402
-from fairseq.dataclass.configs import FairseqConfig  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
 from runs import metrics  # noqa: E402
 
-from fairseq_peft.checkpoints import finetuned  # noqa: E402
 from fairseq_peft.runs.log import valid_lines  # noqa: E402
 
 pytestmark = pytest.mark.end_to_end
@@ -57,7 +53,6 @@ def block():
 @pytest.fixture
 def here(tmp_path, python):
     """A folder with the newcomer's files: two tables, and a checkpoint with what it reads with."""
-    import sentencepiece
 
     rows = list(reviews(240, seed=1))
     with open(tmp_path / "avis.csv", "w", encoding="utf-8", newline="") as file:
@@ -69,23 +64,7 @@ def here(tmp_path, python):
         table = csv.writer(file)
         table.writerow(["numéro", "avis"])
         table.writerows([f"n{i}", text] for i, (text, _) in enumerate(reviews(7, seed=2)))
-    with open(tmp_path / "sentencepiece.bpe.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([text.replace("\n", " ") for text, _ in rows]),
-            model_writer=file,
-            model_type="bpe",
-            vocab_size=120,
-            minloglevel=2,
-        )
-    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "sentencepiece.bpe.model"))
-    words = Dictionary()
-    for i in range(3, len(pieces)):
-        words.add_symbol(pieces.id_to_piece(i))
-    words.save(str(tmp_path / "dict.txt"))
-    words.add_symbol("<mask>")
-    cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
-    cfg.update(model={"_name": "roberta_small", **TINY}, task={"_name": "masked_lm"})
-    finetuned.write(tmp_path / "model.pt", {}, cfg, adapter_folders.base_state(words))
+    adapter_folders.write_base(tmp_path, [text.replace("\n", " ") for text, _ in rows], 120)
     command = tmp_path / "bin" / "fairseq-peft"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} -m fairseq_peft.cli "$@"\n')

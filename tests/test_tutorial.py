@@ -8,17 +8,13 @@ import os
 import subprocess
 
 import pytest
-from helpers import ROOT, TINY
+from helpers import ROOT
 from pages import commands_of, files_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
-from fairseq.dataclass.configs import FairseqConfig  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
-
-from fairseq_peft.checkpoints import finetuned  # noqa: E402
 
 pytestmark = pytest.mark.end_to_end
 
@@ -26,35 +22,12 @@ PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 FILES = files_of(PAGE)
 
 
-def write_base(folder):
-    """model.pt, dict.txt and the sentencepiece model, of the size of the tests' models."""
-    import sentencepiece
-    from fairseq.data import Dictionary
-
-    folder.mkdir(parents=True)
-    with open(folder / "sentencepiece.bpe.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(FILES["course.py"].split("\n")),
-            model_writer=file,
-            model_type="bpe",
-            vocab_size=150,
-            minloglevel=2,
-        )
-    pieces = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
-    words = Dictionary()
-    for i in range(3, len(pieces)):
-        words.add_symbol(pieces.id_to_piece(i))
-    words.save(str(folder / "dict.txt"))
-    words.add_symbol("<mask>")
-    cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
-    cfg.update(model={"_name": "roberta_small", **TINY}, task={"_name": "masked_lm"})
-    finetuned.write(folder / "model.pt", {}, cfg, adapter_folders.base_state(words))
-
-
 @pytest.fixture
 def course(tmp_path, python):
     """``course(text)``: commands of the page, in one shell, begun where the repository would be."""
-    write_base(tmp_path / "quickstart" / "base")
+    base = tmp_path / "quickstart" / "base"
+    base.mkdir(parents=True)
+    adapter_folders.write_base(base, FILES["course.py"].split("\n"), 150)
     (tmp_path / "course").mkdir()
     for name, content in FILES.items():
         content = content.replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import Roberta
+from helpers import TINY
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.data.checks import fingerprint
@@ -76,3 +77,31 @@ def refused(action, *words):
     text = str(error.value)
     assert "\n" not in text and text.endswith(".")
     return text
+
+
+def write_base(folder, lines, vocab_size):
+    """model.pt, dict.txt and a sentencepiece model of ``lines``, as small as the tests' models."""
+    import sentencepiece
+    from fairseq.data import Dictionary
+    from fairseq.dataclass.configs import FairseqConfig
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.checkpoints import finetuned
+
+    with open(folder / "sentencepiece.bpe.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            minloglevel=2,
+        )
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
+    words = Dictionary()
+    for i in range(3, len(pieces)):
+        words.add_symbol(pieces.id_to_piece(i))
+    words.save(str(folder / "dict.txt"))
+    words.add_symbol("<mask>")
+    cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+    cfg.update(model={"_name": "roberta_small", **TINY}, task={"_name": "masked_lm"})
+    finetuned.write(folder / "model.pt", {}, cfg, base_state(words))
