@@ -12,7 +12,6 @@ Shape letters: B batch, S source tokens, T tokens, C model dim, V vocabulary, P 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 
@@ -24,14 +23,13 @@ from fairseq.models import (
     FairseqIncrementalDecoder,
     register_model,
 )
-from omegaconf import OmegaConf
 
 from fairseq_peft import methods, precision
 from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models import hf_base, hf_families, hf_slots
-from fairseq_peft.models.options import COMMON, config_class, decide_precision, fill
+from fairseq_peft.models.options import COMMON, config_class, decide_precision, fill, namespace
 from fairseq_peft.models.peft_model import PeftModel
 
 FLAGS = {
@@ -92,9 +90,7 @@ class HFModel(PeftModel, BaseFairseqModel):
         Raises:
             InputError: the flags mean a model, or a method, that is not for this family.
         """
-        values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
-        args = argparse.Namespace(**values)
-        fill(args, {name: default for name, (_, default, _) in FLAGS.items()})
+        args = namespace(cfg, {name: default for name, (_, default, _) in FLAGS.items()})
         decide_precision(cfg, args)
         kind, config = hf_base.read_config(args.hf_model, args.hf_config)
         describe = hf_families.describe(cls.known, kind, cls.arch, cls.other)

@@ -5,6 +5,7 @@ flag of a method that is not chosen can be told from one that was left alone, an
 fairseq-hydra-train and checkpoints share one path.
 """
 
+import argparse
 import contextlib
 import dataclasses
 from dataclasses import field, make_dataclass
@@ -153,6 +154,14 @@ def config_class(name: str, own: dict, base: type = FairseqDataclass) -> type:
 
 #: The dataclass behind ``fairseq-train --arch roberta_*``.
 RobertaPeftConfig = config_class("RobertaPeftConfig", ROBERTA)
+
+
+def namespace(cfg, defaults: dict) -> argparse.Namespace:
+    """The flags of ``cfg``, a config or a namespace, as a namespace with ``defaults``."""
+    values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
+    args = argparse.Namespace(**values)
+    fill(args, defaults)
+    return args
 
 
 def fill(args, presets: dict) -> None:

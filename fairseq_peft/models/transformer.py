@@ -44,6 +44,7 @@ from fairseq_peft.models.options import (
     config_class,
     decide_precision,
     fill,
+    namespace,
 )
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
@@ -188,9 +189,7 @@ class EncoderDecoder(PeftModel):
         Raises:
             InputError: the flags mean a model, or a method, that is not for this family.
         """
-        values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
-        args = argparse.Namespace(**values)
-        fill(args, DEFAULTS)
+        args = namespace(cfg, DEFAULTS)
         for half, side in (("encoder", "source"), ("decoder", "target")):
             rows = getattr(args, f"{half}_positions") or getattr(args, f"max_{side}_positions")
             setattr(args, f"max_{side}_positions", rows)

@@ -20,14 +20,20 @@ from fairseq.models import (
     register_model_architecture,
 )
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
-from omegaconf import OmegaConf
 
 from fairseq_peft import methods
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import sizes
 from fairseq_peft.models.decoder import STACK, Decoder
-from fairseq_peft.models.options import COMMON, TEXT, config_class, decide_precision, fill
+from fairseq_peft.models.options import (
+    COMMON,
+    TEXT,
+    config_class,
+    decide_precision,
+    fill,
+    namespace,
+)
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
 
@@ -105,9 +111,8 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
         Raises:
             InputError: the flags mean a model, or a method, that is not for this family.
         """
-        values = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else vars(cfg)
-        args = argparse.Namespace(**values)
-        fill(args, {name: default for name, (_, default, _) in {**TEXT, **COMMON}.items()})
+        flags = {**TEXT, **COMMON}
+        args = namespace(cfg, {name: default for name, (_, default, _) in flags.items()})
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = args.tokens_per_sample
         check(args)
