@@ -145,7 +145,7 @@ class Table(Lines):
             table.add_row(
                 *(str(run.cell), str(run.seed), run.rate),
                 f"{one.epoch} of {one.epochs.max_epoch or '?'}",
-                *(one.scores, "" if left is None else f"{left:.0f} s"),
+                *(one.scores, "" if left is None else f"{left:.0f} s" if left else "overdue"),
             )
         return Group(summary, table)
 

@@ -43,7 +43,7 @@ class Seen:
             before there is one.
         tokens_per_second: of the newest epoch.
         seconds: what its epochs took so far.
-        seconds_left: until its last epoch ends; None: nobody knows.
+        seconds_left: until its last epoch ends; 0: it should have; None: nobody knows.
         why: what went wrong, of one that has failed.
     """
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
 from hf_families import GPT2, T5
 from torch.nn import functional as F
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
 def made(folder):
     """``made("causal_lm")``: the task and a model with a LoRA that is not zero, without a run."""
 
-    def make(name, peft="lora", **given):
+    def make(name, peft="lora", model=None, **given):
         config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
         flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer"), **given}
         cfg = answers.AnswersConfig(**flags)
@@ -84,6 +85,7 @@ def made(folder):
         task = config.setup_task(cfg)
         arch = KINDS[name][0]
         values = {"hf_config": str(folder / f"{name}.json"), "peft": peft, "precision": "fp32"}
+        values.update(model or {})
         args = argparse.Namespace(_name=arch, arch=arch, **values)
         torch.manual_seed(1)
         model = task.build_model(args).eval()
@@ -185,6 +187,39 @@ def test_answers_are_written_as_one_pass_would(made, name, peft):
                     break
         assert answer == [token for token in again if token != 1]
     assert any(found)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_beams_are_those_of_transformers(made, name):
+    """The best of three, by transformers' own model with merged weights, row by row; prompts of
+    several lengths are one batch here. (At the longest length transformers gives the end that is
+    forced no score, so the other two may change places.)"""
+    task, model = made(name)
+    prompts = [[12, 13, 14, 15], [20], [17, 9]]
+    found = task.written(model, prompts, GenerationConfig(beam=3, max_len_b=6, min_len=0))
+    stock, own = plain(model), {"num_beams": 3, "early_stopping": True}
+    own.update(max_new_tokens=7, forced_eos_token_id=1)
+    for prompt, hypotheses in zip(prompts, found):
+        tokens = torch.tensor([prompt])
+        out = stock.generate(tokens, do_sample=False, pad_token_id=0, **own)
+        begin = len(prompt) if task.causal else 1
+        assert hypotheses[0]["tokens"].tolist() == out[0, begin:].tolist()
+
+
+def test_a_prompt_behind_the_first_token_is_no_matter_of_the_batch(made):
+    """Where it cannot be padded in front, prompts of other lengths are another batch."""
+    task, model = made(
+        "causal_lm", "prompt", max_answer_tokens=5, model={"prompt_placement": "after_bos"}
+    )
+    prompts = [[12, 13, 14, 15], [20], [17, 9, 5, 6]]
+    assert task.answer_ids(model, prompts) == [task.answer_ids(model, [p])[0] for p in prompts]
+
+
+@pytest.mark.parametrize("prompt", [[], [5] * 31])
+def test_a_text_without_room_is_refused(made, prompt):
+    task, model = made("causal_lm", "prompt")  # which takes positions
+    with pytest.raises(InputError, match=f"Text 2 has {len(prompt)} tokens, and there is room"):
+        task.answer_ids(model, [[5], prompt])
 
 
 def test_texts_go_to_ids_and_back(folder):
