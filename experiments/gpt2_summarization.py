@@ -149,7 +149,7 @@ def as_pair(tokenizer, row: dict, setting: Setting) -> dict[str, str]:
     ask = "\nTL;DR:"
     # Cut text has other tokens at its end: four are left free.
     room = setting.max_tokens - setting.max_summary - len(tokenizer.encode(ask)) - 4
-    article = tokenizer.decode(tokenizer.encode(row["article"])[:room])
+    article = tokenizer.decode(tokenizer.encode(row["article"])[:room]).strip()
     return {"prompt": f"{article}{ask}", "answer": row["summary"]}
 
 

@@ -20,11 +20,10 @@ import jobs
 from jobs import ROOT, InputError, Run
 
 SHARED = Path(os.environ.get("FAIRSEQ_PEFT_SHARED", ROOT.parent / "shared"))
-LABELS = ("negative", "positive")
-#: What data sets call them.
-NAMES = {"neg": "negative", "pos": "positive", "0": "negative", "1": "positive"}
+#: What data sets call a class -> its number.
+CLASSES = {"neg": 0, "pos": 1, "negative": 0, "positive": 1, "0": 0, "1": 1}
 SPECIAL = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{i}>" for i in range(32))]
-TASK = ["--task", "text_to_text", "--criterion", "answers", "--labels", ",".join(LABELS)]
+TASK = ["--task", "text_to_text", "--criterion", "answers"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,16 @@ ROWS = (
 class Setting:
     """
     Attributes:
+        form: what is asked of a review, ``{}``.
+        labels: the answer to a bad one, and to a good one.
         rows: of train, valid and test; 0 for all.
         words: the last words of a review that are read; 0 for all.
         pretraining: updates of span corruption; 0 where a model is given.
         rates: method -> learning rate.
     """
 
+    form: str
+    labels: tuple
     rows: tuple
     words: int
     max_tokens: int
@@ -84,6 +87,8 @@ class Setting:
 
 
 PUBLISHED = Setting(
+    form="sentiment: {}",
+    labels=("negative", "positive"),
     rows=(0, 0, 0),
     words=0,
     max_tokens=512,
@@ -92,22 +97,25 @@ PUBLISHED = Setting(
     rates={"full": 3e-4, "prompt": 3e-2, "adapter": 1e-3, "lora": 1e-3},
 )
 TINY = Setting(
+    # A gap, as in pre-training: minutes of it teach nothing else.
+    form="{} All in all it is <extra_id_0>",
+    labels=("<extra_id_0> bad", "<extra_id_0> good"),
     rows=(1200, 400, 1000),
     words=48,
     max_tokens=96,
-    epochs=3,
+    epochs=4,
     batch_size=16,
-    rates={"full": 1e-3, "prompt": 3e-2, "adapter": 5e-3, "lora": 5e-3},
-    pretraining=300,
+    rates={"full": 5e-3, "prompt": 5e-2, "adapter": 1e-2, "lora": 1e-2},
+    pretraining=800,
 )
 CONFIG = {
     "model_type": "t5",
     "vocab_size": 4000,
-    "d_model": 96,
-    "d_kv": 24,
-    "d_ff": 192,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
     "num_heads": 4,
     "dropout_rate": 0.0,
     "pad_token_id": 0,
@@ -119,8 +127,8 @@ CONFIG = {
 # ---- Data ----------------------------------------------------------------------------------------
 
 
-def read_reviews(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """split -> (review, label) in the order of the files.
+def read_reviews(path: Path) -> dict[str, list[tuple[str, int]]]:
+    """split -> (review, class, 1 if it is good) in the order of the files.
 
     ``path`` is the published folder tree (train/pos/*.txt ...), a CSV with review and sentiment, or
     what scripts/prepare_data.sh reads.
@@ -139,11 +147,10 @@ def read_reviews(path: Path) -> dict[str, list[tuple[str, str]]]:
         corpus = read_corpus(path, columns=columns, **shares)
         found = {split: [(r.text, r.label) for r in rows] for split, rows in corpus.rows.items()}
     for split, rows in found.items():
-        for number, (text, label) in enumerate(rows):
-            label = NAMES.get(label, label)
-            if label not in LABELS:
-                raise InputError(f"{path}, {split}: {label!r} is none of {', '.join(LABELS)}.")
-            rows[number] = (text, label)
+        for _, label in rows:
+            if label not in CLASSES:
+                raise InputError(f"{path}, {split}: {label!r} is none of {', '.join(CLASSES)}.")
+        found[split] = [(text, CLASSES[label]) for text, label in rows]
     return found
 
 
@@ -189,7 +196,8 @@ def write_data(source: Path, out: Path, setting: Setting) -> None:
         texts = [" ".join(text.split()[-setting.words :]) for text, _ in rows]
         labels = [label for _, label in rows]
         asked = [
-            {"input": f"sentiment: {text}", "target": label} for text, label in zip(texts, labels)
+            {"input": setting.form.format(text), "target": setting.labels[label]}
+            for text, label in zip(texts, labels)
         ]
         jobs.write_rows(out / "data" / f"{split}.jsonl", asked)
         for folder, words in (("cut", texts), ("whole", [" ".join(t.split()) for t, _ in rows])):
@@ -227,7 +235,15 @@ def method_flags(row: Row) -> list:
 
 
 def our_run(row: Row, seed: int, base: Path, setting: Setting, args) -> Run:
-    task = [*TASK, "--max-prompt-tokens", setting.max_tokens, "--max-answer-tokens", 8]
+    task = [
+        *TASK,
+        "--labels",
+        ",".join(setting.labels),
+        "--max-prompt-tokens",
+        setting.max_tokens,
+        "--max-answer-tokens",
+        8,
+    ]
     task += ["--batch-size", setting.batch_size]
     flags = [
         *("--arch", "hf_seq2seq", "--hf-model", base, *method_flags(row), "--seed", seed),
@@ -260,7 +276,7 @@ def library_runs(by: str, python: str, rows, base: Path, setting: Setting, args)
     given = {
         "base": str(base),
         "data": str(args.out / "data"),
-        "labels": LABELS,
+        "labels": setting.labels,
         "max_tokens": setting.max_tokens,
         "epochs": setting.epochs,
         "batch_size": setting.batch_size,
@@ -413,7 +429,7 @@ def main(argv=None, setting: Setting | None = None) -> None:
         make = jobs.pretraining(
             base,
             args.out / "pretraining-data",
-            [*TASK[:4], "--arch", "hf_seq2seq", "--max-prompt-tokens", setting.max_tokens],
+            [*TASK, "--arch", "hf_seq2seq", "--max-prompt-tokens", setting.max_tokens],
             CONFIG,
             setting.pretraining,
             3e-3,

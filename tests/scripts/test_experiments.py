@@ -23,8 +23,8 @@ import gpt2_summarization as gpt2  # noqa: E402
 import t5_sentiment as t5  # noqa: E402
 
 ONE = ["--tiny", "--seeds", "1", "--jobs", "1"]
-GOOD = "a fine film with warm and clever people, positive"
-BAD = "a dull film with cold and empty people, negative"
+GOOD = "a fine film with warm and clever people, good"
+BAD = "a dull film with cold and empty people, bad"
 
 
 def write_tree(folder, number=20):
@@ -54,8 +54,8 @@ def test_t5_from_reviews_to_the_table(tmp_path, capsys):
     assert found["tfidf-whole"]["test_accuracies"] == [1.0]
     base, lora = found["ours-full"], found["ours-lora-8"]
     added = lora["total_parameters"] - base["total_parameters"]
-    # Query and value of 2 + 2 + 2 blocks of attention.
-    assert lora["trainable_parameters"] == added == 12 * 8 * 2 * t5.CONFIG["d_model"]
+    # Query and value of three blocks of attention.
+    assert lora["trainable_parameters"] == added == 6 * 8 * 2 * t5.CONFIG["d_model"]
     printed = capsys.readouterr().out
     assert "| lora 8, ours |" in printed and "TF-IDF" in printed
     t5.main(words, setting)  # what is done is kept
@@ -123,7 +123,7 @@ def test_reviews_come_as_a_tree_or_a_table(tmp_path):
         "valid": 2,
         "test": 10,
     }
-    assert all("fine" in text for text, label in found["test"] if label == "positive")
+    assert all("fine" in text for text, label in found["test"] if label)
     assert not any("<br" in text for text, _ in found["test"])
     lines = [f'"{GOOD} {i}",positive\n"{BAD} {i}",negative\n' for i in range(20)]
     table = tmp_path / "IMDB.csv"
@@ -131,7 +131,7 @@ def test_reviews_come_as_a_tree_or_a_table(tmp_path):
     found = t5.read_reviews(table)
     assert sum(map(len, found.values())) == 40 and len(found["test"]) == 20
     table.write_text("review,sentiment\n" + "x y,good\nz,bad\n" * 20, encoding="utf-8")
-    with pytest.raises(InputError, match="'(good|bad)' is none of negative, positive"):
+    with pytest.raises(InputError, match="'(good|bad)' is none of neg, pos"):
         t5.read_reviews(table)
 
 
