@@ -57,7 +57,7 @@ class Setting:
 
 
 PUBLISHED = Setting()
-TINY = Setting(max_tokens=96, batch_size=16, lr=5e-3, pretraining=400)
+TINY = Setting(max_tokens=96, batch_size=16, lr=1e-3, pretraining=1000)
 
 
 # ---- Data ----------------------------------------------------------------------------------------
