@@ -28,6 +28,9 @@ DRY_RUNS = {
     "finetune.sh": ([], {"DATA": "{inputs}", "INIT": "scratch"}),
     "finetune_hf.sh": ([], {"DATA": "{inputs}", "HF_BASE": "{inputs}"}),
     "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
+    **dict.fromkeys(
+        ("t5_sentiment.sh", "bloom_instructions.sh", "gpt2_summarization.sh"), (["--tiny"], {})
+    ),
 }
 
 pytestmark = [
