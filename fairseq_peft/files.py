@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that may be anybody's."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,18 @@ def whole(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def json_of(text: bytes | str):
+    """The JSON value in ``text``.
+
+    Raises:
+        ValueError: it is none, or none that Python reads: too deep, or a number of 5,000 digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def remove_leftovers(folder: Path | str, *names: str) -> None:
