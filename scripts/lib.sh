@@ -53,7 +53,7 @@ die() {
 # as they stand in the script, behind those of a file that it sources besides this one.
 show_help() {
   awk -v folder="$(dirname "$SCRIPT")" '
-       function knob(text)   { if (text ~ /^[A-Z_]+=\$\{[A-Z_]+:-.*#|^# [A-Z_]+<[A-Z]+>/) print "  " text }
+       function knob(text)   { if (text ~ /^[A-Z0-9_]+=\$\{[A-Z0-9_]+:-.*#|^# [A-Z_]+<[A-Z]+>/) print "  " text }
        NR == 1 && /^#!/      { next }
        /^# shellcheck /      { if (/source=/ && !/source=lib.sh/) {
                                  sub(/.*source=/, "")

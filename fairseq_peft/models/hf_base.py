@@ -6,6 +6,11 @@ only these functions import.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+import contextlib
+import json
+>>>>>>> main
 from pathlib import Path
 
 import torch
@@ -88,15 +93,16 @@ def build(kind: str, values: dict, folder: str, auto: str):
             f"{folder} has no model.safetensors; pickles (pytorch_model.bin) are not read, for "
             "they may run code. Convert it: AutoModel.from_pretrained(...).save_pretrained(...)."
         )
-    model, told = make.from_pretrained(
-        folder,
-        config=config,
-        attn_implementation=ATTENTION,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with _without_progress(transformers):
+        model, told = make.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     wrong = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
     if wrong:
         raise InputError(
@@ -104,3 +110,15 @@ def build(kind: str, values: dict, folder: str, auto: str):
             "whose config.json and model.safetensors belong together."
         )
     return model
+
+
+@contextlib.contextmanager
+def _without_progress(transformers):
+    """Logs and terminals have no bar from reading a few files."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

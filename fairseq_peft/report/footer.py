@@ -15,7 +15,7 @@ def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
         f"Seeds: {_seeds(rows)}. ± is the sample standard deviation over seeds; worst and best are "
         "single seeds.",
         "Difference to full: points of test accuracy, paired by seed with full fine-tuning of the "
-        "same init; Student's t interval over seeds.",
+        "same init on as many training rows; Student's t interval over seeds.",
         "Best epoch on test: mean over seeds of each run's highest test accuracy, so chosen ON "
         "TEST and too high; only for comparison with figures made that way.",
     ]

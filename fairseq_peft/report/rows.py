@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fairseq_peft.report import answers
-from fairseq_peft.report.comparisons import FULL, add_comparisons
+from fairseq_peft.report.comparisons import add_comparisons
+from fairseq_peft.report.references import reference_of
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 from fairseq_peft.scores import CLASSES
@@ -25,9 +26,11 @@ def build_rows(runs: list[Run]) -> list[dict]:
     for run in runs:
         key = tuple(run.result[name] for name in ("data", "init", "method"))
         groups.setdefault(key, []).append(run.result)
+    sizes = {key: _num_rows(results, "train") for key, results in groups.items()}
     rows = []
-    for (data, init, method), results in groups.items():
-        full = [] if method == FULL else groups.get((data, init, FULL), [])
+    for key, results in groups.items():
+        full = reference_of(key, sizes)
+        full = groups[full] if full and full[1] == key[1] else []  # of the same init
         row = _row(sorted(results, key=lambda result: result["seed"]), full)
         row["notes"] += _other_rows_note(results, runs)
         rows.append(row)
@@ -81,7 +84,8 @@ def _row(results: list[dict], full: list[dict]) -> dict:
         ),
         learning_rate=_common([result["hyperparameters"] for result in results], "lr"),
         num_epochs=_common(results, "num_epochs"),
-        num_test_rows=_common([result["rows"] for result in results], "test"),
+        num_train_rows=_num_rows(results, "train"),
+        num_test_rows=_num_rows(results, "test"),
         notes=_notes(results, difference.num_pairs if difference else None),
     )
     return row
@@ -119,6 +123,10 @@ def _common(dicts: list[dict], key: str):
     """The value that all have, None if they differ (``_notes`` then says so)."""
     values = [one.get(key) for one in dicts]
     return values[0] if all(value == values[0] for value in values) else None
+
+
+def _num_rows(results: list[dict], split: str) -> int | None:
+    return _common([result["rows"] for result in results], split)
 
 
 def _notes(results: list[dict], num_pairs: int | None) -> list[str]:

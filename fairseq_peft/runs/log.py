@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import json_of, whole
+from fairseq_peft.files import add_line, json_of, whole
 from fairseq_peft.scores import METRICS
 
 logger = logging.getLogger(__name__)
@@ -179,8 +179,7 @@ class RunLog:
         """Append one line to metrics.jsonl and show its numbers in TensorBoard, where the run has
         come to by then: at its number of updates, as a validation within an epoch has the epoch's
         number, too."""
-        with open(os.path.join(self.directory, "metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        add_line(os.path.join(self.directory, "metrics.jsonl"), json.dumps(record))
         if self._make_writer is None:
             return
         if self.writer is None:

@@ -14,7 +14,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from readers import READERS, check  # noqa: E402
 
-NUM_EXAMPLES = 40
+NUM_EXAMPLES = 25
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -80,7 +80,7 @@ def test_help_prints_the_usage(path, tmp_path):
 
 
 def knobs_in(text):
-    return re.findall(r"^ *([A-Z_]+)=\$\{\1:-.*#", text, re.MULTILINE)
+    return re.findall(r"^ *([A-Z0-9_]+)=\$\{\1:-.*#", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

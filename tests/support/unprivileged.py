@@ -21,7 +21,11 @@ def give_up_rights() -> None:
 
 @contextlib.contextmanager
 def small_disk(folder, size: str):
-    """A disk of its own in ``folder``, of ``size`` (``400k``); OSError where none may be mounted."""
+    """A disk of its own in ``folder``, of ``size`` (``400k``).
+
+    Raises:
+        OSError: none may be mounted here.
+    """
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
