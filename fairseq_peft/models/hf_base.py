@@ -6,11 +6,7 @@ only these functions import.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import contextlib
-import json
->>>>>>> main
 from pathlib import Path
 
 import torch
