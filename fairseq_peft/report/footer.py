@@ -25,6 +25,11 @@ def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
             "Not compared row by row, so without p values: no run has predictions.npz, which "
             "earlier versions did not write."
         )
+    elif len(rows) > 1 and not any(row["paired_with"] for row in rows):
+        lines.append(
+            "Not compared row by row, so without p values: there is no run of full fine-tuning. "
+            "--compare-with names another method for the others to be compared with."
+        )
     lines += [f"Warning: {_name(row)}: {note}." for row in rows for note in row["notes"]]
     for one in left_out:
         word = "Left out of the tables" if one.finished else "Unfinished, not in the table"
