@@ -145,13 +145,18 @@ class AnswersTask(FairseqTask):
         self.label_ids = self.encode_labels()
         return model
 
+    @property
+    def labels(self) -> list[str]:
+        """The words that answers are to be; none where they are any text."""
+        return [label.strip() for label in self.cfg.labels.split(",") if label.strip()]
+
     def encode_labels(self) -> list[list[int]]:
         """The token ids of each label.
 
         Raises:
             InputError: two labels are one, or one is longer than the room for answers.
         """
-        words = [label.strip() for label in self.cfg.labels.split(",") if label.strip()]
+        words = self.labels
         found = [self.tokenizer.encode(self.answer_text(word)) for word in words]
         for number, (word, ids) in enumerate(zip(words, found)):
             if ids in found[:number]:
@@ -201,9 +206,15 @@ class AnswersTask(FairseqTask):
     # Data
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt, cut as those of the data are; an answer keeps its room."""
-        room = self.room - self.cfg.max_answer_tokens if self.causal else self.room
-        return self.tokenizer.encode(text)[: max(1, min(self.cfg.max_prompt_tokens, room))]
+        """Token ids of a prompt that is to be answered."""
+        return self.cut_prompt(self.tokenizer.encode(text))
+
+    def cut_prompt(self, tokens: list[int]) -> list[int]:
+        """A prompt without what is too much at its end, as in training. Behind one of a causal
+        model the longest answer has room."""
+        room = min(self.cfg.max_prompt_tokens, self.room)
+        answer = self.cfg.max_answer_tokens if self.causal else 0
+        return tokens[: max(room - answer, 1)]
 
     def encode_text(self, text: str) -> list[int]:
         """Called by a model whose prompt starts from a text."""

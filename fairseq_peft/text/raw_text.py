@@ -57,6 +57,8 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
             ) from None
         except (lzma.LZMAError, EOFError) as error:
             raise InputError(f"{path} is not a whole .xz file ({error}).") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def read_weighted(texts: Iterable[str], excluded: Iterable[str | Path] = (), num_ends: int = 0):

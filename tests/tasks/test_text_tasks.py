@@ -12,15 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import verbs
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
 from hf_families import GPT2, T5
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.criterions.answers import AnswersCriterion
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_base, hf_models
+from fairseq_peft.serving.generate import Generator
 from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -293,7 +297,9 @@ def last(text, name):
 
 
 @pytest.mark.parametrize("name, peft", [("causal_lm", "full"), ("text_to_text", "lora")])
-def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_path, name, peft):
+def test_a_run_learns_and_its_checkpoint_gives_the_same(
+    fairseq, folder, tmp_path, capsys, name, peft
+):
     task = (folder / name, "--user-dir", PACKAGE, "--task", name, "--labels", "good,bad")
     task = (*task, "--eval-rouge", "--max-answer-tokens", 4)
     loss = ("--criterion", "answers", "--batch-size", 8, "--cpu", "--log-format", "simple")
@@ -301,6 +307,7 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_pat
     tokenizer = ("--hf-tokenizer", folder / "tokenizer")
     base, task = ("--hf-config", folder / f"{name}.json"), (*task, *tokenizer)
     if peft == "lora":  # a folder, whose tokenizer is the task's
+        torch.manual_seed(1)
         hf_base.build(
             "t5", {k: v for k, v in T5.items() if k != "model_type"}, "", AUTO
         ).save_pretrained(tmp_path / "model")
@@ -330,6 +337,48 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_pat
     if peft == "lora":
         weights = torch.load(path)["model"]
         assert all("lora_" in key or key == "base_sha256" for key in weights)
+        check_served(folder, tmp_path, capsys, expected[0])
+
+
+def check_served(folder, tmp_path, capsys, accuracy):
+    """The adapter folder of a run beside its base, in other processes than the run's: labels as in
+    validation, answers as by the checkpoint; other bases and tokenizers are refused."""
+    adapter, model = tmp_path / "run" / "adapter", tmp_path / "model"
+    told = adapter_folder.read(adapter, of_any_task=True).description
+    tokenizer = FolderTokenizer(model)
+    assert told["tokenizer"] == {"name": "model", "sha256": tokenizer.sha256}
+    assert set(told["files"]) == {"adapter.safetensors"} and not told["complete"]
+    verbs.run("inspect", adapter)
+    verbs.run("verify", adapter, "--base", model)
+    capsys.readouterr()
+    rows = pairs.read(folder / "text_to_text", "valid", ("input", "target"))
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(f"{text}\n" for text, _ in rows))
+    given = (lines, "--base", model, "--adapter", adapter)
+    verbs.run("predict", *given)
+    labels = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    hits = sum(label == gold for label, (_, gold) in zip(labels, rows))
+    assert len(labels) == len(rows) and abs(hits / len(rows) - accuracy) < 1e-3
+    verbs.run("generate", *given, "--beam", 1)
+    written = capsys.readouterr().out.splitlines()
+    best = Generator.load(tmp_path / "run" / "checkpoint_best.pt")
+    texts = [text for text, _ in rows]
+    assert written == [one.text for one in best.generate(texts, beam=1)] and len(set(written)) > 1
+    generator = Generator.load(model, adapter)
+    found = generator.generate(["", *texts[:3]], sampling=True, sampling_topk=2)
+    assert found[0] == ("", 0.0, []) and all(one.score < 0 for one in found[1:])
+
+    weights = load_file(model / "model.safetensors")
+    weights["shared.weight"] += 1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    message = verbs.refused(capsys, "generate", *given)
+    assert "This is not the base that the adapter was trained on" in message
+    write_tokenizer(tmp_path / "other", [*WORDS[:-1], "more"])
+    shutil.copy(tmp_path / "other" / "tokenizer.json", model)
+    message = verbs.refused(capsys, "predict", *given)
+    assert "was trained with the tokenizer model, SHA-256" in message
+    message = verbs.refused(capsys, "merge", adapter, tmp_path / "no.pt", "--base", model)
+    assert "belongs to a folder of Hugging Face's" in message
 
 
 def test_no_row_is_left_out(made):
