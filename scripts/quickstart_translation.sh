@@ -23,6 +23,8 @@ METHODS=${METHODS:-full lora adapter bitfit} # methods
 UPDATES_BASE=${UPDATES_BASE:-500}           # of pre-training
 UPDATES=${UPDATES:-150}                     # of each run
 GENERAL=${GENERAL:-12000}                   # general sentences to pre-train on
+TEST=${TEST:-300}                           # sentences of each domain to translate
+VOCAB_SIZE=${VOCAB_SIZE:-480}               # pieces of both languages
 BEAM=${BEAM:-4}                             # of the search
 FORK=${FORK:-1}                             # 1: programs are forks of one process; 0: each imports everything itself
 LR_FULL=${LR_FULL:-1e-3}                    # peak learning rates
@@ -35,29 +37,30 @@ PARTS=("court=$RAW/court/test.xx" "general=$RAW/general/test.xx")
 # Validated once, at the end: the number of updates is fixed, and no checkpoint is chosen.
 COMMON=(--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --optimizer adam --adam-betas "(0.9,0.98)"
   --clip-norm 1 --dropout 0.1 --num-workers 0 --validate-interval 100000 --save-interval 100000 --no-epoch-checkpoints
-  --no-save-optimizer-state --log-format simple --log-interval 100 --cpu)
-TINY=(--encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 256
+  --log-format simple --log-interval 100 --cpu)
+TINY=(--share-all-embeddings --encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 256
   --decoder-ffn-embed-dim 256 --encoder-attention-heads 4 --decoder-attention-heads 4)
 started=$SECONDS
+for method in $METHODS; do rate_of "$method" >/dev/null; done
 headline() { printf '\n== %s\n' "$1"; }
 
 cell() {  # METHOD SEED
   local rate flags=()
-  rate=LR_$(printf %s "$1" | tr "[:lower:]" "[:upper:]")
+  rate=$(rate_of "$1")
   case $1 in
     lora) flags=(--peft-targets all-linear --lora-rank 8) ;;
     adapter) flags=(--adapter-bottleneck 32) ;;
   esac
-  adapt "$DATA/court" "$BASE" "$1" "$2" --arch "transformer_$1" --lr "${!rate}" --lr-scheduler inverse_sqrt \
-    --warmup-updates $((UPDATES / 10)) --max-tokens 1000 --max-update "$UPDATES" ${flags[@]+"${flags[@]}"} -- "${PARTS[@]}"
+  adapt "$DATA/court" "$BASE" "$1" "$2" --arch "transformer_$1" --lr "$rate" --lr-scheduler polynomial_decay \
+    --total-num-update "$UPDATES" --warmup-updates $((UPDATES / 10)) --max-tokens 1000 --max-update "$UPDATES" ${flags[@]+"${flags[@]}"} -- "${PARTS[@]}"
 }
 
 run mkdir -p "$WORK"
 start_worker "$WORK"
 headline "Data: two languages, two domains"
-[ -e "$RAW/court/test.xx" ] || peft_cli make-demo-data "$RAW" --task translation --general "$GENERAL"
+[ -e "$RAW/court/test.xx" ] || peft_cli make-demo-data "$RAW" --task translation --general "$GENERAL" --test "$TEST"
 if [ ! -e "$DATA/court/done" ]; then
-  peft_cli prepare-pairs "$DATA/general" -s en -t xx --vocab-size 480 \
+  peft_cli prepare-pairs "$DATA/general" -s en -t xx --vocab-size "$VOCAB_SIZE" \
     --train "$RAW/general/train.en:$RAW/general/train.xx" --valid "$RAW/general/valid.en:$RAW/general/valid.xx"
   peft_cli prepare-pairs "$DATA/court" -s en -t xx --spm "$DATA/general/sentencepiece.bpe.model" \
     --train "$RAW/court/train.en:$RAW/court/train.xx" --valid "$RAW/court/valid.en:$RAW/court/valid.xx" \

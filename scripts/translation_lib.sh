@@ -8,7 +8,7 @@ start_worker() {
   [ "$DRY_RUN" != 1 ] && [ "$FORK" = 1 ] || return 0
   WORKER=$(mktemp -d)/worker  # short, as the name of a socket must be
   trap 'rm -rf "${WORKER%/*}"' EXIT
-  env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli worker "$WORKER" --parent $$ \
+  env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli worker --parent $$ "$WORKER" \
     >"$1/worker.log" 2>&1 &
   while [ ! -S "$WORKER" ]; do kill -0 $! 2>/dev/null || die "the worker did not start: $1/worker.log"; sleep 0.2; done
 }
@@ -18,13 +18,21 @@ program() {
   if [ -z "$WORKER" ]; then fairseq_cli "$@"; else peft_cli worker "$WORKER" "$@"; fi
 }
 
+# rate_of METHOD: its learning rate, LR_<METHOD>.
+rate_of() {
+  local name
+  name=LR_$(printf %s "$1" | tr "[:lower:]" "[:upper:]")
+  [ -n "${!name:-}" ] || die "METHODS has '$1', for which there is no rate: give $name, or leave the method out"
+  printf %s "${!name}"
+}
+
 # train_base DATA SAVE_DIR FLAGS...: stock fairseq's transformer from random weights.
 train_base() {
   local data=$1 save=$2
   shift 2
   [ ! -e "$save/done" ] || return 0
   run mkdir -p "$save"
-  program train "$data" --task translation --arch transformer --share-all-embeddings --save-dir "$save" \
+  program train "$data" --task translation --arch transformer --save-dir "$save" \
     --log-file "$save/train.log" --seed 1 "${COMMON[@]}" "$@"
   run touch "$save/done"
 }
@@ -50,7 +58,7 @@ adapt() {
   run rm -rf "$folder"
   run mkdir -p "$folder"
   program train "$data" --user-dir "$ROOT/fairseq_peft" --task translation --finetune-from-model "$base" \
-    --save-dir "$folder" --log-file "$folder/train.log" --seed "$seed" "${COMMON[@]}" "${flags[@]}"
+    --no-save-optimizer-state --save-dir "$folder" --log-file "$folder/train.log" --seed "$seed" "${COMMON[@]}" "${flags[@]}"
   score_checkpoint "$data" "$folder/checkpoint_best.pt" "$folder" "$@"
   run rm -f "$folder/checkpoint_last.pt"
 }

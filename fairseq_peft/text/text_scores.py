@@ -50,9 +50,10 @@ def _sacrebleu(metric: str):
 def _rouge(hypotheses, references):
     try:
         from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
     except ImportError:
         raise _missing("rouge-score") from None
-    scorer = RougeScorer(ROUGE)
+    scorer = RougeScorer(ROUGE, tokenizer=DefaultTokenizer(use_stemmer=False))
     rows = [scorer.score(one, other) for other, one in zip(hypotheses, references)]
     return {name: 100 * sum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
 
