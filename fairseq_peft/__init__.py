@@ -62,9 +62,12 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def __getattr__(name):
-    """``Classifier`` is there when it is asked for, and torch is imported only then."""
+    """``Classifier`` and ``Generator`` are there when they are asked for, and torch is imported
+    only then."""
     if name == "Classifier":
         return importlib.import_module(f"{__name__}.serving.predict").Classifier
+    if name == "Generator":
+        return importlib.import_module(f"{__name__}.serving.generate").Generator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

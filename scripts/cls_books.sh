@@ -14,6 +14,8 @@
 #   few       scratch, full, LoRA, prompt, head alone from 16, 64 and 256 training rows, drawn by the seed
 #   old       the cells of main from OLD, a poor checkpoint
 #   hf        full and LoRA in Hugging Face's Trainer and PEFT, at the rates that main picked
+#   e5        a published encoder of 12 layers, as multilingual-e5-small: head alone, LoRA, adapter, full; averages of three
+#             checkpoints; LoRA on 256 positions in place of 512; LoRA and full with the review's title before its text
 #   reports   tables, figures and pictures of all that is there, to OUT
 #
 # Each part is a sweep (scripts/sweep.sh): what is done is skipped, what was interrupted goes on. Rates are picked on
@@ -28,6 +30,9 @@ SHARED=${FAIRSEQ_PEFT_SHARED:-$ROOT/../shared}         # where data and checkpoi
 RAW=${RAW:-$SHARED/data/cls-books}                     # the reviews
 MODEL=${MODEL:-$SHARED/models/roberta_small_fr_modern} # folder of model.pt, dict.txt, sentencepiece.bpe.model
 OLD=${OLD:-$SHARED/models/roberta_small_fr}            # the same of the poor one
+E5=${E5:-$SHARED/models/e5_small_fr}                    # folder of Hugging Face's library, with XLM-R's kind of tokenizer
+E5_PREFIX=${E5_PREFIX:-query: }                        # what it expects before a text
+TITLES=${TITLES:-$SHARED/data/headlines-fr}            # reviews and their titles
 DATA_BIN=${DATA_BIN:-$ROOT/data-bin}                   # the binarised reviews land in DATA_BIN/cls-books
 RUNS=${RUNS:-$ROOT/runs}                               # runs land in RUNS-<part>
 OUT=${OUT:-$ROOT/docs/results}                         # the reports land in OUT/<part>
@@ -40,15 +45,45 @@ LR_LORA=${LR_LORA:-1e-3 2e-3 4e-3}                     # LoRA on q_proj, v_proj
 LR_ADAPTER=${LR_ADAPTER:-5e-4 1e-3 2e-3}               # adapters
 LR_HEAD_ONLY=${LR_HEAD_ONLY:-1e-3 3e-3 1e-2}           # the head alone
 LR_PROMPT=${LR_PROMPT:-3e-3 1e-2 3e-2}                 # soft prompt
+E5_LR_FULL=${E5_LR_FULL:-2e-5 5e-5 1e-4}               # the part e5: fine-tuning of all weights
+E5_LR_LORA=${E5_LR_LORA:-5e-4 1e-3 2e-3}               # LoRA
+E5_SEEDS=${E5_SEEDS:-1 2 3}                            # of that part
 export EPOCHS JOBS PRECISION LR_SCRATCH
 MAIN="scratch/full pretrained/full pretrained/lora pretrained/adapter pretrained/head_only pretrained/prompt"
 FLAGS=()
 PARTS=("${ARGS[@]+"${ARGS[@]}"}")
-[ "${#PARTS[@]}" -gt 0 ] || PARTS=(main targets methods epochs few old hf reports)
+[ "${#PARTS[@]}" -gt 0 ] || PARTS=(main targets methods epochs few old hf e5 reports)
 
-prepare() {  # FOLDER MODEL: the reviews in the pieces of a model, as FOLDER/cls-books
-  [ -e "$1/cls-books/label" ] || run env SPM="$2/sentencepiece.bpe.model" DICT="$2/dict.txt" DATA_BIN="$1" \
-    bash "$ROOT/scripts/prepare_data.sh" "$RAW" cls-books
+prepare() {  # FOLDER MODEL [RAW NAME POSITIONS]: the reviews in the pieces of a model, as FOLDER/NAME
+  local name=${4:-cls-books}
+  [ -e "$1/$name/label" ] || run env SPM="$2/sentencepiece.bpe.model" DICT="$2/dict.txt" DATA_BIN="$1" \
+    MAX_POSITIONS="${5:-256}" bash "$ROOT/scripts/prepare_data.sh" "${3:-$RAW}" "$name"
+}
+
+e5() {  # base, data with and without titles, sweeps, averages
+  local base=$DATA_BIN/e5-base data=$DATA_BIN/e5 raw=$DATA_BIN/e5-raw method seed from
+  [ -e "$base/model.pt" ] || peft_cli from-hf "$E5" "$base"
+  [ -e "$base/short.pt" ] || peft_cli export-checkpoint "$base/model.pt" --max-positions 256 --out "$base/short.pt"
+  [ -e "$raw/plain" ] || peft_cli prefix-texts "$RAW" "$raw/plain" --prefix "$E5_PREFIX"
+  [ -e "$raw/titled" ] || peft_cli prefix-texts "$RAW" "$raw/titled" --prefix "$E5_PREFIX" --titles "$TITLES"
+  prepare "$data" "$base" "$raw/plain" cls-books 512
+  prepare "$data" "$base" "$raw/titled" cls-books-titled 512
+  local knobs=(BASE="$base/model.pt" LR_FULL="$E5_LR_FULL" LR_LORA="$E5_LR_LORA")
+  FLAGS=(-- --pooler mean)
+  sweep e5 "$E5_SEEDS" "pretrained/full pretrained/lora pretrained/adapter pretrained/head_only" \
+    "${knobs[@]}" DATA="$data/cls-books" \
+    FLAGS_LORA="--keep-best-checkpoints 3" FLAGS_ADAPTER="--keep-best-checkpoints 3"
+  for method in lora adapter; do
+    for seed in $E5_SEEDS; do
+      from=$RUNS-e5/cls-books/pretrained
+      [ -e "$from/$method-best3/seed$seed/result.json" ] ||
+        peft_cli average "$from/$method/seed$seed" --best 3 --out "$from/$method-best3/seed$seed"
+    done
+  done
+  sweep e5 "$E5_SEEDS" pretrained/lora_256 BASE="$base/short.pt" DATA="$data/cls-books" \
+    FLAGS_LORA_256="--peft lora" LR_LORA_256="$E5_LR_LORA"
+  sweep e5 "$E5_SEEDS" "pretrained/full pretrained/lora" "${knobs[@]}" DATA="$data/cls-books-titled"
+  FLAGS=()
 }
 
 sweep() {  # PART SEEDS CELLS [VARIABLE=VALUE...]
@@ -112,8 +147,9 @@ part() {
             bash "$ROOT/scripts/finetune_hf.sh"
         done
       done ;;
+    e5) e5 ;;
     reports)
-      for method in main targets methods epochs-3 epochs-12 epochs-24 few-16 few-64 few-256 old; do report "$method"; done
+      for method in main targets methods epochs-3 epochs-12 epochs-24 few-16 few-64 few-256 old e5; do report "$method"; done
       curve epochs "epochs (batches of 16)" 3 12 24 "$EPOCHS=$RUNS-main"
       curve few "training rows" 16 64 256 "1600=$RUNS-main" ;;
   esac
@@ -133,8 +169,8 @@ curve() {  # PART X-LABEL NUMBERS... NUMBER=RUNS: accuracy against a number
 
 for name in "${PARTS[@]}"; do
   case $name in
-    main | targets | methods | epochs | few | old | hf | reports) ;;
-    *) die "'$name' is no part: expected main, targets, methods, epochs, few, old, hf or reports" ;;
+    main | targets | methods | epochs | few | old | hf | e5 | reports) ;;
+    *) die "'$name' is no part: expected main, targets, methods, epochs, few, old, hf, e5 or reports" ;;
   esac
 done
 prepare "$DATA_BIN" "$MODEL"

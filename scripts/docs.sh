@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Usage: scripts/docs.sh [--dry-run] [build | reference | serve]
+# Usage: scripts/docs.sh [--dry-run] [build | reference | figures | serve]
 #
 # The documentation site. `build`, the default, writes it to SITE from docs/ and mkdocs.yml: a folder that works
 # without a server and asks nothing of any (open SITE/index.html). A link or heading that is not there, and a page
 # that the navigation lacks, are errors.
 # `reference` writes what the code says of itself into docs/: reference/, and the table of methods in methods.md.
 # Run it after a change of flags, commands or scripts; a test says where it was forgotten.
+# `figures` fills the tables of README and docs/ that tell results from docs/results (scripts/cls_books.sh reports).
 # `serve` shows the site at ADDRESS and builds it again at each change.
 #
 # `EXTRAS=dev,docs bash scripts/setup.sh` installs what it needs.
@@ -45,5 +46,6 @@ case ${ARGS[*]+"${ARGS[*]}"} in
     peft_cli methods --write "$ROOT/docs/methods.md"
     run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" "$ROOT/docs/tools/reference.py"
     ;;
-  *) die "'${ARGS[*]}' is unknown; known are build, reference and serve" ;;
+  figures) run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" "$ROOT/docs/tools/figures.py" ;;
+  *) die "'${ARGS[*]}' is unknown; known are build, reference, figures and serve" ;;
 esac

@@ -21,7 +21,7 @@
 #
 # That of ../shared/models/roberta_small_fr_modern, on a GPU: whole words, many of them masked at first, sources read as
 # often as they are worth, large batches, a constant rate with a linear end.
-#   RAW="press.txt films.txt:1.5 games.txt:4 own-train.txt:6" EXCLUDE="valid.txt test.txt" SAVE_DIR=checkpoints/fr-modern \
+#   RAW="press.txt films.txt:1.5 games.txt:4 own-train.txt:6" EXCLUDE="valid.txt test.txt" EXCLUDE_ENDS=80 SAVE_DIR=checkpoints/fr-modern \
 #     SPM=sentencepiece.bpe.model DICT=dict.txt TOKENS_PER_UPDATE=65536 LR=1.2e-3 WARMUP=300 DECAY=0.45 \
 #     WHOLE_WORDS=1 TOKENS_SHORT=128 MASK_SHORT=0.3 UPDATES_SHORT=16600 MASK_LONG=0.18 UPDATES_LONG=6465 \
 #     INIT_EMBEDDINGS=random scripts/pretrain.sh -- --dropout 0 --attention-dropout 0
@@ -31,6 +31,8 @@
 #                        between them, or as arguments; FILE:8 is read eight times a pass, FILE:2.5 on average
 #                        two and a half times
 #   EXCLUDE=             text to leave out, as the task's valid and test: lines, or columns of RAW
+#   EXCLUDE_ENDS=0       and what shares so many characters with such a text at its begin or end, as copies
+#                        do that were cut or corrected
 #   SAVE_DIR=            folder to write
 #   START=               a model.pt to go on from; needs its SPM or BPE (and DICT)
 #   SPM= DICT=           a given sentencepiece model and its dict.txt (DICT may be left out); without
@@ -43,6 +45,8 @@
 #   TOKENS_SHORT=64      block length of the first phase, for UPDATES_SHORT=4400 updates
 #   TOKENS_LONG=256      block length of the second, and the positions of the model; UPDATES_LONG=2700
 #   TOKENS_PER_UPDATE=2048  makes the batch: 32 blocks of 64, 8 of 256
+#   TOKENS_AT_ONCE=      where so many do not fit into memory: a part of them, such as 8192 of 65536; the gradients
+#                        of an update's parts are summed
 #   LR=6e-4 WARMUP=200   peak, updates to reach it; then straight down to 0 at the last update
 #   DECAY=1              or a share of the updates: the rate stays at its peak, and falls in that last part
 #   MASK_SHORT=0.15 MASK_LONG=0.15   share of the tokens that is masked in each phase
@@ -62,6 +66,7 @@ parse_args "$@"
 
 RAW=${RAW:-}                                    # text files
 EXCLUDE=${EXCLUDE:-}                            # text that must not be trained on
+EXCLUDE_ENDS=${EXCLUDE_ENDS:-0}                 # characters of its begin or end that tell a copy; 0: whole lines only
 SAVE_DIR=${SAVE_DIR:-}                          # where everything goes
 START=${START:-}                                # checkpoint to go on from; empty: a fresh model
 SPM=${SPM:-}                                    # sentencepiece model; empty: train one
@@ -77,6 +82,7 @@ UPDATES_SHORT=${UPDATES_SHORT:-4400}            # its updates; 0 leaves it out
 TOKENS_LONG=${TOKENS_LONG:-256}                 # block length, second phase; positions of the model
 UPDATES_LONG=${UPDATES_LONG:-2700}              # its updates; 0 leaves it out
 TOKENS_PER_UPDATE=${TOKENS_PER_UPDATE:-2048}    # batch size x block length
+TOKENS_AT_ONCE=${TOKENS_AT_ONCE:-}              # tokens in memory at once; empty: those of an update
 LR=${LR:-6e-4}                                  # peak learning rate
 WARMUP=${WARMUP:-200}                           # updates up to it
 DECAY=${DECAY:-1}                               # share of the updates in which the rate falls; 1: all behind WARMUP
@@ -115,7 +121,7 @@ check_knobs() {
     LOG_EVERY THREADS PROGRESS_S; do
     [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name='${!name}' is not a whole number above 0"
   done
-  for name in UPDATES_SHORT UPDATES_LONG WARMUP SEED; do
+  for name in UPDATES_SHORT UPDATES_LONG WARMUP SEED EXCLUDE_ENDS; do
     [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || die "$name='${!name}' is not a whole number"
   done
   for name in MASK_SHORT MASK_LONG DECAY; do
@@ -129,6 +135,12 @@ check_knobs() {
     die "TOKENS_SHORT=$TOKENS_SHORT is above TOKENS_LONG=$TOKENS_LONG, the positions of the model"
   [ "$TOKENS_PER_UPDATE" -ge "$TOKENS_LONG" ] ||
     die "TOKENS_PER_UPDATE=$TOKENS_PER_UPDATE is less than one block of TOKENS_LONG=$TOKENS_LONG"
+  : "${TOKENS_AT_ONCE:=$TOKENS_PER_UPDATE}"
+  [[ $TOKENS_AT_ONCE =~ ^[1-9][0-9]*$ ]] && [ "$TOKENS_AT_ONCE" -ge "$TOKENS_LONG" ] &&
+    [ $((TOKENS_PER_UPDATE % TOKENS_AT_ONCE)) = 0 ] ||
+    die "TOKENS_AT_ONCE='$TOKENS_AT_ONCE'; expected TOKENS_PER_UPDATE=$TOKENS_PER_UPDATE or a half, a third ... of it, \
+and a block of TOKENS_LONG=$TOKENS_LONG or more"
+  [ "$EXCLUDE_ENDS" = 0 ] || [ -n "$EXCLUDE" ] || die "EXCLUDE_ENDS would be ignored: EXCLUDE is empty"
   if [ -n "$START" ]; then
     [ -f "$START" ] || die "START=$START does not exist; name the model.pt to go on from"
     [ -n "$SPM$BPE$BPE_DIR" ] || die "START needs SPM, the sentencepiece model it was trained with, or its BPE"
@@ -150,6 +162,8 @@ settings() {
     [ -z "${!name}" ] || printf '%s=%s\n' "$name" "${!name}"
   done
   [ "$DECAY" = 1 ] || printf 'DECAY=%s\n' "$DECAY"
+  [ "$EXCLUDE_ENDS" = 0 ] || printf 'EXCLUDE_ENDS=%s\n' "$EXCLUDE_ENDS"
+  [ "$TOKENS_AT_ONCE" = "$TOKENS_PER_UPDATE" ] || printf 'TOKENS_AT_ONCE=%s\n' "$TOKENS_AT_ONCE"
   [ "$MASK_SHORT,$MASK_LONG,$WHOLE_WORDS" = 0.15,0.15,0 ] ||
     printf 'MASK_SHORT=%s\nMASK_LONG=%s\nWHOLE_WORDS=%s\n' "$MASK_SHORT" "$MASK_LONG" "$WHOLE_WORDS"
   for name in SPM DICT VOCAB_SIZE VALID_LINES INIT_EMBEDDINGS TOKENS_SHORT UPDATES_SHORT TOKENS_LONG \
@@ -240,6 +254,7 @@ prepare_text() {
   [ "$BPE_CASED" = 0 ] || flags+=(--bpe-cased)
   [ -z "$VOCAB_SIZE" ] || flags+=(--vocab-size "$VOCAB_SIZE")
   [ -z "$EXCLUDE" ] || flags+=(--exclude "${EXCLUDE_FILES[@]}")
+  [ "$EXCLUDE_ENDS" = 0 ] || flags+=(--exclude-ends "$EXCLUDE_ENDS")
   run rm -rf "$WORK/text" "$WORK/data-bin.tmp"
   watched "tokenizer and held-out lines" "$WORK/prepare.log" \
     peft_cli prepare-corpus "${RAW_FILES[@]}" "${flags[@]}"
@@ -315,7 +330,7 @@ train_phase() {
     --user-dir "$ROOT/fairseq_peft" --task masked_lm --criterion masked_lm --mask-prob "$masked" \
     "${WORDS[@]+"${WORDS[@]}"}" --sample-break-mode none --tokens-per-sample "$length" \
     --arch "$ARCH" --max-positions "$TOKENS_LONG" "${ARCH_WORDS[@]+"${ARCH_WORDS[@]}"}" \
-    --batch-size $((TOKENS_PER_UPDATE / length)) --required-batch-size-multiple 1 --num-workers 0 \
+    --batch-size $((TOKENS_AT_ONCE / length)) "${PARTS[@]+"${PARTS[@]}"}" --required-batch-size-multiple 1 --num-workers 0 \
     --precision "$PRECISION" "${OPTIM_WORDS[@]}" --clip-norm 1.0 --lr "$LR" "${SCHEDULE[@]}" \
     --warmup-updates "$WARMUP" --total-num-update "$TOTAL" --max-update "$last" \
     --seed "$SEED" --save-dir "$dir" --save-interval 1000000 --validate-interval 1000000 \
@@ -336,6 +351,8 @@ finish() {
 }
 
 check_knobs
+PARTS=()
+[ "$TOKENS_AT_ONCE" = "$TOKENS_PER_UPDATE" ] || PARTS=(--update-freq $((TOKENS_PER_UPDATE / TOKENS_AT_ONCE)))
 check_settings
 if [ -e "$SAVE_DIR/model.pt" ]; then
   printf '%s is there: nothing to do\n' "$SAVE_DIR/model.pt"

@@ -8,8 +8,8 @@
 #
 # Knobs (environment variables):
 #   EXTRAS=dev         extras of setup.py to install: dev (tests, linters), hf (Hugging Face), docs (the
-#                      documentation site), serve (the HTTP service), html (report --html), scores (BLEU, chrF, ROUGE), several as
-#                      dev,hf, or none
+#                      documentation site), serve (the HTTP service), html (report --html), scores (BLEU, chrF and ROUGE),
+#                      slurm (sweeps on a cluster), several as dev,hf, or none
 #   TORCH=             what pip gets for torch, default the pin in constraints.txt. Words of pip are allowed:
 #                      TORCH="torch==2.13.0 --index-url ADDRESS" takes the CPU or CUDA build that PyTorch's
 #                      site names. A torch that is already installed is kept unless TORCH is given.

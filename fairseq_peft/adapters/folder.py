@@ -24,7 +24,13 @@ import safetensors.torch
 import torch
 
 from fairseq_peft import folders
-from fairseq_peft.adapters.base import body, check_base, fingerprint, renamed
+from fairseq_peft.adapters.base import (
+    body,
+    check_base,
+    check_fingerprint,
+    fingerprint,
+    renamed,
+)
 from fairseq_peft.adapters.seal import (
     AGAIN,
     DESCRIPTION,
@@ -32,6 +38,7 @@ from fairseq_peft.adapters.seal import (
     FILES,
     TENSORS,
     TOKENIZER,
+    is_of_folder,
     is_part,
     is_text,
     measure,
@@ -53,6 +60,7 @@ __all__ = [
     "apply",
     "body",
     "check_base",
+    "check_fingerprint",
     "check_place",
     "fingerprint",
     "read",
@@ -89,6 +97,11 @@ class AdapterFolder:
     def is_text(self) -> bool:
         """Whether it is of a model that answers with text, and no classifier's."""
         return is_text(self.description)
+
+    @property
+    def is_of_folder(self) -> bool:
+        """Whether its base is a folder of Hugging Face's."""
+        return is_of_folder(self.description)
 
     @property
     def text_files(self) -> dict[str, Path]:
@@ -174,8 +187,7 @@ def read(folder: Path | str, of_any_task: bool = False) -> AdapterFolder:
     if found.is_text and not of_any_task:
         raise InputError(
             f"{folder} is of --task {found.description['task'].get('_name')}, and this is for "
-            "classifiers. fairseq-peft inspect, verify and merge take it, and fairseq-generate the "
-            "checkpoint beside it."
+            "classifiers. fairseq-peft generate takes it."
         )
     return found
 
@@ -184,7 +196,10 @@ def _read(folder):
     folder, contents = _contents(folder)
     description = unseal(contents[DESCRIPTION], folder / DESCRIPTION)
     _check_files(folder, contents, description)
-    tensors = safetensors.torch.load(contents[TENSORS])
+    try:
+        tensors = safetensors.torch.load(contents[TENSORS])
+    except Exception as error:  # what safetensors raises of damaged data is its own
+        raise InputError(f"{folder / TENSORS} is damaged ({error}). {AGAIN}") from error
     if _table(tensors) != description["tensors"]:
         detail = _difference(contents[TENSORS], description["tensors"])
         raise InputError(

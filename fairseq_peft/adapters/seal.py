@@ -36,6 +36,8 @@ TEXT = {
     "task": dict,  # fairseq's flags of it, its name as _name
     "dictionaries": dict,  # source, target -> file, sha256, num_rows
 }
+#: Those of a model of Hugging Face's, besides: its words are those of a tokenizer in its folder.
+OF_A_FOLDER = {"task": dict, "tokenizer": {"name": str, "sha256": str}}
 #: adapter.json begins with these bytes; 64 digits follow, taken with zeros in their place.
 _SEAL = b'{\n "json_sha256": "'
 _BLANK = "0" * 64
@@ -77,7 +79,7 @@ def unseal(data: bytes, path) -> dict:
             f"{path} was changed after it was written: its sha256 is {found[:12]}, expected "
             f"{description.get('json_sha256', 'nothing')!s:.12}. {AGAIN}"
         )
-    lacking = _lacking(description, {**FIELDS, **(TEXT if is_text(description) else CLASSIFIER)})
+    lacking = _lacking(description, {**FIELDS, **_fields_of_kind(description)})
     if description.get("base") is None and description.get("complete") is False:
         lacking.append("base")
     elif description.get("base") is not None:
@@ -94,26 +96,50 @@ def is_text(description: dict) -> bool:
     return "task" in description
 
 
+def is_of_folder(description: dict) -> bool:
+    """Whether its base is a folder of Hugging Face's."""
+    return "tokenizer" in description
+
+
+def _fields_of_kind(description):
+    if not is_text(description):
+        return CLASSIFIER
+    return OF_A_FOLDER if is_of_folder(description) else TEXT
+
+
 def is_part(name: str) -> bool:
     """Whether a file of this name may be part of an adapter folder."""
     return name in FILES or OF_A_LANGUAGE.fullmatch(name) is not None
 
 
 def _lacking_within(description):
+    measured, shaped = {"sha256": str, "bytes": int}, {"dtype": str, "shape": list}
+    lacking = [
+        lack
+        for field, of_each in (("files", measured), ("tensors", shaped))
+        for name, found in description[field].items()
+        for lack in _lacking(found, of_each, f"{field}.{name:.40}.")
+    ]
+    if lacking:
+        return lacking
     if not is_text(description):
         one_each = len(description["labels"]) == description["head"]["num_classes"]
         return [] if one_each else ["labels, one for each class of the head"]
+    if is_of_folder(description):
+        return []
     of_each = {"file": str, "sha256": str, "num_rows": int}
     found = description["dictionaries"]
     return [
         lack
         for side in ("source", "target")
-        for lack in _lacking(found.get(side) or {}, of_each, f"dictionaries.{side}.")
+        for lack in _lacking(found.get(side), of_each, f"dictionaries.{side}.")
     ]
 
 
 def _lacking(description, fields, within="") -> list[str]:
     """The fields that are not there, or not of their type."""
+    if not isinstance(description, dict):
+        return [within[:-1]]
     found = []
     for field, kind in fields.items():
         value = description.get(field)

@@ -130,7 +130,7 @@ def from_folder(
         raise InputError(
             f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
         )
-    if base is not None:
+    if base is not None and not found.is_of_folder:
         check_file(base)
         weights = slim.read(str(base), trust=trust)["model"]
     model = folder.load(found, weights, allow_other)

@@ -2,7 +2,9 @@
 
 The output loads into fairseq like any checkpoint (--finetune-from-model, from_pretrained) and holds
 tensors and plain values only. A file that would run code is refused; with --trust-checkpoint it is
-opened, and runs it. With --encoder an encoder-decoder becomes a base for --arch roberta_lora.
+opened, and runs it. With --encoder an encoder-decoder becomes a base for --arch roberta_lora. With
+--max-positions a RoBERTa keeps its first positions alone: texts are then cut there in all that
+follows, which saves time and memory where they are long.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 KEPT = ("args", "cfg", "model", "criterion", "task_state")
 # Paths of the machine that trained: a model built from this file must not ask for them again.
+POSITIONS = "sentence_encoder.embed_positions.weight"
 FORGOTTEN = ("init_embeddings", "restore_file", "finetune_from_model")
 
 
@@ -28,6 +31,9 @@ def add_arguments(parser):
         "--encoder",
         action="store_true",
         help="an encoder-decoder's encoder alone (BART, BARThez), as a RoBERTa without LM head",
+    )
+    parser.add_argument(
+        "--max-positions", type=int, metavar="N", help="keep so many positions of a RoBERTa"
     )
     parser.add_argument(
         "--trust-checkpoint",
@@ -55,6 +61,8 @@ def run(args) -> int:
             for name, tensor in lean["model"].items()
         }
     lean.update({key: _plain(lean[key]) for key in lean if key != "model"})
+    if args.max_positions is not None:
+        _cut_positions(lean, args.max_positions, args.checkpoint)
     for config in _configurations(lean):
         _forget(config)
     # What fairseq's loader looks for even when it resets everything.
@@ -101,6 +109,27 @@ def _configurations(state: dict) -> list:
     """The Namespace of old checkpoints, the dict of new ones and the groups inside it."""
     cfg = state["cfg"] if isinstance(state["cfg"], dict) else {}
     return [config for config in (state["args"], cfg, *cfg.values()) if config is not None]
+
+
+def _cut_positions(state: dict, number: int, path: Path) -> None:
+    """Leave ``number`` positions of a RoBERTa's; row p + 2 is that of position p.
+
+    Raises:
+        InputError: it has none that are learned, or no more than that.
+    """
+    names = [name for name in state["model"] if name.endswith(POSITIONS)]
+    rows = len(state["model"][names[0]]) - 2 if names else 0
+    if not 8 <= number < rows:
+        raise InputError(
+            f"--max-positions {number}: {path} has {rows} positions of a RoBERTa. Expected at "
+            "least 8, and fewer than it has."
+        )
+    for name in names:
+        state["model"][name] = state["model"][name][: number + 2].clone()
+    for config in _configurations(state):
+        fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+        for field in {"max_positions", "tokens_per_sample"} & fields.keys():
+            fields[field] = min(fields[field] or number, number)
 
 
 def _forget(config) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.precision import NAMES, resolve
-from fairseq_peft.scores import NUMBER
+from fairseq_peft.scores import CLASSES, NUMBER
 from fairseq_peft.text import bpe, sources, tables
 from fairseq_peft.text.rows import Reader
 
@@ -46,7 +46,10 @@ def add_arguments(parser):
         "--out", type=Path, help="write to this file, when all is done (default: to stdout)"
     )
     parser.add_argument(
-        "--base", type=Path, help="the base checkpoint, or one fine-tuned as a whole"
+        "--base",
+        type=Path,
+        help="the base checkpoint, or one fine-tuned as a whole; a folder of Hugging Face's for an "
+        "adapter of text_to_text or causal_lm with --labels",
     )
     parser.add_argument("--adapter", type=Path, help="adapter folder that training wrote")
     parser.add_argument(
@@ -125,10 +128,15 @@ def check_table_flags(args, is_table: bool) -> None:
             f"{args.file} is no table, so flags of columns would be ignored. Give a file named "
             f"{', '.join(tables.SUFFIXES)}."
         )
-    if args.out is not None and args.out.exists() and args.file != "-":
+    check_output(args.out, args.file)
+
+
+def check_output(out: Path | None, file: str) -> None:
+    """Refuse an output that is the input."""
+    if out is not None and out.exists() and file != "-":
         with contextlib.suppress(OSError):
-            if args.out.samefile(args.file):
-                raise InputError(f"--out {args.out} is the input itself. Give another name.")
+            if out.samefile(file):
+                raise InputError(f"--out {out} is the input itself. Give another name.")
 
 
 @contextlib.contextmanager
@@ -210,6 +218,8 @@ def load(args):
     from fairseq_peft.serving.predict import Classifier
 
     check_device(args.device)
+    if args.adapter is not None and is_of_folder(args.adapter):
+        return Labels(args)
     return Classifier.load(
         args.base,
         args.adapter,
@@ -219,6 +229,38 @@ def load(args):
         device=args.device,
         allow_other_base=args.allow_other_base,
     )
+
+
+def is_of_folder(adapter: Path) -> bool:
+    """Whether an adapter folder belongs to a model of Hugging Face's, which answers with words."""
+    from fairseq_peft.adapters import folder as adapter_folder
+
+    return adapter_folder.read(adapter, of_any_task=True).is_of_folder
+
+
+class Labels:
+    """A model of Hugging Face's whose answers are labels, as a classifier."""
+
+    num_texts, kind, num_unknown = 1, CLASSES, 0
+
+    def __init__(self, args):
+        from fairseq_peft.serving.generate import Generator
+
+        for flag in ("data", "bpe", "precision"):
+            if getattr(args, flag) is not None:
+                raise InputError(
+                    f"--{flag} {getattr(args, flag)} would be ignored: {args.adapter} belongs to a "
+                    "folder of Hugging Face's, with a tokenizer, and is in fp32. Leave it out."
+                )
+        common = {"device": args.device, "allow_other_base": args.allow_other_base}
+        self.generator = Generator.load(args.base, args.adapter, **common)
+
+    @property
+    def num_cut(self):
+        return self.generator.num_cut
+
+    def stream(self, texts, batch_size, window):
+        return self.generator.predictions(texts, batch_size=batch_size, window=window)
 
 
 class Lines:
@@ -261,17 +303,20 @@ class Lines:
         self.without_tab += not tab
         return first, second
 
-    def report(self) -> None:
+    def report(self, verb: str = "predict") -> None:
         """Say what was odd."""
         if self.undecodable:
             warn(
                 f"{count(self.undecodable)} not UTF-8: what could not be decoded was read as "
-                "U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8."
+                "U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8.",
+                verb,
             )
         if self.marks:
-            warn(f"{count(self.marks)} begun by a byte order mark in mid-file, which was removed.")
+            marks = count(self.marks)
+            warn(f"{marks} begun by a byte order mark in mid-file, which was removed.", verb)
         if self.without_tab:
-            warn(f"{count(self.without_tab)} without a tab: the second text was taken to be empty.")
+            lines = count(self.without_tab)
+            warn(f"{lines} without a tab: the second text was taken to be empty.", verb)
 
 
 class TableRows:
@@ -340,8 +385,8 @@ def count(number: int, name: str = "lines") -> str:
     return f"{number:,} of the {name} {'is' if number == 1 else 'are'}"
 
 
-def warn(text: str) -> None:
-    sys.stderr.write(f"fairseq-peft predict: warning: {text}\n")
+def warn(text: str, verb: str = "predict") -> None:
+    sys.stderr.write(f"fairseq-peft {verb}: warning: {text}\n")
 
 
 class Progress:

@@ -9,7 +9,8 @@ task's own domain is short, and is read more often.
 Lines are held out before, and what else has a longer text of theirs (over 100 characters between
 tabs) is left out of train. Text of the task's valid and test splits must not be trained on:
 --exclude leaves out each line that is in those files, or has a column (between tabs) that is; of
-lines with tabs there, the longest column counts, too: the text beside its label.
+lines with tabs there, the longest column counts, too: the text beside its label. --exclude-ends 80
+also leaves out what begins or ends with the same 80 characters: copies that were cut or corrected.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def add_arguments(parser):
     parser.add_argument(
         "--exclude", nargs="+", type=Path, default=[], metavar="FILE", help="text to leave out"
     )
+    parser.add_argument(
+        "--exclude-ends",
+        type=int,
+        default=0,
+        metavar="N",
+        help="and what shares N characters with such a text at its begin or end (0: nothing more)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="%(default)s")
 
 
@@ -48,11 +56,16 @@ def run(args) -> int:
     if bpe.given(args) and args.vocab_size:
         flag = bpe.given(args)
         raise InputError(f"--vocab-size with {flag} would be ignored. Leave one of them out.")
+    if args.exclude_ends < 0 or (args.exclude_ends and not args.exclude):
+        raise InputError(
+            f"--exclude-ends {args.exclude_ends}: expected a number of characters above 0, with "
+            "--exclude."
+        )
     subwords, dictionary = bpe.from_arguments(args)
 
     from fairseq_peft.text import raw_text
 
-    lines, left_out = raw_text.read_weighted(args.raw, args.exclude)
+    lines, left_out = raw_text.read_weighted(args.raw, args.exclude, args.exclude_ends)
     if args.exclude:
         logger.info("%s lines left out, as they are in --exclude", f"{left_out:,}")
     train, valid = raw_text.hold_out(lines, args.valid_lines, seed=args.seed)

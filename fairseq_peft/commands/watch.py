@@ -83,8 +83,14 @@ def summary(runs) -> str:
     told += [f"{n} {state}" for state, n in counts.items() if n and state != watch.DONE]
     left = watch.seconds_left(runs)
     if counts[watch.RUNNING]:
-        told.append("nobody knows for how long" if left is None else f"about {duration(left)} left")
+        told.append(how_long(left))
     return ", ".join(told)
+
+
+def how_long(left: float | None) -> str:
+    if left is None:
+        return "nobody knows for how long"
+    return f"about {duration(left)} left" if left else "done at any moment"
 
 
 def cells(runs):
@@ -136,10 +142,10 @@ def training(running):
     for title in titles:
         table.add_column(title, justify="left" if title == "training" else "right")
     for seen in running:
-        speed, left = seen.tokens_per_second, seen.seconds_left
+        speed = seen.tokens_per_second
         row = (
             *(name(seen), seen.rate or "", epochs(seen), seen.latest, seen.best),
-            *("" if speed is None else f"{speed:,.0f}", "" if left is None else duration(left)),
+            *("" if speed is None else f"{speed:,.0f}", time_left(seen)),
         )
         table.add_row(*(Text(printable(text)) for text in row))
     return table
@@ -147,6 +153,15 @@ def training(running):
 
 def name(seen) -> str:
     return f"{seen.data} {seen.cell} seed {seen.seed}" + f" lr {seen.rate}" * seen.grid
+
+
+def time_left(seen) -> str:
+    """Until it ends; an epoch that takes longer than those before it makes a run overdue."""
+    if seen.seconds_left is None:
+        return ""
+    if seen.epoch >= seen.max_epoch:
+        return "ending"
+    return duration(seen.seconds_left) if seen.seconds_left else "overdue"
 
 
 def epochs(seen) -> str:

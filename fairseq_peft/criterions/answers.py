@@ -30,6 +30,19 @@ def token_losses(logits, target, pad: int) -> torch.Tensor:
     return losses.sum(1)
 
 
+def label_losses(model, layout, prompts, labels) -> torch.Tensor:
+    """(B, K) the negative log likelihood, in nats, of each label, token ids, as the whole answer to
+    each prompt, with the end of the answer."""
+    device = next(model.parameters()).device
+    losses = []
+    for ids in labels:
+        batch = layout.batch([(prompt, ids) for prompt in prompts])
+        inputs = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
+        logits, _ = model(**inputs)
+        losses.append(token_losses(logits, batch["target"].to(device), layout.pad))
+    return torch.stack(losses, 1)
+
+
 class AnswersCriterion(FairseqCriterion):
     """Cross entropy of the answers' tokens, summed over the batch, in nats.
 
@@ -61,14 +74,8 @@ class AnswersCriterion(FairseqCriterion):
         """(3, K), the integers of ``scores.KINDS``: each row's answer is the label that the model
         finds likeliest, with the end of the answer."""
         labels, layout = self.task.label_ids, self.task.layout
-        device = sample["target"].device
-        losses = []
-        for ids in labels:
-            batch = layout.batch([(prompt, ids) for prompt, _ in sample["rows"]])
-            inputs = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
-            logits, _ = model(**inputs)
-            losses.append(token_losses(logits, batch["target"].to(device), layout.pad))
-        predicted = torch.stack(losses, 1).argmin(1).cpu()
+        prompts = [prompt for prompt, _ in sample["rows"]]
+        predicted = label_losses(model, layout, prompts, labels).argmin(1).cpu()
         target = torch.tensor([labels.index(list(answer)) for _, answer in sample["rows"]])
         parts = (target[predicted == target], target, predicted)
         return torch.stack([torch.bincount(part, minlength=len(labels)) for part in parts])

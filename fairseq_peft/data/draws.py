@@ -14,16 +14,17 @@ def drawn_rows(targets: np.ndarray, num_examples: int, seed: int) -> np.ndarray:
     A seed draws one order of the rows, of which it takes the first: fewer are a part of more.
 
     Args:
-        targets: (N,) class ids.
+        targets: (N,) class ids; one id for all, where rows have no single class.
 
     Raises:
         InputError: there are fewer rows, or fewer are wanted than there are classes.
     """
     classes = np.unique(targets)
     if not len(classes) <= num_examples <= len(targets):
+        of_classes = f" of {len(classes)} classes" if len(classes) > 1 else ""
         raise InputError(
-            f"--train-examples {num_examples}: there are {len(targets)} training rows of "
-            f"{len(classes)} classes. Give a number between {len(classes)} and {len(targets)}."
+            f"--train-examples {num_examples}: there are {len(targets)} training rows{of_classes}. "
+            f"Give a number between {len(classes)} and {len(targets)}."
         )
     order = np.random.default_rng(seed).permutation(len(targets))
     turn = np.empty(len(targets), dtype=int)  # a row's place among those of its class

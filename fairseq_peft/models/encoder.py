@@ -108,14 +108,13 @@ class Encoder(TransformerEncoder):
         """
         x, keep, prefixes, embedding = self.embed(src_tokens, token_embeddings)
         states = [x] if return_all_hiddens else []
-        # The first layers may be known: those below what trains, at each validation but the first.
+        # What the first layers make of the batch may be known: see kept_features.py.
         whole = return_all_hiddens or token_embeddings is not None
-        depth, key = (0, ()) if whole else self.kept.below(self, src_tokens, first_only)
-        known = self.kept.get(key) if depth else None
+        depth, known = (0, None) if whole else self.kept.below(self, src_tokens, first_only)
+        x = x if known is None else known
         with precision.autocast(x, self.half_dtype):
             for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
-                if known is not None and index <= depth:
-                    x = known
+                if index <= depth:
                     continue
                 rest = (keep, first_only and index == len(self.layers), prefix)
                 if self.checkpoint_activations and self.training:
@@ -123,8 +122,6 @@ class Encoder(TransformerEncoder):
                     x = checkpoint(layer, x, *rest, use_reentrant=False)
                 else:
                     x = layer(x, *rest)
-                if index == depth:
-                    self.kept.add(key, x)
                 if return_all_hiddens:
                     states.append(x)
         x = self.finish(x)
@@ -138,6 +135,15 @@ class Encoder(TransformerEncoder):
             "src_tokens": [],
             "src_lengths": [(~padding).sum(1, dtype=torch.int32).reshape(-1, 1)],
         }
+
+    def first_layers(self, src_tokens, number, first_only=False):
+        """What the first ``number`` layers make of src_tokens (B, T), without prompt and prefix:
+        (B, T, C); (B, 1, C) with ``first_only``."""
+        x, keep, _, _ = self.embed(src_tokens)
+        with precision.autocast(x, self.half_dtype):
+            for index, layer in zip(range(1, number + 1), self.layers):
+                x = layer(x, keep, first_only and index == number)
+        return x
 
     def embed(self, src_tokens, token_embeddings=None):
         """What the layers work on.

@@ -122,6 +122,18 @@ def build(found: AdapterFolder):
     Raises:
         InputError: the description builds no model, or the dictionary is another.
     """
+    try:
+        return _build(found)
+    except InputError:
+        raise
+    except Exception as error:  # what a flag of another type raises depends on where
+        raise InputError(
+            f"{found.folder} describes no model ({type(error).__name__}: {error}). Copy it again, "
+            "or load it with the version of fairseq_peft that wrote it."
+        ) from error
+
+
+def _build(found):
     description = found.description
     if found.is_text:
         words = [
@@ -193,6 +205,11 @@ def load(found: AdapterFolder, base: Mapping[str, torch.Tensor] | None, allow_ot
         InputError: the base is missing or another, or keys are missing, left over or of another
             shape.
     """
+    if found.is_of_folder:
+        raise InputError(
+            f"{found.folder} belongs to a folder of Hugging Face's, and this is for checkpoints of "
+            "fairseq's. fairseq-peft generate and predict take it."
+        )
     weights = dict(found.tensors)
     if not found.description["complete"]:
         if base is None:
@@ -209,6 +226,28 @@ def load(found: AdapterFolder, base: Mapping[str, torch.Tensor] | None, allow_ot
             weights[second] = weights[first]
     try:
         model.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{found.folder}: {error}") from error
+    return model.eval()
+
+
+def load_beside(found: AdapterFolder, base: str, task, allow_other: bool = False):
+    """The fine-tuned model, in eval mode, of a folder whose base is one of Hugging Face's.
+
+    Args:
+        base: the folder with config.json and safetensors.
+        task: builds the model, as fairseq's tasks do.
+
+    Raises:
+        InputError: the base is another, or has other tensors.
+    """
+    flags = {**found.description["model"], "precision": "fp32", "hf_model": str(base)}
+    with fp32_by_default():
+        model = task.build_model(OmegaConf.create(flags), from_checkpoint=True)
+    adapter_folder.check_fingerprint(found.description, model.base_sha256, allow_other)
+    check_knobs(model, found)
+    try:
+        adapter_folder.apply(model, found)
     except InputError as error:
         raise InputError(f"{found.folder}: {error}") from error
     return model.eval()

@@ -6,13 +6,14 @@ only these functions import.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 
 import torch
 
 from fairseq_peft.architectures.hf_configs import CONFIGS
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 
 #: The attention of ``layers/hf_attention.py``, as transformers knows it.
 ATTENTION = "fairseq_peft"
@@ -55,7 +56,7 @@ def read_config(hf_model: str, hf_config: str):
     if not known:
         path = Path(hf_model) / "config.json" if hf_model else Path(hf_config)
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = json_of(path.read_bytes())
         except (OSError, ValueError) as error:
             names = "" if hf_model else f"; names known here: {', '.join(CONFIGS)}"
             raise InputError(
@@ -88,15 +89,16 @@ def build(kind: str, values: dict, folder: str, auto: str):
             f"{folder} has no model.safetensors; pickles (pytorch_model.bin) are not read, for "
             "they may run code. Convert it: AutoModel.from_pretrained(...).save_pretrained(...)."
         )
-    model, told = make.from_pretrained(
-        folder,
-        config=config,
-        attn_implementation=ATTENTION,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with _without_progress(transformers):
+        model, told = make.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     wrong = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
     if wrong:
         raise InputError(
@@ -104,3 +106,15 @@ def build(kind: str, values: dict, folder: str, auto: str):
             "whose config.json and model.safetensors belong together."
         )
     return model
+
+
+@contextlib.contextmanager
+def _without_progress(transformers):
+    """Logs and terminals have no bar from reading a few files."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

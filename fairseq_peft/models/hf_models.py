@@ -166,6 +166,11 @@ class HFModel(PeftModel, BaseFairseqModel):
                 f"the model has {self.room} positions. Give shorter texts."
             )
 
+    @property
+    def base_sha256(self) -> str:
+        """Of all tensors of the folder that it came from."""
+        return combine(self.base_digests)
+
     @staticmethod
     def digests(state) -> dict[str, str]:
         """Name -> SHA-256 of a tensor; one tensor that has several names is read once."""

@@ -1,12 +1,17 @@
-"""Features that are the same at each validation, kept in memory.
+"""Features that stay the same for a whole run, kept in memory.
 
-Below the first tensor that trains, a batch of ``valid`` or ``test`` gives the same features each
-time: nothing there changes, in evaluation there is no dropout, and the batches are the same ones.
-With ``--peft head_only`` that is the whole encoder. ``Encoder.forward`` asks before its first layer
-and goes on where what is kept ends.
+Below the first tensor that trains nothing changes, so what is computed there need not be computed
+again. With ``--peft head_only`` that is the whole encoder. ``Encoder.forward`` asks before its
+first layer and goes on where what is kept ends.
 
-Only the same batch counts, token by token and padding included: features of one row differ in their
-last bits with what stands beside it.
+Features of a row differ in their last bits with what stands beside it, so:
+
+- a batch of ``valid`` or ``test``, which is the same at each validation, is kept as a batch: only
+  the same one counts, token by token and padding included;
+- batches of ``train`` are drawn anew each epoch, so there each row goes through the frozen layers
+  alone, and is kept by itself. Whether it is kept or computed again makes no difference then, nor
+  does its batch. That needs layers that draw nothing (``--frozen-dropout off``), and a processor:
+  on a GPU a row takes as long as a batch.
 """
 
 from __future__ import annotations
@@ -14,6 +19,9 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import nn
+
+from fairseq_peft.layers.dropout import Dropout
 
 
 class KeptFeatures:
@@ -25,44 +33,60 @@ class KeptFeatures:
 
     Attributes:
         limit_bytes: memory to use. What does not fit is computed anew; 0 keeps nothing.
+        in_training: whether rows of training batches go through the frozen layers alone, kept or
+            not, where that is possible.
         num_bytes: memory in use.
     """
 
-    def __init__(self, limit_bytes: int = 0):
+    def __init__(self, limit_bytes: int = 0, in_training: bool = False):
         self.limit_bytes = limit_bytes
+        self.in_training = in_training
         self.num_bytes = 0
         self._found: dict[tuple, torch.Tensor] = {}
         self._states: dict[tuple, list] = {}  # the tensors live on, so that no id is used again
 
     def __deepcopy__(self, memo):
-        return KeptFeatures()
+        return KeptFeatures(in_training=self.in_training)
 
-    def below(self, encoder, tokens, first_only) -> tuple[int, tuple]:
-        """What may be known of a batch.
+    def below(self, encoder, tokens, first_only) -> tuple[int, torch.Tensor | None]:
+        """What the first layers of ``encoder`` make of tokens (B, T), where they are frozen.
 
         Returns:
-            How many layers, from the first on, are computed once: 0 while the encoder trains; and
-            the batch's key for ``get`` and ``add``.
+            How many layers they are, and their features (B, T, C), or (B, 1, C) with ``first_only``
+            and if they are all; 0 and None where nothing is known before the pass.
         """
-        if not self.limit_bytes or encoder.training:
-            return 0, ()
+        training = encoder.training
+        if not (self.in_training and tokens.device.type == "cpu" if training else self.limit_bytes):
+            return 0, None
         number, frozen = frozen_below(encoder)
+        if not number or (training and draws(encoder, number)):
+            return 0, None
         state = tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in frozen)
         self._states.setdefault(state, frozen)
         first_only = first_only and number == len(encoder.layers)
-        digest = hashlib.sha256(tokens.cpu().contiguous().numpy().tobytes()).digest()
-        return number, (state, digest, tuple(tokens.shape), first_only)
 
-    def get(self, key: tuple) -> torch.Tensor | None:
-        """The features (B, T or 1, C) that are kept of a batch; None if there are none."""
-        return self._found.get(key)
+        def features(batch):
+            digest = hashlib.sha256(batch.cpu().contiguous().numpy().tobytes()).digest()
+            key = (state, digest, tuple(batch.shape), first_only)
+            if key not in self._found:
+                with torch.no_grad():
+                    found = encoder.first_layers(batch, number, first_only)
+                size = found.untyped_storage().nbytes()
+                if self.num_bytes + size > self.limit_bytes:
+                    return found
+                self._found[key] = found
+                self.num_bytes += size
+            return self._found[key]
 
-    def add(self, key: tuple, features: torch.Tensor) -> None:
-        """Keep the features of a batch, if they fit."""
-        size = features.untyped_storage().nbytes()
-        if self.num_bytes + size <= self.limit_bytes:
-            self._found[key] = features.detach()
-            self.num_bytes += size
+        if not training:
+            return number, features(tokens)
+        is_text = tokens.ne(encoder.padding_idx)
+        rows = [features(row[text].unsqueeze(0)) for row, text in zip(tokens, is_text)]
+        if first_only:
+            return number, torch.cat(rows)
+        joined = rows[0].new_zeros(*tokens.shape, rows[0].shape[-1])
+        joined[is_text] = torch.cat(rows, 1)[0]
+        return number, joined
 
 
 def frozen_below(encoder) -> tuple[int, list[torch.Tensor]]:
@@ -83,6 +107,15 @@ def frozen_below(encoder) -> tuple[int, list[torch.Tensor]]:
         found += tensors
         number += 1
     return number, found
+
+
+def draws(encoder, number: int) -> bool:
+    """Whether the embeddings or one of the first ``number`` layers draw at random in training."""
+    modules = [encoder.dropout_module]
+    for _, layer in zip(range(number), encoder.layers):
+        modules += layer.modules()
+    drops = (m for m in modules if isinstance(m, (Dropout, nn.Dropout)))
+    return encoder.encoder_layerdrop > 0 or any(module.p > 0 for module in drops)
 
 
 def _tensors_outside_layers(encoder):

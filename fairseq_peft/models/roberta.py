@@ -28,7 +28,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
 from fairseq_peft.models import heads, norms, sizes
 from fairseq_peft.models.encoder import STACK, PeftRobertaEncoder
-from fairseq_peft.models.kept_features import KeptFeatures, frozen_below
+from fairseq_peft.models.kept_features import KeptFeatures, draws, frozen_below
 from fairseq_peft.models.options import (
     METHOD_FIELDS,
     ROBERTA,
@@ -129,15 +129,18 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         return heads.scores(head, x, src_tokens.ne(self.encoder.dictionary.pad())), extra
 
     def keep_features(self, kept: KeptFeatures) -> None:
-        """Keep there what is the same at each validation, if something is."""
+        """Keep there what stays the same for the whole run, if something does."""
         encoder = self.encoder.sentence_encoder
         number, _ = frozen_below(encoder)
-        if kept.limit_bytes and number:
-            encoder.kept = kept
+        if not number:
+            return
+        encoder.kept = kept
+        if kept.limit_bytes:
+            trains = kept.in_training and not draws(encoder, number)
             logger.info(
-                f"each validation but the first begins behind layer {number} of "
-                f"{len(encoder.layers)}: what is below is kept, in {kept.limit_bytes // 10**6} MB "
-                "at most (--keep-features)"
+                f"each {'epoch' if trains else 'validation'} but the first begins behind layer "
+                f"{number} of {len(encoder.layers)}: what is below is kept, in "
+                f"{kept.limit_bytes // 10**6} MB at most (--keep-features)"
             )
 
     @property

@@ -1,10 +1,11 @@
-"""Each method against full fine-tuning, row by row of the test set: what may be concluded.
+"""Each method against one of them, row by row of the test set: what may be concluded.
 
 It needs what the runs predicted (``runs/predictions.py``). Runs of an earlier version have none.
 """
 
 from __future__ import annotations
 
+from fairseq_peft.report.references import BASELINE, FULL, reference_of, why_none
 from fairseq_peft.report.significance import (
     LEVEL,
     bootstrap_interval,
@@ -14,8 +15,6 @@ from fairseq_peft.report.significance import (
 )
 from fairseq_peft.runs import predictions
 
-FULL = "full"  # what the other methods are compared with
-BASELINE = "baseline"
 #: What a row gains; None where it is compared with nothing.
 FIELDS = (
     "paired_with",
@@ -32,21 +31,25 @@ FIELDS = (
 )
 
 
-def add_comparisons(rows: list[dict], answers: dict) -> None:
+def add_comparisons(rows: list[dict], answers: dict, method: str = FULL) -> None:
     """Add ``FIELDS`` to all rows.
 
     Args:
         answers: (data, init, method) -> seed -> what the run answered (``answers.read_all``).
+        method: what the others are compared with.
     """
     by_key = {_key(row): row for row in rows}
     for row in rows:
         row.update(dict.fromkeys(FIELDS))
     families = {}
+    sizes = {key: by_key[key]["num_train_rows"] for key in answers}
     for key, mine in answers.items():
-        other = reference_of(key, answers)
-        if other is None:
-            continue
+        other = reference_of(key, sizes, method)
         row = by_key[key]
+        if other is None:
+            reason = why_none(key, sizes, method)
+            row["notes"] += [reason] if reason else []
+            continue
         if _compare(row, mine, other, answers[other]):
             families.setdefault(other, []).append(row)
     for family in families.values():
@@ -54,19 +57,6 @@ def add_comparisons(rows: list[dict], answers: dict) -> None:
         for row, value in zip(family, corrected):
             row["mcnemar_p_holm"] = value
             row["conclusion"] = conclude(row, len(family))
-
-
-def reference_of(key: tuple, answers: dict) -> tuple | None:
-    """(data, init, method) that a row is compared with: full fine-tuning of the same init; for
-    scratch/full and for baselines, that of pretrained (of scratch, where there is no other)."""
-    data, init, method = key
-    if method != FULL and init != BASELINE:
-        candidates = [(data, init, FULL)]
-    elif (init, method) == ("pretrained", FULL):
-        candidates = []
-    else:
-        candidates = [(data, "pretrained", FULL), (data, "scratch", FULL)]
-    return next((other for other in candidates if other in answers and other != key), None)
 
 
 def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:

@@ -15,7 +15,7 @@ def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
         f"Seeds: {_seeds(rows)}. ± is the sample standard deviation over seeds; worst and best are "
         "single seeds.",
         "Difference to full: points of test accuracy, paired by seed with full fine-tuning of the "
-        "same init; Student's t interval over seeds.",
+        "same init on as many training rows; Student's t interval over seeds.",
         "Best epoch on test: mean over seeds of each run's highest test accuracy, so chosen ON "
         "TEST and too high; only for comparison with figures made that way.",
     ]
@@ -24,6 +24,11 @@ def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
         lines.append(
             "Not compared row by row, so without p values: no run has predictions.npz, which "
             "earlier versions did not write."
+        )
+    elif len(rows) > 1 and not any(row["paired_with"] for row in rows):
+        lines.append(
+            "Not compared row by row, so without p values: there is no run of full fine-tuning. "
+            "--compare-with names another method for the others to be compared with."
         )
     lines += [f"Warning: {_name(row)}: {note}." for row in rows for note in row["notes"]]
     for one in left_out:

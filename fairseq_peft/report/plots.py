@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from fairseq_peft.report import drawing
-from fairseq_peft.report.comparisons import BASELINE, FULL
 from fairseq_peft.report.drawing import BLACK, BLUE, GREY, ORANGE
+from fairseq_peft.report.references import BASELINE, FULL
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
 from fairseq_peft.scores import is_share

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fairseq_peft.report import answers
-from fairseq_peft.report.comparisons import FULL, add_comparisons
+from fairseq_peft.report.comparisons import add_comparisons
+from fairseq_peft.report.references import FULL, reference_of
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 from fairseq_peft.scores import CLASSES
@@ -15,8 +16,10 @@ OF_OTHER_KINDS = ("micro_f1", "pearson", "spearman", "mse")
 SAME = ("chosen_by", "arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
 
 
-def build_rows(runs: list[Run]) -> list[dict]:
+def build_rows(runs: list[Run], compare_with: str = FULL) -> list[dict]:
     """One dict a (data, init, method): fractions, SI units, None where a figure is not defined.
+
+    ``compare_with`` is the method that the others are compared with, row by row of the test set.
 
     Sorted by data, then baseline, scratch, pretrained, then by trainable parameters, most first.
     ``notes`` says in words where the runs of a row were not run alike.
@@ -25,9 +28,11 @@ def build_rows(runs: list[Run]) -> list[dict]:
     for run in runs:
         key = tuple(run.result[name] for name in ("data", "init", "method"))
         groups.setdefault(key, []).append(run.result)
+    sizes = {key: _num_rows(results, "train") for key, results in groups.items()}
     rows = []
-    for (data, init, method), results in groups.items():
-        full = [] if method == FULL else groups.get((data, init, FULL), [])
+    for key, results in groups.items():
+        full = reference_of(key, sizes)
+        full = groups[full] if full and full[1] == key[1] else []  # of the same init
         row = _row(sorted(results, key=lambda result: result["seed"]), full)
         row["notes"] += _other_rows_note(results, runs)
         rows.append(row)
@@ -38,7 +43,7 @@ def build_rows(runs: list[Run]) -> list[dict]:
     found, any_file = answers.read_all(rows, runs)
     answers.add_classes(rows, found)
     if any_file:
-        add_comparisons(rows, found)
+        add_comparisons(rows, found, compare_with)
     return rows
 
 
@@ -81,7 +86,8 @@ def _row(results: list[dict], full: list[dict]) -> dict:
         ),
         learning_rate=_common([result["hyperparameters"] for result in results], "lr"),
         num_epochs=_common(results, "num_epochs"),
-        num_test_rows=_common([result["rows"] for result in results], "test"),
+        num_train_rows=_num_rows(results, "train"),
+        num_test_rows=_num_rows(results, "test"),
         notes=_notes(results, difference.num_pairs if difference else None),
     )
     return row
@@ -119,6 +125,10 @@ def _common(dicts: list[dict], key: str):
     """The value that all have, None if they differ (``_notes`` then says so)."""
     values = [one.get(key) for one in dicts]
     return values[0] if all(value == values[0] for value in values) else None
+
+
+def _num_rows(results: list[dict], split: str) -> int | None:
+    return _common([result["rows"] for result in results], split)
 
 
 def _notes(results: list[dict], num_pairs: int | None) -> list[str]:

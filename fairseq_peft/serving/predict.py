@@ -346,7 +346,7 @@ class Classifier:
             raise InputError(f"{texts[:40]!r} is one text. Give a list of texts.")
         if batch_size < 1 or window < 1:
             raise InputError(f"Batch size {batch_size}, window {window}: give 1 or more.")
-        for rows in _windows(self._named(texts, adapter), first_window or window, window):
+        for rows in windows(self._named(texts, adapter), first_window or window, window):
             names = [name for _, name in rows]
             items = self._items(rows)
             found = [None] * len(rows)
@@ -396,7 +396,7 @@ class Classifier:
         return self._shared.logits(torch.from_numpy(tokens).to(self.device), names)
 
 
-def _windows(rows, size, largest):
+def windows(rows, size, largest):
     """Consecutive lists of rows: of ``size`` rows, then of twice as many, up to ``largest``."""
     rows = iter(rows)
     while window := list(itertools.islice(rows, size)):

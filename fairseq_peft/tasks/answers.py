@@ -14,6 +14,7 @@ from typing import List
 
 import torch
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 from omegaconf import II, MISSING
@@ -23,6 +24,7 @@ from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.models.hf_models import HFModel
+from fairseq_peft.models.hf_search import Words, Writer
 from fairseq_peft.runs import plan
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -143,13 +145,18 @@ class AnswersTask(FairseqTask):
         self.label_ids = self.encode_labels()
         return model
 
+    @property
+    def labels(self) -> list[str]:
+        """The words that answers are to be; none where they are any text."""
+        return [label.strip() for label in self.cfg.labels.split(",") if label.strip()]
+
     def encode_labels(self) -> list[list[int]]:
         """The token ids of each label.
 
         Raises:
             InputError: two labels are one, or one is longer than the room for answers.
         """
-        words = [label.strip() for label in self.cfg.labels.split(",") if label.strip()]
+        words = self.labels
         found = [self.tokenizer.encode(self.answer_text(word)) for word in words]
         for number, (word, ids) in enumerate(zip(words, found)):
             if ids in found[:number]:
@@ -197,6 +204,17 @@ class AnswersTask(FairseqTask):
             )
 
     # Data
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt that is to be answered."""
+        return self.cut_prompt(self.tokenizer.encode(text))
+
+    def cut_prompt(self, tokens: list[int]) -> list[int]:
+        """A prompt without what is too much at its end, as in training. Behind one of a causal
+        model the longest answer has room."""
+        room = min(self.cfg.max_prompt_tokens, self.room)
+        answer = self.cfg.max_answer_tokens if self.causal else 0
+        return tokens[: max(room - answer, 1)]
 
     def encode_text(self, text: str) -> list[int]:
         """Called by a model whose prompt starts from a text."""
@@ -248,7 +266,8 @@ class AnswersTask(FairseqTask):
 
     @property
     def target_dictionary(self):
-        return None
+        """What fairseq's generator asks for; None before there is a model."""
+        return None if self.layout is None else Words(self.model, self.layout.eos)
 
     # Training and validation
 
@@ -279,37 +298,86 @@ class AnswersTask(FairseqTask):
             sums += torch.tensor([*(found[name].fmeasure for name in ROUGE), 1.0])
         return sums
 
-    @torch.no_grad()
-    def write_answers(self, model, prompts) -> list[str]:
-        """The model's answers to ``prompts``, lists of token ids: at each place the likeliest
-        token, step by step, until ``eos`` or the room for answers ends."""
-        model = surgery.unwrap(model)
-        return [self.tokenizer.decode(ids) for ids in self.answer_ids(model, prompts)]
+    # Writing answers
 
-    def answer_ids(self, model, prompts) -> list[list[int]]:
-        """The token ids of the answers, without ``eos``."""
+    @property
+    def search(self) -> GenerationConfig:
+        """How answers are searched where nothing else is said: the likeliest token at each step,
+        until ``eos`` or the room for answers ends."""
+        return GenerationConfig(beam=1, min_len=0, max_len_b=self.cfg.max_answer_tokens)
+
+    def write_answers(self, model, prompts, search=None) -> list[str]:
+        """The model's best answers to ``prompts``, lists of token ids, as texts; see ``written``.
+
+        search = GenerationConfig(beam=4, max_len_b=64)   # of fairseq.dataclass.configs
+        texts = task.write_answers(model, [task.encode_prompt(text) for text in batch], search)
+        """
+        return [self.tokenizer.decode(ids) for ids in self.answer_ids(model, prompts, search)]
+
+    def answer_ids(self, model, prompts, search=None) -> list[list[int]]:
+        """The token ids of the best answers, without ``eos``."""
+        return [found[0]["tokens"].tolist()[:-1] for found in self.written(model, prompts, search)]
+
+    def written(self, model, prompts, search=None) -> list[list[dict]]:
+        """What fairseq's generator finds for each of ``prompts``, lists of token ids of any
+        lengths: hypotheses, the best first, each with ``tokens``, which end with ``eos``, and
+        ``score``. The model is in eval mode then.
+
+        Args:
+            search: fairseq's flags of generation: beam or sampling, lengths, penalties.
+
+        Raises:
+            InputError: a prompt has no token, or more than the model has room for.
+        """
+        model = surgery.unwrap(model)
+        for number, prompt in enumerate(prompts, 1):
+            if not prompt or len(prompt) > self.room:
+                raise InputError(
+                    f"Text {number} has {len(prompt)} tokens, and there is room for 1 to "
+                    f"{self.room}. Give a text that is none of these."
+                )
+        found = [None] * len(prompts)
+        for rows in self.together(model, prompts):
+            batch = self.written_together(model, [prompts[i] for i in rows], search or self.search)
+            for i, hypotheses in zip(rows, batch):
+                found[i] = hypotheses
+        return found
+
+    def together(self, model, prompts) -> list[list[int]]:
+        """The numbers of the prompts that can be one batch: those of one length where a soft prompt
+        stands behind the first token of a causal model, else all."""
+        soft = model.entrance(0).soft_prompt
+        if not (self.causal and soft is not None and soft.start):
+            return [list(range(len(prompts)))]
+        groups = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(len(prompt), []).append(i)
+        return list(groups.values())
+
+    def written_together(self, model, prompts, search):
+        """As ``written``, in one batch."""
         layout = self.layout
         device = next(model.parameters()).device
-        encoded = None
-        if layout.causal:
+        generator = self.build_generator([model], search)
+        tokens = layout.padded(prompts)
+        first = layout.start
+        if self.causal:
             # Padding stands in front, so that all rows go on at the same place.
-            longest = max(map(len, prompts))
+            longest = tokens.shape[1]
             tokens = torch.tensor([[layout.pad] * (longest - len(p)) + list(p) for p in prompts])
-        else:
-            encoded = model.encode(layout.padded(prompts).to(device))
-            tokens = torch.full((len(prompts), 1), layout.start)
-        tokens, state, answers = tokens.to(device), {}, []
-        done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        for _ in range(self.cfg.max_answer_tokens):
-            logits, _ = model.decoder(tokens, encoded, incremental_state=state)
-            last = logits[:, -1].argmax(-1).masked_fill(done, layout.eos)
-            done |= last.eq(layout.eos)
-            answers.append(last)
-            tokens = torch.cat([tokens, last[:, None]], 1)
-            if done.all() or (layout.causal and tokens.shape[1] >= self.room):
-                break
-        rows = torch.stack(answers, 1).tolist()
-        return [row[: row.index(layout.eos)] if layout.eos in row else row for row in rows]
+            tokens = tokens.to(device)
+            generator.model.single_model.decoder.prompts = tokens[:, :-1]
+            first = tokens[:, -1].repeat_interleave(generator.beam_size)
+            generator.max_len = self.room - longest + 1
+        longest_answer = int(generator.max_len_a * tokens.shape[1] + generator.max_len_b)
+        generator.min_len = min(generator.min_len, longest_answer, generator.max_len - 1)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        inputs = {"src_tokens": tokens.to(device), "src_lengths": lengths.to(device)}
+        return generator.generate([model], {"net_input": inputs}, bos_token=first)
+
+    def build_generator(self, models, args, *more, **kwargs):
+        """fairseq's generator, of models as it asks for them."""
+        return super().build_generator([Writer(model) for model in models], args, *more, **kwargs)
 
     def reduce_metrics(self, logging_outputs, criterion):
         type(criterion).reduce_metrics(logging_outputs)

@@ -47,7 +47,8 @@ class SentenceClassificationConfig(FairseqDataclass):
         default=500,
         metadata={
             "help": "MB of memory for features below the first tensor that trains, which are the "
-            "same at each validation (500; 0: compute them anew)"
+            "same at each validation, and with --frozen-dropout off in each epoch (500; 0: compute "
+            "them anew)"
         },
     )
     verify_frozen: bool = field(

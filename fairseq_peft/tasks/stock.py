@@ -1,5 +1,6 @@
 """What a run of one of fairseq's own tasks keeps, where its model is the plugin's and has a base:
-checkpoints without what is the base's, and the adapter folder of the best validation.
+checkpoints without what is the base's, and the adapter folder of the best validation. Models of
+Hugging Face's keep such a folder, too.
 
 ``--task sentence_classification`` has callbacks for this. Here fairseq's functions are wrapped.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
@@ -25,7 +26,9 @@ from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
 from fairseq_peft.injection import surgery
 from fairseq_peft.models import folder
+from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.tasks import best_adapter, record
+from fairseq_peft.text import bpe
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +48,12 @@ class Kept:
     Attributes:
         folder: of the adapter.
         base: path and sha256 of the base.
+        text_files: name -> file, of those that text is cut into pieces with.
     """
 
     folder: Path
     base: dict
+    text_files: dict
 
     def write(self, trainer, value: float, epoch: int) -> None:
         """Write the adapter folder of a model that has just been validated.
@@ -58,10 +63,10 @@ class Kept:
         """
         model, task, cfg = surgery.unwrap(trainer.model), trainer.task, trainer.cfg
         tensors, described = folder.content(model, None, self.base)
-        dictionaries, copies = words_of(task)
+        words, copies = words_of(task)
         described.update(
             task=flags_of(task),
-            dictionaries=dictionaries,
+            **words,
             metrics={
                 "subset": cfg.dataset.valid_subset.split(",")[0],
                 "metric": cfg.checkpoint.best_checkpoint_metric,
@@ -73,7 +78,7 @@ class Kept:
             versions=record.versions(),
             command=" ".join(sys.argv),
         )
-        adapter_folder.write(self.folder, tensors, described, copies)
+        adapter_folder.write(self.folder, tensors, described, {**copies, **self.text_files})
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         logger.info(f"{self.folder}: {len(tensors)} tensors, {num_bytes:,} bytes, new best")
 
@@ -87,6 +92,9 @@ def _load_checkpoint(original):
         found = original(cfg, trainer, **kwargs)
         # Of other models, and of the task that decides itself, this is no matter.
         model = surgery.unwrap(trainer.model)
+        if isinstance(model, HFModel) and not cfg.no_save:
+            _keep_beside_folder(cfg, trainer.task, model)
+            return found
         full = getattr(getattr(model, "args", None), "full_checkpoints", None)
         decides = hasattr(type(trainer.task), "leave_out")
         if start is not None and full is not None and not (decides or cfg.no_save):
@@ -108,8 +116,25 @@ def _keep(cfg, task, model, start, full):
     if base_ref is not None:
         task.leave_out = functools.partial(base_ref.leave_out, folder=cfg.save_dir)
     base = best_adapter.describe_base(start, state, cfg.save_dir)
-    if base is not None and distributed_utils.get_global_rank() == 0:
-        task.kept = Kept(Path(cfg.save_dir) / "adapter", base)
+    if base is not None:
+        data = utils.split_paths(flags_of(task).get("data") or "")
+        place = bpe.locate(data[0]) if data else None
+        _keep_adapter(cfg, task, base, {} if place is None else place.files)
+
+
+def _keep_beside_folder(cfg, task, model):
+    """As ``_keep``, for a model that came from a folder of Hugging Face's: what its checkpoints
+    leave out is decided by its task."""
+    trains_all = all(t.requires_grad for t in surgery.tensors(model, model.family).values())
+    if model.base_digests and not trains_all:
+        base = {"path": model.args.hf_model, "sha256": model.base_sha256}
+        _keep_adapter(cfg, task, base, {})
+
+
+def _keep_adapter(cfg, task, base, text_files):
+    """Let the run write an adapter folder."""
+    if distributed_utils.get_global_rank() == 0:
+        task.kept = Kept(Path(cfg.save_dir) / "adapter", base, text_files)
         adapter_folder.check_place(task.kept.folder)
 
 
@@ -143,8 +168,11 @@ def start_of(cfg, suffix: str):
 
 
 def words_of(task) -> tuple[dict, dict]:
-    """What a description says of the dictionaries of source and target, and the files of them:
-    name -> content. They hold what the task has added, such as languages."""
+    """What a description says of the words: the dictionaries of source and target, or the tokenizer
+    of a folder; and the files of them: name -> content. Dictionaries hold what the task has added,
+    such as languages."""
+    if task.source_dictionary is None:
+        return task.state_dict(), {}  # the tokenizer, by name and SHA-256
     told, files = {}, {}
     flags = flags_of(task)
     for side in ("source", "target"):
@@ -158,7 +186,7 @@ def words_of(task) -> tuple[dict, dict]:
             name = f"dict.{side}.txt"
         told[side] = {"file": name, "sha256": checks.fingerprint(words), "num_rows": len(words)}
         files[name] = content
-    return told, files
+    return {"dictionaries": told}, files
 
 
 def flags_of(task) -> dict:

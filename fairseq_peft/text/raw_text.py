@@ -57,12 +57,18 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
             ) from None
         except (lzma.LZMAError, EOFError) as error:
             raise InputError(f"{path} is not a whole .xz file ({error}).") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def read_weighted(texts: Iterable[str], excluded: Iterable[str | Path] = ()):
+def read_weighted(texts: Iterable[str], excluded: Iterable[str | Path] = (), num_ends: int = 0):
     """``(lines, left_out)`` of texts given as FILE or FILE:N: pairs (line, N), and how many lines
     were left out because they, or one of their columns, are a line of the files ``excluded`` or
     the longest column of one, as the text is that stands there beside its label.
+
+    Args:
+        num_ends: above 0, a line is left out as well where it or a column begins or ends with the
+            same so many characters as an excluded text: another copy of it, cut or corrected.
 
     Raises:
         InputError: as ``read_lines``; N is 0.
@@ -70,15 +76,26 @@ def read_weighted(texts: Iterable[str], excluded: Iterable[str | Path] = ()):
     banned = set()
     for line in read_lines(excluded):
         banned |= {spaced(line), longest_column(line)}
+    banned |= {end for text in list(banned) for end in ends(text, num_ends)}
     lines, left_out = [], 0
     for text in texts:
         path, num_copies = split_weight(str(text))
         for line in read_lines([path]):
-            if spaced(line) in banned or not banned.isdisjoint(columns(line)):
+            found = {spaced(line), *columns(line)}
+            found |= {end for text in list(found) for end in ends(text, num_ends)}
+            if not banned.isdisjoint(found):
                 left_out += 1
             else:
                 lines.append((line, num_copies))
     return lines, left_out
+
+
+def ends(text: str, length: int) -> list[tuple[str, str]]:
+    """What tells a text by its first and by its last ``length`` characters; nothing of a shorter
+    one."""
+    if not 0 < length <= len(text):
+        return []
+    return [("begins", text[:length]), ("ends", text[-length:])]
 
 
 def spaced(text: str) -> str:

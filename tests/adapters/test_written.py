@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import resource
-import signal
-import time
 
 import pytest
 
@@ -15,6 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
 import adapter_folders  # noqa: E402
+import moments  # noqa: E402
 
 from fairseq_peft import folders  # noqa: E402
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
@@ -28,65 +26,57 @@ DESCRIBED = {
 }  # fmt: skip
 
 
-def start_writer(folder, words):
-    """A process that does nothing but write versions of ``folder``, each higher than the last."""
-    first = adapter_folder.read(folder).description["version"] + 1 if folder.parent.exists() else 0
-    child = os.fork()
-    if child:
-        return child
-    try:
-        for version in itertools.count(first):
-            tensors = {"x": torch.full((9_000,), version)}
-            adapter_folder.write(
-                folder, tensors, {**DESCRIBED, "version": version}, {"dict.txt": words}
-            )
-    finally:
-        os._exit(1)
+def put(folder, version, words):
+    tensors = {"x": torch.full((9_000,), version)}
+    adapter_folder.write(folder, tensors, {**DESCRIBED, "version": version}, {"dict.txt": words})
 
 
-def kill(process):
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+def version_of(folder):
+    """Of the folder that is there, whole."""
+    found = adapter_folder.read(folder)
+    assert found.tensors["x"].eq(found.description["version"]).all()
+    return found.description["version"]
 
 
-@pytest.mark.parametrize("exchanges", [True, False], ids=["one step", "two steps"])
-def test_killed_at_any_moment_it_leaves_a_whole_folder(tmp_path, exchanges, monkeypatch):
-    """50 times a process that does nothing but write is killed, and what it leaves is whole."""
-    if not exchanges:  # as where the file system cannot let two folders change names
+@pytest.fixture(params=[True, False], ids=["one step", "two steps"])
+def adapter(request, tmp_path, monkeypatch):
+    """A folder of version 0, where a file system can let two folders change names, and cannot."""
+    if not request.param:
         monkeypatch.setattr(folders, "_exchange", lambda a, b: False)
-    adapter, words, rng = tmp_path / "run/adapter", tmp_path / "words", random.Random(1)
-    words.write_text("w 1\n")
-    last = -1
-    for _ in range(50):
-        process = start_writer(adapter, words)
-        while last == -1 and not (adapter / "adapter.json").exists():
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.05))
-        kill(process)
-        found = adapter_folder.read(adapter)
-        assert found.description["version"] >= last
-        last = found.description["version"]
-        assert found.tensors["x"].eq(last).all()
-    assert last > 5
+    (tmp_path / "words").write_text("w 1\n")
+    put(tmp_path / "run/adapter", 0, tmp_path / "words")
+    return tmp_path / "run/adapter"
 
 
-@pytest.mark.parametrize("exchanges", [True, False], ids=["one step", "two steps"])
-def test_a_reader_sees_whole_versions_only(tmp_path, exchanges, monkeypatch):
-    """Each newer than the one before, while a process writes them as fast as it can."""
-    if not exchanges:
-        monkeypatch.setattr(folders, "_exchange", lambda a, b: False)
-    adapter, words, seen = tmp_path / "run/adapter", tmp_path / "words", [-1]
-    words.write_text("w 1\n")
-    process = start_writer(adapter, words)
-    try:
-        while not (adapter / "adapter.json").exists():
-            time.sleep(0.001)
-        while len(set(seen)) < 12:
-            found = adapter_folder.read(adapter)
-            seen.append(found.description["version"])
-            assert found.tensors["x"].eq(seen[-1]).all() and seen[-1] >= seen[-2]
-    finally:
-        kill(process)
+def test_killed_at_any_moment_it_leaves_a_whole_folder(adapter, tmp_path):
+    """A process that writes the next version is killed at each of its moments in turn."""
+    seen = [0]
+    for nth in itertools.count(1):
+        version = seen[-1] + 1
+        killed = moments.killed_at(nth, lambda: put(adapter, version, tmp_path / "words"))  # noqa: B023
+        seen.append(version_of(adapter))
+        assert seen[-1] in (version - 1, version)
+        if not killed:
+            break
+    assert seen[-1] == version and seen[-2] > 0 and nth > 20
+    assert [path.name for path in adapter.parent.iterdir()] == ["adapter"]
+
+
+def test_a_reader_sees_whole_versions_only(adapter, tmp_path):
+    """One that comes at any moment of a writer, and one that a writer comes between."""
+    seen = []
+    with moments.at_each(lambda: seen.append(version_of(adapter))):
+        put(adapter, 1, tmp_path / "words")
+    assert seen == sorted(seen) and {*seen} == {0, 1}
+
+    for nth in itertools.count(1):
+        version = nth + 1
+        with moments.at_the(nth, lambda: put(adapter, version, tmp_path / "words")) as num_moments:  # noqa: B023
+            found = version_of(adapter)
+        if num_moments() < nth:
+            break
+        assert found in (version - 1, version)
+    assert nth > 5
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_old(dictionary, base, copy):

@@ -175,7 +175,7 @@ BART = {
     ],
     ids=["bart", "norms before", "scaled"],
 )
-def test_the_encoder_of_an_encoder_decoder(more, data, dictionary, tmp_path):
+def test_the_encoder_of_an_encoder_decoder(more, data, dictionary, tmp_path, capsys):
     torch.manual_seed(3)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     args = Namespace(**SIZES, **BART, **more)
@@ -199,6 +199,20 @@ def test_the_encoder_of_an_encoder_decoder(more, data, dictionary, tmp_path):
         found = features(model.eval(), tokens)
     text = tokens.ne(dictionary.pad())
     assert (found - expected)[text].abs().max() < TOLERANCE["fp32"]
+
+    # With fewer positions it is the same on what fits into them.
+    short = tmp_path / "short.pt"
+    run("export-checkpoint", tmp_path / "base.pt", "--max-positions", 20, "--out", short)
+    given = Namespace(_name="roberta_full", restore_file=str(short))
+    ARCH_CONFIG_REGISTRY["roberta_full"](given)
+    cut = RobertaPeftModel.build_model(given, task)
+    cut.load_state_dict(slim.read(str(short))["model"])
+    assert cut.max_positions() == 20
+    assert torch.equal(features(cut.eval(), tokens[:, :20]), features(model, tokens[:, :20]))
+    words = ("export-checkpoint", short, "--max-positions", 20, "--out", tmp_path / "no.pt")
+    assert "has 20 positions of a RoBERTa. Expected at least 8, and fewer" in refused(
+        capsys, *words
+    )
 
 
 def test_what_has_no_encoder_is_told_so(write, tmp_path, capsys):

@@ -39,6 +39,12 @@ def test_a_number_that_cannot_be_drawn_is_refused(num):
         drawn_rows(TARGETS, num, seed=1)
 
 
+def test_rows_without_a_single_class_are_only_counted():
+    with pytest.raises(InputError) as refused:
+        drawn_rows(np.zeros(31, dtype=int), 32, seed=1)
+    assert "there are 31 training rows. Give a number between 1 and 31." in str(refused.value)
+
+
 def test_only_train_is_drawn_from(data_folder):
     whole, few = (
         SentenceClassificationTask.setup_task(task_config(data_folder, **more))

@@ -72,3 +72,49 @@ def test_words_are_masked_whole(task):
             assert word.all() or not word.any(), (i, at, word)
             num_masked += int(word.all())
     assert 30 < num_masked < 90  # 0.3 of 200 words
+
+
+def test_the_share_is_exact_and_another_one_in_a_later_phase(task):
+    """Of 12 words (``<s>``, ten of three pieces, ``</s>``) a share of 0.3 is 3.6: 3 or 4, and 3.6
+    on average; a phase that goes on with another share has that from its first block on."""
+    for share in (0.3, 0.15):
+        task.cfg.mask_prob = share
+        task.load_dataset("train")
+        pad = task.source_dictionary.pad()
+        counts = []
+        for epoch in range(1, 31):
+            task.dataset("train").set_epoch(epoch)
+            for i in range(20):
+                target = task.dataset("train")[i]["target"]
+                hidden = target.ne(pad)
+                counts.append(int(hidden[[0, -1]].sum() + hidden[1:-1].sum() // 3))
+        assert set(counts) == {int(12 * share), int(12 * share) + 1}
+        assert abs(sum(counts) / len(counts) - 12 * share) < 0.1  # 5 standard errors
+
+
+def test_taken_up_in_the_middle_the_masks_are_the_same(task):
+    """They are drawn by seed, pass and block: not by what was drawn before."""
+    task.load_dataset("train")
+
+    def batches(state=None):
+        found = task.get_batch_iterator(
+            task.dataset("train"), max_sentences=3, seed=1, disable_iterator_cache=True
+        )
+        if state:
+            found.load_state_dict(state)
+        return found
+
+    first = batches()
+    for _ in range(2):  # two passes, and 3 batches of the third
+        passed = [b["net_input"]["src_tokens"] for b in first.next_epoch_itr()]
+    third = first.next_epoch_itr()
+    begun = [next(third)["net_input"]["src_tokens"] for _ in range(3)]
+    state = first.state_dict()
+    rest = list(third)
+    again = list(batches(state).next_epoch_itr())
+    assert len(again) == len(rest) == 4
+    for one, other in zip(rest, again):
+        assert torch.equal(one["net_input"]["src_tokens"], other["net_input"]["src_tokens"])
+        assert torch.equal(one["target"], other["target"])
+    whole = torch.cat([*begun, *(b["net_input"]["src_tokens"] for b in rest)])
+    assert not torch.equal(torch.cat(passed).sort(0)[0], whole.sort(0)[0])

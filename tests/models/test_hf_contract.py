@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fairseq.dataclass.configs import GenerationConfig
 from helpers import TOLERANCE
 from hf_families import KINDS, PAD, Kind
 from torch import nn
@@ -15,9 +16,11 @@ from torch import nn
 from fairseq_peft import methods
 from fairseq_peft.architectures.decoder_only import SIZES as DECODERS
 from fairseq_peft.architectures.t5 import SIZES as T5_SIZES
+from fairseq_peft.data.answers import Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_base
 from fairseq_peft.models.options import METHOD_FIELDS
+from fairseq_peft.tasks import answers
 
 #: On every kind.
 COMMON = [
@@ -226,6 +229,26 @@ def test_step_by_step_is_one_pass(kind, model, peft, given):
             encoded = model.encoder.reorder_encoder_out(encoded, order)
         logits, _ = model.decoder(tokens[order, :3], encoded, incremental_state=state)
         assert (logits[:, -1] - expected[order, 2]).abs().max() < 1e-4
+
+
+@parametrize(TAKEN)
+def test_generated_scores_are_those_of_one_pass(kind, model, peft, given):
+    """Beams of fairseq's generator, prompts of several lengths at once: each word's score is what
+    one pass over prompt and answer gives it, and so every tensor that moves logits moves it."""
+    task = answers.CausalLMTask if kind.causal else answers.TextToTextTask
+    task = task(answers.AnswersConfig(data=""))
+    task.layout, task.model = Layout(kind.causal, PAD, eos=1, start=0), model
+    task.room = model.longest_text
+    rows = [row[row.ne(PAD)].tolist() for row in kind.tokens()]
+    found = task.written(model, rows, GenerationConfig(beam=2, max_len_b=4))
+    for prompt, hypotheses in zip(rows, found):
+        for hypothesis in hypotheses:
+            batch = task.layout.batch([(prompt, hypothesis["tokens"].tolist()[:-1])])
+            with torch.no_grad():
+                logits = model(**batch["net_input"])[0].log_softmax(-1)[0]
+            kept = batch["target"][0].ne(PAD)
+            expected = logits[kept].gather(-1, batch["target"][0, kept][:, None])[:, 0]
+            assert (hypothesis["positional_scores"] - expected).abs().max() < 1e-3
 
 
 @parametrize(TAKEN)

@@ -1,4 +1,4 @@
-"""Features kept from one validation to the next: the same bits, and fewer layers computed."""
+"""Features kept from one validation or epoch to the next: the same bits, fewer layers computed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ SETTINGS = {
     "last_layers": ("last_layers", {}, 1),
     "last_layers_embeddings": ("last_layers", {"last_layers_embeddings": True}, 0),
     "lora_above": ("lora", {"lora_layers": "1"}, 1),
+    "adapter_above": ("adapter", {"adapter_skip_layers": 1}, 1),
     "lora,prompt_above": ("lora,prompt", {"lora_layers": "1"}, 0),
     "mean_pooler": ("head_only", {"pooler": "mean"}, 2),
 }
@@ -61,6 +62,50 @@ def test_what_is_below_the_first_trained_tensor_is_computed_once(
                 if own.requires_grad:
                     own += 0.1 * torch.randn_like(own)
                     same.copy_(own)
+
+
+@pytest.mark.parametrize(
+    "setting", ["head_only", "mean_pooler", "last_layers", "lora_above", "adapter_above", "lora"]
+)
+def test_training_rows_are_computed_once_and_alone(build, batch, computed, setting):
+    """Whatever batch a row comes in; where nothing below draws."""
+    peft, given, depth = SETTINGS[setting]
+    model = build(peft, **given, frozen_dropout="off", pooler_dropout=0.1)
+    anew, together = copy.deepcopy(model), copy.deepcopy(model)
+    model.keep_features(KeptFeatures(10**6, in_training=True))
+    anew.keep_features(KeptFeatures(0, in_training=True))
+    for step, rows in enumerate(([0, 1, 2, 3], [2, 0], [3, 1])):
+        tokens = batch[rows][:, : int(batch[rows].ne(model.dictionary.pad()).sum(1).max())]
+        found, numbers = [], []
+        for each in (model, anew, together):
+            computed.clear()
+            found.append(gradients(each, tokens))
+            numbers.append(len(computed))
+        first = 0 if step else depth * len(rows)
+        assert numbers == [2 - depth + first, 2 - depth + depth * len(rows), 2]
+        own, same, other = found
+        assert own and own.keys() == same.keys() == other.keys()
+        assert all(torch.equal(own[name], same[name]) for name in own)
+        assert all(torch.allclose(own[name], other[name], atol=1e-6) for name in own)
+
+
+def gradients(model, tokens):
+    """Those of a training pass, by name."""
+    torch.manual_seed(1)
+    scores = model.train()(tokens, features_only=True, classification_head_name="head")[0]
+    model.zero_grad()
+    scores.square().sum().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_where_something_draws_training_computes_all(build, batch, computed):
+    for given in ({"frozen_dropout": "on", "dropout": 0.1}, {"encoder_layerdrop": 0.5}):
+        model = build("head_only", **{"frozen_dropout": "off", **given})
+        model.keep_features(KeptFeatures(10**6, in_training=True))
+        computed.clear()
+        for _ in range(20):
+            gradients(model, batch)
+        assert len(computed) >= 20 and not model.encoder.sentence_encoder.kept.num_bytes
 
 
 def test_another_batch_or_another_padding_is_another(build, batch, logits, computed):
@@ -125,9 +170,11 @@ def test_a_copy_keeps_nothing(build, batch, logits):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("peft", ["head_only", "last_layers"])
-def test_a_run_is_the_same_bit_for_bit(fairseq, data_folder, base_checkpoint, tmp_path, peft):
-    """And so is one that is interrupted."""
+@pytest.mark.parametrize(("peft", "dropout"), [("head_only", "off"), ("last_layers", "on")])
+def test_a_run_is_the_same_bit_for_bit(
+    fairseq, data_folder, base_checkpoint, tmp_path, peft, dropout
+):
+    """And so is one that is interrupted; with the frozen dropout off in training, too."""
 
     def run(folder, max_epoch, keep):
         words = train_flags(
@@ -137,10 +184,12 @@ def test_a_run_is_the_same_bit_for_bit(fairseq, data_folder, base_checkpoint, tm
             finetune_from_model=base_checkpoint,
             max_epoch=max_epoch,
             keep_features=keep,
+            frozen_dropout=dropout,
         )
         done = fairseq("train", *words)
         assert done.returncode == 0, done.stderr
-        assert ("begins behind layer" in done.stdout + done.stderr) == bool(keep)
+        told = f"each {'epoch' if dropout == 'off' else 'validation'} but the first begins behind"
+        assert (told in done.stdout + done.stderr) == bool(keep)
         lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
         scores = [json.loads(line)["subsets"] for line in lines]
         for subset in (subset for line in scores for subset in line.values()):

@@ -107,6 +107,55 @@ def test_seeds_that_vary_more_than_the_difference(add):
     assert "the seeds vary as much" in row["conclusion"]
 
 
+def test_few_examples_stand_for_themselves(add):
+    """A row on 64 drawn rows is compared with full fine-tuning on 64, and corrected with its own
+    kind alone: Holm's family of those on all rows is as if it was not there."""
+    few = {"train": 64, "valid": 400, "test": NUM_ROWS}
+    add("full", 1, range(100))
+    add("lora", 1, range(14, 103))
+    tfidf = {"train": 1580, "valid": 400, "test": NUM_ROWS}  # 20 duplicates fewer are as many
+    add("tfidf", 1, range(300), init="baseline", rows=tfidf)
+    alone = rows_of(add.root)
+    for method in ("full-64", "lora-64", "ia3_64"):
+        add(method, 1, wrong_rows(len(method), 700), rows=few)
+    add("full-64", 1, range(800), init="scratch", rows=few)
+    add("prompt", 1, range(50), rows={**few, "train": 16})
+    rows = rows_of(add.root)
+    for name in ("pretrained/lora", "baseline/tfidf"):
+        assert rows[name]["paired_with"] == "pretrained/full"
+        assert rows[name]["mcnemar_p_holm"] == alone[name]["mcnemar_p_holm"]
+        assert rows[name]["difference_to_full_mean"] == alone[name]["difference_to_full_mean"]
+    assert rows["pretrained/lora"]["mcnemar_p_holm"] == rows["pretrained/lora"]["mcnemar_p"]
+    for name in ("pretrained/lora-64", "pretrained/ia3_64", "scratch/full-64"):
+        assert rows[name]["paired_with"] == "pretrained/full-64"
+    assert rows["pretrained/full-64"]["paired_with"] is None
+    expected = rows["pretrained/lora-64"]["test_accuracy_mean"]
+    expected -= rows["pretrained/full-64"]["test_accuracy_mean"]
+    assert rows["pretrained/lora-64"]["difference_to_full_mean"] == pytest.approx(expected)
+    prompt = rows["pretrained/prompt"]
+    assert prompt["paired_with"] is None and prompt["difference_to_full_mean"] is None
+    assert any("trained on 16 rows, pretrained/full on 1,600" in note for note in prompt["notes"])
+
+
+def test_another_method_may_be_the_reference(add, tmp_path, capsys):
+    """For those who never train all weights, and for the order among methods."""
+    add("lora", 1, range(100))
+    add("adapter", 1, range(200))
+    add("lora", 1, range(400), init="scratch")
+    command = ["report", str(add.root), "--out", str(tmp_path / "out"), "--compare-with"]
+    assert main([*command, "lora"]) == 0
+    read = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = {f"{row['init']}/{row['method']}": row for row in read}
+    assert "adapter is worse than lora by" in found["pretrained/adapter"]["conclusion"]
+    assert "scratch/lora is worse than pretrained/lora" in found["scratch/lora"]["conclusion"]
+    assert found["pretrained/lora"]["paired_with"] is None
+    assert rows_of(add.root)["pretrained/adapter"]["paired_with"] is None  # there is no full
+    assert main(command[:2]) == 0
+    assert "--compare-with names another method" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "lohra"]) == 1
+    assert "Methods here: adapter, lora." in capsys.readouterr().err
+
+
 def test_scratch_and_baselines_stand_against_full(add):
     for seed in (1, 2):
         add("full", seed, wrong_rows(seed, 200))

@@ -16,8 +16,8 @@ from helpers import PACKAGE, ROOT
 
 from fairseq_peft.cli import main
 from fairseq_peft.commands import report
-from fairseq_peft.report.html import charts
 from fairseq_peft.report.html.words import headline
+from fairseq_peft.report.references import without_number
 from fairseq_peft.runs import predictions
 
 EVIL = "</script><img/src=x/onerror=alert(1)>"
@@ -266,7 +266,7 @@ def test_runs_on_a_drawn_part_are_not_in_the_sentence(evil):
     ],
 )
 def test_a_few_shot_line_is_named_without_its_number(method, number, name):
-    assert charts.without_number(method, number) == name
+    assert without_number(method, number) == name
 
 
 def test_examples_by_hand(tmp_path):

@@ -80,14 +80,17 @@ def test_dry_run_with_another_bpe(tmp_path):
 
 def test_dry_run_of_a_constant_rate_with_an_end_and_masks_of_whole_words(tmp_path):
     knobs = {"RAW": "a.txt:1.5", "SAVE_DIR": "out", "DECAY": "0.45", "WHOLE_WORDS": 1}
+    knobs.update(TOKENS_PER_UPDATE=65536, TOKENS_AT_ONCE=8192, EXCLUDE="t.txt", EXCLUDE_ENDS=80)
     done = pretrain(tmp_path, "--dry-run", MASK_SHORT="0.3", MASK_LONG="0.18", **knobs)
     assert done.returncode == 0, done.stderr
     phases = [line for line in done.stdout.splitlines() if "fairseq_cli.train" in line]
-    for line, masked in zip(phases, ("0.3", "0.18")):
+    for line, masked, length in zip(phases, ("0.3", "0.18"), (64, 256)):
+        assert f"--batch-size {8192 // length} --update-freq 8 --required" in line
         assert f"--mask-prob {masked} --mask-whole-words " in line
         assert "--lr-scheduler warmup_stable_decay --decay-share 0.45" in line
         assert "--total-num-update 7100" in line
     assert "prepare-corpus a.txt:1.5 --out" in done.stdout
+    assert "--exclude t.txt --exclude-ends 80" in done.stdout
 
 
 def test_dry_run_from_a_checkpoint(tmp_path):
@@ -114,6 +117,9 @@ def test_dry_run_from_a_checkpoint(tmp_path):
         ({"WARMUP": "9000"}, "expected more than WARMUP=9000"),
         ({"TOKENS_SHORT": "512"}, "TOKENS_SHORT=512 is above TOKENS_LONG=256"),
         ({"TOKENS_PER_UPDATE": "128"}, "less than one block of TOKENS_LONG=256"),
+        ({"TOKENS_AT_ONCE": "1000"}, "expected TOKENS_PER_UPDATE=2048 or a half, a third"),
+        ({"TOKENS_AT_ONCE": "128"}, "and a block of TOKENS_LONG=256 or more"),
+        ({"EXCLUDE_ENDS": "80"}, "EXCLUDE_ENDS would be ignored: EXCLUDE is empty"),
         ({"MASK_SHORT": "15"}, "MASK_SHORT='15' is not a share"),
         ({"DECAY": "0"}, "DECAY='0' is not a share"),
         ({"WHOLE_WORDS": "yes"}, "expected 0 or 1"),
@@ -256,6 +262,7 @@ def test_start_goes_on_from_a_checkpoint(python, tmp_path):
     (tmp_path / "test.txt").write_text("\n".join(lines[:7]))
     again = {**SMALL, "SAVE_DIR": "second", "UPDATES_SHORT": 0, "UPDATES_LONG": 20, "LR": "1e-6"}
     again.update(PYTHON=python, VOCAB_SIZE="", RAW="text.txt:2", EXCLUDE="test.txt")
+    again.update(TOKENS_AT_ONCE=64, DECAY="0.5")
     again.update(START="first/model.pt", SPM="first/sentencepiece.bpe.model", DICT="first/dict.txt")
     done = pretrain(tmp_path, **again)
     assert done.returncode == 0, done.stdout + done.stderr

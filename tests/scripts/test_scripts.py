@@ -30,6 +30,9 @@ DRY_RUNS = {
     "finetune.sh": ([], {"DATA": "{inputs}", "INIT": "scratch"}),
     "finetune_hf.sh": ([], {"DATA": "{inputs}", "HF_BASE": "{inputs}"}),
     "sweep.sh": ([], {"DATA": "{inputs}", "BASE": "{inputs}/text.txt"}),
+    **dict.fromkeys(
+        ("t5_sentiment.sh", "bloom_instructions.sh", "gpt2_summarization.sh"), (["--tiny"], {})
+    ),
 }
 
 pytestmark = [
@@ -82,7 +85,7 @@ def test_help_prints_the_usage(path, tmp_path):
 
 
 def knobs_in(text):
-    return re.findall(r"^ *([A-Z_]+)=\$\{\1:-.*#", text, re.MULTILINE)
+    return re.findall(r"^ *([A-Z0-9_]+)=\$\{\1:-.*#", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +306,14 @@ def test_mutants_are_a_sample_of_the_files_that_are_named(project, tmp_path):
     done = run_script(path, *words, cwd=tmp_path, MUTANTS="7", SEED="3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(" tests/support/mutants.py 7 3 fairseq_peft/methods\n")
+
+
+def test_fuzzing_takes_the_readers_that_are_named(project, tmp_path):
+    path = project / "scripts" / "test.sh"
+    words = ("fuzz", "--dry-run", "--", "tables")
+    done = run_script(path, *words, cwd=tmp_path, SECONDS_EACH="7")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" tests/fuzz/run.py 7 tables\n")
 
 
 def test_the_tests_go_to_all_cores_and_fast_leaves_out_the_long_ones(tmp_path):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
@@ -80,7 +81,18 @@ def content(folder):
     return {path: (path.stat().st_mtime_ns, path.is_dir()) for path in folder.rglob("*")}
 
 
-def test_where_each_run_stands(runs, make, capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock(folder, seconds)``: so long ago a run has written its newest epoch."""
+
+    def since(folder, seconds):
+        os.utime(folder / "metrics.jsonl", (1000, 1000))
+        monkeypatch.setattr(watch, "time", SimpleNamespace(time=lambda: 1000 + seconds))
+
+    return since
+
+
+def test_where_each_run_stands(runs, make, clock, capsys):
     make("lora", 1, [60, 90, 80, 70], done=True)
     training = make("lora", 2, [60, 75, 70], metric="macro_f1")
     make("lora", 3, [50])
@@ -88,6 +100,7 @@ def test_where_each_run_stands(runs, make, capsys):
     (failed / "train.log").write_text("one\nfairseq-train: error: No such base. Give one.\n")
     record = {"schema": 1, "seeds": [1, 2], "cells": {"pretrained/adapter": ["1e-3"]}}
     (runs / "books" / "sweep.json").write_text(json.dumps(record))
+    clock(training, 2)
     with held(training):
         before = content(runs)
         assert cli.main(["watch", str(runs)]) == 0
@@ -107,18 +120,29 @@ def test_where_each_run_stands(runs, make, capsys):
     seen = found[lora, "2"]
     assert (seen.rate, seen.epoch, seen.max_epoch) == ("0.001", 3, 4)
     assert (seen.latest, seen.best) == ("macro_f1 35.00 %", "macro_f1 37.50 %")
-    assert seen.seconds_left == pytest.approx(13, abs=5)  # an epoch of 10 + 2 + 1 s, just begun
+    assert seen.seconds_left == 11  # an epoch of 10 + 2 + 1 s, begun 2 s ago
     assert seen.tokens_per_second == 4321
     # 52 s of the run that is done for the one that waits, one at a time.
     left = watch.seconds_left(list(found.values()))
-    assert left == pytest.approx(13 + 52, abs=5)
+    assert left == 11 + 52
     text = capsys.readouterr().out
-    assert "1 of 5 done, 1 running, 1 failed, 1 stopped, 1 waiting, about 6" in text
+    assert "1 of 5 done, 1 running, 1 failed, 1 stopped, 1 waiting, about 63 s left" in text
     assert "failed: books pretrained/adapter seed 1: No such base. Give one." in text
     row = next(one for one in text.splitlines() if "books pretrained/lora seed 2" in one)
     assert [cell.strip() for cell in row.strip("│ ").split("│")][1:-1] == [
         "0.001", "3 of 4", "macro_f1 35.00 %", "macro_f1 37.50 %", "4,321",
     ]  # fmt: skip
+
+
+def test_a_run_that_takes_longer_than_its_epochs_did_is_overdue(runs, make, clock, capsys):
+    running = [make("lora", 1, [60, 75]), make("lora", 2, [60, 75, 80, 80])]  # of 4 epochs
+    for folder in running:
+        clock(folder, 60)
+    with held(running[0]), held(running[1]):
+        assert cli.main(["watch", str(runs)]) == 0
+    text = capsys.readouterr().out
+    assert "2 running, done at any moment" in text and "0 s" not in text
+    assert "overdue" in text and "ending" in text
 
 
 def test_who_holds_a_folder_is_seen_without_taking_it(make):

@@ -12,14 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import verbs
+from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
 from hf_families import GPT2, T5
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.criterions.answers import AnswersCriterion
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_base, hf_models
+from fairseq_peft.serving.generate import Generator
 from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -76,7 +81,7 @@ def folder(tmp_path_factory):
 def made(folder):
     """``made("causal_lm")``: the task and a model with a LoRA that is not zero, without a run."""
 
-    def make(name, peft="lora", **given):
+    def make(name, peft="lora", model=None, **given):
         config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
         flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer"), **given}
         cfg = answers.AnswersConfig(**flags)
@@ -84,6 +89,7 @@ def made(folder):
         task = config.setup_task(cfg)
         arch = KINDS[name][0]
         values = {"hf_config": str(folder / f"{name}.json"), "peft": peft, "precision": "fp32"}
+        values.update(model or {})
         args = argparse.Namespace(_name=arch, arch=arch, **values)
         torch.manual_seed(1)
         model = task.build_model(args).eval()
@@ -187,6 +193,39 @@ def test_answers_are_written_as_one_pass_would(made, name, peft):
     assert any(found)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_beams_are_those_of_transformers(made, name):
+    """The best of three, by transformers' own model with merged weights, row by row; prompts of
+    several lengths are one batch here. (At the longest length transformers gives the end that is
+    forced no score, so the other two may change places.)"""
+    task, model = made(name)
+    prompts = [[12, 13, 14, 15], [20], [17, 9]]
+    found = task.written(model, prompts, GenerationConfig(beam=3, max_len_b=6, min_len=0))
+    stock, own = plain(model), {"num_beams": 3, "early_stopping": True}
+    own.update(max_new_tokens=7, forced_eos_token_id=1)
+    for prompt, hypotheses in zip(prompts, found):
+        tokens = torch.tensor([prompt])
+        out = stock.generate(tokens, do_sample=False, pad_token_id=0, **own)
+        begin = len(prompt) if task.causal else 1
+        assert hypotheses[0]["tokens"].tolist() == out[0, begin:].tolist()
+
+
+def test_a_prompt_behind_the_first_token_is_no_matter_of_the_batch(made):
+    """Where it cannot be padded in front, prompts of other lengths are another batch."""
+    task, model = made(
+        "causal_lm", "prompt", max_answer_tokens=5, model={"prompt_placement": "after_bos"}
+    )
+    prompts = [[12, 13, 14, 15], [20], [17, 9, 5, 6]]
+    assert task.answer_ids(model, prompts) == [task.answer_ids(model, [p])[0] for p in prompts]
+
+
+@pytest.mark.parametrize("prompt", [[], [5] * 31])
+def test_a_text_without_room_is_refused(made, prompt):
+    task, model = made("causal_lm", "prompt")  # which takes positions
+    with pytest.raises(InputError, match=f"Text 2 has {len(prompt)} tokens, and there is room"):
+        task.answer_ids(model, [[5], prompt])
+
+
 def test_texts_go_to_ids_and_back(folder):
     tokenizer = FolderTokenizer(folder / "tokenizer")
     assert tokenizer.encode("w0 good") == [5, 3] and len(tokenizer) == 40
@@ -258,7 +297,9 @@ def last(text, name):
 
 
 @pytest.mark.parametrize("name, peft", [("causal_lm", "full"), ("text_to_text", "lora")])
-def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_path, name, peft):
+def test_a_run_learns_and_its_checkpoint_gives_the_same(
+    fairseq, folder, tmp_path, capsys, name, peft
+):
     task = (folder / name, "--user-dir", PACKAGE, "--task", name, "--labels", "good,bad")
     task = (*task, "--eval-rouge", "--max-answer-tokens", 4)
     loss = ("--criterion", "answers", "--batch-size", 8, "--cpu", "--log-format", "simple")
@@ -266,6 +307,7 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_pat
     tokenizer = ("--hf-tokenizer", folder / "tokenizer")
     base, task = ("--hf-config", folder / f"{name}.json"), (*task, *tokenizer)
     if peft == "lora":  # a folder, whose tokenizer is the task's
+        torch.manual_seed(1)
         hf_base.build(
             "t5", {k: v for k, v in T5.items() if k != "model_type"}, "", AUTO
         ).save_pretrained(tmp_path / "model")
@@ -295,6 +337,48 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(fairseq, folder, tmp_pat
     if peft == "lora":
         weights = torch.load(path)["model"]
         assert all("lora_" in key or key == "base_sha256" for key in weights)
+        check_served(folder, tmp_path, capsys, expected[0])
+
+
+def check_served(folder, tmp_path, capsys, accuracy):
+    """The adapter folder of a run beside its base, in other processes than the run's: labels as in
+    validation, answers as by the checkpoint; other bases and tokenizers are refused."""
+    adapter, model = tmp_path / "run" / "adapter", tmp_path / "model"
+    told = adapter_folder.read(adapter, of_any_task=True).description
+    tokenizer = FolderTokenizer(model)
+    assert told["tokenizer"] == {"name": "model", "sha256": tokenizer.sha256}
+    assert set(told["files"]) == {"adapter.safetensors"} and not told["complete"]
+    verbs.run("inspect", adapter)
+    verbs.run("verify", adapter, "--base", model)
+    capsys.readouterr()
+    rows = pairs.read(folder / "text_to_text", "valid", ("input", "target"))
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(f"{text}\n" for text, _ in rows))
+    given = (lines, "--base", model, "--adapter", adapter)
+    verbs.run("predict", *given)
+    labels = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    hits = sum(label == gold for label, (_, gold) in zip(labels, rows))
+    assert len(labels) == len(rows) and abs(hits / len(rows) - accuracy) < 1e-3
+    verbs.run("generate", *given, "--beam", 1)
+    written = capsys.readouterr().out.splitlines()
+    best = Generator.load(tmp_path / "run" / "checkpoint_best.pt")
+    texts = [text for text, _ in rows]
+    assert written == [one.text for one in best.generate(texts, beam=1)] and len(set(written)) > 1
+    generator = Generator.load(model, adapter)
+    found = generator.generate(["", *texts[:3]], sampling=True, sampling_topk=2)
+    assert found[0] == ("", 0.0, []) and all(one.score < 0 for one in found[1:])
+
+    weights = load_file(model / "model.safetensors")
+    weights["shared.weight"] += 1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    message = verbs.refused(capsys, "generate", *given)
+    assert "This is not the base that the adapter was trained on" in message
+    write_tokenizer(tmp_path / "other", [*WORDS[:-1], "more"])
+    shutil.copy(tmp_path / "other" / "tokenizer.json", model)
+    message = verbs.refused(capsys, "predict", *given)
+    assert "was trained with the tokenizer model, SHA-256" in message
+    message = verbs.refused(capsys, "merge", adapter, tmp_path / "no.pt", "--base", model)
+    assert "belongs to a folder of Hugging Face's" in message
 
 
 def test_no_row_is_left_out(made):

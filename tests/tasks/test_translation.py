@@ -4,6 +4,7 @@ validated, generated from, merged."""
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import re
 import types
@@ -20,6 +21,7 @@ from helpers import PACKAGE
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned, slim
 from fairseq_peft.errors import InputError
+from fairseq_peft.serving.generate import Generator
 
 NUMBERS = {
     f"{half}_{name}": value
@@ -128,11 +130,14 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
         moved = [key for key in added if "lora_B" in key and after[key].abs().max() > 1e-3]
         assert name == "both" or len(moved) >= 32
 
+    sources = {}
+
     def generated(path, *words):
         search = ("--batch-size", 4, "--beam", 3, "--max-len-b", 8)
         out = run("generate", "--path", path, *search, *words)
         found = re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", out, re.MULTILINE)
         assert len(found) == 12 and "BLEU4" in out
+        sources.update(re.findall(r"^S-(\d+)\t(.*)$", out, re.MULTILINE))
         return {row: (words, float(score)) for row, score, words in found}
 
     for name in ("lora", "both"):
@@ -164,7 +169,29 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     one, other = weights(merged), weights(again)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
+    # Every row as fairseq-generate has it, word for word, in one process, by adapters in turn.
+    expected = {
+        name: generated(tmp_path / name / "checkpoint_best.pt", *PLUGIN)
+        for name in ("lora", "both")
+    }
+    generator = Generator.load(base, adapter, name="lora")
+    generator.add("both", tmp_path / "both" / "adapter")
+    one, other = (generator._writers[name].model for name in ("lora", "both"))
+    assert one.encoder.embed_tokens.weight is other.encoder.embed_tokens.weight
+    rows = [(row, name) for row in sources for name in ("lora", "both")]
+    texts, names = [sources[row] for row, _ in rows], [name for _, name in rows]
+    found = generator.generate(texts, names, batch_size=5, beam=3, max_len_b=8)
+    for (row, name), one in zip(rows, found):
+        words, score = expected[name][row]
+        assert one.text == words and abs(one.score / math.log(2) - score) < 1e-3
+    assert {one.text for one in found[::2]} != {one.text for one in found[1::2]}
+
     capsys.readouterr()
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(f"{text}\n" for text in [*texts[::2], ""]))
+    flags = ("--beam", 3, "--max-len-b", 8)
+    verbs.run("generate", lines, "--base", base, "--adapter", adapter, *flags)
+    assert capsys.readouterr().out.splitlines() == [*(one.text for one in found[::2]), ""]
     with pytest.raises(InputError, match="is of --task translation, and this is for classifiers"):
         adapter_folder.read(adapter)
     with open(adapter / "dict.xx.txt", "a") as file:

@@ -229,6 +229,22 @@ def test_excluded_text_is_left_out(tmp_path, lines, caplog):
     assert "5 lines left out, as they are in --exclude" in found[2]
 
 
+def test_copies_that_were_cut_are_left_out(tmp_path, lines, caplog, capsys):
+    """By their first or last characters; texts that are shorter are compared whole."""
+    text = "abcdefghijkl mnopqrstuvwx"
+    copies = [f"{text[:12]} et puis", f"un titre\tavant {text[-12:]}", text[6:]]
+    others = [text[:11] + " et puis", text[1:20]]
+    raw = write(tmp_path / "raw.txt", *copies, *others, *lines)
+    ban = write(tmp_path / "ban.txt", f"1\t{text}", "abc")
+    words = ["--valid-lines", "20", "--exclude", ban]
+    found = prepared(caplog, tmp_path / "out", [raw], *words, "--exclude-ends", "12")
+    assert sorted(found[0] + found[1]) == sorted([*others, *lines])
+    assert "3 lines left out, as they are in --exclude" in found[2]
+    for bad in (["--exclude-ends", "5"], [*words, "--exclude-ends", "-1"]):
+        assert main(["prepare-corpus", str(raw), "--out", "x", *map(str, bad)]) == 1
+        assert "expected a number of characters above 0" in capsys.readouterr().err
+
+
 def test_a_missing_excluded_text_is_named(tmp_path, text, capsys):
     words = ["--out", tmp_path / "out", "--exclude", tmp_path / "no.txt"]
     assert main(["prepare-corpus", str(text), *map(str, words)]) == 1

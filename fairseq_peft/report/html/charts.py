@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report import cells, plots
-from fairseq_peft.report.comparisons import BASELINE, FULL
 from fairseq_peft.report.html.words import Score, name_of
+from fairseq_peft.report.references import BASELINE, FULL, without_number
 from fairseq_peft.scores import is_share
 
 MAX_PANELS = 24  # of curves; more make the page large
@@ -479,11 +479,3 @@ def few_shot(draw, rows: list[dict], results: list[dict], score: Score):
     head = ["", "training rows", f"{score.name}{score.unit}"]
     title = f"{score.name} against training rows"
     return Chart(title, draw(specification(400, 300, layers)), note, head, table, legend)
-
-
-def without_number(method: str, number: int) -> str:
-    """``lora-64`` trained on 64 rows -> ``lora``; any other name as it is."""
-    for separator in "-_":
-        if method.endswith(f"{separator}{number}"):
-            return method[: -len(f"{separator}{number}")] or method
-    return method

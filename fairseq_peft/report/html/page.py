@@ -12,17 +12,17 @@ from pathlib import Path
 from fairseq_peft import __version__
 from fairseq_peft.errors import InputError
 from fairseq_peft.report import cells
-from fairseq_peft.report.comparisons import BASELINE, verdict
+from fairseq_peft.report.comparisons import verdict
 from fairseq_peft.report.footer import by_data, footer_lines
 from fairseq_peft.report.html import charts, examples, origins
 from fairseq_peft.report.html.words import headline, name_of, score_of
+from fairseq_peft.report.references import BASELINE, without_drawn
 from fairseq_peft.report.result import write_atomic
 from fairseq_peft.report.runs import LeftOut, Run
 from fairseq_peft.scores import LABELS, NUMBER
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_MATRICES = 12
-DRAWN = 0.9  # a smaller share of the training rows of others; dropped duplicates are fewer
 MAX_CLASSES = 20  # of a matrix that a person reads
 ON_SCREEN = (
     *("worst", "best", "MCC", "chosen by", "on valid", "of the model", "kept for a task"),
@@ -203,7 +203,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     """What the template shows of one data set."""
     score = score_of(rows)
     results = [run.result for run in runs]
-    whole = without_drawn(rows, results)
+    whole = without_drawn(rows)
     panels, panels_note = charts.curves(draw, whole, results)
     differ, lines, shared = origins.differing(rows, runs)
     commands = origins.commands(rows, runs)
@@ -226,22 +226,6 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
         "commands": commands[: origins.MAX_COMMANDS],
         "num_commands": len(commands),
     }
-
-
-def without_drawn(rows: list[dict], results: list[dict]) -> list[dict]:
-    """The rows without those trained on a drawn part of the data (``--train-examples``): these are
-    in the table and in the few-shot figure."""
-    sizes = {}
-    for result in results:
-        key = result["init"], result["method"]
-        sizes[key] = max(sizes.get(key, 0), result["rows"].get("train") or 0)
-    most = max(sizes.values())
-    kept = [
-        row
-        for row in rows
-        if row["init"] == BASELINE or sizes[row["init"], row["method"]] >= DRAWN * most
-    ]
-    return kept
 
 
 def figures(draw, whole: list[dict], rows: list[dict], results: list[dict], score):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fairseq_peft.report import cells
-from fairseq_peft.report.comparisons import BASELINE, verdict
+from fairseq_peft.report.comparisons import verdict
+from fairseq_peft.report.references import BASELINE
 from fairseq_peft.scores import CLASSES, LABELS, NUMBER
 
 MAX_NAMES = 6  # in a sentence

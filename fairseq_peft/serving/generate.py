@@ -1,0 +1,285 @@
+"""Texts from texts: a base and one adapter or many, of any of fairseq's tasks that answers in text,
+and of Hugging Face's models.
+
+    generator = fairseq_peft.Generator.load("base.pt", "runs/en-fr/adapter")
+    generator.generate(["a text", "another"])[0].text
+
+What is written is what ``fairseq-generate`` writes: its task reads, its generator searches. Each
+adapter is a model of its own around the base's tensors, which are in memory once; rows of one
+adapter go through it together, sorted by length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Union
+
+import torch
+
+from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.data.buckets import bucket_batches
+from fairseq_peft.errors import InputError
+from fairseq_peft.scores import CLASSES
+from fairseq_peft.serving import predict, writers
+from fairseq_peft.serving.predict import Prediction, windows
+
+#: Largest batch, in rows, and rows that are read, and sorted by length, before the next are.
+BATCH_SIZE, FIRST_WINDOW, WINDOW = 16, 16, 512
+#: What the adapter is called that ``Generator.load`` is given.
+DEFAULT = "default"
+
+
+class Written(NamedTuple):
+    """What is written for one row.
+
+    Attributes:
+        text: without special tokens.
+        score: fairseq's: log likelihood in nats, by the number of tokens to the power of lenpen.
+        tokens: token ids, the end among them; none for an empty text.
+    """
+
+    text: str
+    score: float
+    tokens: list[int]
+
+    def as_dict(self) -> dict:
+        """As JSON has it."""
+        return {"text": self.text, "score": self.score}
+
+
+#: What ``generate`` takes, besides: fairseq's flags of generation.
+SEARCH = (
+    *("beam", "lenpen", "unkpen", "max_len_a", "max_len_b", "min_len", "no_repeat_ngram_size"),
+    *("sampling", "sampling_topk", "sampling_topp", "temperature"),
+)
+
+
+class Generator:
+    """A base and its adapters, ready to write; made by ``Generator.load``.
+
+    Not for two threads at once.
+    """
+
+    def __init__(self, base, device: str, allow_other_base: bool):
+        self._base, self._allow_other = base, allow_other_base
+        self.device = torch.device(device)
+        self._writers = {}
+
+    @classmethod
+    def load(
+        cls,
+        base: Union[str, Path, None],
+        adapter: Union[str, Path, None] = None,
+        *,
+        name: str = DEFAULT,
+        data: Union[str, Path, None] = None,
+        device: str = "cpu",
+        allow_other_base: bool = False,
+    ) -> Generator:
+        """Load a base and an adapter, or a checkpoint.
+
+        Args:
+            base: a fairseq checkpoint, or a folder of Hugging Face's.
+            adapter: an adapter folder; without it, ``base`` is a checkpoint that was trained, whole
+                or slim.
+            name: what the adapter is called.
+            data: for a checkpoint without folder: its data folder, where it has moved.
+            device: cpu, cuda, ...
+            allow_other_base: take a base that the adapter was not trained on.
+
+        Raises:
+            InputError: a file cannot be used, or they do not belong together.
+        """
+        own = cls(base, device, allow_other_base)
+        if adapter is not None:
+            if data is not None:
+                raise InputError(
+                    f"The data folder {data} would be ignored: the adapter folder has its own "
+                    "dictionaries. Leave one of the two out."
+                )
+            own.add(name, adapter)
+            return own
+        if base is None:
+            raise InputError("There is neither a base nor an adapter. Give at least one.")
+        own._writers[name] = writers.from_checkpoint(base, data)
+        own._writers[name].model.to(own.device)
+        return own
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters."""
+        return list(self._writers)
+
+    @property
+    def num_cut(self) -> int:
+        """Rows so far that were longer than the model reads."""
+        return sum(writer.num_cut for writer in self._writers.values())
+
+    def add(self, name: str, folder: Union[str, Path]) -> None:
+        """Add the adapter in a folder; the base stays as it is.
+
+        Raises:
+            InputError: the name is taken, or the folder does not fit the base.
+        """
+        if name in self._writers:
+            raise InputError(f"There is an adapter {name!r} already. Remove it, or take another.")
+        found = adapter_folder.read(folder, of_any_task=True)
+        writer = writers.from_folder(found, self._base, self._allow_other)
+        writer.model.to(self.device)
+        for other in itertools.islice(self._writers.values(), 1):
+            writers.share(other.model, writer.model)
+        self._writers[name] = writer
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter."""
+        self._writer(name)
+        del self._writers[name]
+
+    def generate(self, texts: Iterable[str], adapter=None, **how) -> list[Written]:
+        """The best that is found for each text; as ``stream``, and all at once."""
+        return list(self.stream(texts, adapter, **how))
+
+    def stream(self, texts: Iterable[str], adapter=None, **how) -> Iterator[Written]:
+        """The best that is found for each text, in order, one after the other; see ``beams``."""
+        return (found[0] for found in self.beams(texts, adapter, **how))
+
+    def beams(
+        self,
+        texts: Iterable[str],
+        adapter: Union[str, Iterable[str], None] = None,
+        batch_size: int = BATCH_SIZE,
+        window: int = WINDOW,
+        **search,
+    ) -> Iterator[list[Written]]:
+        """What is found for each text, the best first: one for each beam. An empty text has an
+        empty answer.
+
+        Args:
+            texts: rows.
+            adapter: name of the adapter, or one a row; None for the only one there is.
+            batch_size: rows that go through a model at once, at most.
+            window: texts that are read ahead, and sorted by length, at most; fewer at first.
+            search: fairseq's flags of generation (``SEARCH``), such as ``beam=4``; 5 beams where
+                nothing is said, and 1 where words are drawn (``sampling=True``).
+
+        Raises:
+            InputError: an adapter is unknown, or a flag is not what it should be.
+        """
+        self._check(texts, batch_size, window)
+        check_search(search)
+        return self._beams(self._named(texts, adapter), batch_size, window, search)
+
+    def _beams(self, rows, batch_size, window, search):
+        given = {"beam": 1, **search} if search.get("sampling") else search
+
+        def answer(writer, ids):
+            found = writer.hypotheses(ids, writer.search(**given))
+            return [[written(writer, one) for one in hypotheses] for hypotheses in found]
+
+        for found in self._answers(rows, batch_size, window, answer, str.strip):
+            yield [Written("", 0.0, [])] if found is None else found
+
+    def predictions(
+        self,
+        texts: Iterable[str],
+        adapter: Union[str, Iterable[str], None] = None,
+        batch_size: int = BATCH_SIZE,
+        window: int = WINDOW,
+    ) -> Iterator[Prediction]:
+        """The likeliest label of each text, where a model of Hugging Face's was trained with
+        ``--labels``: as in validation. Probabilities are those among the labels.
+
+        Raises:
+            InputError: as ``beams``, or an adapter has no labels.
+        """
+
+        def answer(writer, ids):
+            scores = writer.label_scores(ids)
+            return [predict.answer(row, writer.labels, CLASSES) for row in scores]
+
+        for name, writer in self._writers.items():
+            if not writer.labels:
+                raise InputError(
+                    f"The adapter {name!r} was trained without --labels, so there are none to "
+                    "choose from. Use fairseq-peft generate."
+                )
+        self._check(texts, batch_size, window)
+        return self._answers(self._named(texts, adapter), batch_size, window, answer)
+
+    @staticmethod
+    def _check(texts, batch_size, window):
+        if isinstance(texts, str):
+            raise InputError(f"{texts[:40]!r} is one text. Give a list of texts.")
+        if batch_size < 1 or window < 1:
+            raise InputError(f"Batch size {batch_size}, window {window}: give 1 or more.")
+
+    def _answers(self, rows, batch_size, window, answer, asks=None):
+        """What ``answer`` says to a writer and the token ids of some rows, for each row in order;
+        None where ``asks`` says no to its text."""
+        for some in windows(rows, min(FIRST_WINDOW, window), window):
+            found, groups = [None] * len(some), {}
+            for i, (text, name) in enumerate(some):
+                if asks is None or asks(text):
+                    groups.setdefault(name, []).append(i)
+            for name, group in groups.items():
+                writer = self._writers[name]
+                ids = [writer.ids(some[i][0]) for i in group]
+                for batch in bucket_batches([len(row) for row in ids], batch_size):
+                    for i, one in zip(batch, answer(writer, [ids[i] for i in batch])):
+                        found[group[i]] = one
+            yield from found
+
+    def _named(self, texts, adapter) -> Iterator[tuple[str, str]]:
+        """(text, name of its adapter), with both checked."""
+        if adapter is None and len(self._writers) != 1:
+            raise InputError(f"Which adapter? There are {', '.join(self._writers)}. Name one.")
+        if adapter is None or isinstance(adapter, str):
+            names = itertools.repeat(adapter or next(iter(self._writers)))
+        else:
+            names = iter(adapter)
+        for number, text in enumerate(texts, 1):
+            name = next(names, None)
+            if name is None:
+                raise InputError(f"There are {number - 1} adapters and more texts. Name one a row.")
+            self._writer(name)
+            if not isinstance(text, str):
+                raise InputError(
+                    f"Row {number} is {repr(text)[:40]}, no text. Give a list of texts."
+                )
+            yield text, name
+
+    def _writer(self, name):
+        if name not in self._writers:
+            known = ", ".join(self._writers) or "none"
+            raise InputError(f"There is no adapter {name!r}. Loaded: {known}. Add it first.")
+        return self._writers[name]
+
+
+def written(writer, hypothesis) -> Written:
+    tokens = hypothesis["tokens"].tolist()
+    return Written(writer.text(tokens), float(hypothesis["score"]), tokens)
+
+
+def check_search(given: dict) -> None:
+    """Raise InputError where flags of generation are unknown, out of range, or would be ignored."""
+    unknown = sorted(given.keys() - set(SEARCH))
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no flag of generation. There are {', '.join(SEARCH)}.")
+    for name, least in (("beam", 1), ("min_len", 0), ("max_len_b", 1), ("no_repeat_ngram_size", 0)):
+        if given.get(name, least) < least:
+            raise InputError(f"{name} {given[name]}: give {least} or more.")
+    for name in ("temperature", "sampling_topk", "sampling_topp"):
+        if not given.get(name, 1) > 0:
+            raise InputError(f"{name} {given[name]}: give more than 0.")
+    if given.get("sampling_topp", 1) > 1:
+        raise InputError(f"sampling_topp {given['sampling_topp']}: give 1 or less.")
+    for name in ("sampling_topk", "sampling_topp"):
+        if name in given and not given.get("sampling"):
+            raise InputError(f"{name} would be ignored without sampling. Leave it out, or sample.")
+    if not given.get("max_len_a") and given.get("min_len", 0) > given.get("max_len_b", 200):
+        raise InputError(
+            f"min_len {given['min_len']} is more than max_len_b {given.get('max_len_b', 200)}. "
+            "Give a longer one."
+        )
