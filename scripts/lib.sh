@@ -12,6 +12,7 @@
 #   ROOT     the project's root                  ARGS   what stands before `--`
 #   PYTHON   the Python everything runs with     EXTRA  what follows `--`, for fairseq-train verbatim
 #   DRY_RUN  1: print the commands, change nothing
+#   TINY     1: --tiny was given, where the script has set TAKES_TINY=1 before
 #   CHANGE   --redo or --extend, where the script has set TAKES_CHANGE=1 before
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,6 +22,7 @@ LOG=${LOG:-}   # where `step` sends the output of its command; empty: to the ter
 ARGS=()
 EXTRA=()
 CHANGE=()
+TINY=0
 export DRY_RUN
 
 # find_python: PYTHON as given, else the active virtual environment, else .venv, else the first python3.
@@ -66,7 +68,7 @@ show_help() {
 }
 
 # parse_args "$@": --help, --dry-run, ARGS, and EXTRA after `--`. Any other option is an error.
-# shellcheck disable=SC2034  # EXTRA is for the script that sources this file
+# shellcheck disable=SC2034  # EXTRA and TINY are for the script that sources this file
 parse_args() {
   while [ $# -gt 0 ]; do
     case $1 in
@@ -74,6 +76,8 @@ parse_args() {
       --dry-run) DRY_RUN=1 ;;
       --redo | --extend) [ "${TAKES_CHANGE:-0}" = 1 ] || die "unknown option '$1'; see $(basename "$SCRIPT") --help"
                          CHANGE=("$1") ;;
+      --tiny) [ "${TAKES_TINY:-0}" = 1 ] || die "unknown option '$1'; see $(basename "$SCRIPT") --help"
+              TINY=1 ;;
       --) shift; EXTRA=("$@"); break ;;
       -*) die "unknown option '$1'; see $(basename "$SCRIPT") --help (flags of fairseq-train go after --)" ;;
       *) ARGS+=("$1") ;;

@@ -55,25 +55,12 @@ def data(tmp_path_factory):
     return folder
 
 
-GENERATE = """
-import sys
-sys.argv = {words}
-from fairseq_cli.generate import cli_main
-cli_main()
-"""
-
-
 @pytest.fixture
 def run(fairseq, data):
     """``run("train", ...)``: fairseq's tool on the data; its output."""
 
     def call(name, *words):
-        words = [data, "--task", "translation", "--cpu", *words]
-        if name == "generate":
-            program = GENERATE.format(words=[name, *map(str, words)])
-            done = fairseq("python", program)
-        else:
-            done = fairseq(name, *words)
+        done = fairseq(name, data, "--task", "translation", "--cpu", *words)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout + done.stderr
 
