@@ -234,7 +234,8 @@ class Generator:
     def _named(self, texts, adapter) -> Iterator[tuple[str, str]]:
         """(text, name of its adapter), with both checked."""
         if adapter is None and len(self._writers) != 1:
-            raise InputError(f"Which adapter? There are {', '.join(self._writers)}. Name one.")
+            known = ", ".join(self._writers) or "none"
+            raise InputError(f"Which adapter? Loaded: {known}. Name one.")
         if adapter is None or isinstance(adapter, str):
             names = itertools.repeat(adapter or next(iter(self._writers)))
         else:

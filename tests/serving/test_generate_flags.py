@@ -1,0 +1,61 @@
+"""What ``fairseq-peft generate`` and ``Generator`` refuse before a model is read."""
+
+from __future__ import annotations
+
+import pytest
+import verbs
+
+from fairseq_peft.commands.generate import folders_of
+from fairseq_peft.errors import InputError
+from fairseq_peft.serving.generate import Generator, check_search
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"beams": 3}, "'beams' is no flag of generation"),
+        ({"beam": 0}, "beam 0: give 1 or more"),
+        ({"temperature": 0.0}, "temperature 0.0: give more than 0"),
+        ({"sampling_topk": 3}, "would be ignored without sampling"),
+        ({"sampling": True, "sampling_topp": 1.5}, "give 1 or less"),
+        ({"min_len": 9, "max_len_b": 8}, "min_len 9 is more than max_len_b 8"),
+    ],
+)
+def test_flags_of_generation(given, message):
+    with pytest.raises(InputError, match=message):
+        check_search(given)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ((), "Neither --base nor --adapter was given"),
+        (("--base", "b.pt", "--window", 0), "--window 0: give 1 or more"),
+        (("--base", "b.pt", "--adapter", "a=x", "--adapter", "y"), "expected NAME=DIR"),
+        (("--base", "b.pt", "--beam", 0), "beam 0: give 1 or more"),
+        (("--base", "b.pt", "--adapter", "none"), "is no adapter folder"),
+        (("--base", "none.pt"), "none.pt does not exist"),
+        (("--base", "b.pt", "--adapter", "none", "--data", "d"), "would be ignored"),
+    ],
+)
+def test_the_command_says_it_in_one_sentence(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text("a\n")
+    assert message in verbs.refused(capsys, "generate", "lines.txt", *words)
+
+
+def test_a_folder_alone_needs_no_name(tmp_path):
+    folder = tmp_path / "lr=1e-3"
+    folder.mkdir()
+    assert list(folders_of([str(folder)]).values()) == [folder]
+    assert list(folders_of([f"books={folder}"])) == ["books"]
+
+
+def test_texts_and_adapters():
+    generator = Generator(None, "cpu", False)
+    with pytest.raises(InputError, match="is one text. Give a list"):
+        generator.generate("a text")
+    with pytest.raises(InputError, match="Which adapter"):
+        generator.generate(["a text"])
+    with pytest.raises(InputError, match="There is no adapter 'x'. Loaded: none"):
+        generator.generate(["a text"], "x")
