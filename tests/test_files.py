@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_peft.files import remove_leftovers, whole
+from fairseq_peft.files import add_line, remove_leftovers, whole
 
 
 def test_success_replaces_and_leaves_nothing_beside(tmp_path):
@@ -34,3 +34,18 @@ def test_what_a_killed_process_leaves_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, "checkpoint*", "run.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_line_that_has_no_room_leaves_nothing_of_it(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "metrics.jsonl"
+    add_line(path, "é" * 40)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OSError, match="No space left"):
+            add_line(path, "x" * 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    add_line(path, "whole")
+    assert path.read_text(encoding="utf-8") == "é" * 40 + "\nwhole\n"

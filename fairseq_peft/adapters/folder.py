@@ -196,7 +196,10 @@ def _read(folder):
     folder, contents = _contents(folder)
     description = unseal(contents[DESCRIPTION], folder / DESCRIPTION)
     _check_files(folder, contents, description)
-    tensors = safetensors.torch.load(contents[TENSORS])
+    try:
+        tensors = safetensors.torch.load(contents[TENSORS])
+    except Exception as error:  # what safetensors raises of damaged data is its own
+        raise InputError(f"{folder / TENSORS} is damaged ({error}). {AGAIN}") from error
     if _table(tensors) != description["tensors"]:
         detail = _difference(contents[TENSORS], description["tensors"])
         raise InputError(

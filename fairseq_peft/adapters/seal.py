@@ -113,6 +113,15 @@ def is_part(name: str) -> bool:
 
 
 def _lacking_within(description):
+    measured, shaped = {"sha256": str, "bytes": int}, {"dtype": str, "shape": list}
+    lacking = [
+        lack
+        for field, of_each in (("files", measured), ("tensors", shaped))
+        for name, found in description[field].items()
+        for lack in _lacking(found, of_each, f"{field}.{name:.40}.")
+    ]
+    if lacking:
+        return lacking
     if not is_text(description):
         one_each = len(description["labels"]) == description["head"]["num_classes"]
         return [] if one_each else ["labels, one for each class of the head"]
@@ -123,12 +132,14 @@ def _lacking_within(description):
     return [
         lack
         for side in ("source", "target")
-        for lack in _lacking(found.get(side) or {}, of_each, f"dictionaries.{side}.")
+        for lack in _lacking(found.get(side), of_each, f"dictionaries.{side}.")
     ]
 
 
 def _lacking(description, fields, within="") -> list[str]:
     """The fields that are not there, or not of their type."""
+    if not isinstance(description, dict):
+        return [within[:-1]]
     found = []
     for field, kind in fields.items():
         value = description.get(field)

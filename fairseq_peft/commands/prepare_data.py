@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.scores import CLASSES, LABELS, METRICS, NUMBER
 from fairseq_peft.text import bpe, tables
 
@@ -176,7 +177,10 @@ def is_finished(dest: Path, settings: dict, force: bool) -> bool:
         )
     if force:
         return False
-    before = json.loads((dest / DONE).read_text(encoding="utf-8")).get("settings", {})
+    try:
+        before = dict(json_of((dest / DONE).read_bytes()).get("settings", {}))
+    except (ValueError, AttributeError, TypeError):
+        before = {DONE: "damaged"}
     names = dict.fromkeys([*settings, *before])
     changed = [name for name in names if settings.get(name) != before.get(name)]
     if changed:

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "else in RUNS); needs the extra html",
     )
     parser.add_argument(
+        "--compare-with",
+        metavar="METHOD",
+        default="full",
+        help="the method that the others are compared with, row by row of the test set (full)",
+    )
+    parser.add_argument(
         "--no-texts", action="store_true", help="leave the texts of test rows out of the page"
     )
 
@@ -37,7 +43,13 @@ def run(args: argparse.Namespace) -> int:
 
     page = page_path(args)
     finished, left_out = find_runs(args.runs)
-    rows = build_rows(finished)
+    rows = build_rows(finished, args.compare_with)
+    methods = sorted({row["method"] for row in rows})
+    if args.compare_with not in ("full", *methods):
+        raise InputError(
+            f"--compare-with {args.compare_with}: no run is of this method. Methods here: "
+            f"{', '.join(methods)}."
+        )
     sys.stdout.write(terminal(rows, left_out))
     sys.stdout.flush()
     if args.out:

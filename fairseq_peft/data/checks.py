@@ -153,7 +153,9 @@ def _check_lengths(prefix):
     if head[:9] != indexed_dataset.MMapIndexedDataset.Index._HDR_MAGIC or len(head) < 26:
         return  # another format, or none: fairseq says so
     # After the magic: version (8 bytes), type (1), number of rows (8); then sizes and offsets.
-    code, num_rows = struct.unpack("<BQ", head[17:])
+    version, code, num_rows = struct.unpack("<QBQ", head[9:])
+    if version != 1 or code not in indexed_dataset._code_to_dtype:
+        raise ValueError(f"{prefix}.idx is of version {version}, its tokens of type {code}")
     if len(index) != num_rows * (4 + 8):
         raise ValueError(f"{prefix}.idx is cut short: {num_rows} rows announced")
     sizes = np.frombuffer(index, np.int32, num_rows)

@@ -9,6 +9,9 @@ import numpy as np
 
 from fairseq_peft.errors import InputError
 
+#: Of fp32, in which they are.
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def read_numbers(data: str | Path, split: str) -> np.ndarray:
     """(N,) float32 targets of a split.
@@ -32,7 +35,7 @@ def read_numbers(data: str | Path, split: str) -> np.ndarray:
             value = float(line)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        if not abs(value) <= LARGEST:  # NaN is not
             raise InputError(
                 f"{path}:{number}: {line[:40]!r} is no number. Prepare the data again."
             )

@@ -3,13 +3,13 @@ head and the method that a run of fairseq with the same seed starts with."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.hf import base_model, check, peft_names, peft_write, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.models.roberta import HEADS
@@ -63,7 +63,7 @@ def read(folder: Path) -> Base:
             f"{folder} has no {missing[0]}. Expected a folder that fairseq-peft to-hf wrote."
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_of((folder / "config.json").read_bytes())
     except ValueError as error:
         raise InputError(f"{folder}/config.json is no JSON ({error}). Convert again.") from error
     hf_config.flags(config)  # of another architecture

@@ -8,7 +8,6 @@ name, and the rest keep their order.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.hf import tokenizer, weights
 
 #: BERT's names of the five.
@@ -57,7 +57,7 @@ def read(folder: Path) -> Vocabulary:
     """
     path = folder / "tokenizer.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_bytes())
         vocab = content["model"]["vocab"]
         if isinstance(vocab, dict):
             tokens = {number: token for token, number in vocab.items()}

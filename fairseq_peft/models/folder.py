@@ -122,6 +122,18 @@ def build(found: AdapterFolder):
     Raises:
         InputError: the description builds no model, or the dictionary is another.
     """
+    try:
+        return _build(found)
+    except InputError:
+        raise
+    except Exception as error:  # what a flag of another type raises depends on where
+        raise InputError(
+            f"{found.folder} describes no model ({type(error).__name__}: {error}). Copy it again, "
+            "or load it with the version of fairseq_peft that wrote it."
+        ) from error
+
+
+def _build(found):
     description = found.description
     if found.is_text:
         words = [

@@ -7,13 +7,13 @@ only these functions import.
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import torch
 
 from fairseq_peft.architectures.hf_configs import CONFIGS
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 
 #: The attention of ``layers/hf_attention.py``, as transformers knows it.
 ATTENTION = "fairseq_peft"
@@ -56,7 +56,7 @@ def read_config(hf_model: str, hf_config: str):
     if not known:
         path = Path(hf_model) / "config.json" if hf_model else Path(hf_config)
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = json_of(path.read_bytes())
         except (OSError, ValueError) as error:
             names = "" if hf_model else f"; names known here: {', '.join(CONFIGS)}"
             raise InputError(

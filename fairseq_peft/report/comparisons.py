@@ -1,11 +1,11 @@
-"""Each method against full fine-tuning, row by row of the test set: what may be concluded.
+"""Each method against one of them, row by row of the test set: what may be concluded.
 
 It needs what the runs predicted (``runs/predictions.py``). Runs of an earlier version have none.
 """
 
 from __future__ import annotations
 
-from fairseq_peft.report.references import BASELINE, reference_of, why_none
+from fairseq_peft.report.references import BASELINE, FULL, reference_of, why_none
 from fairseq_peft.report.significance import (
     LEVEL,
     bootstrap_interval,
@@ -31,11 +31,12 @@ FIELDS = (
 )
 
 
-def add_comparisons(rows: list[dict], answers: dict) -> None:
+def add_comparisons(rows: list[dict], answers: dict, method: str = FULL) -> None:
     """Add ``FIELDS`` to all rows.
 
     Args:
         answers: (data, init, method) -> seed -> what the run answered (``answers.read_all``).
+        method: what the others are compared with.
     """
     by_key = {_key(row): row for row in rows}
     for row in rows:
@@ -43,10 +44,10 @@ def add_comparisons(rows: list[dict], answers: dict) -> None:
     families = {}
     sizes = {key: by_key[key]["num_train_rows"] for key in answers}
     for key, mine in answers.items():
-        other = reference_of(key, sizes)
+        other = reference_of(key, sizes, method)
         row = by_key[key]
         if other is None:
-            reason = why_none(key, sizes)
+            reason = why_none(key, sizes, method)
             row["notes"] += [reason] if reason else []
             continue
         if _compare(row, mine, other, answers[other]):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import whole
+from fairseq_peft.files import json_of, whole
 
 # `... | INFO | train_inner | {"loss": ...}`; fairseq writes numbers as strings and losses in bits.
 STATS = re.compile(r"\| (train_inner|valid) \| (\{.*\})\s*$")
@@ -77,7 +77,7 @@ def read_curve(path: Path) -> list[dict]:
     if not path.is_file():
         raise InputError(f"{path} does not exist. Expected the pretrain.jsonl of pretrain.sh.")
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json_of(line) for line in path.read_text(encoding="utf-8").splitlines()]
         usable = bool(rows) and all(isinstance(row["num_updates"], int) for row in rows)
     except (ValueError, KeyError, TypeError):
         usable = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fairseq_peft.report import answers
 from fairseq_peft.report.comparisons import add_comparisons
-from fairseq_peft.report.references import reference_of
+from fairseq_peft.report.references import FULL, reference_of
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 from fairseq_peft.scores import CLASSES
@@ -16,8 +16,10 @@ OF_OTHER_KINDS = ("micro_f1", "pearson", "spearman", "mse")
 SAME = ("chosen_by", "arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
 
 
-def build_rows(runs: list[Run]) -> list[dict]:
+def build_rows(runs: list[Run], compare_with: str = FULL) -> list[dict]:
     """One dict a (data, init, method): fractions, SI units, None where a figure is not defined.
+
+    ``compare_with`` is the method that the others are compared with, row by row of the test set.
 
     Sorted by data, then baseline, scratch, pretrained, then by trainable parameters, most first.
     ``notes`` says in words where the runs of a row were not run alike.
@@ -41,7 +43,7 @@ def build_rows(runs: list[Run]) -> list[dict]:
     found, any_file = answers.read_all(rows, runs)
     answers.add_classes(rows, found)
     if any_file:
-        add_comparisons(rows, found)
+        add_comparisons(rows, found, compare_with)
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from fairseq_peft import scores
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.runs.choice import Choice
-from fairseq_peft.runs.log import valid_lines
+from fairseq_peft.runs.log import is_count, valid_lines
 
 SCHEMA = 1
 NUMBER = (int, float)
@@ -135,12 +135,12 @@ def read_json(path: Path) -> dict:
         InputError: missing, unreadable, not UTF-8, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json_of(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 (byte {error.start})") from None
-    except (ValueError, RecursionError) as error:  # ValueError alone: a number of 5,000 digits
+    except ValueError as error:
         where = f"line {error.lineno}: {error.msg}" if hasattr(error, "lineno") else str(error)
         raise InputError(
             f"'{path}' is not JSON ({where}); delete it and finish the run again"
@@ -240,15 +240,15 @@ def read_validations(path: Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json_of(line)
+        except ValueError as error:
             raise InputError(
-                f"{path}:{number} is not JSON ({error.msg}); delete the line if a crash cut it off"
+                f"{path}:{number} is not JSON ({error}); delete the line if a crash cut it off"
             ) from None
         epoch = record.get("epoch") if isinstance(record, dict) else None
-        if not isinstance(epoch, int) or epoch < 1:
-            raise InputError(f"{path}:{number} has epoch {epoch!r}, expected 1, 2, ...")
-        if not isinstance(record.get("num_updates"), int):
+        if not is_count(epoch):
+            raise InputError(f"{path}:{number} has epoch {epoch!r:.40}, expected 1, 2, ...")
+        if not is_count(record.get("num_updates")):
             raise InputError(f"'{path}' does not have the fields of docs/design.md: num_updates")
         lines.append(record)
     return valid_lines(lines)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import whole
+from fairseq_peft.files import add_line, json_of, whole
 from fairseq_peft.scores import METRICS
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ def read_knobs(directory: str) -> dict:
 def _read(directory, keys):
     try:
         with open(os.path.join(directory, "run.json"), encoding="utf-8") as file:
-            run = json.load(file)
+            run = json_of(file.read())
         return {key: run[key] for key in keys}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -63,17 +63,48 @@ def read_lines(directory: str, num_updates: int) -> list[dict]:
     """The lines of metrics.jsonl up to a checkpoint of so many updates, one a validation; none
     where there is no file. A line that is cut off, by a crash, is left out."""
     try:
-        with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
-            texts = file.read().splitlines()
-    except (OSError, ValueError):
+        content = Path(directory, "metrics.jsonl").read_bytes()
+    except OSError:
         return []
-    lines = []
-    for text in texts:
+    return [line for line in valid_lines(lines_of(content)) if line["num_updates"] <= num_updates]
+
+
+def lines_of(content: bytes) -> list[dict]:
+    """The lines of metrics.jsonl in ``content``; what is none, cut off or damaged, is left out."""
+    found = []
+    for text in content.split(b"\n"):
         try:
-            lines.append(json.loads(text))
+            line = json_of(text)
         except ValueError:
             continue
-    return [line for line in valid_lines(lines) if line["num_updates"] <= num_updates]
+        if isinstance(line, dict) and _is_line(line):
+            found.append(line)
+    return found
+
+
+def _is_line(line):
+    """Whether it has what every reader of metrics.jsonl asks for."""
+    subsets = line.get("subsets")
+    parts = [line.get("train"), *subsets.values()] if isinstance(subsets, dict) else []
+    counts = is_count(line.get("epoch")) and is_count(line.get("num_updates"))
+    return counts and len(parts) > 1 and all(isinstance(part, dict) for part in parts)
+
+
+def is_count(value) -> bool:
+    """Whether a value read off JSON is one of 1, 2, ..."""
+    return type(value) is int and 0 < value < 2**53
+
+
+def number(part, key: str) -> float | None:
+    """``part[key]`` of JSON; None where it is no finite number."""
+    value = part.get(key) if isinstance(part, dict) else None
+    is_number = type(value) in (int, float) and abs(value) < 2**53  # NaN is not
+    return value if is_number else None
+
+
+def seconds_of(line: dict) -> float:
+    """Of an epoch and its validation."""
+    return sum(number(part, "seconds") or 0 for part in (line["train"], *line["subsets"].values()))
 
 
 def valid_lines(lines: list[dict]) -> list[dict]:
@@ -148,8 +179,7 @@ class RunLog:
         """Append one line to metrics.jsonl and show its numbers in TensorBoard, where the run has
         come to by then: at its number of updates, as a validation within an epoch has the epoch's
         number, too."""
-        with open(os.path.join(self.directory, "metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        add_line(os.path.join(self.directory, "metrics.jsonl"), json.dumps(record))
         if self._make_writer is None:
             return
         if self.writer is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import json
 import logging
 import math
 import re
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.runs.log import write_json
 from fairseq_peft.scores import CLASSES, NUMBER
 from fairseq_peft.text.kinds import kind_of
@@ -79,7 +79,7 @@ class Plan:
     metric: str
     subsets: str
     precision: str
-    flags: list
+    flags: list[str]
     versions: dict
 
 
@@ -188,14 +188,25 @@ def make(words: list[str], files: bool = True, before: Plan | None = None) -> Pl
 def read(folder: Path) -> Plan | None:
     """The plan of the run in ``folder``; None where it has none: an earlier version's, or none."""
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        return Plan(**{field.name: found[field.name] for field in fields(Plan)})
+        found = json_of((folder / NAME).read_bytes())
+        found = {field.name: found[field.name] for field in fields(Plan)}
+        for field in fields(Plan):
+            if not _is_a(found[field.name], field.type):
+                raise ValueError(f"{field.name} is not {field.type}")
+        return Plan(**found)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / NAME} cannot be read ({error}). Start the run afresh with --redo."
         ) from None
+
+
+def _is_a(value, annotation: str) -> bool:
+    """Whether a value read off JSON is what the annotation of a field says: ``str | None``."""
+    kinds = {"str": str, "int": int, "list[str]": list, "dict": dict, "None": type(None)}
+    is_one = type(value) in [kinds[name] for name in annotation.split(" | ")]
+    return is_one and (type(value) is not list or all(isinstance(one, str) for one in value))
 
 
 def write(folder: Path, plan: Plan) -> None:

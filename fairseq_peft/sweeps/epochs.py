@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from pathlib import Path
 
 from fairseq_peft.runs import log as run_log
@@ -38,7 +38,7 @@ class Epochs:
         except FileNotFoundError:
             return []
         self._place += len(whole + newline)
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = run_log.lines_of(whole)
         self.last = lines[-1] if lines else self.last
         return lines
 
@@ -50,15 +50,23 @@ class Epochs:
             )
             logger.info(
                 f"epoch {line['epoch']} of {self.max_epoch or '?'}: {scores}, train loss "
-                f"{line['train']['loss']:.4f}, {line['train']['seconds']:.1f} s"
+                f"{_number(line, 'loss'):.4f}, {_number(line, 'seconds'):.1f} s"
             )
 
     def shown(self, subset: dict) -> str:
         """What a person reads of a split's scores: the one that chooses in this run."""
-        chosen_by = run_log.read_choice(str(self.path.parent)) or {}
-        names = (chosen_by.get("metric"), "micro_f1", "accuracy", "pearson", "loss")
-        name = next(name for name in names if name in subset)
-        return shown(name, subset[name])
+        chosen_by = run_log.read_choice(str(self.path.parent))
+        chosen = chosen_by.get("metric") if isinstance(chosen_by, dict) else None
+        for name in (chosen, "micro_f1", "accuracy", "pearson", "loss"):
+            if isinstance(name, str) and isinstance(subset.get(name), float):
+                return shown(name, subset[name])
+        return ""
+
+
+def _number(line, key):
+    """Of training; NaN where a line does not say it."""
+    value = run_log.number(line["train"], key)
+    return math.nan if value is None else value
 
 
 def shown(metric: str, value: float) -> str:

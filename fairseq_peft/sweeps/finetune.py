@@ -7,7 +7,6 @@ knobs -> command line of fairseq-train -> plan -> [the folder is ours] -> is the
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -22,7 +21,9 @@ from pathlib import Path
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
 from fairseq_peft.report.result import conclude, in_words, summarise
+from fairseq_peft.report.runs import read_json
 from fairseq_peft.runs import lock, plan
+from fairseq_peft.runs import log as run_log
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, batches, command
 
@@ -240,8 +241,7 @@ def check_extension(folder: Path, before, now, differ: dict, done: bool) -> None
 
 
 def _ended_by(folder):
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return result.get("ended_by", "unknown")
+    return str(read_json(folder / "result.json").get("ended_by") or "unknown")
 
 
 def _stopped_early(folder):
@@ -349,9 +349,8 @@ def why_ended(folder: Path, now: plan.Plan) -> str | None:
         ends = [next(filter(None, found.groups())) for found in ENDS.finditer(text)]
     if ends:
         return ends[-1].strip()
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if lines and now.max_epoch and json.loads(lines[-1])["epoch"] >= now.max_epoch:
+    lines = run_log.read_lines(str(folder), 2**62)
+    if lines and now.max_epoch and lines[-1]["epoch"] >= now.max_epoch:
         return f"max_epoch: {now.max_epoch}"
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from fairseq_peft.runs import log as run_log
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.schedule import Run, Schedule
 
@@ -41,10 +42,7 @@ class Watched:
         if not self.epoch or not self.epochs.max_epoch:
             return None
         now = time.monotonic()
-        each = self.epochs.last["train"]["seconds"] + sum(
-            subset["seconds"] for subset in self.epochs.last["subsets"].values()
-        )
-        left = (self.epochs.max_epoch - self.epoch) * each
+        left = (self.epochs.max_epoch - self.epoch) * run_log.seconds_of(self.epochs.last)
         return max(left - (now - self._validated), 0)
 
 

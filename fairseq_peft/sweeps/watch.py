@@ -9,7 +9,6 @@ grids are those below ``RUNS-grid/lr<rate>``. What is not begun yet is known fro
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs.choice import Choice
-from fairseq_peft.runs.log import valid_lines
+from fairseq_peft.runs.log import is_count, lines_of, number, seconds_of, valid_lines
 from fairseq_peft.sweeps.epochs import shown
 
 DONE, RUNNING, FAILED, STOPPED, WAITING = "done", "running", "failed", "stopped", "waiting"
@@ -128,7 +128,7 @@ def _seen(folder: Path, root: Path, names: list[str]) -> Seen:
 
 def _with_state(seen, folder, result, names):
     if {"best_value", "valid_accuracy"} & {*result}:
-        values = [_number(result, key) for key in ("best_value", "valid_accuracy")]
+        values = [number(result, key) for key in ("best_value", "valid_accuracy")]
         value = next((value for value in values if value is not None), None)
         if not seen.best and value is not None:  # an average, or a baseline: it has no epochs
             seen = replace(seen, best=shown(_choice(result).metric, value))
@@ -152,7 +152,7 @@ def _with_lines(seen, folder, run):
     best = choice.best_of(line for _, line in values)
     last = lines[-1]
     # Several validations of one epoch: the last has the epoch's seconds.
-    each = [_seconds(line) for line in {line["epoch"]: line for line in lines}.values()]
+    each = [seconds_of(line) for line in {line["epoch"]: line for line in lines}.values()]
     left = None
     if seen.max_epoch:
         left = (seen.max_epoch - last["epoch"]) * sum(each) / len(each)
@@ -162,7 +162,7 @@ def _with_lines(seen, folder, run):
         epoch=last["epoch"],
         latest=shown(choice.metric, values[-1][0]) if values else "",
         best=shown(choice.metric, choice.value(best["subsets"])) if best else "",
-        tokens_per_second=_number(last.get("train"), "tokens_per_second"),
+        tokens_per_second=number(last.get("train"), "tokens_per_second"),
         seconds=sum(each),
         seconds_left=left,
     )
@@ -186,26 +186,13 @@ def _value(choice, line):
     return value if math.isfinite(value) else None
 
 
-def _seconds(line):
-    """Of an epoch and its validation."""
-    subsets = line["subsets"].values()
-    return sum(_number(part, "seconds") or 0 for part in (line.get("train"), *subsets))
-
-
 def _lines(path):
     """(the lines of metrics.jsonl that can be read, one a validation; when it was written)."""
     try:
         written = path.stat().st_mtime
-        texts = path.read_bytes().split(b"\n")
+        return valid_lines(lines_of(path.read_bytes())), written
     except OSError:
         return [], 0.0
-    found = []
-    for text in texts:
-        line = _read(text)
-        counts = [_whole(line.get(key)) for key in ("epoch", "num_updates")]
-        if isinstance(line.get("subsets"), dict) and all(counts):
-            found.append(line)
-    return valid_lines(found), written
 
 
 def _logged(path):
@@ -234,21 +221,15 @@ def _object(path):
 def _read(content):
     """The JSON object in bytes; {} where there is none."""
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = json_of(content)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _number(part, key):
-    value = part.get(key) if isinstance(part, dict) else None
-    is_number = type(value) in (int, float) and abs(value) < 2**53  # NaN is not
-    return value if is_number else None
-
-
 def _whole(*values):
     """The first that is a count; 0 where none is."""
-    return next((value for value in values if type(value) is int and 0 < value < 2**53), 0)
+    return next(filter(is_count, values), 0)
 
 
 def _text(*values):

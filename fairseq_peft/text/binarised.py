@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +43,12 @@ def read_tokens(prefix: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{index} is not fairseq's `mmap` format. Binarise without --dataset-impl."
         )
-    (num_sentences,) = struct.unpack("<Q", header[18:26])
+    num_sentences = int.from_bytes(header[18:26], "little")
     tokens = np.fromfile(data, dtype=DTYPES[header[17]]).astype(np.int32)
-    sizes = np.frombuffer(header[26 : 26 + 4 * num_sentences], dtype="<i4")
+    sizes = header[26 : 26 + 4 * num_sentences]
+    sizes = np.frombuffer(sizes[: len(sizes) // 4 * 4], dtype="<i4")
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    if len(sizes) != num_sentences or offsets[-1] != len(tokens):
+    if len(sizes) != num_sentences or offsets[-1] != len(tokens) or (sizes < 0).any():
         raise InputError(
             f"{data} holds {len(tokens)} tokens, {index} speaks of {offsets[-1]} in "
             f"{num_sentences} sentences. One of them is cut short: run fairseq-preprocess again."

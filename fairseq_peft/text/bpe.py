@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import whole
+from fairseq_peft.files import json_of, whole
 from fairseq_peft.text import raw_text
 from fairseq_peft.text.rows import SPECIALS
 from fairseq_peft.text.subwords import KINDS, Bert, Gpt2, Nothing, Sentencepiece, Subwords
@@ -104,7 +104,7 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
 
 def _told(path: Path) -> dict:
     try:
-        told = json.loads(path.read_bytes())
+        told = json_of(path.read_bytes())
     except (OSError, ValueError):
         told = None
     if not isinstance(told, dict) or not isinstance(told.get("bpe"), str):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 
 ENDS = (".jsonl", ".tsv")
 
@@ -35,15 +35,17 @@ def read(folder: str | Path, split: str, names: tuple[str, str]) -> list[tuple[s
             pairs = [_pair(row, names, f"{path}, line {number}") for number, row in rows]
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 ({error}).") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise InputError(f"{path} has a line that is no JSON ({error}).") from None
+        except csv.Error as error:
+            raise InputError(f"{path} is no TSV ({error}).") from None
     if not pairs:
         raise InputError(f"{path} has no rows.")
     return pairs
 
 
 def _json_rows(file):
-    return [(number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip()]
+    return [(number, json_of(line)) for number, line in enumerate(file, 1) if line.strip()]
 
 
 def _tsv_rows(file):

@@ -7,12 +7,12 @@ does (``fairseq.data.encoders``); byte pairs need no other library here.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.text import raw_text
 
 #: Words whose pieces are remembered.
@@ -340,7 +340,7 @@ def read_table(path: Path) -> dict[str, int]:
         InputError: it is damaged.
     """
     try:
-        table = json.loads(_text(path))
+        table = json_of(_text(path))
     except ValueError:
         table = None
     if not isinstance(table, dict) or not all(type(number) is int for number in table.values()):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_of
 from fairseq_peft.text.sources import PACKED_SUFFIXES
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
@@ -316,6 +317,6 @@ def _objects(path, reader):
 
 def _parse(text, where):
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return json_of(text)
+    except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}. Expected one object a line.") from None

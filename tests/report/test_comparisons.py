@@ -137,6 +137,27 @@ def test_few_examples_stand_for_themselves(add):
     assert any("trained on 16 rows, pretrained/full on 1,600" in note for note in prompt["notes"])
 
 
+def test_another_method_may_be_the_reference(add, capsys):
+    """For those who never train all weights, and for the order among methods."""
+    add("lora", 1, range(100))
+    add("adapter", 1, range(200))
+    add("lora", 1, range(400), init="scratch")
+    command = ["report", str(add.root), "--compare-with"]
+    assert main([*command, "lora"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "pretrained: adapter is worse than lora by" in text
+    rows = build_rows(find_runs(add.root)[0], "lora")
+    found = {f"{row['init']}/{row['method']}": row for row in rows}
+    assert "adapter is worse than lora by" in found["pretrained/adapter"]["conclusion"]
+    assert "scratch/lora is worse than pretrained/lora" in found["scratch/lora"]["conclusion"]
+    assert found["pretrained/lora"]["paired_with"] is None
+    assert rows_of(add.root)["pretrained/adapter"]["paired_with"] is None  # there is no full
+    assert main(command[:2]) == 0
+    assert "--compare-with names another method" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "lohra"]) == 1
+    assert "Methods here: adapter, lora." in capsys.readouterr().err
+
+
 def test_scratch_and_baselines_stand_against_full(add):
     for seed in (1, 2):
         add("full", seed, wrong_rows(seed, 200))

@@ -15,7 +15,9 @@ from scripting import run_script
 from fairseq_peft import precision
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = [ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh")]
+LIBRARIES = [
+    ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh", "translation_lib.sh")
+]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path not in LIBRARIES)
 SHELL_FILES = [*SCRIPTS, *LIBRARIES, ROOT / ".ci" / "run"]
 
@@ -304,6 +306,14 @@ def test_mutants_are_a_sample_of_the_files_that_are_named(project, tmp_path):
     done = run_script(path, *words, cwd=tmp_path, MUTANTS="7", SEED="3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(" tests/support/mutants.py 7 3 fairseq_peft/methods\n")
+
+
+def test_fuzzing_takes_the_readers_that_are_named(project, tmp_path):
+    path = project / "scripts" / "test.sh"
+    words = ("fuzz", "--dry-run", "--", "tables")
+    done = run_script(path, *words, cwd=tmp_path, SECONDS_EACH="7")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" tests/fuzz/run.py 7 tables\n")
 
 
 def test_the_tests_go_to_all_cores_and_fast_leaves_out_the_long_ones(tmp_path):
