@@ -21,15 +21,15 @@ JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once, one core each
 SEEDS=${SEEDS:-1 2 3}                       # seeds of the runs
 METHODS=${METHODS:-full lora adapter bitfit} # methods
 UPDATES_BASE=${UPDATES_BASE:-500}           # of pre-training
-UPDATES=${UPDATES:-150}                     # of each run
+UPDATES=${UPDATES:-300}                     # of each run
 GENERAL=${GENERAL:-12000}                   # general sentences to pre-train on
 TEST=${TEST:-300}                           # sentences of each domain to translate
 VOCAB_SIZE=${VOCAB_SIZE:-480}               # pieces of both languages
 BEAM=${BEAM:-4}                             # of the search
 FORK=${FORK:-1}                             # 1: programs are forks of one process; 0: each imports everything itself
-LR_FULL=${LR_FULL:-1e-3}                    # peak learning rates
-LR_LORA=${LR_LORA:-1e-2}                    # rank 8 on all linear maps
-LR_ADAPTER=${LR_ADAPTER:-1e-2}              # bottleneck 32
+LR_FULL=${LR_FULL:-2e-3}                    # peak learning rates
+LR_LORA=${LR_LORA:-5e-3}                    # rank 32 on all linear maps and the words
+LR_ADAPTER=${LR_ADAPTER:-5e-3}              # bottleneck 32
 LR_BITFIT=${LR_BITFIT:-1e-2}                # biases
 
 RAW="$WORK/raw" RUNS="$WORK/runs" DATA="$WORK/data-bin" BASE="$WORK/base/checkpoint_last.pt"
@@ -48,7 +48,7 @@ cell() {  # METHOD SEED
   local rate flags=()
   rate=$(rate_of "$1")
   case $1 in
-    lora) flags=(--peft-targets all-linear --lora-rank 8) ;;
+    lora) flags=(--peft-targets "all-linear,embed_tokens" --lora-rank 32 --lora-alpha 32) ;;
     adapter) flags=(--adapter-bottleneck 32) ;;
   esac
   adapt "$DATA/court" "$BASE" "$1" "$2" --arch "transformer_$1" --lr "$rate" --lr-scheduler polynomial_decay \
@@ -74,7 +74,7 @@ train_base "$DATA/general" "$WORK/base" "${TINY[@]}" --lr 3e-3 --lr-scheduler in
 [ -e "$RUNS/base/seed1/scores.json" ] || score_checkpoint "$DATA/court" "$BASE" "$RUNS/base/seed1" "${PARTS[@]}"
 
 headline "To the court, with 600 rows: $METHODS"
-for method in $METHODS; do for seed in $SEEDS; do echo "$method $seed"; done; done | in_waves cell "$WORK/logs"
+for seed in $SEEDS; do for method in $METHODS; do echo "$method $seed"; done; done | in_waves cell "$WORK/logs"
 
 headline "Table"
 peft_cli text-report "$RUNS" --command "bash scripts/quickstart_translation.sh"

@@ -30,6 +30,6 @@ def test_quickstart(tmp_path, python):
     done = run_script(script, cwd=tmp_path, **knobs)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "work" / "runs" / "report.md").read_text()
-    assert "| base | 1 | 0 | 0 | 0 |" in page and "| lora | 1 | 73,728 |" in page
+    assert "| base | 1 | 0 | 0 | 0 |" in page and "| lora | 1 | 303,840 |" in page
     assert "bleu: nrefs:1|case:mixed" in page
     assert base.stat().st_mtime_ns == written
