@@ -4,6 +4,7 @@ as a process with a port of its own."""
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -148,7 +149,7 @@ def post(address, question):
             response = error
         with response:
             return response.status, json.load(response)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None, None
 
 
