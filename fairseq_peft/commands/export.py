@@ -34,7 +34,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="onnx: products in 8 bits, a scale a channel: a quarter of the size",
+        help="onnx: products in 8 bits, a scale a channel; another model, a little",
     )
     parser.add_argument(
         "--check-text",
