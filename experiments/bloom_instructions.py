@@ -244,8 +244,9 @@ def main(argv=None, setting: Setting | None = None) -> None:
     args.out = args.out.resolve()
     base = args.out / "base" if args.tiny else args.model.resolve()
     if not args.dry_run:
-        if not (args.out / "data" / "test.jsonl").is_file():
+        if not (args.out / jobs.SETTING).is_file():
             write_data(args.data, args.out, setting)
+        jobs.claim(args.out, setting, args)
         jobs.import_all("BloomForCausalLM")
     if args.tiny:
         make = jobs.pretraining(

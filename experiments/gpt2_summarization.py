@@ -171,7 +171,7 @@ def write_data(args, setting: Setting, base: Path) -> None:
         size = CONFIG["vocab_size"]
         jobs.train_tokenizer(articles[:4000], base, size, [END])
         # The first word is given, as a prompt has a word; the loss is that of all others.
-        words = [text.split()[i : i + 64] for text in articles for i in range(0, 256, 64)]
+        words = [text.split()[i : i + 56] for text in articles for i in range(0, 224, 56)]
         rows = [{"prompt": w[0], "answer": " ".join(w[1:])} for w in words if len(w) > 20]
         chosen = rows[: 32 * setting.pretraining]
         jobs.write_rows(args.out / "pretraining-data" / "train.jsonl", chosen)
@@ -314,14 +314,17 @@ def main(argv=None, setting: Setting | None = None) -> None:
     args.out = args.out.resolve()
     base = args.out / "base" if args.tiny else args.model.resolve()
     if not args.dry_run:
-        if not (args.out / "lead.jsonl").is_file():
+        if not (args.out / jobs.SETTING).is_file():
             write_data(args, setting, base)
+        jobs.claim(args.out, setting, args)
         jobs.import_all("GPT2LMHeadModel")
     if args.tiny:
+        room = setting.max_tokens
+        limits = ["--max-prompt-tokens", room, "--max-answer-tokens", room - 8]
         make = jobs.pretraining(
             base,
             args.out / "pretraining-data",
-            [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens],
+            [*TASK, "--arch", "hf_causal_lm", *limits],
             CONFIG,
             setting.pretraining,
             3e-3,

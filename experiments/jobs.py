@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,8 @@ from fairseq_peft.report.stats import mean, sample_sd  # noqa: E402
 from fairseq_peft.runs.log import write_json  # noqa: E402
 
 RESULT = "result.json"
+#: What the data and the runs of a folder were made with; there once the data is.
+SETTING = "setting.json"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,26 @@ def _fork(run: Run) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def claim(out: Path, setting, args) -> None:
+    """Note in ``out`` what its runs are made with.
+
+    Raises:
+        InputError: it has runs that were made with something else.
+    """
+    asked = {**asdict(setting), "data": args.data, "model": args.model, "flags": args.extra}
+    asked = json.loads(json.dumps(asked, default=str))
+    path = out / SETTING
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differ = [name for name in asked if asked[name] != there.get(name)]
+        if differ:
+            raise InputError(
+                f"{out} has runs of another setting ({', '.join(differ)}): give another OUT, or "
+                "delete it."
+            )
+    write_json(path, asked)
 
 
 # ---- fairseq -------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from fairseq_peft.text import pairs  # noqa: E402
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer  # noqa: E402
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def add_method(by: str, model, method: str, size: int):
     """The model with the method, which alone trains."""
@@ -74,12 +76,13 @@ class Data:
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
         lengths = torch.tensor([len(ids) for ids, _ in rows])
         keep = (torch.arange(longest) < lengths[:, None]).long()
-        return {"input_ids": ids, "attention_mask": keep}, torch.tensor([y for _, y in rows])
+        classes = torch.tensor([y for _, y in rows])
+        return {"input_ids": ids.to(DEVICE), "attention_mask": keep.to(DEVICE)}, classes
 
     def targets(self, classes):
         longest = max(map(len, self.labels))
         padded = [ids + [-100] * (longest - len(ids)) for ids in self.labels]
-        return torch.tensor([padded[y] for y in classes])
+        return torch.tensor([padded[y] for y in classes], device=DEVICE)
 
 
 def losses(model, inputs, target):
@@ -99,7 +102,7 @@ def accuracy(model, data: Data) -> float:
             losses(model, inputs, data.targets([label] * len(classes)))[0]
             for label in range(len(data.labels))
         ]
-        right += int((torch.stack(found, 1).argmin(1) == classes).sum())
+        right += int((torch.stack(found, 1).argmin(1).cpu() == classes).sum())
     return right / len(data.rows)
 
 
@@ -109,7 +112,7 @@ def train(by: str, given: dict, run: dict) -> dict:
     total = sum(p.numel() for p in model.parameters())
     eos = model.config.eos_token_id
     tokenizer = FolderTokenizer(given["base"])
-    model = add_method(by, model, run["method"], run["size"])
+    model = add_method(by, model, run["method"], run["size"]).to(DEVICE)
     parameters = [p for p in model.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in parameters)
     data = {split: Data(given, split, tokenizer, eos) for split in ("train", "valid", "test")}

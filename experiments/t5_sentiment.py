@@ -417,13 +417,14 @@ def main(argv=None, setting: Setting | None = None) -> None:
     base = args.out / "base" if args.tiny else args.model.resolve()
     libraries = find_libraries(args)
     if not args.dry_run:
-        if not (args.out / "data" / "test.jsonl").is_file():
+        if not (args.out / jobs.SETTING).is_file():
             if not args.data.exists():
                 raise InputError(
                     f"{args.data} does not exist: the reviews of IMDB are needed. Give --data with "
                     "the published folder (train/pos ...), or a CSV with review and sentiment."
                 )
             write_data(args.data, args.out, setting)
+        jobs.claim(args.out, setting, args)
         jobs.import_all("T5ForConditionalGeneration")
     if args.tiny:
         make = jobs.pretraining(

@@ -44,6 +44,7 @@ from fairseq_peft.checkpoints import saving  # noqa: E402, F401
 from fairseq_peft.fairseq_fixes import (  # noqa: E402
     last_batch,
     plateau,
+    pretrained_bart,
     processes,
     whole_words,
 )
@@ -57,4 +58,5 @@ stock.install()
 whole_words.install()
 last_batch.install()
 plateau.install()
+pretrained_bart.install()
 processes.install()

@@ -266,6 +266,8 @@ def logits(model, batches, head):
     """Class scores of all batches, or, without a head, scores of words where there are words."""
     import torch
 
+    from fairseq_peft.models.end_heads import decoder_input
+
     found = []
     pad = (model.encoder if hasattr(model, "encoder") else model.decoder).dictionary.pad()
     with torch.no_grad():
@@ -276,6 +278,9 @@ def logits(model, batches, head):
                 found.append(model(tokens, tokens.ne(pad).sum(1), target)[0][tokens != pad])
             elif head is None:
                 found.append(model(tokens)[0][tokens != pad])
+            elif hasattr(model, "decoder"):
+                inputs = tokens, tokens.ne(pad).sum(1), decoder_input(tokens, pad)
+                found.append(model(*inputs, classification_head_name=head)[0])
             else:
                 found.append(model(tokens, features_only=True, classification_head_name=head)[0])
     return torch.cat(found)

@@ -136,7 +136,7 @@ def merge(path: Path, model) -> None:
 def check_pooler(path: Path, model) -> None:
     """Raise InputError where the head reads what fairseq's own heads cannot."""
     for head in model.classification_heads.values():
-        if head.pooler != "first":
+        if getattr(head, "pooler", "first") != "first":
             raise InputError(
                 f"{path} was trained with --pooler {head.pooler}, and fairseq's own heads read the "
                 "features of <s>. Keep the checkpoint or the adapter folder, which fairseq-peft "
@@ -199,7 +199,7 @@ def stock_config(cfg: dict, model, head, is_number: bool) -> dict:
     sizes = {key: known[key] for key in flags if known.get(key) is not None}
     own, task = {}, cfg["task"]
     if task.get("_name") == "sentence_classification":
-        dictionary = model.dictionary
+        dictionary, longest = model.dictionary, model.max_positions()
         criterion = {"classification_head_name": head, "regression_target": is_number}
         own["criterion"] = {"_name": "sentence_prediction", **criterion}
         own["task"] = {
@@ -208,18 +208,37 @@ def stock_config(cfg: dict, model, head, is_number: bool) -> dict:
             "num_classes": model.classification_heads[head].out_proj.out_features,
             "init_token": None if task.get("no_init_token") else dictionary.bos(),
             "separator_token": dictionary.eos(),
-            "max_positions": model.max_positions(),
+            "max_positions": longest if isinstance(longest, int) else min(longest),
+            **({"add_prev_output_tokens": True} if hasattr(model, "decoder") else {}),
             "seed": task.get("seed", 1),
             **criterion,
         }
     common = {**(cfg.get("common") or {}), "user_dir": None, "tensorboard_logdir": None}
-    sizes["_name"] = names[stock]
+    sizes["_name"] = buildable(names[stock])
+    if "task" in known:  # fairseq's BART asks for it
+        sizes["task"] = {**cfg, **own}["task"]["_name"]
     if hasattr(model.args, "load_checkpoint_heads"):
         sizes["load_checkpoint_heads"] = True
     if kind_of(model.args) == "linear":
         sizes["pooler_activation_fn"] = "linear"
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
-    return {**kept, **own, "common": common, "model": sizes}
+    # What has no dataclass is read from a namespace alone.
+    told = sizes if names[stock] in MODEL_DATACLASS_REGISTRY else argparse.Namespace(**sizes)
+    return {**kept, **own, "common": common, "model": told}
+
+
+def buildable(name: str) -> str:
+    """The name by which fairseq builds the model ``name``: for BART that of an architecture, whose
+    sizes give way to those that are told."""
+    from fairseq.models import (
+        ARCH_MODEL_INV_REGISTRY,
+        ARCH_MODEL_REGISTRY,
+        MODEL_DATACLASS_REGISTRY,
+    )
+
+    if name in ARCH_MODEL_REGISTRY or name in MODEL_DATACLASS_REGISTRY:
+        return name
+    return ARCH_MODEL_INV_REGISTRY[name][0]
 
 
 def registered() -> dict:
@@ -245,6 +264,7 @@ def stock_model(cfg: dict, model, weights: dict):
     words = model.dictionary
     target = getattr(model, "target_dictionary", words)
     task = SimpleNamespace(source_dictionary=words, target_dictionary=target)
-    plain = models.build_model(OmegaConf.create(cfg["model"]), task)
+    told = cfg["model"]
+    plain = models.build_model(OmegaConf.create(told) if isinstance(told, dict) else told, task)
     plain.load_state_dict(dict(weights), strict=True)
     return plain.eval()

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "command",
         nargs=argparse.REMAINDER,
         metavar="PROGRAM ARGUMENT",
-        help="train, validate, hydra-train or sweep-members, and what follows it",
+        help="train, validate, generate, hydra-train or sweep-members, and what follows it",
     )
     parser.add_argument(
         "--parent",

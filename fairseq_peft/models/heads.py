@@ -8,12 +8,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from fairseq.models.roberta import RobertaClassificationHead
 from torch import nn
 
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 
+HEADS = "classification_heads."
 KINDS = ("roberta", "linear")
 POOLERS = ("first", "mean", "max")
 
@@ -101,12 +101,43 @@ def check_kind(head_name: str, head: nn.Module, keys) -> None:
     """Raise InputError where the head ``head_name`` of a checkpoint (names of its tensors) is of
     the other kind than ``head``."""
     found = "roberta" if f"{head_name}.dense.weight" in keys else "linear"
-    own = "roberta" if isinstance(head, RobertaClassificationHead) else "linear"
+    own = "linear" if isinstance(head, LinearHead) else "roberta"
     if f"{head_name}.out_proj.weight" in keys and found != own:
         raise InputError(
             f"The checkpoint's head {head_name.rpartition('.')[2]!r} is that of --classifier-head "
             f"{found}, not {own}. Give the flag it was trained with, or --reset-head to start a "
             "fresh head."
+        )
+
+
+def fit(model, own, state_dict: dict, prefix: str) -> None:
+    """Hold the heads of a checkpoint, named below ``prefix``, against those of ``model``, whose
+    state is ``own``; with ``--reset-head`` take them out.
+
+    Raises:
+        InputError: a head is missing that a model rebuilt from its own checkpoint has, or is of
+            another kind or has other classes.
+    """
+    if model.accepts_base and model.args.reset_head:
+        names = tuple(f"{prefix}{name}." for name in model.classification_heads)
+        for key in [key for key in state_dict if key.startswith(names)]:
+            del state_dict[key]
+    for name, head in model.classification_heads.items():
+        check_kind(f"{prefix}{name}", head, state_dict)
+        found = state_dict.get(f"{prefix}{name}.out_proj.weight")
+        if found is not None and found.shape[0] != head.out_proj.out_features:
+            raise InputError(
+                f"The checkpoint's head {name!r} has {found.shape[0]} classes, the data has "
+                f"{head.out_proj.out_features}. Pass --reset-head to start a fresh head, or give "
+                "another checkpoint."
+            )
+    outer = prefix[: -len(HEADS)]
+    missing = [key for key in own if key.startswith(HEADS) and outer + key not in state_dict]
+    if missing and not model.accepts_base:
+        raise InputError(
+            f"The checkpoint has no {missing[0]}: its classification head is missing, so it "
+            "cannot classify. Give a checkpoint that fairseq-train wrote with --task "
+            "sentence_classification."
         )
 
 

@@ -42,7 +42,7 @@ from fairseq_peft.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
 
-HEADS = "classification_heads."
+HEADS = heads.HEADS
 LM_HEAD = "encoder.lm_head."
 
 FAMILY = Family("encoder.sentence_encoder", (STACK,))
@@ -206,18 +206,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         own = super().state_dict()
         version = "encoder.sentence_encoder.version"
         state_dict.setdefault(prefix + version, own[version])
-        if self.accepts_base and self.args.reset_head:
-            names = tuple(f"{prefix}{HEADS}{name}." for name in self.classification_heads)
-            for key in [key for key in state_dict if key.startswith(names)]:
-                del state_dict[key]
-        self._check_heads(state_dict, prefix)
-        missing = [key for key in own if key.startswith(HEADS) and prefix + key not in state_dict]
-        if missing and not self.accepts_base:
-            raise InputError(
-                f"The checkpoint has no {missing[0]}: its classification head is missing, so it "
-                "cannot classify. Give a checkpoint that fairseq-train wrote with --task "
-                "sentence_classification."
-            )
+        heads.fit(self, own, state_dict, prefix + HEADS)
         # fairseq takes every head for one with a dense layer.
         linear = {key: state_dict.pop(key) for key in heads.linear_keys(state_dict, prefix + HEADS)}
         super().upgrade_state_dict_named(state_dict, name)
@@ -251,18 +240,6 @@ class RobertaPeftModel(PeftModel, RobertaModel):
                 )
             logger.info("the base has no LM head: a fresh one is random at first, it trains")
         return super().load_state_dict(state_dict, strict, model_cfg, args)
-
-    def _check_heads(self, state_dict, prefix):
-        for head_name, head in self.classification_heads.items():
-            heads.check_kind(f"{prefix}{HEADS}{head_name}", head, state_dict)
-            found = state_dict.get(f"{prefix}{HEADS}{head_name}.out_proj.weight")
-            if found is None or found.shape[0] == head.out_proj.out_features:
-                continue
-            raise InputError(
-                f"The checkpoint's head {head_name!r} has {found.shape[0]} classes, the data has "
-                f"{head.out_proj.out_features}. Pass --reset-head to start a fresh head, or give "
-                "another checkpoint."
-            )
 
 
 def load_embeddings(model, path: str) -> None:

@@ -30,12 +30,13 @@ from fairseq.models import (
 )
 from fairseq.models.bart import BARTModel
 from fairseq.models.transformer import TransformerConfig, TransformerModel
+from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from fairseq_peft import methods
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Family
-from fairseq_peft.models import sizes
+from fairseq_peft.models import end_heads, sizes
 from fairseq_peft.models.encoder_decoder import STACKS, SourceEncoder, TargetDecoder
 from fairseq_peft.models.options import (
     COMMON,
@@ -85,10 +86,11 @@ FLAGS = {
     **COMMON,
 }
 
-DEFAULTS = {name: default for name, (_, default, _) in FLAGS.items()}
+#: The same for BART, which can classify.
+BART_FLAGS = {**FLAGS, **end_heads.FLAGS}
 
 TransformerPeftConfig = config_class("TransformerPeftConfig", FLAGS)
-BARTPeftConfig = config_class("BARTPeftConfig", FLAGS)
+BARTPeftConfig = config_class("BARTPeftConfig", BART_FLAGS)
 
 _NO_TABLE = "the words then have no single table, which methods and the output share"
 _NOT_COMPUTED = "the layers of this model do not compute it"
@@ -169,7 +171,7 @@ _FOLLOW = (
 
 class EncoderDecoder(PeftModel):
     """Mixin in front of fairseq's TransformerModel and BARTModel; ``flags`` is the dataclass of the
-    model's flags."""
+    model's flags, ``table`` the table that it is made of."""
 
     family = FAMILY
     base_sizes = BASE_SIZES
@@ -189,7 +191,7 @@ class EncoderDecoder(PeftModel):
         Raises:
             InputError: the flags mean a model, or a method, that is not for this family.
         """
-        args = namespace(cfg, DEFAULTS)
+        args = namespace(cfg, defaults(cls.table))
         for half, side in (("encoder", "source"), ("decoder", "target")):
             rows = getattr(args, f"{half}_positions") or getattr(args, f"max_{side}_positions")
             setattr(args, f"max_{side}_positions", rows)
@@ -200,7 +202,9 @@ class EncoderDecoder(PeftModel):
         # fairseq's BART asks for it, to know whether a base may have fewer languages.
         model.args.task = getattr(getattr(task, "cfg", None), "_name", None)
         model.set_up(args, task)
-        if any(method.name == "head_only" for method in model.setting):
+        classifies = hasattr(task, "build_classifier") or not isinstance(task, FairseqTask)
+        has_heads = classifies and hasattr(cls, "register_classification_head")
+        if any(method.name == "head_only" for method in model.setting) and not has_heads:
             raise InputError(
                 "--peft head_only trains a classification head alone, and an encoder-decoder has "
                 "none: nothing would train. Choose another method."
@@ -253,15 +257,15 @@ class EncoderDecoder(PeftModel):
 class TransformerPeftModel(EncoderDecoder, TransformerModel):
     """fairseq's transformer with methods of ``fairseq_peft.methods`` injected."""
 
-    flags = TransformerPeftConfig
+    flags, table = TransformerPeftConfig, FLAGS
     classification_heads = {}  # BART has some; what writes checkpoints asks for them
 
 
 @register_model("bart_peft", dataclass=BARTPeftConfig)
-class BARTPeftModel(EncoderDecoder, BARTModel):
+class BARTPeftModel(end_heads.EndHeads, EncoderDecoder, BARTModel):
     """fairseq's BART or mBART with methods of ``fairseq_peft.methods`` injected."""
 
-    flags = BARTPeftConfig
+    flags, table = BARTPeftConfig, BART_FLAGS
 
 
 def check(args, task) -> None:
@@ -302,10 +306,16 @@ def check(args, task) -> None:
 # ---- Architectures -------------------------------------------------------------------------------
 
 
-def architecture(name: str, stock: str, peft: str):
+def defaults(table: dict) -> dict:
+    """Flag -> what holds where nobody says otherwise."""
+    return {name: default for name, (_, default, _) in table.items()}
+
+
+def architecture(name: str, stock: str, peft: str, table: dict):
     """The function that fairseq calls to complete the flags of ``--arch name``.
 
     Args:
+        table: the model's flags.
         stock: what fairseq calls the size.
         peft: the method.
     """
@@ -317,8 +327,8 @@ def architecture(name: str, stock: str, peft: str):
         # fairseq's own functions take None for a value.
         found = argparse.Namespace(**{n: given[n] for n in given if given[n] is not None})
         ARCH_CONFIG_REGISTRY[stock](found)
-        fill(args, {n: value for n, value in vars(found).items() if n in FLAGS})
-        fill(args, DEFAULTS)  # fairseq's trainer reads some, as numbers
+        fill(args, {n: value for n, value in vars(found).items() if n in table})
+        fill(args, defaults(table))  # fairseq's trainer reads some, as numbers
         fill(args, dict.fromkeys(METHOD_FIELDS))
 
     return complete
@@ -344,6 +354,9 @@ ANY_SIZE = {
 }
 
 
+TABLES = {"transformer": FLAGS, "bart": BART_FLAGS}
+
+
 def _register_architectures():
     for model, any_size in ANY_SIZE.items():
         ways = [*methods.available(), "peft"]
@@ -359,7 +372,7 @@ def _register_architectures():
         for name, (stock, way, own) in names.items():
             start = next(start for start in any_size if name.startswith(start))
             BASE_SIZES.name(name, f"{start}_{way}", own)
-            complete = architecture(name, stock, "full" if way == "peft" else way)
+            complete = architecture(name, stock, "full" if way == "peft" else way, TABLES[model])
             if name == f"{model}_peft":
                 # fairseq registers a model's own name as an architecture that completes nothing.
                 ARCH_CONFIG_REGISTRY[name] = complete

@@ -96,7 +96,7 @@ def terminal(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
     have their predictions) and the footer, at most 120 columns wide."""
     blocks = []
     for data, title, columns, part in _tables(rows):
-        blocks.append(_wrap(f"{drawing.cut(data, 100)}: {title}") + "\n" + _aligned(columns, part))
+        blocks.append(_wrap(f"{drawing.cut(data, 100)}: {title}") + "\n" + aligned(columns, part))
         if columns is PAIRED_COLUMNS:
             blocks.append("\n".join(map(_wrap, _conclusions(part))))
     footer = "\n".join(_wrap(line) for line in footer_lines(rows, left_out))
@@ -107,15 +107,19 @@ def markdown(rows: list[dict], left_out: list[LeftOut] = ()) -> str:
     """The same tables in Markdown."""
     blocks = []
     for data, title, columns, part in _tables(rows):
-        lines = [[_plain(header) for header, _ in columns]]
-        lines.append(["---" if header[0] == "<" else "---:" for header, _ in columns])
-        lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in part]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        blocks.append(f"### {data}: {title}\n\n{table}")
+        blocks.append(f"### {data}: {title}\n\n{markdown_table(columns, part)}")
         if columns is PAIRED_COLUMNS:
             blocks.append("\n".join(f"- {line}" for line in _conclusions(part)))
     footer = "\n".join(f"- {line}" for line in footer_lines(rows, left_out))
     return "\n\n".join([*blocks, footer]) + "\n"
+
+
+def markdown_table(columns: tuple, rows: list[dict]) -> str:
+    """One table in Markdown, without a line end after it."""
+    lines = [[_plain(header) for header, _ in columns]]
+    lines.append(["---" if header[0] == "<" else "---:" for header, _ in columns])
+    lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _tables(rows: list[dict]):
@@ -216,7 +220,7 @@ def json_text(rows: list[dict]) -> str:
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-def _aligned(columns: tuple, rows: list[dict]) -> str:
+def aligned(columns: tuple, rows: list[dict]) -> str:
     """Columns as wide as their widest cell; names are cut until the table fits."""
     headers = [header.lstrip("<").split("\n") for header, _ in columns]
     height = max(map(len, headers))

@@ -26,6 +26,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.fairseq_fixes import memory
 from fairseq_peft.scores import LABELS, NUMBER
 from fairseq_peft.serving import served
+from fairseq_peft.serving.separate_models import SeparateModels
 from fairseq_peft.serving.shared_base import SharedBase
 from fairseq_peft.text.rows import SEPARATOR
 
@@ -109,7 +110,7 @@ class Classifier:
     """
 
     def __init__(self, model, precision: str, device: str):
-        self._shared = SharedBase(model.to(device), served.ROOT)
+        self._shared = shared(model.to(device))
         self._readers = {}
         self._base = None
         self.device = torch.device(device)
@@ -267,17 +268,14 @@ class Classifier:
     def precision(self) -> str:
         """fp32, bf16 or fp16: layers under autocast, weights in fp32."""
         names = {precisions.half(name): name for name in precisions.NAMES[1:]}
-        return names[self._encoder.half_dtype]
+        return names[next(self._shared.halves()).half_dtype]
 
     @precision.setter
     def precision(self, value: str) -> None:
         if value not in precisions.NAMES[1:]:
             raise InputError(f"Precision {value!r} is unknown: give fp32, bf16 or fp16.")
-        self._encoder.half_dtype = precisions.half(value)
-
-    @property
-    def _encoder(self):
-        return self._shared.model.encoder.sentence_encoder
+        for half in self._shared.halves():
+            half.half_dtype = precisions.half(value)
 
     def _reader(self, name):
         if name not in self._readers:
@@ -394,6 +392,12 @@ class Classifier:
         for line, item in zip(tokens, items):
             line[: len(item)] = item
         return self._shared.logits(torch.from_numpy(tokens).to(self.device), names)
+
+
+def shared(model):
+    """A base for adapters: of one encoder, whose rows switches cut, or of any other model."""
+    one_encoder = hasattr(model.encoder, "sentence_encoder")
+    return SharedBase(model, served.ROOT) if one_encoder else SeparateModels(model)
 
 
 def windows(rows, size, largest):

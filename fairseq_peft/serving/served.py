@@ -131,7 +131,7 @@ def from_checkpoint(path, data=None, kind=None) -> tuple[nn.Module, str, Reader,
     reader = Reader(
         tuple(labels),
         TextEncoder(subwords, dictionary, not task.get("no_init_token", False)),
-        model.max_positions() - model.num_reserved,
+        model.longest_text,
         2 if (folder / "input1").is_dir() else 1,
         saved.get("kind", CLASSES),
     )
@@ -282,7 +282,9 @@ def plain_model(flags: dict, dictionary):
     # An adapter from before --pooler must not find that of another.
     plain = {"peft": "full", "precision": "fp32", "init_embeddings": "", "pooler": "first"}
     given = OmegaConf.create({**flags, **dict.fromkeys(METHOD_FIELDS), **plain})
-    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=1))
+    task = SimpleNamespace(
+        source_dictionary=dictionary, target_dictionary=dictionary, cfg=SimpleNamespace(seed=1)
+    )
     with folder.fp32_by_default():
         return models.build_model(given, task)
 

@@ -78,6 +78,10 @@ class SharedBase:
         del self.adapters[name]
         self._switched.remove(name)
 
+    def halves(self):
+        """What has a ``half_dtype``."""
+        yield self.model.get_submodule(self._switched.root)
+
     def logits(self, tokens: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         """tokens (B, T), names of B adapters -> for each row its logits (classes,)."""
         found = [None] * len(names)

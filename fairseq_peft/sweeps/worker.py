@@ -38,7 +38,8 @@ import warnings
 
 #: Program -> its module, whose ``cli_main`` runs it.
 PROGRAMS = {
-    name: f"fairseq_cli.{name.replace('-', '_')}" for name in ("train", "validate", "hydra-train")
+    name: f"fairseq_cli.{name.replace('-', '_')}"
+    for name in ("train", "validate", "generate", "hydra-train")
 }
 #: The same for a worker that has imported the plugin.
 PLUGIN_PROGRAMS = {**PROGRAMS, "sweep-members": "fairseq_peft.commands.sweep_members"}

@@ -20,7 +20,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
 from fairseq_peft.models import sizes
 from fairseq_peft.models.kept_features import KeptFeatures
-from fairseq_peft.models.roberta import FAMILY, HEADS
+from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.runs import choice as choices
 from fairseq_peft.runs import lock, plan
@@ -78,7 +78,7 @@ def launch(task, cfg):
     if not task.cfg.no_save:
         run.best_adapter = keep_best_adapter(task, model, run, start, state)
     if state and not task.cfg.full_checkpoints:
-        run.base_ref = slim.base_ref_of_run(model, FAMILY, state, start, run.save_dir)
+        run.base_ref = slim.base_ref_of_run(model, model.family, state, start, run.save_dir)
     return model, run
 
 

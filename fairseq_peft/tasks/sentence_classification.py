@@ -117,11 +117,12 @@ class SentenceClassificationTask(FairseqTask):
             InputError: the architecture is not the plugin's, or what ``launch`` says.
         """
         name = getattr(cfg, "_name", None)
-        if not hasattr(ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name)), "inject"):
+        kind = ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name))
+        if not all(hasattr(kind, needs) for needs in ("inject", "register_classification_head")):
             raise InputError(
                 f"--arch {name} does not go with --task sentence_classification, which needs one "
-                "of this plugin's architectures: roberta_lora, roberta_adapter, "
-                "roberta_small_full, ... Give one as --arch."
+                "of this plugin's architectures with a head: roberta_lora, roberta_adapter, "
+                "roberta_small_full, bart_lora, ... Give one as --arch."
             )
         if from_checkpoint:
             model = self.build_classifier(cfg)
@@ -141,11 +142,11 @@ class SentenceClassificationTask(FairseqTask):
             self.cfg.classification_head_name, num_classes=len(self.labels), seed=self.cfg.seed
         )
         self.num_reserved = model.num_reserved
-        self.max_tokens = model.max_positions() - self.num_reserved
+        self.max_tokens = model.longest_text
         if self.max_tokens < 8:
             raise InputError(
                 f"{self.num_reserved} prompt or prefix tokens leave {self.max_tokens} of "
-                f"{model.max_positions()} positions for the text. Give fewer with "
+                f"{self.max_tokens + self.num_reserved} positions for the text. Give fewer with "
                 "--prompt-num-tokens or --prefix-num-tokens."
             )
         return model

@@ -177,8 +177,13 @@ def without_copies(train: list, valid: list) -> list:
     return kept
 
 
-def train_tokenizer(lines: list[str], out: Path, vocab_size: int, num_threads: int = 2) -> None:
+def train_tokenizer(
+    lines: list[str], out: Path, vocab_size: int, num_threads: int = 2, symbols: Iterable[str] = ()
+) -> None:
     """A unigram model of `vocab_size` pieces in ``out/``, and the dict.txt in the same order.
+
+    Args:
+        symbols: words that are always one piece, such as those that name a language.
 
     Raises:
         InputError: the text is too small for so many pieces (sentencepiece says how many it has).
@@ -196,6 +201,7 @@ def train_tokenizer(lines: list[str], out: Path, vocab_size: int, num_threads: i
             shuffle_input_sentence=True,
             max_sentence_length=65_536,  # bytes; longer lines are skipped, and paragraphs are long
             num_threads=num_threads,
+            user_defined_symbols=list(symbols),
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:

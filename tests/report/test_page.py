@@ -113,6 +113,7 @@ def test_other_kinds(tmp_path, kind):
     assert "What was taken for what" not in text
     assert ("micro-F1 %" if kind == "labels" else "Pearson") in text
     assert ("Wrong with every seed" in text) == (kind == "labels")
+    assert ("Not compared row by row: where a row has a number" in text) == (kind == "number")
 
 
 def test_one_run_of_an_earlier_version(make_run):

@@ -4,6 +4,7 @@ read and made on the way."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import sys
@@ -60,6 +61,30 @@ def test_t5_from_reviews_to_the_table(tmp_path, capsys):
     assert "| lora 8, ours |" in printed and "TF-IDF" in printed
     t5.main(words, setting)  # what is done is kept
     assert "seed1" not in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"has runs of another setting \(epochs\)"):
+        t5.main([*words, "--epochs", "2"], setting)
+
+
+@pytest.mark.parity
+def test_rows_of_libraries_train_as_many_parameters(tmp_path):
+    """PEFT's and AdapterHub's rows, made in their own environments, beside ours."""
+    pythons = []
+    for flag, library in (("--peft-python", "PEFT"), ("--adapters-python", "ADAPTERS")):
+        python = os.environ.get(f"FAIRSEQ_PEFT_{library}_PYTHON")
+        if not python:
+            pytest.skip(f"FAIRSEQ_PEFT_{library}_PYTHON is not set: scripts/test.sh parity does it")
+        pythons += [flag, python]
+    setting = replace(t5.TINY, rows=(24, 8, 8), epochs=1, pretraining=2, words=24)
+    names = {"PEFT": ("lora-8", "prompt-10"), "AdapterHub": ("adapter-8",)}
+    pairs = [(by, row) for by in names for row in names[by]]
+    rows = [f"{by}-{row}" for library, row in pairs for by in ("ours", library)]
+    data, out = write_tree(tmp_path / "imdb"), tmp_path / "out"
+    words = [*ONE, *pythons, "--data", str(data), "--out", str(out), "--only", ",".join(rows)]
+    t5.main(words, setting)
+    found = read_table(out)
+    for ours, theirs in zip(rows[::2], rows[1::2]):
+        for count in ("trainable_parameters", "total_parameters"):
+            assert found[ours][count] == found[theirs][count], (ours, theirs)
 
 
 @pytest.mark.end_to_end

@@ -15,7 +15,9 @@ from scripting import run_script
 from fairseq_peft import precision
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = [ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh")]
+LIBRARIES = [
+    ROOT / "scripts" / name for name in ("lib.sh", "finetune_lib.sh", "translation_lib.sh")
+]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path not in LIBRARIES)
 SHELL_FILES = [*SCRIPTS, *LIBRARIES, ROOT / ".ci" / "run"]
 

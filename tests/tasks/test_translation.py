@@ -7,6 +7,7 @@ import argparse
 import math
 import random
 import re
+import shutil
 import types
 
 import pytest
@@ -55,25 +56,12 @@ def data(tmp_path_factory):
     return folder
 
 
-GENERATE = """
-import sys
-sys.argv = {words}
-from fairseq_cli.generate import cli_main
-cli_main()
-"""
-
-
 @pytest.fixture
 def run(fairseq, data):
     """``run("train", ...)``: fairseq's tool on the data; its output."""
 
     def call(name, *words):
-        words = [data, "--task", "translation", "--cpu", *words]
-        if name == "generate":
-            program = GENERATE.format(words=[name, *map(str, words)])
-            done = fairseq("python", program)
-        else:
-            done = fairseq(name, *words)
+        done = fairseq(name, data, "--task", "translation", "--cpu", *words)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout + done.stderr
 
@@ -244,3 +232,75 @@ def test_seeds_and_resume(run, base, tmp_path):
         run("validate", *flags)
     moved = f"{{'finetune_from_model': '{tmp_path / 'other.pt'}'}}"
     assert "nll_loss" in run("validate", *flags, "--model-overrides", moved)
+
+
+@pytest.fixture(scope="module")
+def monolingual(data, tmp_path_factory):
+    """The source language alone, as ``denoising`` reads it."""
+    folder = tmp_path_factory.mktemp("one")
+    for split in ("train", "valid"):
+        for end in ("bin", "idx"):
+            shutil.copy(data / f"{split}.en-xx.en.{end}", folder / f"{split}.{end}")
+    shutil.copy(data / "dict.en.txt", folder / "dict.txt")
+    return folder
+
+
+PAIR = ("--source-lang", "en", "--target-lang", "xx")
+LANGUAGES = ("--langs", "en,xx", "--lang-pairs", "en-xx")
+#: Task -> (arch, its flags).
+OTHER_TASKS = {
+    "translation_multi_simple_epoch": (
+        "transformer",
+        (*LANGUAGES, "--encoder-langtok", "tgt", "--sampling-method", "temperature"),
+    ),
+    "translation_from_pretrained_bart": ("bart_base", (*PAIR, "--langs", "en,xx")),
+    "denoising": (
+        "bart_base",
+        (
+            *("--mask", 0.3, "--mask-length", "span-poisson", "--replace-length", 1),
+            *("--sample-break-mode", "eos", "--tokens-per-sample", 32),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", OTHER_TASKS)
+def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp_path):
+    """A LoRA on a base of the task: it trains alone, and its checkpoint has the loss that it had
+    when it was written."""
+    arch, flags = OTHER_TASKS[task]
+    folder = monolingual if task == "denoising" else data
+    given = ("--task", task, *flags, "--cpu", "--batch-size", 16, "--num-workers", 0)
+
+    def call(name, *words):
+        done = fairseq(name, folder, *given, *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    def trained(arch, name, *words):
+        out = call(
+            *("train", "--arch", arch, "--save-dir", tmp_path / name, "--max-update", 4),
+            *("--criterion", "cross_entropy", "--optimizer", "adam", "--lr", 1e-2, "--seed", 1),
+            *("--no-epoch-checkpoints", "--log-format", "simple", *words),
+        )
+        return tmp_path / name / "checkpoint_last.pt", losses(out)[-1]
+
+    base, _ = trained(arch, "base", *SIZES, *PLUGIN)  # for what it mends of these tasks
+    method = f"{arch.partition('_')[0]}_lora"
+    path, loss = trained(method, "lora", *PLUGIN, "--finetune-from-model", base)
+    kept = torch.load(path, weights_only=False)["model"]
+    assert len(kept) == 24 and all("lora" in key for key in kept)
+    assert all(value.abs().max() > 1e-3 for key, value in kept.items() if "lora_B" in key)
+    if task != "denoising":  # which draws its noise anew
+        out = call("validate", "--path", path, *PLUGIN)
+        assert losses(out)[-1] == pytest.approx(loss, abs=2e-3)
+    adapter = tmp_path / "lora" / "adapter"
+    verbs.run("verify", adapter, "--base", base)
+    merged = tmp_path / "merged.pt"
+    verbs.run("merge", adapter, merged, "--base", base)
+    assert weights(merged).keys() == weights(base).keys()
+
+
+def losses(out):
+    """Of the validations, in the order in which they were logged."""
+    return [float(found) for found in re.findall(r"valid.* subset \| loss ([\d.]+)", out)]

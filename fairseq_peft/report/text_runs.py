@@ -1,0 +1,152 @@
+"""The table of runs whose models write texts: RUNS/<method>/seed<k>/ with scores.json, train.log.
+
+scores.json is what ``fairseq-peft score`` writes. Its first part is what the runs learned, its last
+one what they could forget of it, against the run ``base``, which learned nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+from pathlib import Path
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
+from fairseq_peft.report import tables
+
+BASE, FULL = "base", "full"
+PARAMETERS = re.compile(r"num\. shared model params: [\d,]+ \(num\. trained: ([\d,]+)\)")
+SECONDS = re.compile(r"done training in ([\d.]+) seconds")
+
+
+def read(runs: Path) -> list[dict]:
+    """A row for each method: its seeds, scores, trainable parameters, bytes, seconds.
+
+    Raises:
+        InputError: there is no finished run, or what is there is damaged.
+    """
+    methods = {}
+    for path in sorted(runs.glob("*/seed*/scores.json")):
+        try:
+            scores = json.loads(path.read_bytes())
+            run = {"scores": scores["parts"], "signatures": scores["signatures"]}
+        except (ValueError, KeyError):
+            raise InputError(f"{path} is damaged. Remove it, and run its script again.") from None
+        methods.setdefault(path.parent.parent.name, []).append({**run, **cost(path.parent)})
+    if not methods:
+        raise InputError(f"{runs} has no <method>/seed<k>/scores.json: no run has finished there.")
+    order = [name for name in (BASE, FULL) if name in methods]
+    order += [name for name in methods if name not in order]
+    return [row(name, methods[name]) for name in order]
+
+
+def cost(run: Path) -> dict:
+    """What a run trained, kept and took, as far as its files tell."""
+    log = run / "train.log"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    parameters, seconds = PARAMETERS.findall(text), SECONDS.findall(text)
+    found = {
+        "trainable_parameters": int(parameters[-1].replace(",", "")) if parameters else 0,
+        "seconds": sum(map(float, seconds)),
+        "kept_bytes": 0,
+    }
+    for name in ("adapter/adapter.safetensors", "checkpoint_best.pt"):
+        if (run / name).is_file():
+            found["kept_bytes"] = (run / name).stat().st_size
+            break
+    return found
+
+
+def row(method: str, runs: list[dict]) -> dict:
+    parts = runs[0]["scores"]
+    return {
+        "method": method,
+        "num_seeds": len(runs),
+        **{name: runs[0][name] for name in ("trainable_parameters", "kept_bytes", "signatures")},
+        "seconds": statistics.mean(run["seconds"] for run in runs),
+        "parts": {
+            part: {
+                metric: [run["scores"][part][metric] for run in runs]
+                for metric in parts[part]
+                if metric != "rows"
+            }
+            for part in parts
+        },
+    }
+
+
+def columns(rows: list[dict]) -> tuple:
+    """As those of ``report.tables``."""
+    parts = list(rows[0]["parts"])
+    metrics = list(rows[0]["parts"][parts[0]])
+    base = next((one for one in rows if one["method"] == BASE), None)
+
+    def score(part, metric):
+        return lambda one: mean_sd(one["parts"][part][metric])
+
+    def forgotten(one):
+        if one is base:
+            return "-"
+        lost = mean(base, parts[-1], metrics[0]) - mean(one, parts[-1], metrics[0])
+        return f"{lost:+.2f}"
+
+    return (
+        ("<method", lambda one: one["method"]),
+        ("seeds", lambda one: str(one["num_seeds"])),
+        ("trainable\nparameters", lambda one: f"{one['trainable_parameters']:,}"),
+        ("kB\nkept", lambda one: f"{one['kept_bytes'] / 1000:,.0f}"),
+        ("seconds", lambda one: f"{one['seconds']:.0f}"),
+        *((f"{part}\n{metric}", score(part, metric)) for part in parts for metric in metrics),
+        *([(f"{parts[-1]}\nlost", forgotten)] if base and len(parts) > 1 else []),
+    )
+
+
+def mean(one: dict, part: str, metric: str) -> float:
+    return statistics.mean(one["parts"][part][metric])
+
+
+def mean_sd(values: list[float]) -> str:
+    found = f"{statistics.mean(values):.2f}"
+    return found if len(values) == 1 else f"{found} ± {statistics.stdev(values):.2f}"
+
+
+def notes(rows: list[dict], command: str) -> list[str]:
+    """What one must know to read the table."""
+    parts = list(rows[0]["parts"])
+    learned, metric = parts[0], list(rows[0]["parts"][parts[0]])[0]
+    by_name = {one["method"]: one for one in rows}
+    found = ["± is the sample standard deviation over seeds; kB kept: what a run adds to the base."]
+    if len(parts) > 1 and BASE in by_name:
+        found.append(f"Lost: points of {metric} on {parts[-1]} that the base had.")
+    if FULL in by_name:
+        differences = [
+            f"{name} {mean(one, learned, metric) - mean(by_name[FULL], learned, metric):+.2f}"
+            for name, one in by_name.items()
+            if name not in (BASE, FULL)
+        ]
+        found.append(f"Points of {metric} on {learned} beside full: {', '.join(differences)}.")
+    found += [f"{name}: {text}" for name, text in rows[0]["signatures"].items()]
+    found.append(f"Machine: {machine()}.")
+    return [*found, f"Command: {command}"] if command else found
+
+
+def machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    model = re.search(r"^model name\s*: (.*)$", text, re.M)
+    return f"{os.cpu_count()} CPUs, {model[1] if model else platform.machine()}"
+
+
+def write(runs: Path, command: str = "") -> str:
+    """report.md and report.json in ``runs``; the table as text."""
+    rows = read(runs)
+    shown, told = columns(rows), notes(rows, command)
+    page = tables.markdown_table(shown, rows) + "\n\n" + "".join(f"- {line}\n" for line in told)
+    content = json.dumps({"rows": rows, "notes": told}, indent=1) + "\n"
+    for name, text in (("report.md", page), ("report.json", content)):
+        with whole(runs / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return tables.aligned(shown, rows) + "\n" + "\n".join(told) + "\n"

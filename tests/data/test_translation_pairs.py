@@ -1,0 +1,70 @@
+"""fairseq-peft prepare-pairs: what fairseq reads is what the files say."""
+
+from __future__ import annotations
+
+import pytest
+import verbs
+
+pytest.importorskip("fairseq")
+
+from fairseq.data import Dictionary, data_utils  # noqa: E402
+
+from fairseq_peft.text import demo_translation  # noqa: E402
+
+LANGUAGES = ("-s", "en", "-t", "xx")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    data = demo_translation.make_demo_translation(general=200, train=30, valid=5, test=5)
+    demo_translation.write_demo_translation(data, folder)
+    return folder
+
+
+def files(raw, domain, split, *tag):
+    return ":".join([*(str(raw / domain / f"{split}.{end}") for end in ("en", "xx")), *tag])
+
+
+def texts(folder, split, language):
+    words = Dictionary.load(str(folder / f"dict.{language}.txt"))
+    rows = data_utils.load_indexed_dataset(
+        str(folder / f"{split}.en-xx.{language}"), words, dataset_impl=None
+    )
+    assert all(row[-1] == words.eos() and words.unk() not in row for row in rows)
+    return [words.string(row, "sentencepiece") for row in rows]
+
+
+def test_rows_are_those_of_the_files(raw, tmp_path, capsys):
+    base, new = tmp_path / "base", tmp_path / "new"
+    train = files(raw, "general", "train", "__xx__")
+    verbs.run("prepare-pairs", base, *LANGUAGES, "--train", train, "--vocab-size", 150)
+    source, target = (
+        (raw / "general" / f"train.{end}").read_text().splitlines() for end in ("en", "xx")
+    )
+    assert texts(base, "train", "en") == [f"__xx__ {line}" for line in source]
+    assert texts(base, "train", "xx") == target
+    assert "\n__xx__ 1\n" in "\n" + (base / "dict.en.txt").read_text()
+
+    model = ("--spm", base / "sentencepiece.bpe.model")
+    tests = [files(raw, domain, "test") for domain in demo_translation.DOMAINS]
+    court = ("--train", files(raw, "court", "train"), "--train-rows", 7)
+    verbs.run("prepare-pairs", new, *LANGUAGES, *model, *court, "--test", *tests)
+    assert len(texts(new, "train", "xx")) == 7 and len(texts(new, "test", "xx")) == 10
+    assert (new / "dict.xx.txt").read_bytes() == (base / "dict.xx.txt").read_bytes()
+
+    lines = tmp_path / "short"
+    lines.write_text("one\n\ntwo\n")
+    refused = [
+        ((*court, *model, "--vocab-size", 9), "--vocab-size with --spm would be ignored"),
+        (("--test", tests[0]), "No text to train"),
+        ((), "No data"),
+        ((*model, "--train", "one"), "'one' is not SOURCE:TARGET"),
+        ((*model, "--train", f"{raw / 'court' / 'train.en'}:{lines}"), "line 2: empty"),
+        ((*model, "--train", f"{raw / 'court' / 'train.en'}:{raw / 'court' / 'test.xx'}"), "5."),
+        ((*model, "--test", files(raw, "court", "test", "__yy__")), "has no piece __yy__"),
+    ]
+    for words, message in refused:
+        assert message in verbs.refused(
+            capsys, "prepare-pairs", tmp_path / "no", *LANGUAGES, *words
+        )

@@ -1,0 +1,127 @@
+"""fairseq-peft score and text-report: BLEU, chrF and ROUGE, part by part, and the table of runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import verbs
+from helpers import ROOT
+
+from fairseq_peft.report import text_runs
+from fairseq_peft.text import text_scores
+
+pytest.importorskip("sacrebleu")
+pytest.importorskip("rouge_score")
+
+SHARED = Path(os.environ.get("FAIRSEQ_PEFT_SHARED", ROOT.parent / "shared"))
+NEWS = SHARED / "data" / "orangesum" / "test.tsv.xz"
+
+SAID = ["the old boat lies here .", "a dog ran home ."]
+MEANT = ["the old boat lies there .", "a dog ran home ."]
+
+
+def test_scores_are_those_of_the_packages():
+    found = text_scores.score(SAID, MEANT, text_scores.METRICS)
+    # 10 of 11 words, 7 of 9 pairs, 5 of 7 triples and 3 of 5 fours are right.
+    assert found["bleu"] == pytest.approx(100 * (10 / 11 * 7 / 9 * 5 / 7 * 3 / 5) ** 0.25)
+    # Of 5 and 4 words (no full stop) 4 and 4 are right.
+    assert found["rouge1"] == pytest.approx(100 * (4 / 5 + 1) / 2)
+    assert found["rouge2"] == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert 80 < found["chrf"] < 100 and found["rows"] == 2
+    assert found["signatures"]["bleu"].startswith("nrefs:1|case:mixed|")
+    assert text_scores.score(MEANT, MEANT)["bleu"] == pytest.approx(100)
+
+
+def test_parts_of_what_fairseq_generate_wrote(tmp_path, capsys):
+    """Its rows are in any order; each part has scores of its own, and the JSON has them all."""
+    generated = tmp_path / "generate-test.txt"
+    rows = [f"S-{n}\tx\nH-{n}\t-0.1\t_x\nD-{n}\t-0.1\t{SAID[n]}\n" for n in (1, 0)]
+    generated.write_text("".join(rows))
+    for name, line in zip("ab", MEANT):
+        (tmp_path / name).write_text(line + "\n")
+    out = tmp_path / "scores.json"
+    verbs.run("score", generated, f"new={tmp_path / 'a'}", tmp_path / "b", "--out", out)
+    printed = capsys.readouterr().out
+    assert "new" in printed and "100.00" in printed and "chrf: nrefs:1" in printed
+    parts = json.loads(out.read_text())["parts"]
+    assert parts["b"]["bleu"] == pytest.approx(100) and parts["new"]["bleu"] < 90
+
+    refused = [
+        ((generated, tmp_path / "a"), "has 2 texts, the references 1"),
+        ((generated,), "No references"),
+        ((generated, tmp_path / "a", "--metrics", "meteor"), "--metrics has 'meteor'"),
+        ((tmp_path / "no", tmp_path / "a"), "cannot be read"),
+        ((generated, tmp_path / "a", tmp_path / "a"), "Two references are named a"),
+        ((generated, "--columns", "x"), "--columns without --reference-column"),
+        ((generated, tmp_path / "a", "--reference-column", "x"), "ignored without --columns"),
+    ]
+    for words, message in refused:
+        assert message in verbs.refused(capsys, "score", *words)
+    generated.write_text(rows[0])
+    assert "Row 0 is missing" in verbs.refused(capsys, "score", generated, tmp_path / "a")
+
+
+@pytest.mark.skipif(not NEWS.is_file(), reason="needs ../shared/data/orangesum")
+def test_published_summaries_have_their_published_scores(tmp_path):
+    """The table of OrangeSum's paper, and its first sentence."""
+    out = tmp_path / "scores.json"
+    words = ("--columns", "barthez,mbarthez", "--reference-column", "abstract")
+    verbs.run("score", NEWS, *words, "--first-sentence", "article", "--out", out)
+    found = {
+        name: [round(scores[kind], 2) for kind in text_scores.ROUGE]
+        for name, scores in json.loads(out.read_text())["parts"].items()
+    }
+    assert found == {
+        "barthez": [31.45, 12.77, 22.24],
+        "mbarthez": [32.66, 13.74, 23.15],
+        "first sentence of article": [22.46, 7.28, 15.49],
+    }
+
+
+def test_a_table_of_texts(tmp_path, capsys):
+    table = tmp_path / "news.jsonl"
+    rows = [{"mine": "A cat! And more.", "right": "a cat"}, {"mine": "dogs bark", "right": "dogs"}]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--columns", "mine", "--reference-column", "right", "--first-sentence", "mine")
+    verbs.run("score", table, *words)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["mine", "2", "66.67"]
+    assert lines[2].split()[-3] == f"{100 * (1 + 2 / 3) / 2:.2f}"
+
+
+def test_table_of_runs(tmp_path, capsys):
+    """Mean and deviation over seeds, what is kept, what the base knew and a run lost."""
+    assert "no run has finished" in verbs.refused(capsys, "text-report", tmp_path)
+    given = {
+        "base": [(20, 80)],
+        "lora": [(70, 60), (72, 62)],
+        "full": [(71, 40), (73, 42)],
+    }
+    for method, seeds in given.items():
+        for seed, (court, general) in enumerate(seeds, 1):
+            run = tmp_path / method / f"seed{seed}"
+            (run / "adapter").mkdir(parents=True)
+            parts = {"court": {"rows": 9, "bleu": court}, "general": {"rows": 9, "bleu": general}}
+            content = {"parts": parts, "signatures": {"bleu": "how"}}
+            (run / "scores.json").write_text(json.dumps(content))
+            (run / "checkpoint_best.pt").write_bytes(bytes(5000))
+            if method == "lora":
+                (run / "adapter" / "adapter.safetensors").write_bytes(bytes(2000))
+            (run / "train.log").write_text(
+                "num. shared model params: 1,000 (num. trained: 1,000)\n"
+                f"done training in {seed}.0 seconds\n"
+            )
+    verbs.run("text-report", tmp_path, "--command", "make it")
+    printed = capsys.readouterr().out
+    lora = next(line for line in printed.splitlines() if line.startswith("lora"))
+    assert " ".join(lora.split()) == "lora 2 1,000 2 2 71.00 ± 1.41 61.00 ± 1.41 +19.00"
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["base", "full", "lora"]
+    page = (tmp_path / "report.md").read_text()
+    assert "| full | 2 | 1,000 | 5 |" in page and "lora -1.00" in page and "make it" in page
+    (tmp_path / "lora" / "seed1" / "scores.json").write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        text_runs.read(tmp_path)
