@@ -66,11 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
-    except InputError as error:
-        sys.stderr.write(f"fairseq-peft {args.verb}: error: {sentence(error)}\n")
-        return 1
     except BrokenPipeError:
         return 0
+    except (InputError, OSError) as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        sys.stderr.write(f"fairseq-peft {args.verb}: error: {text}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -46,10 +46,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         # Where a write fails, not an opening, Python does not say what was written.
         what = error.filename or "A file cannot be written"
-        return (
-            f"{what}: {error.strerror}. Give another place (--save-dir), or make room or rights "
-            "there."
-        )
+        return f"{what}: {error.strerror}. Give another place, or make room or rights there."
     return None
 
 

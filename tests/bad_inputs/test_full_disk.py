@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import fake_runs
 import pytest
-from helpers import train_flags
+import unprivileged
+from helpers import TINY_FLAGS, train_flags
 
 pytest.importorskip("fairseq")
 pytestmark = [
@@ -24,27 +27,43 @@ from fairseq_peft.runs import predictions  # noqa: E402
 SIZES = [int(size) for size in os.getenv("DISK_SIZES", "16 100").split()]
 
 AS_ANY_USER = """
-import sys
+import contextlib, io, json, sys
 sys.path[:0] = [{support!r}]
 from unprivileged import give_up_rights
 give_up_rights()
-import logging
-from fairseq_peft.cli import main
-sys.exit(main({words!r}))
+from fairseq_cli import train
+import fairseq_peft.plugin
+from fairseq_peft import cli, errors
+
+def fairseq_train(words):
+    sys.argv = ["fairseq-train", *words]
+    train.cli_main()
+
+answers = []
+for verb, *words in json.loads({commands!r}):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            status = fairseq_train(words) if verb == "train" else cli.main([verb, *words])
+        except SystemExit as error:
+            status = error.code
+        except Exception as error:
+            status = 1
+            print(errors.sentence(error) or repr(error), file=said)
+    answers.append([verb, status, said.getvalue()])
+print("ANSWERS" + json.dumps(answers))
 """
 
 
 @pytest.fixture
 def disk(tmp_path):
     """``disk(size)``: a folder that is a disk of so many KiB; another size makes it larger."""
-    from unprivileged import small_disk
-
     folder, mounted = tmp_path / "disk", []
 
     def sized(size):
         if not mounted:
             try:
-                mounted.append(small_disk(folder, f"{size}k"))
+                mounted.append(unprivileged.small_disk(folder, f"{size}k"))
                 mounted[0].__enter__()
             except OSError as error:
                 mounted.clear()
@@ -90,3 +109,40 @@ def test_training_on_a_full_disk(fairseq, data_folder, base_checkpoint, disk, si
     done = fairseq("train", *words)
     assert done.returncode == 0, done.stderr
     whole(disk(1000))
+
+
+def test_where_nothing_may_be_written(fairseq, data_folder, base_checkpoint, tmp_path):
+    """Each command as a user without rights there."""
+    runs, shut = tmp_path / "runs", tmp_path / "shut"
+    data = fake_runs.write_data(tmp_path / "books", "classes", ["bad", "good"], 40)
+    fake_runs.write_run(runs, tmp_path / "books", data)
+    (tmp_path / "table.csv").write_text("text,label\n" + "a b,good\nc d,bad\n" * 20)
+    (shut / "run").mkdir(parents=True)
+    (shut / "run" / "checkpoint_last.pt").write_bytes(base_checkpoint.read_bytes())
+    flags = {"from_scratch": None, "finetune_from_model": base_checkpoint}
+    commands = [
+        ["train", *train_flags(data_folder, shut / "new", **flags)],
+        ["report", runs, "--out", shut / "report"],
+        ["report", runs, "--html", "--out", shut / "report"],
+        ["sweep", "--data", data_folder, "--cells", "scratch/lora", "--runs", shut / "runs",
+         "--seeds", "1", "--rates", "SCRATCH=1e-3", "--epochs", 1, "--worker", "none",
+         "--arch-args", " " + " ".join(TINY_FLAGS)],
+        ["finetune", "--from-scratch", "--data", data_folder, "--runs", shut / "runs",
+         "--arch-args", " " + " ".join(TINY_FLAGS)],
+        ["prepare-data", tmp_path / "table.csv", shut / "data"],
+        ["make-demo-data", shut / "demo"],
+    ]  # fmt: skip
+    before = sorted(shut.rglob("*"))
+    for folder in (shut / "run", shut):
+        folder.chmod(0o555)
+    support = str(Path(unprivileged.__file__).parent)
+    text = json.dumps([list(map(str, words)) for words in commands])
+    done = fairseq("python", AS_ANY_USER.format(support=support, commands=text))
+    assert done.returncode == 0, done.stderr
+    for verb, status, said in json.loads(done.stdout.partition("ANSWERS")[2]):
+        lines = said.splitlines()
+        print(verb, status, lines)
+        assert status == 1 and str(shut) in said, (verb, said)
+        assert "Permission denied" in said or "not writable" in said, (verb, said)
+        assert len(lines) == 1, (verb, said)
+    assert sorted(shut.rglob("*")) == before

@@ -21,7 +21,9 @@ def browser():
     with playwright.sync_playwright() as started:
         program = next(filter(None, map(shutil.which, NAMES)), None)
         try:
-            found = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            found = started.chromium.launch(
+                executable_path=program, args=["--no-sandbox"], timeout=120_000
+            )
         except playwright.Error as error:
             if "Executable doesn't exist" not in str(error):
                 raise
@@ -56,7 +58,7 @@ def open_page(browser, path):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
