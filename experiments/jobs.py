@@ -7,6 +7,7 @@ seconds of CPU time and its peak of memory. The process imports fairseq once for
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -137,8 +138,6 @@ def claim(out: Path, setting, args) -> None:
 
 def fairseq(program: str, words: list) -> None:
     """``fairseq-train WORDS`` or ``fairseq-validate WORDS``, in this process."""
-    import logging
-
     from fairseq_cli import train, validate
 
     import fairseq_peft.plugin  # noqa: F401
@@ -217,13 +216,16 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def import_all(model: str) -> None:
-    """What all forks need, once; ``model`` is the class of transformers."""
+    """What all forks need, once; ``model`` is the class of transformers. A fork sets up its own
+    log."""
     import torch.utils.tensorboard  # noqa: F401
 
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.models import hf_base
 
     getattr(hf_base.library(), model)
+    logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 def train_tokenizer(texts, folder: Path, size: int, special: list[str], lowercase=False) -> None:
