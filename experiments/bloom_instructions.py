@@ -265,5 +265,5 @@ def main(argv=None, setting: Setting | None = None) -> None:
 
 
 if __name__ == "__main__":
-    jobs.install_excepthook("bloom_instructions")
+    jobs.start("bloom_instructions")
     main()

@@ -452,5 +452,5 @@ def main(argv=None, setting: Setting | None = None) -> None:
 
 
 if __name__ == "__main__":
-    jobs.install_excepthook("t5_sentiment")
+    jobs.start("t5_sentiment")
     main()
