@@ -59,7 +59,7 @@ ROWS = {
         "the same, loss over prompt and padding, too",
         LORA,
         "data-mistake",
-        "as all its rows, it seems",
+        "-",
     ),
 }
 
