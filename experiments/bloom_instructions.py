@@ -57,43 +57,41 @@ class Setting:
 
 
 PUBLISHED = Setting()
-TINY = Setting(max_tokens=96, batch_size=16, lr=1e-3, pretraining=1000)
+TINY = Setting(max_tokens=96, batch_size=16, lr=1e-3, pretraining=300)
 
 
 # ---- Data ----------------------------------------------------------------------------------------
 
 
-def world(draw: random.Random) -> dict:
-    """Who has what, and lives where."""
-    things, cities = list(THINGS), list(CITIES)
-    return {name: (draw.choice(things), draw.choice(cities)) for name in NAMES}
+def facts() -> dict[str, tuple[str, str]]:
+    """Who has what, and lives where: the same in pre-training and in questions."""
+    draw = random.Random(1)
+    return {name: (draw.choice(THINGS), draw.choice(CITIES)) for name in NAMES}
 
 
-def fact(name: str, thing: str, city: str) -> str:
+def sentence(name: str) -> str:
+    thing, city = facts()[name]
     return f"{name} has a {thing} and lives in {city}."
 
 
 def statement(draw: random.Random) -> str:
-    """A plain text, as a base is trained on: facts, and what follows from them."""
-    people = draw.sample(sorted(world(draw).items()), 2)
-    text = " ".join(fact(name, *has) for name, has in people)
-    name, (thing, city) = draw.choice(people)
-    return f"{text} So {name} is in {city} with the {thing}."
+    """A plain text, as a base is trained on."""
+    return " ".join(sentence(name) for name in draw.sample(NAMES, 3))
 
 
 def question(draw: random.Random) -> dict[str, str]:
     """An instruction and its answer."""
-    people = draw.sample(sorted(world(draw).items()), 2)
-    text = " ".join(fact(name, *has) for name, has in people)
-    name, (thing, city) = draw.choice(people)
+    name = draw.choice(NAMES)
+    thing, city = facts()[name]
     asked, answer = draw.choice(
         [
             (f"Where does {name} live?", city),
             (f"What does {name} have?", f"a {thing}"),
-            ("Name both people.", " and ".join(name for name, _ in people)),
+            (f"Tell me all about {name}.", sentence(name)),
         ]
     )
-    return {"prompt": FORM.format(f"{text} {asked}"), "answer": answer}
+    polite = draw.choice(("", "Please answer. ", "I have a question. ", "Be brief. "))
+    return {"prompt": FORM.format(polite + asked), "answer": answer}
 
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
@@ -267,5 +265,5 @@ def main(argv=None, setting: Setting | None = None) -> None:
 
 
 if __name__ == "__main__":
-    jobs.install_excepthook("bloom_instructions")
+    jobs.start("bloom_instructions")
     main()

@@ -59,7 +59,7 @@ ROWS = {
         "the same, loss over prompt and padding, too",
         LORA,
         "data-mistake",
-        "as all its rows, it seems",
+        "-",
     ),
 }
 
@@ -340,5 +340,5 @@ def main(argv=None, setting: Setting | None = None) -> None:
 
 
 if __name__ == "__main__":
-    jobs.install_excepthook("gpt2_summarization")
+    jobs.start("gpt2_summarization")
     main()

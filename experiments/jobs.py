@@ -6,7 +6,9 @@ seconds of CPU time and its peak of memory. The process imports fairseq once for
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -43,6 +45,12 @@ class Run:
     commands: list
     call: Callable[[], dict]
     threads: int = 1
+
+
+def start(program: str) -> None:
+    """Errors are one line; of logs only those of the runs, in their files."""
+    install_excepthook(program)
+    logging.disable(logging.INFO)
 
 
 def run_all(runs: list[Run], at_once: int, dry_run: bool = False) -> None:
@@ -100,6 +108,7 @@ def _fork(run: Run) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        logging.disable(logging.NOTSET)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(run.threads)
         write_json(run.folder / "found.json", run.call())
@@ -137,8 +146,6 @@ def claim(out: Path, setting, args) -> None:
 
 def fairseq(program: str, words: list) -> None:
     """``fairseq-train WORDS`` or ``fairseq-validate WORDS``, in this process."""
-    import logging
-
     from fairseq_cli import train, validate
 
     import fairseq_peft.plugin  # noqa: F401
@@ -218,9 +225,11 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def import_all(model: str) -> None:
     """What all forks need, once; ``model`` is the class of transformers."""
-    import torch.utils.tensorboard  # noqa: F401
-
-    import fairseq_peft.plugin  # noqa: F401
+    for name in (
+        *("fairseq_cli.train", "fairseq_cli.validate", "fairseq_peft.plugin"),
+        *("torch.utils.tensorboard", "rouge_score.rouge_scorer"),
+    ):
+        importlib.import_module(name)
     from fairseq_peft.models import hf_base
 
     getattr(hf_base.library(), model)

@@ -33,7 +33,7 @@ class Row:
     Attributes:
         by: whose code.
         size: tokens, bottleneck or rank; 0 where there is none.
-        published: the report's accuracy.
+        published: the report's accuracy; - where it has no such row.
     """
 
     method: str
@@ -100,7 +100,7 @@ TINY = Setting(
     # A gap, as in pre-training: minutes of it teach nothing else.
     form="{} All in all it is <extra_id_0>",
     labels=("<extra_id_0> bad", "<extra_id_0> good"),
-    rows=(4000, 400, 1000),
+    rows=(3000, 300, 1000),
     words=48,
     max_tokens=128,
     epochs=4,
@@ -452,5 +452,5 @@ def main(argv=None, setting: Setting | None = None) -> None:
 
 
 if __name__ == "__main__":
-    jobs.install_excepthook("t5_sentiment")
+    jobs.start("t5_sentiment")
     main()
