@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: scripts/test.sh [--dry-run] [fast | parity | real | mutants | fuzz] [-- FLAGS OF pytest]
+# Usage: scripts/test.sh [--dry-run] [fast | parity | real | mutants | fuzz | kill] [-- FLAGS OF pytest]
 #
 # The linters (ruff, its formatter, shellcheck), then the tests, on as many cores as there are, at most 4.
 # `fast` leaves out what waits for scripts or training runs, and of each method's settings all but its defaults.
@@ -26,9 +26,13 @@
 # it to some: adapter, texts, tables, dictionaries, labels, metrics, plans. pip install atheris makes it better.
 #   SECONDS_EACH=60 scripts/test.sh fuzz -- tables
 #
+# `kill` ends runs, sweeps and services by SIGKILL, fifty times each at random moments, and nothing else: half an hour.
+#   KILLS=5 scripts/test.sh kill
+#
 # Knobs (environment variables):
 #   MUTANTS=150 SEED=1     how many mutants, and which
 #   SECONDS_EACH=600       how long a reader is fuzzed
+#   KILLS=50               how often things are killed
 #   FAIRSEQ_PEFT_SHARED=   a folder with data/cls-books and models/; tests that need it are skipped without
 #   PYTHON=                the Python to test with, default that of the active environment, else .venv
 set -euo pipefail
@@ -41,6 +45,7 @@ PARITY=0
 REAL=0
 MUTATE=0
 FUZZ=0
+KILL=0
 case ${ARGS[*]+"${ARGS[*]}"} in
   '') ;;
   fast) SELECT=(-m "not end_to_end and not knobs") ;;
@@ -48,7 +53,11 @@ case ${ARGS[*]+"${ARGS[*]}"} in
   real) REAL=1 ;;
   mutants) MUTATE=1 ;;
   fuzz) FUZZ=1 ;;
-  *) die "'${ARGS[*]}' is unknown; known are fast, parity, real, mutants and fuzz (flags of pytest go after --)" ;;
+  kill) KILL=1 ;;
+  *)
+    die "'${ARGS[*]}' is unknown; known are fast, parity, real, mutants, fuzz and kill" \
+      "(flags of pytest go after --)"
+    ;;
 esac
 
 cd "$ROOT"
@@ -119,6 +128,12 @@ fi
 
 if [ $FUZZ = 1 ]; then
   run env OMP_NUM_THREADS=1 nice -n 10 "$PYTHON" tests/fuzz/run.py "${SECONDS_EACH:-600}" ${EXTRA[@]+"${EXTRA[@]}"}
+  exit
+fi
+
+if [ $KILL = 1 ]; then
+  run env OMP_NUM_THREADS=1 KILLS="${KILLS:-50}" "$PYTHON" -m pytest -m "not parity and not real" \
+    -k "random_moments or killed_service" tests/checkpoints tests/serving ${EXTRA[@]+"${EXTRA[@]}"}
   exit
 fi
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import train_flags
+from helpers import TINY_FLAGS, train_flags
 
 pytest.importorskip("fairseq")
 pytestmark = [
@@ -16,6 +17,8 @@ pytestmark = [
 ]
 
 EPOCHS = 4
+#: How often things are killed, where it is said: scripts/test.sh kill.
+KILLS = int(os.getenv("KILLS", "0"))
 
 SCRIPT = """
 import json, os, sys
@@ -47,12 +50,25 @@ def kill(fairseq, data_folder, base_checkpoint, tmp_path):
 
 def test_thirty_random_moments(kill):
     """Runs of four epochs, each killed and gone on with until it is done."""
-    found = kill("random_moments", EPOCHS, 30, 5)
-    assert found["kills"] == 30 and found["ends"] >= 2
+    found = kill("random_moments", EPOCHS, KILLS or 30, 5)
+    assert found["kills"] == (KILLS or 30) and found["ends"] >= 2
     for before, epoch, logged in found["steps"]:
         # Nothing is lost; an epoch's line is written before its checkpoint.
         assert before <= epoch <= logged <= epoch + 1
     assert len({epoch for _, epoch, _ in found["steps"]} - {0, EPOCHS}) >= 2
+
+
+@pytest.mark.skipif(not KILLS, reason="scripts/test.sh kill")
+def test_a_sweep_at_random_moments(fairseq, data_folder, tmp_path):
+    words = ["--data", data_folder, "--cells", "scratch/lora", "--rates", "SCRATCH=1e-3 1e-2"]
+    words += ["--seeds", "1 2", "--epochs", EPOCHS, "--batch-size", 8, "--precision", "fp32"]
+    words += ["--threads", 1, "--arch-args", " " + " ".join(TINY_FLAGS)]
+    call = f"sweep_moments({list(map(str, words))!r}, {KILLS}, 3)"
+    tests = str(Path(__file__).parents[1] / "support")
+    done = fairseq("python", SCRIPT.format(tests=tests, folder=str(tmp_path), call=call))
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["killed"]) == KILLS and found["ends"], found
 
 
 PLACES = [

@@ -4,8 +4,10 @@ as a process with a port of its own."""
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -30,6 +32,9 @@ from stub_classifier import Stub, until  # noqa: E402
 
 from fairseq_peft import Classifier  # noqa: E402
 from fairseq_peft.serving import service as services  # noqa: E402
+
+#: How often a service is killed, where it is said: scripts/test.sh kill.
+KILLS = int(os.getenv("KILLS", "0"))
 
 NAMES = ("lora", "adapter", "prompt")
 TEXTS = ["", "w1 w7 w7", *(" ".join(f"w{i * j % 31}" for j in range(i)) for i in range(2, 60, 7))]
@@ -144,7 +149,7 @@ def post(address, question):
             response = error
         with response:
             return response.status, json.load(response)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None, None
 
 
@@ -172,6 +177,30 @@ def test_a_process_answers_and_ends_well(python, folders, base, predicted):
             check(found["predictions"], predicted[name])
         assert "stopping" in process.stderr.read()
         assert post(address, {}) == (None, None)
+
+
+@pytest.mark.skipif(not KILLS, reason="scripts/test.sh kill")
+def test_a_killed_service_answers_again_at_the_same_place(python, folders, base, predicted):
+    """Who has asked gets a whole answer or none, and the next service takes the port at once."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["--base", base, "--port", port, "--adapter", f"lora={folders['lora']}"]
+    question, rng = {"adapter": "lora", "texts": TEXTS}, random.Random(1)
+
+    def asked(address):
+        status, found = post(address, question)
+        if status is not None:
+            check(found["predictions"], predicted["lora"])
+        return status
+
+    for _ in range(KILLS):
+        with serving(python, *words) as (address, pid, _), ThreadPoolExecutor(4) as threads:
+            assert asked(address) == 200
+            answers = [threads.submit(asked, address) for _ in range(20)]
+            for answer in answers[: rng.randint(0, 20)]:
+                answer.result(60)
+            os.kill(pid, signal.SIGKILL)
+            assert {answer.result(60) for answer in answers} <= {200, None}
 
 
 def test_what_it_refuses_at_the_start(folders, folder_of, base, capsys, monkeypatch):

@@ -5,6 +5,7 @@ For a process that has imported fairseq (tests/support/fork_server.py); a launch
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -23,8 +24,10 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq_cli import train
+from runs import metrics, without_clocks
 
 import fairseq_peft.plugin  # noqa: F401
+from fairseq_peft import cli
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.errors import InputError
 
@@ -129,6 +132,83 @@ def random_moments(words, epochs, number, seed):
                 shutil.rmtree(folder)
                 epoch = 0
     return {"kills": kills, "ends": ends, "steps": steps, "seconds": seconds}
+
+
+def start_sweep(words, runs, log):
+    """A sweep in a session of its own, with a worker whose forks train; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1)
+        os.dup2(1, 2)
+        code = cli.main(["sweep", *words, "--runs", runs])
+    finally:
+        os._exit(code)
+
+
+def session(leader):
+    """The living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rsplit(")", 1)[1].split()[:4]
+            if its_session == str(leader) and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def results(runs):
+    """Folder -> what its run has left, but times; the time of its file."""
+    found = {}
+    for path in sorted(Path(".").glob(f"{runs}*/**/result.json")):
+        result = without_clocks(json.loads(path.read_text()))
+        del result["command"], result["train_seconds"]
+        name = str(path.parent.relative_to("."))[len(runs) :]
+        found[name] = [result, without_clocks(metrics(path.parent))], path.stat().st_mtime_ns
+    return found
+
+
+def sweep_moments(words, number, seed):
+    """Kill processes of a sweep at random moments until it was ``number`` times: the sweep, its
+    worker, who looks after a run, who trains, or all at once. Each time the same line goes on.
+
+    A sweep that comes to its end has to equal the one that nobody disturbed, and what is done is
+    never run again. Returns what was killed, and how many sweeps came to their end.
+    """
+    rng = random.Random(seed)
+    begin = time.monotonic()
+    assert wait(start_sweep(words, "whole", "log")) == 0, Path("log").read_text()[-3000:]
+    seconds = time.monotonic() - begin
+    expected = {name: told for name, (told, _) in results("whole").items()}
+    killed, ends, done = [], 0, {}
+    while len(killed) < number or not ends:
+        child = start_sweep(words, "run", "log")
+        if len(killed) < number:
+            time.sleep(rng.uniform(0, seconds))
+            victims = sorted(session(child))
+            if rng.random() < 0.7:
+                victims = [rng.choice(victims)] if victims else []
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed += [len(victims)] if victims else []
+        code = wait(child)
+        while session(child):  # what has lost its parent ends by itself
+            time.sleep(0.05)
+        for path in Path(".").glob("run*/**/checkpoint*.pt"):
+            slim.read(str(path))
+        found = results("run")
+        assert all(found[name] == told for name, told in done.items()), "it was run again"
+        done = found
+        if code == 0:
+            assert {name: told for name, (told, _) in found.items()} == expected
+            ends, done = ends + 1, {}
+            for path in Path(".").glob("run*"):
+                shutil.rmtree(path)
+    return {"killed": killed, "ends": ends}
 
 
 def sabotage(where, nth, stock=False):
