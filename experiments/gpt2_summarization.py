@@ -89,12 +89,12 @@ class Setting:
 
 PUBLISHED = Setting()
 TINY = Setting(
-    rows=(600, 100, 150),
+    rows=(400, 80, 100),
     max_tokens=128,
     max_summary=32,
-    epochs=3,
+    epochs=2,
     rates=(("prompt", 3e-2), ("last_layers", 1e-3), ("lora", 2e-3)),
-    pretraining=400,
+    pretraining=200,
 )
 
 

@@ -9,7 +9,8 @@
 # Knobs (environment variables):
 #   EXTRAS=dev         extras of setup.py to install: dev (tests, linters), hf (Hugging Face), docs (the
 #                      documentation site), serve (the HTTP service), html (report --html), scores (BLEU, chrF and ROUGE),
-#                      slurm (sweeps on a cluster), several as dev,hf, or none
+#                      slurm (sweeps on a cluster), onnx (export
+#                      --format onnx), several as dev,hf, or none
 #   TORCH=             what pip gets for torch, default the pin in constraints.txt. Words of pip are allowed:
 #                      TORCH="torch==2.13.0 --index-url ADDRESS" takes the CPU or CUDA build that PyTorch's
 #                      site names. A torch that is already installed is kept unless TORCH is given.
@@ -23,7 +24,7 @@ set -euo pipefail
 parse_args "$@"
 [ "${#ARGS[@]}" = 0 ] && [ "${#EXTRA[@]}" = 0 ] || die "takes no arguments; see --help"
 
-EXTRAS=${EXTRAS:-dev}                               # dev, hf, docs, serve, html, scores, slurm, "dev,hf" or none
+EXTRAS=${EXTRAS:-dev}                               # dev, hf, docs, serve, html, scores, slurm, onnx, "dev,hf" or none
 TORCH=${TORCH:-}                                    # torch for pip; empty: the pin, or what is there
 BASE_PYTHON=${BASE_PYTHON:-}                        # makes .venv; empty: the first that fits
 CONSTRAINTS=${CONSTRAINTS:-$ROOT/constraints.txt}   # pinned versions
@@ -35,9 +36,9 @@ FAIRSEQ_NEEDS="hydra-core omegaconf cffi regex sacrebleu tqdm bitarray scikit-le
 
 for extra in ${EXTRAS//,/ }; do
   case $extra in
-    dev | hf | docs | serve | html | scores | slurm) ;;
+    dev | hf | docs | serve | html | scores | slurm | onnx) ;;
     *)
-      die "EXTRAS='$EXTRAS': '$extra' is unknown; known are dev, hf, docs, serve, html, scores and slurm" \
+      die "EXTRAS='$EXTRAS': '$extra' is unknown; known are dev, hf, docs, serve, html, scores, slurm and onnx" \
         "(fairseq is always installed)"
       ;;
   esac

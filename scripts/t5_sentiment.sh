@@ -23,7 +23,7 @@ OUT=${OUT:-$ROOT/runs/t5_sentiment}     # where everything lands
 SEEDS=${SEEDS:-1 2 3}                   # one run a row and seed
 EPOCHS=${EPOCHS:-}                      # passes over train; empty: those of the setting
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once, a core each
-ROWS=${ROWS:-}                          # only these, such as ours-full,ours-lora-8,PEFT-lora-8; empty: all
+ROWS=${ROWS:-}                          # only these, such as ours-full,ours-lora-1,PEFT-lora-1; empty: the report's ten
 PEFT_PYTHON=${PEFT_PYTHON:-}            # a Python with PEFT; empty: .venv-peft
 ADAPTERS_PYTHON=${ADAPTERS_PYTHON:-}    # a Python with AdapterHub's adapters; empty: .venv-adapters
 

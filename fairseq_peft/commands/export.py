@@ -1,8 +1,13 @@
-"""Write an adapter folder as another library reads it: --format hf-peft for Hugging Face PEFT.
+"""Write an adapter folder as another library reads it: --format hf-peft for Hugging Face PEFT, onnx
+for ONNX Runtime.
 
-LoRA (rsLoRA, ranks by pattern, PiSSA, OLoRA), DoRA, IA3, prompts before <s> and prefixes with their
-own positions go there; what PEFT cannot express is refused with the reason. The base is not part of
-the folder: it is the same model, converted.
+hf-peft: LoRA (rsLoRA, ranks by pattern, PiSSA, OLoRA), DoRA, IA3, prompts before <s> and prefixes
+with their own positions go there; what PEFT cannot express is refused with the reason. The base is
+not part of the folder: it is the same model, converted.
+
+onnx: the whole classifier as one file, model.onnx, merged with its base where the method can be
+merged, and the tokenizer beside it. It needs neither torch nor fairseq where it runs. Before it is
+written, ONNX Runtime computes it, and what it predicts is compared with the model in fp32.
 """
 
 from __future__ import annotations
@@ -14,17 +19,27 @@ from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 from fairseq_peft.scores import CLASSES
 
+FORMATS = ("hf-peft", "onnx")
+
 
 def add_arguments(parser):
     parser.add_argument("folder", type=Path, help="the folder adapter/ of a run")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument(
-        "--format", choices=("hf-peft",), default="hf-peft", help="(%(default)s, the only one)"
-    )
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="(%(default)s)")
     parser.add_argument(
         "--base-name",
         default="",
-        help="path or name of the converted base, which AutoPeftModel loads by itself ('')",
+        help="hf-peft: path or name of the converted base, for AutoPeftModel to load ('')",
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="onnx: products in 8 bits, a scale a channel; another model, a little",
+    )
+    parser.add_argument(
+        "--check-text",
+        type=Path,
+        help="onnx: text, a row a line, to compare on (random tokens)",
     )
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
     finetuned.add_base_arguments(parser)
@@ -32,23 +47,51 @@ def add_arguments(parser):
 
 def run(args) -> int:
     check_out(args.out, args.force)
-
-    from fairseq_peft.hf import peft_folder
-
+    ignored = {
+        "hf-peft": {"--int8": args.int8, "--check-text": args.check_text},
+        "onnx": {"--base-name": args.base_name},
+    }
+    for flag, value in ignored[args.format].items():
+        if value:
+            raise InputError(f"{flag} would be ignored with --format {args.format}. Leave it out.")
     found, model = finetuned.from_folder(
         args.folder, args.base, args.allow_other_base, args.trust_checkpoint
     )
+    text = to_peft(args, found, model) if args.format == "hf-peft" else to_onnx(args, found, model)
+    sys.stdout.write(f"{args.out}: {text}\n")
+    return 0
+
+
+def to_peft(args, found, model) -> str:
+    """Write a folder of Hugging Face PEFT; what is in it."""
+    from fairseq_peft.hf import peft_folder
+
     config, tensors = peft_folder.content(found, model)
     if args.base_name:
         config["base_model_name_or_path"] = args.base_name
     labels = found.description["labels"]
     peft_folder.write(args.out, config, tensors, labels, found.description.get("kind", CLASSES))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    sys.stdout.write(
-        f"{args.out}: {config['peft_type']}, {len(tensors)} tensors, {size:,} bytes; classes "
-        f"{', '.join(labels)}\n"
+    return (
+        f"{config['peft_type']}, {len(tensors)} tensors, {size:,} bytes; classes "
+        f"{', '.join(labels)}"
     )
-    return 0
+
+
+def to_onnx(args, found, model) -> str:
+    """Write a folder for ONNX Runtime; what is in it, and how far it agrees with the model."""
+    from fairseq_peft.serving import onnx_folder
+    from fairseq_peft.text.raw_text import read_lines
+
+    texts = list(read_lines([args.check_text])) if args.check_text else ()
+    agreement = onnx_folder.write(args.out, found, model, texts, args.int8)
+    size = (args.out / onnx_folder.MODEL).stat().st_size
+    kind = "int8" if args.int8 else "fp32"
+    return (
+        f"{onnx_folder.MODEL}, {kind}, {size:,} bytes; classes "
+        f"{', '.join(found.description['labels'])}\n"
+        f"compared with the model in fp32, {agreement}"
+    )
 
 
 def check_out(out: Path, force: bool) -> None:

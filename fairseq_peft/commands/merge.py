@@ -215,15 +215,16 @@ def stock_config(cfg: dict, model, head, is_number: bool) -> dict:
         }
     common = {**(cfg.get("common") or {}), "user_dir": None, "tensorboard_logdir": None}
     sizes["_name"] = buildable(names[stock])
-    if "task" in known:  # fairseq's BART asks for it
-        sizes["task"] = {**cfg, **own}["task"]["_name"]
     if hasattr(model.args, "load_checkpoint_heads"):
         sizes["load_checkpoint_heads"] = True
     if kind_of(model.args) == "linear":
         sizes["pooler_activation_fn"] = "linear"
+    told = sizes
+    if sizes["_name"] != names[stock]:
+        # fairseq's BART asks for its task, and finds it in a namespace alone.
+        sizes["task"] = {**cfg, **own}["task"]["_name"]
+        told = argparse.Namespace(**sizes)
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
-    # What has no dataclass is read from a namespace alone.
-    told = sizes if names[stock] in MODEL_DATACLASS_REGISTRY else argparse.Namespace(**sizes)
     return {**kept, **own, "common": common, "model": told}
 
 

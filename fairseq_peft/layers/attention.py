@@ -152,18 +152,18 @@ class SelfAttention(MultiheadAttention):
     def heads(self, projected, dtype):
         """(B, T, C) -> (B, H, T, C / H); what rescales may have made it fp32."""
         projected = projected.to(dtype)
-        shape = (len(projected), -1, self.num_heads, self.head_dim)
+        shape = (projected.shape[0], -1, self.num_heads, self.head_dim)
         return projected.view(shape).transpose(1, 2)
 
     def output(self, attended):
         """What the heads have read, (B, H, T, C / H), projected: (B, T, C)."""
-        joined = attended.transpose(1, 2).reshape(len(attended), -1, self.embed_dim)
+        joined = attended.transpose(1, 2).reshape(attended.shape[0], -1, self.embed_dim)
         return self.out_proj(joined)
 
 
 def prepend(first, rest):
     """``first`` (B, H, P, D), or (H, P, D) for all rows, in front of ``rest`` (B, H, T, D)."""
-    return torch.cat([first.to(rest.dtype).expand(len(rest), -1, -1, -1), rest], 2)
+    return torch.cat([first.to(rest.dtype).expand(rest.shape[0], -1, -1, -1), rest], 2)
 
 
 class CausalSelfAttention(SelfAttention):

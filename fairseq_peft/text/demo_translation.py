@@ -6,7 +6,7 @@ The source is a small English, the target an invented language. What a translato
                 time is always first, and of "x because y" y comes first
     agreement   a noun has one of three genders; its article and adjectives follow gender and
                 number, the verb follows the number of its subject, its ending the tense
-    the court   nouns of its own; 20 nouns that have another translation there ("case", "party");
+    the court   nouns of its own; 8 nouns that have another translation there ("case", "party");
                 the passive is frequent; and every verb has the formal ending
 
 So who moves from the general domain to that of the court has to learn new words, other meanings of
@@ -35,17 +35,15 @@ PEOPLE = words("""
 THINGS = words("""
     boat house bridge garden letter lamp table chair window door horse dog bird apple river tree
     basket hammer violin map clock wagon mirror coat kettle ladder rope shell stone drum
+    coin paper trumpet kite saddle candle shovel pearl barrel cradle feather helmet
 """)
 PLACES = words("forest village market harbour valley kitchen tower field island tavern mill cellar")
 
 #: Nouns of both domains, with a meaning, so a translation, in each.
-AMBIGUOUS = words("""
-    case party bar bench seal bill note record trial charge bond ruling paper order statement file
-    motion term notice witness
-""")
-COURT_PEOPLE = words("judge clerk lawyer prosecutor juror bailiff notary defendant")
-COURT_THINGS = words("verdict contract testament penalty petition licence decree warrant")
-COURT_PLACES = words("courtroom chamber archive prison")
+AMBIGUOUS = words("case party bar bench seal bill note record")
+COURT_PEOPLE = words("judge clerk lawyer prosecutor")
+COURT_THINGS = words("verdict contract testament penalty")
+COURT_PLACES = words("courtroom chamber")
 VERBS = words("""
     paint clean open lift pull visit need want like praise follow help carry repair load sell find
     watch show keep inspect present close accept
@@ -63,7 +61,7 @@ GENDERS = "aoe"
 TENSE_ENDINGS = {"present": "t", "past": "v", "future": "s"}
 FORMAL = "esh"
 IRREGULAR = {"sell": "sold", "find": "found", "keep": "kept", "show": "showed"}
-PLURALS = {"child": "children", "party": "parties", "penalty": "penalties", "notary": "notaries"}
+PLURALS = {"child": "children", "party": "parties", "penalty": "penalties"}
 
 
 def plural(noun: str) -> str:

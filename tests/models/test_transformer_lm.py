@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 import verbs
+from fairseq import checkpoint_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.sequence_generator import SequenceGenerator
 from families import FAMILIES, TransformerLM, parametrize
@@ -24,6 +25,7 @@ from fairseq_peft.models.transformer_lm import (
     TransformerLMPeftConfig,
     TransformerLMPeftModel,
 )
+from fairseq_peft.serving.generate import Generator
 
 VARIANTS = {
     "norms first": {},
@@ -323,11 +325,38 @@ def test_fairseq_trains_it_and_evaluates_it(fairseq, data_folder, tmp_path, caps
     assert merged["model"].keys() == before.keys()
     assert merged["cfg"]["model"]["_name"] == "transformer_lm"
     assert evaluate(tmp_path / "merged.pt") == pytest.approx(found, abs=2e-4)
+    check_generated(base, tmp_path)
     capsys.readouterr()
     message = verbs.refused(
         capsys, "merge", tmp_path / "both" / "checkpoint_last.pt", tmp_path / "no.pt"
     )
     assert "--peft prefix cannot be merged" in message
+
+
+def check_generated(base, folder):
+    """Prompts of several lengths in one batch, by two adapters in turn, go on with the likeliest
+    word after each word, as one pass over all of them has it; that of the LoRA by stock fairseq's
+    model with merged weights."""
+    generator = Generator.load(base, folder / "lora" / "adapter", name="lora")
+    generator.add("both", folder / "both" / "adapter")
+    (stock,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(folder / "merged.pt")])
+    models = {"lora": stock.eval(), "both": generator._writers["both"].model}
+    words, rows, names = task.source_dictionary, [], []
+    for text in ("w1 w2 w3 w4", "w7", "w12 w5"):
+        for name in models:
+            rows.append(text)
+            names.append(name)
+    found = generator.generate(rows, names, beam=1, max_len_b=9)
+    for text, name, one in zip(rows, names, found):
+        tokens = [words.eos(), *words.encode_line(text, append_eos=False).tolist()]
+        while len(tokens) < 10 and (len(tokens) < 3 or tokens[-1] != words.eos()):
+            with torch.no_grad():
+                logits = models[name](torch.tensor([tokens]))[0][0, -1]
+            logits[words.pad()] = -torch.inf
+            tokens.append(int(logits.argmax()))
+        tokens += [words.eos()] * (tokens[-1] != words.eos())
+        assert one.tokens == tokens[1:]
+    assert all(abs(one.score - other.score) > 1e-4 for one, other in zip(found[::2], found[1::2]))
 
 
 @pytest.mark.parametrize("peft", ["adalora", "fusion"])

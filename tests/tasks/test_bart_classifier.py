@@ -38,6 +38,7 @@ SETTINGS = [
     ("prompt", {"prompt_num_tokens": 3}),
     ("ia3", {}),
     ("bitfit", {}),
+    ("adalora", {"peft_targets": "all-linear", "adalora_tfinal": 0}),
     ("head_only", {}),
 ]
 

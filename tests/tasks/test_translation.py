@@ -17,12 +17,13 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer import TransformerModel
-from helpers import PACKAGE
+from helpers import PACKAGE, WORD_START, word_tokenizer
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned, slim
 from fairseq_peft.errors import InputError
 from fairseq_peft.serving.generate import Generator
+from fairseq_peft.text import raw_text
 
 NUMBERS = {
     f"{half}_{name}": value
@@ -36,10 +37,12 @@ SIZES = [f"--{name.replace('_', '-')}={value}" for name, value in NUMBERS.items(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A language whose sentences are those of the other, word for word, the other way round."""
+    """A language whose sentences are those of the other, word for word, the other way round; a
+    sentencepiece model that reads both."""
     folder, rng, words = tmp_path_factory.mktemp("pair"), random.Random(1), Dictionary()
     for i in range(20):
-        words.add_symbol(f"w{i}", n=20 - i)
+        words.add_symbol(f"{WORD_START}w{i}", n=20 - i)
+    (folder / raw_text.MODEL_NAME).write_bytes(word_tokenizer(20))
     rows = {"train": 80, "valid": 12, "test": 12}
     for language in ("en", "xx"):
         words.save(str(folder / f"dict.{language}.txt"))
@@ -163,14 +166,20 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     adapter = tmp_path / "lora" / "adapter"
     told = adapter_folder.read(adapter, of_any_task=True).description
     assert told["task"]["source_lang"] == "en" and told["metrics"]["metric"] == "loss"
-    assert set(told["files"]) == {"adapter.safetensors", "dict.en.txt", "dict.xx.txt"}
+    assert set(told["files"]) == {
+        *("adapter.safetensors", "dict.en.txt", "dict.xx.txt", raw_text.MODEL_NAME)
+    }
     verbs.run("inspect", adapter)
     again = tmp_path / "again.pt"
     verbs.run("merge", adapter, again, "--base", base)
     one, other = weights(merged), weights(again)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
-    # Every row as fairseq-generate has it, word for word, in one process, by adapters in turn.
+    # Every row as fairseq-generate has it, word for word, in one process, by adapters in turn;
+    # there as pieces, here as text.
+    def plain(pieces):
+        return pieces.replace(WORD_START, "")
+
     expected = {
         name: generated(tmp_path / name / "checkpoint_best.pt", *PLUGIN)
         for name in ("lora", "both")
@@ -180,11 +189,11 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     one, other = (generator._writers[name].model for name in ("lora", "both"))
     assert one.encoder.embed_tokens.weight is other.encoder.embed_tokens.weight
     rows = [(row, name) for row in sources for name in ("lora", "both")]
-    texts, names = [sources[row] for row, _ in rows], [name for _, name in rows]
+    texts, names = [plain(sources[row]) for row, _ in rows], [name for _, name in rows]
     found = generator.generate(texts, names, batch_size=5, beam=3, max_len_b=8)
     for (row, name), one in zip(rows, found):
         words, score = expected[name][row]
-        assert one.text == words and abs(one.score / math.log(2) - score) < 1e-3
+        assert one.text == plain(words) and abs(one.score / math.log(2) - score) < 1e-3
     assert {one.text for one in found[::2]} != {one.text for one in found[1::2]}
 
     capsys.readouterr()
