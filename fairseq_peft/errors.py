@@ -37,8 +37,12 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
-def sentence(error: BaseException) -> str | None:
-    """``error`` as one line for its user; None if it is not one for users."""
+def sentence(error: BaseException, place: str = "another place") -> str | None:
+    """``error`` as one line for its user; None if it is not one for users.
+
+    Args:
+        place: what to give where a file cannot be written.
+    """
     ours = find_input_error(error)
     if ours is not None:
         text = _printable(" ".join(str(ours).splitlines()))
@@ -46,7 +50,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         # Where a write fails, not an opening, Python does not say what was written.
         what = error.filename or "A file cannot be written"
-        return f"{what}: {error.strerror}. Give another place, or make room or rights there."
+        return f"{what}: {error.strerror}. Give {place}, or make room or rights there."
     return None
 
 
@@ -69,7 +73,7 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
         return
 
     def show(kind, error, traceback):
-        text = sentence(error)
+        text = sentence(error, "another place (--save-dir)")
         if text is None:
             previous(kind, error, traceback)
         else:

@@ -19,6 +19,25 @@ def give_up_rights() -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
+def said_without_rights(action) -> str:
+    """What ``action`` returns, a text, in a child without rights."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            give_up_rights()
+            os.write(writing, action().encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as file:
+        text = file.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return text
+
+
 @contextlib.contextmanager
 def small_disk(folder, size: str):
     """A disk of its own in ``folder``, of ``size`` (``400k``).
