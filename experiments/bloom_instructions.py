@@ -6,15 +6,13 @@ tensorboard/, loss.png and loss.svg, table.md and table.json.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jobs
-from jobs import ROOT, InputError, Run
+from jobs import InputError, Run
 
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ivy", "Jan", "Kim", "Leo")
 THINGS = ("book", "ring", "drum", "lamp", "boat", "coat", "kite", "vase", "fork", "harp")
@@ -218,29 +216,16 @@ def table(setting: Setting, args) -> None:
 # ---- The command ---------------------------------------------------------------------------------
 
 
-def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--tiny", action="store_true", help="a small BLOOM, pre-trained here first")
-    parser.add_argument("--model", type=Path, help="folder of BLOOM-560m, without --tiny")
-    parser.add_argument("--data", type=Path, help="JSON lines, instruction and output (generated)")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bloom_instructions")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, help="passes over train (those of the setting)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
-    parser.add_argument("--dry-run", action="store_true", help="show the commands")
-    parser.add_argument("extra", nargs="*", help="flags of fairseq-train, after --")
-    args = parser.parse_args(argv)
-    if args.tiny == bool(args.model):
-        raise InputError("Give either --tiny or --model with the folder of BLOOM-560m.")
-    return args
-
-
-def main(argv=None, setting: Setting | None = None) -> None:
-    args = parse(argv)
-    setting = setting or (TINY if args.tiny else PUBLISHED)
-    setting = replace(setting, epochs=args.epochs or setting.epochs)
-    args.out = args.out.resolve()
-    base = args.out / "base" if args.tiny else args.model.resolve()
+def main(argv=None, tiny: Setting = TINY) -> None:
+    flags = jobs.parser(
+        __doc__,
+        "BLOOM",
+        "BLOOM-560m",
+        "JSON lines, instruction and output (generated)",
+        "bloom_instructions",
+    )
+    args = jobs.parse(flags, argv, (PUBLISHED, tiny))
+    base, setting = args.base, args.setting
     if not args.dry_run:
         if not (args.out / jobs.SETTING).is_file():
             write_data(args.data, args.out, setting)

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jobs
-from jobs import ROOT, InputError, Run
+from jobs import SHARED, InputError, Run
 
-SHARED = Path(os.environ.get("FAIRSEQ_PEFT_SHARED", ROOT.parent / "shared"))
 SPLITS = ("train", "valid", "test")
 TEXTS = ("article", "document", "text")
 SUMMARIES = ("highlights", "summary", "abstract", "title")
@@ -288,31 +286,22 @@ def table(setting: Setting, args) -> None:
 # ---- The command ---------------------------------------------------------------------------------
 
 
-def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--tiny", action="store_true", help="a small GPT-2, pre-trained here first")
-    parser.add_argument("--model", type=Path, help="folder of GPT-2 small, without --tiny")
-    parser.add_argument("--data", type=Path, help="news (FAIRSEQ_PEFT_SHARED/data/orangesum)")
-    parser.add_argument("--target", default="", help="column of the summary (the first there is)")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpt2_summarization")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, help="passes over train (those of the setting)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
-    parser.add_argument("--dry-run", action="store_true", help="show the commands")
-    parser.add_argument("extra", nargs="*", help="flags of fairseq-train, after --")
-    args = parser.parse_args(argv)
-    args.data = args.data or SHARED / "data" / "orangesum"
-    if args.tiny == bool(args.model):
-        raise InputError("Give either --tiny or --model with the folder of GPT-2 small.")
-    return args
+def flags() -> argparse.ArgumentParser:
+    made = jobs.parser(
+        __doc__,
+        "GPT-2",
+        "GPT-2 small",
+        "news (FAIRSEQ_PEFT_SHARED/data/orangesum)",
+        "gpt2_summarization",
+    )
+    made.set_defaults(data=SHARED / "data" / "orangesum")
+    made.add_argument("--target", default="", help="column of the summary (the first there is)")
+    return made
 
 
-def main(argv=None, setting: Setting | None = None) -> None:
-    args = parse(argv)
-    setting = setting or (TINY if args.tiny else PUBLISHED)
-    setting = replace(setting, epochs=args.epochs or setting.epochs)
-    args.out = args.out.resolve()
-    base = args.out / "base" if args.tiny else args.model.resolve()
+def main(argv=None, tiny: Setting = TINY) -> None:
+    args = jobs.parse(flags(), argv, (PUBLISHED, tiny))
+    base, setting = args.base, args.setting
     if not args.dry_run:
         if not (args.out / jobs.SETTING).is_file():
             write_data(args, setting, base)

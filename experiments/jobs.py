@@ -6,6 +6,7 @@ seconds of CPU time and its peak of memory. The process imports fairseq once for
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import logging
@@ -16,10 +17,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("FAIRSEQ_PEFT_SHARED", ROOT.parent / "shared"))
 sys.path[:0] = [str(ROOT)]
 
 from fairseq_peft.errors import InputError, install_excepthook, sentence  # noqa: E402,F401
@@ -139,6 +141,50 @@ def claim(out: Path, setting, args) -> None:
                 "delete it."
             )
     write_json(path, asked)
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+
+def parser(text: str, family: str, model: str, data: str, out: str) -> argparse.ArgumentParser:
+    """The flags of every experiment.
+
+    Args:
+        text: what it is about; its first paragraph is shown.
+        family, model: T5, T5-small.
+        data: what --data is.
+        out: name of its folder in runs/.
+    """
+    made = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
+    made.add_argument("--tiny", action="store_true", help=f"a small {family}, pre-trained here")
+    made.add_argument("--model", type=Path, help=f"folder of {model}, without --tiny")
+    made.add_argument("--data", type=Path, help=data)
+    made.add_argument("--out", type=Path, default=ROOT / "runs" / out)
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    made.add_argument("--epochs", type=int, help="passes over train (those of the setting)")
+    made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
+    made.add_argument("--dry-run", action="store_true", help="show the commands")
+    made.add_argument("extra", nargs="*", help="flags of fairseq-train, for our rows, after --")
+    return made
+
+
+def parse(flags: argparse.ArgumentParser, argv, settings: tuple):
+    """The arguments, with ``base``, the folder of the model, and ``setting``.
+
+    Args:
+        settings: that of real weights, and that of --tiny.
+
+    Raises:
+        InputError: there is no model, or there are two.
+    """
+    args = flags.parse_args(argv)
+    if args.tiny == bool(args.model):
+        raise InputError("Give either --tiny or --model with the folder of the weights.")
+    args.out = args.out.resolve()
+    args.base = args.out / "base" if args.tiny else args.model.resolve()
+    setting = settings[args.tiny]
+    args.setting = replace(setting, epochs=args.epochs or setting.epochs)
+    return args
 
 
 # ---- fairseq -------------------------------------------------------------------------------------

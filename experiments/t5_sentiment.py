@@ -13,13 +13,12 @@ import json
 import os
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jobs
-from jobs import ROOT, InputError, Run
+from jobs import ROOT, SHARED, InputError, Run
 
-SHARED = Path(os.environ.get("FAIRSEQ_PEFT_SHARED", ROOT.parent / "shared"))
 #: What data sets call a class -> its number.
 CLASSES = {"neg": 0, "pos": 1, "negative": 0, "positive": 1, "0": 0, "1": 1}
 SPECIAL = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{i}>" for i in range(32))]
@@ -378,25 +377,15 @@ def _lines(path: Path) -> list[str]:
 # ---- The command ---------------------------------------------------------------------------------
 
 
-def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--tiny", action="store_true", help="a small T5, pre-trained here first")
-    parser.add_argument("--model", type=Path, help="folder of T5-small, without --tiny")
-    parser.add_argument("--data", type=Path, help="reviews (FAIRSEQ_PEFT_SHARED/data/imdb)")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "t5_sentiment")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, help="passes over train (those of the setting)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
-    parser.add_argument("--only", default="", help="rows, such as ours-full,PEFT-lora-8")
-    parser.add_argument("--peft-python", default="", help="a Python with PEFT (.venv-peft)")
-    parser.add_argument("--adapters-python", default="", help="with AdapterHub (.venv-adapters)")
-    parser.add_argument("--dry-run", action="store_true", help="show the commands")
-    parser.add_argument("extra", nargs="*", help="flags of fairseq-train, for our rows, after --")
-    args = parser.parse_args(argv)
-    args.data = args.data or SHARED / "data" / "imdb"
-    if args.tiny == bool(args.model):
-        raise InputError("Give either --tiny or --model with the folder of T5-small.")
-    return args
+def flags() -> argparse.ArgumentParser:
+    made = jobs.parser(
+        __doc__, "T5", "T5-small", "reviews (FAIRSEQ_PEFT_SHARED/data/imdb)", "t5_sentiment"
+    )
+    made.set_defaults(data=SHARED / "data" / "imdb")
+    made.add_argument("--only", default="", help="rows, such as ours-full,PEFT-lora-8")
+    made.add_argument("--peft-python", default="", help="a Python with PEFT (.venv-peft)")
+    made.add_argument("--adapters-python", default="", help="with AdapterHub (.venv-adapters)")
+    return made
 
 
 def choose(only: str) -> list[Row]:
@@ -409,13 +398,10 @@ def choose(only: str) -> list[Row]:
     return [row for row in ROWS if (row.name in names if names else row.published != "-")]
 
 
-def main(argv=None, setting: Setting | None = None) -> None:
-    args = parse(argv)
-    setting = setting or (TINY if args.tiny else PUBLISHED)
+def main(argv=None, tiny: Setting = TINY) -> None:
+    args = jobs.parse(flags(), argv, (PUBLISHED, tiny))
+    base, setting = args.base, args.setting
     rows = choose(args.only)
-    setting = replace(setting, epochs=args.epochs or setting.epochs)
-    args.out = args.out.resolve()
-    base = args.out / "base" if args.tiny else args.model.resolve()
     libraries = find_libraries(args)
     if not args.dry_run:
         if not (args.out / jobs.SETTING).is_file():

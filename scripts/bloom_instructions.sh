@@ -23,11 +23,4 @@ SEEDS=${SEEDS:-1 2 3}                       # one run each
 EPOCHS=${EPOCHS:-}                          # passes over train; empty: those of the setting
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once, a core each
 
-# shellcheck disable=SC2206  # seeds are words
-FLAGS=(--out "$OUT" --seeds $SEEDS --jobs "$JOBS")
-[ -z "$EPOCHS" ] || FLAGS+=(--epochs "$EPOCHS")
-[ "$TINY" = 0 ] || FLAGS+=(--tiny)
-[ "$DRY_RUN" = 0 ] || FLAGS+=(--dry-run)
-[ -z "$MODEL" ] || FLAGS+=(--model "$MODEL")
-[ -z "$DATA" ] || FLAGS+=(--data "$DATA")
-exec "$PYTHON" "$ROOT/experiments/bloom_instructions.py" "${FLAGS[@]}" -- ${EXTRA[@]+"${EXTRA[@]}"}
+experiment bloom_instructions

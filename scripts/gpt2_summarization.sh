@@ -25,12 +25,6 @@ SEEDS=${SEEDS:-1 2 3}                       # one run a row and seed
 EPOCHS=${EPOCHS:-}                          # passes over train; empty: those of the setting
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once, a core each
 
-# shellcheck disable=SC2206  # seeds are words
-FLAGS=(--out "$OUT" --seeds $SEEDS --jobs "$JOBS")
-[ -z "$EPOCHS" ] || FLAGS+=(--epochs "$EPOCHS")
-[ "$TINY" = 0 ] || FLAGS+=(--tiny)
-[ "$DRY_RUN" = 0 ] || FLAGS+=(--dry-run)
-[ -z "$MODEL" ] || FLAGS+=(--model "$MODEL")
-[ -z "$DATA" ] || FLAGS+=(--data "$DATA")
+FLAGS=()
 [ -z "$TARGET" ] || FLAGS+=(--target "$TARGET")
-exec "$PYTHON" "$ROOT/experiments/gpt2_summarization.py" "${FLAGS[@]}" -- ${EXTRA[@]+"${EXTRA[@]}"}
+experiment gpt2_summarization ${FLAGS[@]+"${FLAGS[@]}"}

@@ -161,3 +161,15 @@ peft_cli() {
 exec_peft_cli() {
   exec env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
 }
+
+# experiment NAME FLAGS...: experiments/NAME.py, with the knobs that all of them have.
+experiment() {
+  # shellcheck disable=SC2206  # seeds are words
+  local flags=(--out "$OUT" --seeds $SEEDS --jobs "$JOBS")
+  [ -z "$EPOCHS" ] || flags+=(--epochs "$EPOCHS")
+  [ "$TINY" = 0 ] || flags+=(--tiny)
+  [ "$DRY_RUN" = 0 ] || flags+=(--dry-run)
+  [ -z "$MODEL" ] || flags+=(--model "$MODEL")
+  [ -z "$DATA" ] || flags+=(--data "$DATA")
+  exec "$PYTHON" "$ROOT/experiments/$1.py" "${flags[@]}" "${@:2}" -- ${EXTRA[@]+"${EXTRA[@]}"}
+}

@@ -27,14 +27,8 @@ ROWS=${ROWS:-}                          # only these, such as ours-full,ours-lor
 PEFT_PYTHON=${PEFT_PYTHON:-}            # a Python with PEFT; empty: .venv-peft
 ADAPTERS_PYTHON=${ADAPTERS_PYTHON:-}    # a Python with AdapterHub's adapters; empty: .venv-adapters
 
-# shellcheck disable=SC2206  # seeds are words
-FLAGS=(--out "$OUT" --seeds $SEEDS --jobs "$JOBS")
-[ -z "$EPOCHS" ] || FLAGS+=(--epochs "$EPOCHS")
-[ "$TINY" = 0 ] || FLAGS+=(--tiny)
-[ "$DRY_RUN" = 0 ] || FLAGS+=(--dry-run)
-[ -z "$MODEL" ] || FLAGS+=(--model "$MODEL")
-[ -z "$DATA" ] || FLAGS+=(--data "$DATA")
+FLAGS=()
 [ -z "$ROWS" ] || FLAGS+=(--only "$ROWS")
 [ -z "$PEFT_PYTHON" ] || FLAGS+=(--peft-python "$PEFT_PYTHON")
 [ -z "$ADAPTERS_PYTHON" ] || FLAGS+=(--adapters-python "$ADAPTERS_PYTHON")
-exec "$PYTHON" "$ROOT/experiments/t5_sentiment.py" "${FLAGS[@]}" -- ${EXTRA[@]+"${EXTRA[@]}"}
+experiment t5_sentiment ${FLAGS[@]+"${FLAGS[@]}"}

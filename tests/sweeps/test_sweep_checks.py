@@ -203,7 +203,7 @@ def test_the_table_shows_epochs_and_the_time_left(sweep, tmp_path):
     with progress.Table(schedule, console=console) as table:
         table.say("", [watched])
         line = {
-            **{"epoch": 1, "train": {"seconds": 50.0, "loss": 1.0}},
+            **{"epoch": 1, "num_updates": 9, "train": {"seconds": 50.0, "loss": 1.0}},
             "subsets": {"valid": {"accuracy": 0.75, "seconds": 1.0}},
         }
         (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"epoch": 2, "tr')

@@ -108,7 +108,7 @@ def test_bad_addresses_and_programs_are_one_sentence(tmp_path):
         ([tmp_path / "taken"], "exists. Give another ADDRESS"),
         ([tmp_path / "no" / "worker"], "is not a folder"),
         ([tmp_path / ("x" * 100)], "too long for a socket"),
-        ([tmp_path / "worker", "generate", "x"], "generate is not a program of the worker"),
+        ([tmp_path / "worker", "interactive", "x"], "interactive is not a program of the worker"),
     ]:
         done = subprocess.run(cli("worker", *words), env=ENVIRON, capture_output=True, text=True)
         assert done.returncode == 1 and message in done.stderr
