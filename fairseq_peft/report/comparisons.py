@@ -87,7 +87,7 @@ def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:
         paired_difference_high=high,
         paired_wins=wins,
         paired_losses=losses,
-        mcnemar_p=mcnemar(wins, losses),
+        mcnemar_p=mcnemar(differences),
     )
     if len(seeds) < row["difference_to_full_pairs"]:
         row["notes"].append(
@@ -138,9 +138,8 @@ def _apart(row: dict) -> bool:
 
 
 def _significant(row: dict) -> bool:
-    """Whether McNemar's test, corrected, finds a difference, and on the side of the mean."""
-    same_side = (row["paired_wins"] > row["paired_losses"]) == (row["paired_difference_mean"] > 0)
-    return row["mcnemar_p_holm"] < LEVEL and same_side
+    """Whether McNemar's test, corrected, finds a difference."""
+    return row["mcnemar_p_holm"] < LEVEL
 
 
 def _points(fraction: float) -> str:

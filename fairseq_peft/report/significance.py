@@ -5,7 +5,9 @@ Guide to Testing Statistical Significance in NLP"), Berg-Kirkpatrick et al. 2012
 Investigation of Statistical Significance in NLP").
 
 ``differences`` (seeds, rows) holds, for each seed and row, 1 where only the method is right, -1
-where only the other one is, and 0 where both or none are.
+where only the other one is, and 0 where both or none are. A row counts once, by its sum: its
+predictions with several seeds are not independent, and to count each of them would find
+significance where there is none.
 """
 
 from __future__ import annotations
@@ -22,19 +24,36 @@ LEVEL = 0.05
 def wins_and_losses(differences: np.ndarray) -> tuple[int, int]:
     """Rows on which the method is right with more seeds than the other one, and the reverse.
 
-    A row counts once: its predictions with several seeds are not independent, and to count each of
-    them would find significance where there is none. With one seed these are McNemar's two counts.
+    With one seed these are McNemar's two counts.
     """
     sums = differences.sum(axis=0)
     return int((sums > 0).sum()), int((sums < 0).sum())
 
 
-def mcnemar(wins: int, losses: int) -> float:
-    """Two-sided p of McNemar's exact test (1947): ``2 P(X <= min(wins, losses))``, at most 1, with
-    X binomial of ``wins + losses`` tosses of a fair coin."""
-    from scipy.special import bdtr  # scipy.stats takes ten times as long to import
+def mcnemar(differences: np.ndarray) -> float:
+    """Two-sided p of McNemar's exact test (1947), and of what it is with several seeds.
 
-    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+    With one seed each row that only one of the two gets right is a toss of a fair coin. With k a
+    row is a sum from -k to k, whose sign is tossed (Fisher's randomisation test, 1935): p is the
+    share of all tosses whose total is at least as far from 0 as the one that was seen. Not only
+    signs are counted: a row that a baseline, the same with every seed, gets right and two of three
+    seeds do, too, says little for the baseline, and there are many such rows.
+
+    The distribution of the total is that of its characteristic function, the product of
+    ``cos(t |sum|)``; probabilities are exact to 1e-12.
+    """
+    import numpy as np
+
+    sums = differences.sum(axis=0)
+    seen = abs(int(sums.sum()))
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    reach = int(sizes @ counts)
+    angles = np.arange(2 * reach + 1) * 2 * np.pi / (2 * reach + 1)
+    characteristic = np.ones_like(angles)
+    for size, count in zip(sizes, counts):
+        characteristic *= np.cos(angles * size) ** count
+    shares = np.fft.fft(characteristic).real / len(angles)  # of the totals 0, 1, ..., -2, -1
+    return float(np.clip(2 * shares[seen : reach + 1].sum(), 0, 1))
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:

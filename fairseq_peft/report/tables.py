@@ -169,9 +169,9 @@ def _conclusions(rows: list[dict]) -> list[str]:
         "Interval: 95 % of 10,000 paired bootstrap draws, of n rows out of n and k - 1 seeds out "
         "of k, with replacement (of rows alone with one seed). Only it right: rows that more of "
         "its seeds get right than of the other's.",
-        "p: McNemar's exact test of these rows, two-sided; Holm: corrected for all methods that "
-        "are compared with the same one. A difference is told only where p after Holm is below "
-        "0.05 and the interval leaves 0 out.",
+        "p: McNemar's exact test, two-sided; with several seeds the signs of the rows' sums are "
+        "tossed. Holm: corrected for all methods that are compared with the same one. A "
+        "difference is told only where p after Holm is below 0.05 and the interval leaves 0 out.",
     ]
 
 

@@ -1,5 +1,7 @@
 """The tests of significance against numbers that can be worked out by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -13,10 +15,38 @@ def differences_of(wins, losses, rows, seeds=1):
 
 
 def test_mcnemar_by_hand():
+    def p(wins, losses):
+        return mcnemar(differences_of(wins, losses, 50))
+
     # 2 (1 + 12 + 66) / 2^12
-    assert mcnemar(10, 2) == mcnemar(2, 10) == pytest.approx(158 / 4096)
-    assert mcnemar(0, 6) == pytest.approx(2 / 64)
-    assert mcnemar(5, 5) == mcnemar(0, 0) == 1
+    assert p(10, 2) == pytest.approx(158 / 4096) and p(2, 10) == pytest.approx(158 / 4096)
+    assert p(0, 6) == pytest.approx(2 / 64)
+    assert p(5, 5) == p(0, 0) == 1
+
+
+def test_several_seeds_by_all_tosses():
+    differences = np.random.default_rng(1).integers(-1, 2, size=(3, 9))
+    sums = differences.sum(0)
+    totals = [abs(sums @ signs) for signs in itertools.product([-1, 1], repeat=len(sums))]
+    expected = np.mean(np.array(totals) >= abs(sums.sum()))
+    assert mcnemar(differences) == pytest.approx(expected)
+    # Seeds that agree are one seed.
+    assert mcnemar(differences_of(10, 2, 50, seeds=5)) == pytest.approx(158 / 4096)
+
+
+def test_what_is_the_same_with_every_seed_is_no_better_for_it():
+    """Rows of which each answer is right with a chance of their own: on the two counts alone one
+    answer, held against three seeds, would win beyond all doubt."""
+    told, told_by_counts = 0, 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        chance = rng.choice([0.95, 0.6], size=2000)
+        one, *three = (rng.random(2000) < chance for _ in range(4))
+        differences = np.stack([one.astype(int) - other for other in three])
+        told += mcnemar(differences) < 0.05
+        told_by_counts += mcnemar(np.sign(differences.sum(axis=0, keepdims=True))) < 0.05
+    assert 2 <= told <= 18  # 5 % of 200, and 2.6 times their binomial deviation on each side
+    assert told_by_counts > 100
 
 
 def test_holm_by_hand():
