@@ -18,6 +18,7 @@ parse_args "$@"
 
 WORK=${WORK:-$ROOT/quickstart-translation}  # where everything lands
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once, one core each
+THREADS=${THREADS:-1}                       # CPU threads of each
 SEEDS=${SEEDS:-1 2 3}                       # seeds of the runs
 METHODS=${METHODS:-full lora adapter bitfit} # methods
 UPDATES_BASE=${UPDATES_BASE:-500}           # of pre-training

@@ -30,6 +30,7 @@ WORK=${WORK:-$ROOT/runs/translation}            # where everything lands
 SEEDS=${SEEDS:-1 2 3}                           # seeds of the runs
 METHODS=${METHODS:-full lora adapter bitfit prefix} # methods
 JOBS=${JOBS:-1}                                 # runs at once
+THREADS=${THREADS:-$((($(getconf _NPROCESSORS_ONLN) + JOBS - 1) / JOBS))} # CPU threads of each: the cores, shared out
 DEVICE=${DEVICE:-cpu}                           # cpu or cuda
 FORK=${FORK:-1}                                 # 1: programs are forks of one process; 0: each imports everything itself
 VOCAB_SIZE=${VOCAB_SIZE:-10000}                 # pieces of all three languages

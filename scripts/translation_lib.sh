@@ -3,8 +3,9 @@
 
 WORKER=  # where a worker listens that has imported all; empty: each program is a process of its own
 
-# start_worker FOLDER: spare the programs to come their seconds of imports.
+# start_worker FOLDER: spare the programs to come their seconds of imports. Each has THREADS threads.
 start_worker() {
+  export OMP_NUM_THREADS=$THREADS
   [ "$DRY_RUN" != 1 ] && [ "$FORK" = 1 ] || return 0
   WORKER=$(mktemp -d)/worker  # short, as the name of a socket must be
   trap 'rm -rf "${WORKER%/*}"' EXIT
