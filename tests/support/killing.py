@@ -25,6 +25,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq_cli import train
 from runs import metrics, without_clocks
+from workers import session
 
 import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft import cli
@@ -147,17 +148,6 @@ def start_sweep(words, runs, log):
         code = cli.main(["sweep", *words, "--runs", runs])
     finally:
         os._exit(code)
-
-
-def session(leader):
-    """The living processes of a session."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, its_session = path.read_text().rsplit(")", 1)[1].split()[:4]
-            if its_session == str(leader) and state != "Z":
-                found.append(int(path.parent.name))
-    return found
 
 
 def results(runs):

@@ -45,6 +45,17 @@ def children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def session(leader):
+    """The living processes that a terminal would have started together with ``leader``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rsplit(")", 1)[1].split()[:4]
+            if its_session == str(leader) and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, TINY_FLAGS, script
+from workers import children, session
 
 pytestmark = pytest.mark.end_to_end
 
@@ -203,24 +204,9 @@ LONG = {
 }
 
 
-def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def command(pid):
     """Its command line, which a fork has, too."""
     return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-def session(leader):
-    """The living processes that a terminal would have started together with ``leader``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, its_session = path.read_text().rsplit(")", 1)[1].split()[:4]
-            if its_session == str(leader) and state != "Z":
-                found.append(int(path.parent.name))
-    return found
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no worker, no /proc")
