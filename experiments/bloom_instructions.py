@@ -226,23 +226,9 @@ def main(argv=None, tiny: Setting = TINY) -> None:
     )
     args = jobs.parse(flags, argv, (PUBLISHED, tiny))
     base, setting = args.base, args.setting
-    if not args.dry_run:
-        if not (args.out / jobs.SETTING).is_file():
-            write_data(args.data, args.out, setting)
-        jobs.claim(args.out, setting, args)
-        jobs.import_all("BloomForCausalLM")
-    if args.tiny:
-        make = jobs.pretraining(
-            base,
-            args.out / "pretraining-data",
-            [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens],
-            CONFIG,
-            setting.pretraining,
-            3e-3,
-            batch_size=32,
-            threads=args.jobs,
-        )
-        jobs.run_all([make], 1, args.dry_run)
+    jobs.prepare(args, lambda: write_data(args.data, args.out, setting), "BloomForCausalLM")
+    task = [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens]
+    jobs.make_tiny_base(args, task, CONFIG, batch_size=32)
     runs = [lora_run(seed, base, setting, args) for seed in args.seeds]
     jobs.run_all(runs, args.jobs, args.dry_run)
     if not args.dry_run:

@@ -302,25 +302,10 @@ def flags() -> argparse.ArgumentParser:
 def main(argv=None, tiny: Setting = TINY) -> None:
     args = jobs.parse(flags(), argv, (PUBLISHED, tiny))
     base, setting = args.base, args.setting
-    if not args.dry_run:
-        if not (args.out / jobs.SETTING).is_file():
-            write_data(args, setting, base)
-        jobs.claim(args.out, setting, args)
-        jobs.import_all("GPT2LMHeadModel")
-    if args.tiny:
-        room = setting.max_tokens
-        limits = ["--max-prompt-tokens", room, "--max-answer-tokens", room - 8]
-        make = jobs.pretraining(
-            base,
-            args.out / "pretraining-data",
-            [*TASK, "--arch", "hf_causal_lm", *limits],
-            CONFIG,
-            setting.pretraining,
-            3e-3,
-            batch_size=32,
-            threads=args.jobs,
-        )
-        jobs.run_all([make], 1, args.dry_run)
+    jobs.prepare(args, lambda: write_data(args, setting, base), "GPT2LMHeadModel")
+    room = setting.max_tokens
+    limits = ["--max-prompt-tokens", room, "--max-answer-tokens", room - 8]
+    jobs.make_tiny_base(args, [*TASK, "--arch", "hf_causal_lm", *limits], CONFIG, batch_size=32)
     runs = [our_run(name, seed, base, setting, args) for name in ROWS for seed in args.seeds]
     jobs.run_all([rouge_run(args, "published"), rouge_run(args, "lead")], args.jobs, args.dry_run)
     jobs.run_all(runs, args.jobs, args.dry_run)

@@ -263,6 +263,30 @@ def logged(log: Path, tag: str) -> list[dict]:
 # ---- The base of a tiny experiment ---------------------------------------------------------------
 
 
+def prepare(args, write_data: Callable[[], None], model: str) -> None:
+    """The data, once, what the runs are made with, and what all forks need.
+
+    Args:
+        write_data: writes them into ``args.out``.
+        model: the class of transformers.
+    """
+    if args.dry_run:
+        return
+    if not (args.out / SETTING).is_file():
+        write_data()
+    claim(args.out, args.setting, args)
+    import_all(model)
+
+
+def make_tiny_base(args, task: list, config: dict, batch_size: int) -> None:
+    """``args.base``, where it is a tiny one: pre-trained on ``args.out``/pretraining-data."""
+    if args.tiny:
+        data, updates = args.out / "pretraining-data", args.setting.pretraining
+        how = {"batch_size": batch_size, "threads": args.jobs}
+        make = pretraining(args.base, data, task, config, updates, 3e-3, **how)
+        run_all([make], 1, args.dry_run)
+
+
 def write_rows(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

@@ -189,6 +189,11 @@ def span_corruption(words: list[str], draw: random.Random) -> dict[str, str]:
 def write_data(source: Path, out: Path, setting: Setting) -> None:
     """The rows of every split, once as models read them and once for TF-IDF; with ``pretraining``
     the tokenizer and its rows, too."""
+    if not source.exists():
+        raise InputError(
+            f"{source} does not exist: the reviews of IMDB are needed. Give --data with the "
+            "published folder (train/pos ...), or a CSV with review and sentiment."
+        )
     reviews = read_reviews(source)
     for split, limit in zip(("train", "valid", "test"), setting.rows):
         rows = reviews[split][: limit or None]
@@ -403,28 +408,11 @@ def main(argv=None, tiny: Setting = TINY) -> None:
     base, setting = args.base, args.setting
     rows = choose(args.only)
     libraries = find_libraries(args)
-    if not args.dry_run:
-        if not (args.out / jobs.SETTING).is_file():
-            if not args.data.exists():
-                raise InputError(
-                    f"{args.data} does not exist: the reviews of IMDB are needed. Give --data with "
-                    "the published folder (train/pos ...), or a CSV with review and sentiment."
-                )
-            write_data(args.data, args.out, setting)
-        jobs.claim(args.out, setting, args)
-        jobs.import_all("T5ForConditionalGeneration")
-    if args.tiny:
-        make = jobs.pretraining(
-            base,
-            args.out / "pretraining-data",
-            [*TASK, "--arch", "hf_seq2seq", "--max-prompt-tokens", setting.max_tokens],
-            CONFIG,
-            setting.pretraining,
-            3e-3,
-            batch_size=64,
-            threads=args.jobs,
-        )
-        jobs.run_all([make], 1, args.dry_run)
+    jobs.prepare(
+        args, lambda: write_data(args.data, args.out, setting), "T5ForConditionalGeneration"
+    )
+    task = [*TASK, "--arch", "hf_seq2seq", "--max-prompt-tokens", setting.max_tokens]
+    jobs.make_tiny_base(args, task, CONFIG, batch_size=64)
     runs = [
         run
         for by, python in libraries.items()

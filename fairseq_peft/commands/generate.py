@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 from fairseq_peft.commands import predict, serve
-from fairseq_peft.errors import InputError
 from fairseq_peft.text import sources
 
 #: Flags of fairseq's generator -> type, help.
@@ -63,27 +62,11 @@ def add_arguments(parser):
     parser.add_argument("--sampling", action="store_true", help="draw words, search no likeliest")
     parser.add_argument("--seed", type=int, default=1, help="of --sampling (%(default)s)")
     parser.add_argument("--format", choices=["text", "jsonl"], default="text", help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows at once (%(default)s)")
-    parser.add_argument(
-        "--window",
-        type=int,
-        default=512,
-        help="lines read ahead and sorted by length; 1 answers each line at once (%(default)s)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument(
-        "--allow-other-base",
-        action="store_true",
-        help="take a base that the adapter was not trained on",
-    )
+    predict.add_batch_arguments(parser, batch_size=16, window=512)
 
 
 def run(args) -> int:
-    if args.base is None and not args.adapter:
-        raise InputError("Neither --base nor --adapter was given. Give at least one.")
-    for flag, value in (("--batch-size", args.batch_size), ("--window", args.window)):
-        if value < 1:
-            raise InputError(f"{flag} {value}: give 1 or more.")
+    predict.check_batch_arguments(args)
     folders = folders_of(args.adapter)
     search = {name: getattr(args, name) for name in SEARCH if getattr(args, name) is not None}
     if args.sampling:

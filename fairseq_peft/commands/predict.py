@@ -62,13 +62,20 @@ def add_arguments(parser):
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
     parser.add_argument("--precision", choices=NAMES, help="(as in training)")
-    parser.add_argument("--batch-size", type=int, default=64, help="rows at once (%(default)s)")
-    parser.add_argument(
-        "--window",
-        type=int,
-        default=2048,
-        help="lines read ahead and sorted by length; 1 answers each line at once (%(default)s)",
-    )
+    add_batch_arguments(parser, batch_size=64, window=2048)
+
+
+def add_batch_arguments(parser, batch_size: int, window: int) -> None:
+    """How rows go through a model: flags of every verb that reads a stream of them."""
+    for flag, default, text in (
+        ("--batch-size", batch_size, "rows at once (%(default)s)"),
+        (
+            "--window",
+            window,
+            "lines read ahead and sorted by length; 1 answers each line at once (%(default)s)",
+        ),
+    ):
+        parser.add_argument(flag, type=int, default=default, help=text)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument(
         "--allow-other-base",
@@ -77,12 +84,17 @@ def add_arguments(parser):
     )
 
 
-def run(args) -> int:
-    if args.base is None and args.adapter is None:
+def check_batch_arguments(args) -> None:
+    """Raise InputError where there is no model, or no row at once."""
+    if args.base is None and not args.adapter:
         raise InputError("Neither --base nor --adapter was given. Give at least one.")
     for flag, value in (("--batch-size", args.batch_size), ("--window", args.window)):
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more.")
+
+
+def run(args) -> int:
+    check_batch_arguments(args)
     is_table = tables.split_suffix(Path(args.file))[1] in tables.SUFFIXES
     check_table_flags(args, is_table)
     file = open_source(args.file)
