@@ -66,7 +66,7 @@ def log_as_at_first():
     logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(ROOT_LEVEL)
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        # setLevel goes through all loggers, whatever it sets: it is called where it changes something.
+        # setLevel goes through all loggers: it is called where it changes something.
         if name.startswith("fairseq") and getattr(logger, "level", logging.NOTSET):
             logger.setLevel(logging.NOTSET)
 
