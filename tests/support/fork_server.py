@@ -126,6 +126,7 @@ def main(address, parent):
     worker = runpy.run_path(str(WORKER))
     programs = {**worker["PROGRAMS"], "python": "fork_server"}
     modules = (*programs.values(), *worker["LATE"], "composed")
+    given = dict(os.environ)
     for module in modules:
         with contextlib.suppress(ImportError):  # of those that may be missing; serve() knows them
             importlib.import_module(module)
@@ -135,6 +136,8 @@ def main(address, parent):
         importlib.import_module("fairseq_peft.plugin")
         sys.modules["composed"].compose("sentence_classification", "roberta_small_lora")
         address, parent = f"{address}.plugin", os.getppid()
+    os.environ.clear()  # torch has set a variable; what is compared with a request's is as given
+    os.environ.update(given)
     worker["serve"](address, programs, modules, parent)
 
 
