@@ -151,6 +151,21 @@ def seen(condition):
     until(condition, 300, every_s=0.3)
 
 
+def warn_of_the_time_limit(cluster, job):
+    """Let Slurm send its signal, or, where there is no time to wait for that, send it.
+
+    It goes to the step alone: while others of an array are pending, Slurm answers a signal to a
+    whole job by "try again later", though it has delivered it, and scancel repeats it for 95 s.
+    """
+    if len(CELLS) == 1:
+        cluster.run("scancel", "--signal=USR2", f"{job}.0")
+        return
+    shown = cluster.run("scontrol", "show", "job", job)
+    hours, minutes = map(int, re.search(r"RunTime=(\d+):(\d+)", shown).groups())
+    limit = 60 * hours + minutes + 2  # the next but one: it warns 90 s before
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+
+
 def results(runs):
     """All that runs have left but times: folder -> its result and metrics."""
     found = {}
@@ -184,16 +199,9 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(sweep, clus
     held(grid)
     limited, preempted = (run.job() for run in grid)
 
-    # Slurm warns a job of its time limit by this signal. Here it goes to the step alone: while
-    # others of an array are pending, Slurm answers a signal to a whole job by "try again later",
-    # though it has delivered it, and scancel repeats it for 95 s.
-    if len(CELLS) > 1:
-        cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
-    else:
-        cluster.run("scancel", "--signal=USR2", f"{limited}.0")
+    warn_of_the_time_limit(cluster, limited)
     seen(lambda: cluster.jobs()[limited][0] == "PENDING")
-    if len(CELLS) > 1:
-        cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=10")
+    cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=10")
 
     # A job of a partition that goes before takes its node.
     node = cluster.jobs()[preempted][1]
