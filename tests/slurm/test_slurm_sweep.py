@@ -1,6 +1,7 @@
 """A sweep on a real Slurm of two nodes, through all that befalls jobs there, ends as it does here.
 
 SLURM_CELLS=3 python -m pytest tests/slurm     12 runs in place of 4, and Slurm's own time limit
+KILLS=50 python -m pytest tests/slurm          processes killed at random moments, too
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,10 +28,12 @@ pytestmark = pytest.mark.end_to_end
 
 from runs import metrics, without_clocks  # noqa: E402
 
+from fairseq_peft.checkpoints import slim  # noqa: E402
 from fairseq_peft.runs.log import valid_lines  # noqa: E402
 
 CELLS = ("scratch/lora", "scratch/head_only", "scratch/bitfit")[: int(os.getenv("SLURM_CELLS", 1))]
 RATES, SEEDS, EPOCHS = ("1e-3", "1e-2"), (1, 2, 3), 3
+KILLS = int(os.getenv("KILLS", "0"))
 
 #: The sweep as a fork of the test's server, with a Python for the jobs that is none. On this disk
 #: a result is seen as soon as it is there.
@@ -42,8 +48,8 @@ sys.exit(main(sys.argv[1:]))
 """
 ON_SLURM = ("--launcher", "slurm", "--slurm-partition", "low", "--slurm-cpus", 1)
 ON_SLURM += ("--slurm-time", 10, "--slurm-extra", "comment=of a test")
-#: There each LoRA's first training stops after an epoch, until it is killed.
-ON_SLURM += ("--slurm-setup", f"export PYTHONPATH={Path(__file__).with_name('held')}")
+#: Each LoRA's first training stops after an epoch, until it is killed.
+HELD = ("--slurm-setup", f"export PYTHONPATH={Path(__file__).with_name('held')}")
 
 
 class Sweep:
@@ -101,6 +107,16 @@ def sweep(words, python, cluster):
             os.kill(each.pid, signal.SIGKILL)
 
 
+def processes(*words):
+    """Ids of the processes whose command lines have all of ``words``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if set(words) <= set(path.read_bytes().decode(errors="replace").split("\0")):
+                found.append(int(path.parent.name))
+    return found
+
+
 class Run:
     """A run on the cluster, seen from outside."""
 
@@ -113,12 +129,7 @@ class Run:
 
     def process(self):
         """The process that trains; None where there is none."""
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = path.read_bytes().split(b"\0")
-                if b"--save-dir" in words and str(self.folder).encode() in words:
-                    return int(path.parent.name)
-        return None
+        return next(iter(processes("--save-dir", str(self.folder))), None)
 
     def job(self):
         """Slurm's id of the job that trains it."""
@@ -192,7 +203,7 @@ def table(runs):
 def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(sweep, cluster, tmp_path):
     """A time limit, a preemption, a drained node, a sweep that is killed and given again; then a
     job that is cancelled and one whose training is killed, and the sweep given a third time."""
-    first = sweep("there", *ON_SLURM)
+    first = sweep("there", *ON_SLURM, *HELD)
     cell = "tiny/scratch/lora"
     grid = [Run(tmp_path / f"there-grid/lr{rate}" / cell / "seed1") for rate in RATES]
 
@@ -213,7 +224,7 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(sweep, clus
     # The sweep is killed; the one that is given again submits neither of them. One runs, where the
     # node is not drained; when that is resumed, so does the other.
     first.kill()
-    second = sweep("there", *ON_SLURM)
+    second = sweep("there", *ON_SLURM, *HELD)
     epochs = {run: run.num_epochs() for run in grid}
 
     def going():
@@ -238,7 +249,7 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(sweep, clus
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert before
-    status, said = sweep("there", *ON_SLURM).end()
+    status, said = sweep("there", *ON_SLURM, *HELD).end()
     assert status == 0, said
     assert said.count("started") == 2  # what was done is not run again
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -252,3 +263,33 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(sweep, clus
     assert len(expected) == num_runs + len(CELLS)  # the picked run of a grid is there twice
     assert results(tmp_path / "there") == expected
     assert table(tmp_path / "there") == table(tmp_path / "here")
+
+
+@pytest.mark.skipif(not KILLS, reason="scripts/test.sh kill")
+def test_jobs_at_random_moments(sweep, tmp_path):
+    """Who trains, who looks after a job and the sweep itself are killed, one at a time."""
+    folders = [f"there-grid/lr{rate}/tiny/{cell}/seed1" for rate in RATES for cell in CELLS]
+    folders += [f"there/tiny/{cell}/seed{seed}" for seed in SEEDS[1:] for cell in CELLS]
+    runs = [Run(tmp_path / folder) for folder in folders]
+    assert sweep("here", "--jobs", 2).end()[0] == 0
+    expected = results(tmp_path / "here")
+    rng, num_killed, num_ends = random.Random(1), 0, 0
+    while num_killed < KILLS or not num_ends:
+        given = sweep("there", *ON_SLURM)
+        while num_killed < KILLS and given.process.poll() is None:
+            time.sleep(rng.uniform(0, 5))
+            jobs = processes("submitit.core._submit", str(tmp_path / "there" / "slurm" / "%j"))
+            trainings = filter(None, [run.process() for run in runs])
+            victim = rng.choice([given.pid, *jobs, *trainings])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                num_killed += 1
+        status, said = given.end()
+        assert "Traceback" not in said, said
+        for path in tmp_path.glob("there*/**/checkpoint*.pt"):
+            slim.read(str(path))
+        if status == 0:
+            assert results(tmp_path / "there") == expected
+            num_ends += 1
+            for folder in tmp_path.glob("there*"):
+                shutil.rmtree(folder)
