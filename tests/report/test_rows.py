@@ -85,11 +85,12 @@ def test_runs_whose_checkpoints_another_metric_chose_are_noted(make_run):
 
 
 def test_other_rows_are_noted_unless_the_name_says_so(make_run):
-    make_run("full", 1)
-    make_run("full", 2)
-    make_run("lora-64", rows={"train": 64, "valid": 400, "test": 2000})
-    make_run("prompt", rows={"train": 64, "valid": 400, "test": 2000})
-    make_run("ia3-64", rows={"train": 64, "valid": 40, "test": 2000})
+    for seed in (1, 2, 3):
+        make_run("full", seed)
+    few = {"train": 64, "valid": 400, "test": 2000}
+    make_run("lora-64", rows=few)
+    make_run("prompt", rows=few)
+    make_run("ia3-64", rows={**few, "dev": 40})
     rows = rows_of(make_run)
     noted = {
         name: "not those of the other" in str(row["notes"]) for (*_, name), row in rows.items()
