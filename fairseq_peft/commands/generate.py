@@ -4,10 +4,11 @@ For models of fairseq's tasks translation and language_modeling, and of text_to_
 What is written is what fairseq-generate writes of the same rows; text is read as the data were
 (sentencepiece or another bpe of the adapter folder; without one, a line is pieces with spaces).
 
-Row n of the output belongs to line n of the input (with --nbest 3: three rows, the best first); an
-empty line has an empty answer, and an end of line within an answer becomes a space. How it is
-searched is what the training run kept (--generation), unless flags here say more. JSON lines (--format jsonl): text, and score, the log
-likelihood in nats by the number of tokens to the power of --lenpen.
+Row n of the output belongs to line n of the input (with --nbest 3, three rows, the best first); an
+empty line has an empty answer, and an end of line within an answer becomes a space. JSON lines
+(--format jsonl): text, and score, the log likelihood in nats by the number of tokens to the power
+of --lenpen. Flags of generation that are not given are those that the training run has kept
+(--generation), or fairseq's own.
 
 With several adapters, --adapter books=DIR --adapter films=DIR2, a line is the name of one, a tab,
 and the text.
