@@ -11,7 +11,8 @@
 #   targets   LoRA on fewer and on more maps
 #   methods   every other method, and mix-and-match
 #   epochs    the cells of main with one seed and 3, 12 and 24 epochs: does a method underfit?
-#   few       scratch, full, LoRA, prompt, head alone from 16, 64 and 256 training rows, drawn by the seed
+#   few       scratch, full, LoRA, prompt, head alone from 16, 64 and 256 training rows, drawn by the seed; rates as main
+#             picked, the last epoch's weights
 #   old       the cells of main from OLD, a poor checkpoint
 #   hf        full and LoRA in Hugging Face's Trainer and PEFT, at the rates that main picked
 #   e5        a published encoder of 12 layers, as multilingual-e5-small: head alone, LoRA, adapter, full; averages of three
@@ -100,10 +101,16 @@ sweep() {  # PART SEEDS CELLS [VARIABLE=VALUE...]
     "$@" bash "$ROOT/scripts/sweep.sh" ${FLAGS[@]+"${FLAGS[@]}"}
 }
 
-picked() {  # METHOD: the rate of its runs in part main
+picked() {  # METHOD: the rate of its runs in part main; scratch is full fine-tuning of random weights
+  local cell=pretrained/$1
+  [ "$1" != scratch ] || cell=scratch/full
+  if [ "$DRY_RUN" = 1 ]; then
+    echo RATE
+    return
+  fi
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["lr"])' \
-    "$RUNS-main/cls-books/pretrained/$1/seed1/plan.json" 2>/dev/null ||
-    die "the part hf takes the rates that the part main picked, and $RUNS-main has no $1 of seed 1. Run main first."
+    "$RUNS-main/cls-books/$cell/seed1/plan.json" 2>/dev/null ||
+    die "the parts few and hf take the rates that the part main picked, and $RUNS-main has no $cell of seed 1. Run main first."
 }
 
 report() {  # PART
@@ -130,8 +137,13 @@ part() {
     epochs)
       for rows in 3 12 24; do sweep "epochs-$rows" 1 "$MAIN" EPOCHS=$rows; done ;;
     few)
+      # Who has 16 rows has no 400 others to choose with: the rates are those that main picked, the last epoch counts.
+      for method in scratch full lora prompt head_only; do
+        rate=$(picked "$method")
+        printf -v "LR_$(printf %s "$method" | tr "[:lower:]" "[:upper:]")" %s "$rate"
+      done
       for rows in 16:60 64:40 256:20; do
-        FLAGS=(-- --train-examples "${rows%:*}")
+        FLAGS=(-- --train-examples "${rows%:*}" --validate-interval "${rows#*:}")
         sweep "few-${rows%:*}" "1 2 3" "scratch/full pretrained/full pretrained/lora pretrained/prompt pretrained/head_only" \
           EPOCHS="${rows#*:}" BATCH_SIZE=8
       done
@@ -141,7 +153,7 @@ part() {
       sweep old "1 2 3" "$MAIN" DATA="$DATA_BIN/old/cls-books" BASE="$OLD/model.pt" ;;
     hf)
       for method in full lora; do
-        if [ "$DRY_RUN" = 1 ]; then rate=RATE; else rate=$(picked "$method"); fi
+        rate=$(picked "$method")
         for seed in 1 2 3; do
           run env DATA="$DATA_BIN/cls-books" BASE="$MODEL/model.pt" RUNS="$RUNS-main" SEED=$seed METHOD="$method" LR="$rate" \
             bash "$ROOT/scripts/finetune_hf.sh"

@@ -114,7 +114,7 @@ if [ $REAL = 1 ]; then
       run "${pip[@]}" download --no-deps --require-hashes --dest "$folder/packages" -r "${wanted[1]}"
     [ "$DRY_RUN" = 1 ] || cat "${wanted[@]}" >"$folder/requirements.txt"
   fi
-  run env FAIRSEQ_PEFT_REAL="$folder" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -m real ${EXTRA[@]+"${EXTRA[@]}"}
+  run env -u PYTHONDONTWRITEBYTECODE FAIRSEQ_PEFT_REAL="$folder" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -m real ${EXTRA[@]+"${EXTRA[@]}"}
   exit
 fi
 
@@ -161,7 +161,8 @@ if "$PYTHON" -c 'import xdist' 2>/dev/null; then
   CORES=(-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 fi
 STATUS=0
-run env OMP_NUM_THREADS=1 "$PYTHON" -m pytest ${CORES[@]+"${CORES[@]}"} ${SELECT[@]+"${SELECT[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} || STATUS=$?
+# Without its cache of compiled modules, Python would compile the package and the tests in each of their processes.
+run env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 "$PYTHON" -m pytest ${CORES[@]+"${CORES[@]}"} ${SELECT[@]+"${SELECT[@]}"} ${EXTRA[@]+"${EXTRA[@]}"} || STATUS=$?
 if [ "${#FAILED[@]}" -gt 0 ]; then
   printf 'test.sh: failed: %s\n' "${FAILED[@]}" >&2
   [ $STATUS -ne 0 ] || STATUS=1

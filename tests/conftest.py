@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import os
 import random
 import signal
+import sys
 from collections import Counter
 
 import pytest
@@ -44,6 +47,13 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: (-num_slow[item.path], -num_tests[item.path], item.path))
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: the collector of garbage need not look at it ever again."""
+    if "torch" in sys.modules:
+        importlib.import_module("quick_seeds")
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def logs_as_at_first():
     """Commands that are called in this process set how much is logged: no test hears of another."""
@@ -56,7 +66,8 @@ def log_as_at_first():
     logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(ROOT_LEVEL)
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.startswith("fairseq") and isinstance(logger, logging.Logger):
+        # setLevel goes through all loggers: it is called where it changes something.
+        if name.startswith("fairseq") and getattr(logger, "level", logging.NOTSET):
             logger.setLevel(logging.NOTSET)
 
 

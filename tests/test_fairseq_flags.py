@@ -166,12 +166,12 @@ def test_two_processes_with_a_base_are_one_run(
     """The plain command: as many rows an update, the same metrics, adapter and files."""
     flags = given(base_checkpoint, distributed_world_size=2)
     words = list(map(str, train_flags(data_folder, tmp_path / "run", **flags)))
-    start = [sys.executable, "-m"]
     if launcher == "torchrun":
-        start += ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
-    done = subprocess.run(
-        [*start, "fairseq_cli.train", *words], env=environment(), capture_output=True, text=True
-    )
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += ["--nproc-per-node", "2", "-m", "fairseq_cli.train"]
+        done = subprocess.run([*start, *words], env=environment(), capture_output=True, text=True)
+    else:
+        done = fairseq("train", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     same(tmp_path / "run", one_process, exact=False)
     names = [
@@ -187,15 +187,9 @@ def test_two_processes_with_a_base_are_one_run(
 
 
 @END_TO_END
-def test_a_process_that_fails_is_an_error(data_folder, base_checkpoint, tmp_path):
+def test_a_process_that_fails_is_an_error(fairseq, data_folder, base_checkpoint, tmp_path):
     flags = given(base_checkpoint, distributed_world_size=2, peft_targets="query")
-    words = list(map(str, train_flags(data_folder, tmp_path / "run", **flags)))
-    done = subprocess.run(
-        [sys.executable, "-m", "fairseq_cli.train", *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = fairseq("train", *train_flags(data_folder, tmp_path / "run", **flags))
     assert done.returncode != 0 and "matches no module" in done.stderr + done.stdout
 
 

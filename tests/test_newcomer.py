@@ -72,7 +72,7 @@ def here(tmp_path, python):
     return tmp_path
 
 
-def start(here, text):
+def start(here, text, **environment):
     """``text`` as a script of bash, in a session of its own."""
     text = text.replace("fairseq-peft sweep ", "fairseq-peft sweep --threads 1 ")
     for rate in ("lora=1e-3", "head_only=3e-3"):  # too low for so small a model
@@ -82,7 +82,10 @@ def start(here, text):
     return subprocess.Popen(
         ["bash", "-ec", text],
         cwd=here,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(here)},
+        env={
+            **{**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(here)},
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -104,7 +107,7 @@ def test_from_an_own_table_to_labels(here):
     assert stopped.returncode, printed
     assert not list(here.rglob("result.json"))
 
-    again = start(here, "\n".join(lines[begin - 1 :]))
+    again = start(here, "\n".join(lines[begin - 1 :]), FORK_SWEEPS="1")
     out, err = again.communicate(timeout=400)
     assert again.returncode == 0, out + err
     assert "Traceback" not in err

@@ -49,7 +49,10 @@ def course(tmp_path, python):
         return subprocess.run(
             ["bash", "-e", "-c", functions + text],
             cwd=tmp_path,
-            env={**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+            env={
+                **{**os.environ, "PYTHON": python, "FORK_SWEEPS": "1"},
+                **{"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+            },
             capture_output=True,
             text=True,
         )

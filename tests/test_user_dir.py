@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -27,6 +28,12 @@ def flags(data_folder, tmp_path):
         return train_flags(data_folder, tmp_path / "run", user_dir=user_dir, from_scratch=None)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def fairseq(fork_server):
+    """In processes that have not imported the plugin."""
+    return functools.partial(fork_server.run, imported=False)
 
 
 @pytest.fixture(scope="module")

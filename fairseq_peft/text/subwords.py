@@ -250,8 +250,9 @@ class Bert(Subwords):
         super().__init__(files, options)
         path = self.files["vocab.txt"]
         self.rows = _lines(path)
-        if "[UNK]" not in self.rows:
-            raise InputError(f"{path} has no line [UNK]. Give the vocab.txt of a BERT.")
+        for row in ("[UNK]", "[SEP]", "[CLS]"):  # the tokenizer wants them
+            if row not in self.rows:
+                raise InputError(f"{path} has no line {row}. Give the vocab.txt of a BERT.")
         try:
             from tokenizers import BertWordPieceTokenizer
         except ImportError as error:

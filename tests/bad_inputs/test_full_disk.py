@@ -26,11 +26,19 @@ from fairseq_peft.runs import predictions  # noqa: E402
 #: KiB: where a run has no room for its plan, its adapter folder, its first and last checkpoint.
 SIZES = [int(size) for size in os.getenv("DISK_SIZES", "16 100").split()]
 
-AS_ANY_USER = """
-import contextlib, io, json, sys
-sys.path[:0] = [{support!r}]
+AS_NOBODY = f"""
+import sys
+sys.path[:0] = [{str(Path(unprivileged.__file__).parent)!r}]
 from unprivileged import give_up_rights
 give_up_rights()
+"""
+TRAINING = """
+from fairseq_cli import train
+sys.argv = ["fairseq-train", *{words!r}]
+train.cli_main()
+"""
+COMMANDS = """
+import contextlib, io, json
 from fairseq_cli import train
 import fairseq_peft.plugin
 from fairseq_peft import cli, errors
@@ -98,21 +106,22 @@ def whole(folder):
 def test_training_on_a_full_disk(fairseq, data_folder, base_checkpoint, disk, size):
     """It ends with a sentence; where there is room, the same line goes on to the end."""
     flags = {"from_scratch": None, "finetune_from_model": base_checkpoint, "max_epoch": 2}
-    words = train_flags(data_folder, disk(size) / "run", **flags)
-    done = fairseq("train", *words)
+    words = list(map(str, train_flags(data_folder, disk(size) / "run", **flags)))
+    training = AS_NOBODY + TRAINING.format(words=words)
+    done = fairseq("python", training)
     lines = done.stderr.strip().splitlines()
-    print(size, done.returncode, lines[-1:], len(lines))
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert "No space left on device" in lines[0] and lines[0].startswith("fairseq_peft: error: ")
     whole(disk(size))
     disk(1000)
-    done = fairseq("train", *words)
+    done = fairseq("python", training)
     assert done.returncode == 0, done.stderr
     whole(disk(1000))
+    assert {path.stat().st_uid for path in disk(1000).rglob("*")} == {unprivileged.USER}
 
 
 def test_where_nothing_may_be_written(fairseq, data_folder, base_checkpoint, tmp_path):
-    """Each command as a user without rights there."""
+    """Each command, of a user who has no rights there."""
     runs, shut = tmp_path / "runs", tmp_path / "shut"
     data = fake_runs.write_data(tmp_path / "books", "classes", ["bad", "good"], 40)
     fake_runs.write_run(runs, tmp_path / "books", data)
@@ -135,13 +144,11 @@ def test_where_nothing_may_be_written(fairseq, data_folder, base_checkpoint, tmp
     before = sorted(shut.rglob("*"))
     for folder in (shut / "run", shut):
         folder.chmod(0o555)
-    support = str(Path(unprivileged.__file__).parent)
     text = json.dumps([list(map(str, words)) for words in commands])
-    done = fairseq("python", AS_ANY_USER.format(support=support, commands=text))
+    done = fairseq("python", AS_NOBODY + COMMANDS.format(commands=text))
     assert done.returncode == 0, done.stderr
     for verb, status, said in json.loads(done.stdout.partition("ANSWERS")[2]):
         lines = said.splitlines()
-        print(verb, status, lines)
         assert status == 1 and str(shut) in said, (verb, said)
         assert "Permission denied" in said or "not writable" in said, (verb, said)
         assert len(lines) == 1, (verb, said)

@@ -24,6 +24,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent)]
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 
 
+class Files(dict):
+    """name -> content, which is no page of bytes where a finding is printed."""
+
+    def __repr__(self):
+        told = {k: v if len(v) <= 2000 else f"{len(v)} bytes" for k, v in self.items()}
+        return repr(told)
+
+
 def load():
     """(atheris or None, the readers' module, whose package atheris watches)."""
     try:
@@ -52,7 +60,7 @@ def search(name: str, seconds: int) -> None:
             deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
-        )(given(reader.files)(read))
+        )(given(reader.files.map(Files))(read))
 
     sys.excepthook = sys.__excepthook__  # the plugin's own would show a sentence only
     end = time.monotonic() + (seconds if atheris is None else seconds / 2)

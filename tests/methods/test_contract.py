@@ -4,9 +4,7 @@ weights perturbed away from the start."""
 from __future__ import annotations
 
 import copy
-import os
 import subprocess
-import sys
 
 import adapter_folders
 import pytest
@@ -36,6 +34,7 @@ every_setting_of_a_classifier = parametrize(
     SETTINGS, [name for name in FAMILIES if FAMILIES[name].has_head]
 )
 
+SUPPORT, PROGRAM = ROOT / "tests" / "support", "fresh_process.py"
 #: Tensors that train although no logit can depend on them: part of the name -> reason.
 UNSEEN = {
     "k_proj.bias": "what is added to all keys shifts a query's scores alike: softmax cancels it"
@@ -218,7 +217,7 @@ def test_trainable_tensors_move_and_frozen_ones_stay(family, made, batch, peft, 
 
 
 @pytest.mark.end_to_end
-def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_path):
+def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_path, python):
     """Every setting: perturbed, saved, rebuilt by another process at another seed, the same logits.
 
     One process for all settings, because a process costs seconds of imports.
@@ -233,12 +232,8 @@ def test_save_and_load_are_exact_in_a_fresh_process(family, made, batch, tmp_pat
         }
     torch.save({"family": family.name, "tokens": batch, "models": saved}, tmp_path / "models.pt")
     family.dictionary.save(str(tmp_path / "dict.txt"))
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "fresh_process.py", tmp_path],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    code = f"import sys; sys.path[:0] = ['{SUPPORT}', '{ROOT}']\n{(SUPPORT / PROGRAM).read_text()}"
+    done = subprocess.run([python, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == list(saved)
 

@@ -142,7 +142,7 @@ def test_dry_run_changes_nothing(path, tmp_path, project, inputs, request):
     arguments = [argument.format(**places) for argument in arguments]
     environment = {name: value.format(**places) for name, value in environment.items()}
     if path.name == "sweep.sh":  # asks for the learning rates of every cell
-        environment["PYTHON"] = request.getfixturevalue("python")
+        environment |= {"PYTHON": request.getfixturevalue("python"), "FORK_SWEEPS": "1"}
     before = snapshot(tmp_path)
     done = run_script(
         project / "scripts" / path.name, *arguments, "--dry-run", cwd=inputs, **environment

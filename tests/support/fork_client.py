@@ -2,8 +2,9 @@
 
 Scripts get it as their PYTHON (tests/support/fork_server.py). The number of threads and what else
 is read while Python starts are the server's. What cannot be a fork is a process of its own: other
-options of Python, and a worker, which has a parent to watch, a sweep, which forks one, and their
-clients, which must have the same environment.
+options of Python, and a worker, which has a parent to watch, and its clients, which must have the
+same environment. So is a sweep, whose process, group or session a test may look for, unless the
+test sets FORK_SWEEPS.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ WORKER = Path(__file__).resolve().parents[2] / "fairseq_peft" / "sweeps" / "work
 
 def main():
     address, *words = sys.argv[1:]
-    own = words[2:3] in (["worker"], ["sweep"]) or "--worker" in words
+    own = words[2:3] == ["worker"] or "--worker" in words
+    if words[2:3] == ["sweep"]:
+        own = not os.getenv("FORK_SWEEPS")
     if words[:1] not in (["-m"], ["-c"]) or own:
         os.execv(sys.executable, [sys.executable, *words])
     worker = runpy.run_path(str(WORKER))

@@ -1,11 +1,15 @@
 """Command lines in processes forked from one that has imported fairseq already.
 
-It is the package's own worker (fairseq_peft/sweeps/worker.py), but without the plugin: the tests
-look at how fairseq imports it, so each child imports it by itself.
+It is the package's own worker (fairseq_peft/sweeps/worker.py). A second one, a fork of it, has
+imported the plugin, too, and runs the commands whose --user-dir is the package. Everything else is
+a child of the first, and imports the plugin by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import json
 import logging
 import os
@@ -18,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 WORKER = Path(__file__).resolve().parents[2] / "fairseq_peft" / "sweeps" / "worker.py"
+PACKAGE = WORKER.parents[1]
 CLIENT = Path(__file__).with_name("fork_client.py")
 
 
@@ -39,29 +44,33 @@ class ForkServer:
                 env=self.environ,
             )
 
-    def wait(self):
+    def wait(self, address=None):
         """Until it takes requests."""
-        while not os.path.exists(self.address):
+        while not os.path.exists(address or self.address):
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             time.sleep(0.05)
 
-    def run(self, program, *argv, cwd=None):
+    def run(self, program, *argv, cwd=None, imported=True):
         """Run a program of the worker, or ``python`` with a script as its one argument.
+
+        Args:
+            imported: whether ``--user-dir`` may find the plugin imported.
 
         Returns:
             ``returncode``, ``stdout``, ``stderr``.
         """
         from fairseq_peft.sweeps import worker
 
-        self.wait()
+        argv = [str(word) for word in argv]
+        named = ("--user-dir", str(PACKAGE)) in zip(argv, argv[1:])
+        address = f"{self.address}.plugin" if named and imported else self.address
+        self.wait(address)
         if program == "python":
-            argv = ("-c", *argv)
+            argv = ["-c", *argv]
         paths = [self.folder / name for name in ("stdout", "stderr")]
         with open(os.devnull) as nothing, open(paths[0], "w") as out, open(paths[1], "w") as err:
             streams = [file.fileno() for file in (nothing, out, err)]
-            code = worker.run(
-                self.address, program, argv, cwd or self.folder, self.environ, streams
-            )
+            code = worker.run(address, program, argv, cwd or self.folder, self.environ, streams)
         stdout, stderr = (path.read_text() for path in paths)
         return SimpleNamespace(returncode=code, stdout=stdout, stderr=stderr)
 
@@ -87,8 +96,11 @@ class ForkServer:
 def cli_main():
     """The program ``python``: ``-c CODE`` or ``-m MODULE``, and arguments."""
     how, what, *arguments = sys.argv[1:]
+    tempfile.tempdir = None  # it is where this environment says
     if "FORKING_PYTHON" in os.environ:  # as in a Python that has just started, no log is set up yet
-        sys.executable = os.environ.pop("FORKING_PYTHON")
+        forking = os.environ.pop("FORKING_PYTHON")
+        # A sweep's worker and the clients of that are of one Python.
+        sys.executable = sys.executable if arguments[:1] == ["sweep"] else forking
         logging.root.handlers.clear()
         logging.root.setLevel(logging.WARNING)
         # It sets the log up while it is imported, whoever imports it (fairseq_peft.train).
@@ -110,8 +122,24 @@ def cli_main():
         exec(compile(what, "<script>", "exec"), {"__name__": "__main__"})
 
 
-if __name__ == "__main__":
+def main(address, parent):
     worker = runpy.run_path(str(WORKER))
     programs = {**worker["PROGRAMS"], "python": "fork_server"}
-    modules = (*worker["LATE"], "composed")
-    worker["serve"](sys.argv[1], programs, modules, parent=int(sys.argv[2]))
+    modules = (*programs.values(), *worker["LATE"], "composed")
+    given = dict(os.environ)
+    for module in modules:
+        with contextlib.suppress(ImportError):  # of those that may be missing; serve() knows them
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    if os.fork() == 0:
+        importlib.import_module("fairseq_peft.plugin")
+        sys.modules["composed"].compose("sentence_classification", "roberta_small_lora")
+        address, parent = f"{address}.plugin", os.getppid()
+    os.environ.clear()  # torch has set a variable; what is compared with a request's is as given
+    os.environ.update(given)
+    worker["serve"](address, programs, modules, parent)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

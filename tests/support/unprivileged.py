@@ -1,4 +1,4 @@
-"""A process that may no more than any user: for root, folders would never be read-only."""
+"""A process of a user who may no more than any: for root, no folder would be read-only."""
 
 from __future__ import annotations
 
@@ -7,16 +7,31 @@ import ctypes
 import os
 import subprocess
 
-#: _LINUX_CAPABILITY_VERSION_3, of this process; two sets of three masks.
-_HEADER, _NONE = (0x20080522, 0), [0] * 6
+#: The user "nobody", whom every Linux has.
+USER = 65534
+#: _LINUX_CAPABILITY_VERSION_3 and this process, as capset wants them.
+_HEADER = (0x20080522, 0)
+#: CAP_DAC_READ_SEARCH as a mask, and prctl's PR_SET_KEEPCAPS.
+_READ, _KEEP = 1 << 2, 8
 
 
 def give_up_rights() -> None:
-    """Let this process be root in name only: permissions of files count for it."""
-    if os.geteuid() == 0:
-        header, none = (ctypes.c_uint32 * 2)(*_HEADER), (ctypes.c_uint32 * 6)(*_NONE)
-        if ctypes.CDLL(None, use_errno=True).capset(header, none):
-            raise OSError(ctypes.get_errno(), "capset")
+    """Let this process be nobody's; who is not root stays who they are.
+
+    Of root's rights it keeps the one to read: Python, the package and the data of the tests may lie
+    in folders that only root looks into. It writes where nobody may write, and nowhere else.
+    """
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_KEEP, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    # Effective, permitted and inheritable; each mask has a second half.
+    rights = (ctypes.c_uint32 * 6)(_READ, _READ, 0, 0, 0, 0)
+    if libc.capset((ctypes.c_uint32 * 2)(*_HEADER), rights):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def said_without_rights(action) -> str:
@@ -40,13 +55,14 @@ def said_without_rights(action) -> str:
 
 @contextlib.contextmanager
 def small_disk(folder, size: str):
-    """A disk of its own in ``folder``, of ``size`` (``400k``).
+    """A disk of nobody's in ``folder``, of ``size`` (``400k``).
 
     Raises:
         OSError: none may be mounted here.
     """
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    options = f"size={size},uid={USER},gid={USER}"
+    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise OSError(done.stderr)

@@ -59,6 +59,7 @@ def test_two_sweeps_on_one_folder_share_the_runs(python, data_folder, tmp_path):
         **{"DATA": data_folder, "RUNS": tmp_path / "runs", "CELLS": "scratch/lora", "SEEDS": "1 2"},
         **{"LR_SCRATCH": "1e-3 1e-2", "EPOCHS": "2", "BATCH_SIZE": "8", "PYTHON": python},
         **{"ARCH_ARGS": " ".join(TINY_FLAGS), "JOBS": "2", "THREADS": "1", "TMPDIR": tmp_path},
+        FORK_SWEEPS="1",
     )
     for text, status in ended:
         assert status == 0 and "3 of 3 done, 0 running, 0 failed" in text, text

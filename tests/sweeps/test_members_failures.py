@@ -9,7 +9,7 @@ pytest.importorskip("fairseq")
 pytestmark = pytest.mark.end_to_end
 
 
-def test_a_member_that_fails_is_a_failed_run(data_folder, base_checkpoint, tmp_path):
+def test_a_member_that_fails_is_a_failed_run(python, data_folder, base_checkpoint, tmp_path):
     """Something lies where the second seed's adapter folder is to be: one sentence in its log. The
     first seed, in the same process, is trained to its end."""
     cell = tmp_path / "runs" / data_folder.name / "pretrained" / "lora"
@@ -28,6 +28,8 @@ def test_a_member_that_fails_is_a_failed_run(data_folder, base_checkpoint, tmp_p
         "THREADS": 1,
         "MEMBERS": 2,
         "ARCH_ARGS": " ".join(TINY_FLAGS),
+        "PYTHON": python,
+        "FORK_SWEEPS": "1",
     }
     done = script("sweep.sh", **knobs)
     assert done.returncode == 1

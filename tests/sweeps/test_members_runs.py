@@ -183,6 +183,7 @@ def test_sweep_script_with_members(python, data_folder, base_checkpoint, tmp_pat
         "THREADS": 1,
         "ARCH_ARGS": " ".join(TINY_FLAGS),
         "PYTHON": python,
+        "FORK_SWEEPS": "1",
     }
     results = {}
     for members in (1, 3):

@@ -57,6 +57,7 @@ def knobs(data, python):
         "JOBS": 2,
         "TMPDIR": data,
         "PYTHON": python,
+        "FORK_SWEEPS": "1",
     }
     return lambda **more: {**given, **more}
 
@@ -170,7 +171,7 @@ def test_finetune_refuses_bad_knobs(data, knobs):
 def sweeping(knobs, data, name):
     """A sweep of one endless run, once it trains: the sweep, as a terminal would start it, and the
     ids of its run, of that run's handler and of the worker."""
-    more = knobs(RUNS=data / name, **LONG)
+    more = knobs(RUNS=data / name, FORK_SWEEPS="", **LONG)
     sweep = subprocess.Popen(
         ["bash", str(ROOT / "scripts" / "sweep.sh")],
         env={**os.environ, **{key: str(value) for key, value in more.items()}},

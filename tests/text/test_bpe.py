@@ -168,6 +168,7 @@ def damaged(folder, name, content):
         ("subword_nmt", "bpecodes", b"a b 3\n", "expected a pair."),
         ("fastbpe", "bpecodes", b"a b\n", "expected a pair and its count"),
         ("bert", "vocab.txt", b"a\nb\n", "vocab.txt has no line [UNK]"),
+        ("bert", "vocab.txt", b"[UNK]\n[CLS]\na\n", "vocab.txt has no line [SEP]"),
         ("bert", "bpe.json", b'{"bpe": "bert", "lower": 1}', "has no option 'lower'"),
         ("none", "bpe.json", b'{"bpe": "words"}', "--bpe words is unknown. Known: sentencepiece,"),
         ("none", "bpe.json", b"{}", "bpe.json is damaged"),
