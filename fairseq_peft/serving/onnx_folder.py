@@ -29,7 +29,7 @@ from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import tokenizer
 from fairseq_peft.models.roberta import RobertaPeftModel
-from fairseq_peft.serving import served
+from fairseq_peft.serving import onnx_int8, served
 from fairseq_peft.serving.agreement import Agreement, compare
 from fairseq_peft.serving.predict import answer
 
@@ -61,8 +61,8 @@ def write(
         found, model: an adapter folder, and the model that it makes of its base.
         texts: rows to compare on, a line each as ``fairseq-peft predict`` reads them; without any,
             random tokens are.
-        int8: whether the weights of products are whole numbers of 8 bits, a scale a channel, and
-            what they are multiplied with is rounded to 8 bits as it comes.
+        int8: whether products compute in 8 bits; the first of the rows tell how large numbers
+            become.
 
     Returns:
         How far ONNX Runtime agrees with the model in fp32.
@@ -100,7 +100,8 @@ def write(
             (new / name).write_text(value if isinstance(value, str) else text, encoding="utf-8")
         to_onnx(scores, new / MODEL, reader.max_tokens)
         if int8:
-            to_int8(new / MODEL)
+            with quiet():
+                onnx_int8.write(new / MODEL, [np.array([row]) for row in rows[: onnx_int8.ROWS]])
         session = runtime.InferenceSession(str(new / MODEL), providers=["CPUExecutionProvider"])
 
         def run(tokens):
@@ -182,21 +183,6 @@ def to_onnx(scores: Scores, path: Path, max_tokens: int) -> None:
             dynamo=True,
             external_data=False,
             verbose=False,
-        )
-
-
-def to_int8(path: Path) -> None:
-    """Let the file's products compute in 8 bits."""
-    from onnxruntime import quantization
-
-    with quiet():
-        quantization.quantize_dynamic(
-            str(path),
-            str(path),
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            reduce_range=True,  # without VNNI sums of 8-bit products overflow
-            weight_type=quantization.QuantType.QInt8,
         )
 
 

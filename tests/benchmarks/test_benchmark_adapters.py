@@ -18,8 +18,8 @@ def tiny_run(out, *flags, **env):
 
 
 @pytest.mark.end_to_end
-def test_ours_and_whole_models_are_measured_on_the_same_tokens(tmp_path):
-    done = tiny_run(tmp_path, "--only", "ours-*,whole-3")
+def test_ours_and_whole_models_are_measured_on_the_same_tokens(tmp_path, python):
+    done = tiny_run(tmp_path, "--only", "ours-*,whole-3", python=python)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "many_adapters.json").read_text())
     assert result["schema"] == 1 and result["failures"] == result["left_out"] == []

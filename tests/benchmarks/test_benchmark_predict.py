@@ -18,8 +18,8 @@ def tiny_run(out, *flags, **env):
 
 
 @pytest.mark.end_to_end
-def test_every_contestant_is_measured_on_the_same_tokens(tmp_path):
-    done = tiny_run(tmp_path, "--only", ",".join(OURS))
+def test_every_contestant_is_measured_on_the_same_tokens(tmp_path, python):
+    done = tiny_run(tmp_path, "--only", ",".join(OURS), python=python)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "predict_speed.json").read_text())
     assert result["schema"] == 1 and result["failures"] == result["left_out"] == []
@@ -31,7 +31,7 @@ def test_every_contestant_is_measured_on_the_same_tokens(tmp_path):
         assert (run["texts"], run["threads"]) == (12, 1)
         assert run["tokens"] > 12 * 5
         assert entry["texts_per_s"]["median"] == 12 / run["seconds"]
-        assert 0.5 < run["startup_s"] < 300
+        assert 0 < run["startup_s"] < 300
         assert entry["name"] in done.stdout
 
 

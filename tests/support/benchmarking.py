@@ -17,16 +17,17 @@ TINY_MODEL = [
 ]
 
 
-def benchmark(program: str, out, *flags, **env) -> subprocess.CompletedProcess:
-    """``program --out OUT --repeats 1 --threads 1 FLAGS`` of a tiny model, without shared data."""
+def benchmark(program: str, out, *flags, python=None, **env) -> subprocess.CompletedProcess:
+    """``program --out OUT --repeats 1 --threads 1 FLAGS`` of a tiny model, without shared data, by
+    ``python`` or a process with imports of its own."""
     return subprocess.run(
         [
-            *(sys.executable, str(FOLDER / program), "--out", str(out)),
+            *(python or sys.executable, str(FOLDER / program), "--out", str(out)),
             *("--repeats", "1", "--threads", "1", *TINY_MODEL, *flags),
         ],
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "FAIRSEQ_PEFT_SHARED": "", **env},
+        env={**os.environ, "FAIRSEQ_PEFT_SHARED": "", "OMP_NUM_THREADS": "1", **env},
         cwd=FOLDER.parent,
     )

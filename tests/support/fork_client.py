@@ -1,10 +1,10 @@
 """``fork_client.py ADDRESS -m MODULE ...`` is ``python -m MODULE ...`` as a fork of the server.
 
-Scripts get it as their PYTHON (tests/support/fork_server.py). The number of threads and what else
-is read while Python starts are the server's. What cannot be a fork is a process of its own: other
-options of Python, and a worker, which has a parent to watch, and its clients, which must have the
-same environment. So is a sweep, whose process, group or session a test may look for, unless the
-test sets FORK_SWEEPS.
+So are ``-c CODE`` and the programs of benchmarks/. Scripts get it as their PYTHON
+(tests/support/fork_server.py). The number of threads and what else is read while Python starts are
+the server's. What cannot be a fork is a process of its own: other options of Python, and a worker,
+which has a parent to watch, and its clients, which must have the same environment. So is a sweep,
+whose process, group or session a test may look for, unless the test sets FORK_SWEEPS.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ import signal
 import sys
 from pathlib import Path
 
-WORKER = Path(__file__).resolve().parents[2] / "fairseq_peft" / "sweeps" / "worker.py"
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = ROOT / "fairseq_peft" / "sweeps" / "worker.py"
+#: A program of benchmarks/, as what follows -c.
+PROGRAM = """
+import runpy, sys
+sys.argv[0], sys.path[0] = {path!r}, {folder!r}
+runpy.run_path({path!r}, run_name="__main__")
+"""
 
 
 def main():
     address, *words = sys.argv[1:]
+    path = Path(*words[:1])
+    if path.parent == ROOT / "benchmarks":
+        words[:1] = ["-c", PROGRAM.format(path=str(path), folder=str(path.parent))]
     own = words[2:3] == ["worker"] or "--worker" in words
     if words[2:3] == ["sweep"]:
         own = not os.getenv("FORK_SWEEPS")
