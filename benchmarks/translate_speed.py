@@ -178,7 +178,8 @@ def main() -> int:
         speed = spread(list(speeds[one.name].values()))
         ratio = ratios(speeds[one.name], speeds[first[one.what]])
         numbers = [range_of(speed), range_of(ratio, 2)]
-        lines.append([one.name, *numbers, f"{trained[one.name]:,}"])
+        count = f"{trained[one.name]:,}" if one.what == "train" else "-"
+        lines.append([one.name, *numbers, count])
         entries.append(
             {"name": one.name, "words_per_s": speed, "x_first": ratio, "runs": runs[one.name]}
         )
