@@ -231,6 +231,7 @@ def model_flags() -> str:
 
     from fairseq_peft import methods
     from fairseq_peft.commands.methods import describe
+    from fairseq_peft.methods import token_rows
     from fairseq_peft.models.options import COMMON, METHOD_FIELDS
 
     parts = [
@@ -243,7 +244,7 @@ def model_flags() -> str:
     models = own(MODEL_REGISTRY)
     first = next(iter(models))
     configs = {name: dataclasses.fields(MODEL_DATACLASS_REGISTRY[name]) for name in models}
-    common = [field for field in configs[first] if field.name in COMMON]
+    common = [field for field in configs[first] if field.name in (*COMMON, token_rows.FLAG)]
     parts.append(fields_table(common))
     for name, fields in configs.items():
         parts.append(f"## `{name}`")

@@ -244,6 +244,7 @@ def placeholder(num_rows: int):
     for row in range(len(dictionary), num_rows - 1):
         dictionary.add_symbol(f"word{row}")
     dictionary.add_symbol("<mask>")
+    dictionary.is_placeholder = True
     return dictionary
 
 

@@ -1,11 +1,11 @@
 """Write a RoBERTa, CamemBERT, XLM-R or BERT of Hugging Face's library as a fairseq checkpoint, and
-check it.
+check it; a BART, mBART, M2M-100 or NLLB, too.
 
 The folder holds config.json, model.safetensors (or pytorch_model.bin, as older versions wrote it;
-or several files with their index) and tokenizer.json. The output folder holds model.pt, dict.txt
-and what cuts text into pieces: sentencepiece.bpe.model, if there is one, or the files of --bpe gpt2
-or bert. Both sides then compute on the same tokens, and read the same texts; a checkpoint that
-differs is not written.
+or several files with their index) and tokenizer.json (M2M-100's vocab.json). The output folder
+holds model.pt, dict.txt and what cuts text into pieces: sentencepiece.bpe.model, if there is one,
+or the files of --bpe gpt2 or bert. Both sides then compute on the same tokens, and read the same
+texts; a checkpoint that differs is not written.
 """
 
 from __future__ import annotations

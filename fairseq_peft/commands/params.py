@@ -156,9 +156,10 @@ def count_method(peft, arch, dims, knobs, head, base) -> dict:
 
 def knob_types(peft: str) -> dict[str, type]:
     """Flag -> type, for every knob of the methods in ``peft``; a switch takes true or false."""
+    from fairseq_peft.methods import token_rows
     from fairseq_peft.methods.base import field_types, flag_name
 
-    found = {}
+    found = {token_rows.FLAG: str}
     for method in methods.split(peft):
         types = field_types(method.Config)
         for knob in dataclasses.fields(method.Config):

@@ -1,7 +1,8 @@
 """Write a fairseq checkpoint as a folder of Hugging Face's library, and check it there.
 
 AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer and pipeline open the folder
-by themselves (AutoModel, where there is no LM head). A language model, a model fine-tuned as a
+by themselves (AutoModel, where there is no LM head). An encoder-decoder becomes BART, mBART or
+M2M-100 (which NLLB is, too), for AutoModelForSeq2SeqLM. A language model, a model fine-tuned as a
 whole, or a merged one (fairseq-peft merge) can go there; an adapter folder, given with --base, is
 merged on the way. Both sides then compute on the same tokens, and read the same texts; a folder
 that differs is not written.
@@ -41,6 +42,11 @@ def add_arguments(parser):
         "LABEL_0,LABEL_1,...)",
     )
     parser.add_argument(
+        "--langs",
+        help="languages with commas that an encoder-decoder's task added to its dictionary, in "
+        "their order (those that the checkpoint names)",
+    )
+    parser.add_argument(
         "--check-text", type=Path, help="text whose lines are read on both sides, besides random"
     )
     parser.add_argument(
@@ -74,8 +80,13 @@ def run(args) -> int:
         base=args.base,
         allow_other_base=args.allow_other_base,
         trust=args.trust_checkpoint,
+        languages=args.langs.split(",") if args.langs else (),
     )
     sys.stdout.write("\n".join(report(args.out, found)) + "\n")
+    if found.get("reason"):
+        sys.stdout.write(
+            f"the folder has no tokenizer: {found['reason']} Token ids are fairseq's\n"
+        )
     return 0
 
 
@@ -85,9 +96,13 @@ def report(out: Path, found: dict):
     classes = f"; classes {', '.join(found['labels'])}" if found["labels"] else ""
     head = "" if found.get("lm_head", True) or found["labels"] else "; no LM head"
     yield f"{out}: {kind}{found['tensors']} tensors{classes}{head}"
-    compared = [name for name in ("features", "class logits", "LM logits") if name in found]
+    names = ("features", "class logits", "LM logits")
+    names += ("encoder features", "decoder features", "logits")
+    compared = [name for name in names if name in found]
     if compared:
         yield "largest differences: " + ", ".join(f"{n} {found[n]:.1e}" for n in compared)
+    if "tokens" in found:
+        yield f"{found['tokens']} words are written alike, the likeliest each time"
     if "texts" in found:
         ties = f", {found['ties']} the same in another order" if found["ties"] else ""
         yield f"{found['texts']} texts have the same token ids{ties}"

@@ -15,6 +15,7 @@ from fairseq_peft.architectures import SIZES
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.checkpoints.file import told
 from fairseq_peft.errors import InputError
+from fairseq_peft.hf import encoder_decoder
 from fairseq_peft.hf.weights import has_lm_head
 from fairseq_peft.models.roberta import BASE_SIZES, HEADS
 
@@ -38,12 +39,35 @@ class Base(NamedTuple):
         weights: its tensors by today's names.
         flags: what builds its model; ``_name`` is the size's, without a method.
         dictionary: with ``<mask>``.
+        kind: of an encoder-decoder; None for a RoBERTa.
     """
 
     state: dict
     weights: dict[str, torch.Tensor]
     flags: dict
     dictionary: object
+    kind: encoder_decoder.Kind | None = None
+
+
+def read_any(path: Path, dictionary: Path, trust: bool = False, languages=()) -> Base:
+    """As ``read``, and encoder-decoders, too.
+
+    Args:
+        languages: those that the task adds to the dictionary, where the checkpoint names none.
+    """
+    state = slim.read(str(path), trust=trust)
+    weights = adapter_folder.renamed(state["model"])
+    if not encoder_decoder.is_one(weights):
+        if languages:
+            raise InputError(
+                f"--langs {','.join(languages)} would be ignored: {path} is no encoder-decoder. "
+                "Leave it out."
+            )
+        return read(path, dictionary, trust)
+    kind, found = encoder_decoder.flags(path, state, weights)
+    num_rows = len(weights[encoder_decoder.WORDS[0]])
+    words = encoder_decoder.dictionary(path, dictionary, num_rows, state, kind, languages)
+    return Base(state, weights, found, words, kind)
 
 
 def read(path: Path, dictionary: Path, trust: bool = False) -> Base:
@@ -111,7 +135,11 @@ def build(flags: dict, dictionary, seed: int = 1, **more):
     from fairseq import models
 
     given = Namespace(**{**flags, "_name": f"{flags['_name']}_{more.get('peft', 'full')}", **more})
-    task = SimpleNamespace(source_dictionary=dictionary, cfg=SimpleNamespace(seed=seed))
+    task = SimpleNamespace(
+        source_dictionary=dictionary,
+        target_dictionary=dictionary,
+        cfg=SimpleNamespace(seed=seed),
+    )
     return models.build_model(given, task)
 
 
@@ -123,6 +151,9 @@ def load(base: Base, head: str | None):
         InputError: the weights do not fit.
     """
     model = build(base.flags, base.dictionary)
+    if base.kind is not None:
+        model.load_state_dict(dict(base.weights))
+        return model.eval()
     model.reads_lm_head = has_lm_head(base.weights)
     own = None if head is None else f"{HEADS}{head}."
     weights = {n: t for n, t in base.weights.items() if not n.startswith(HEADS)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fairseq_peft.checkpoints.finetuned import random_batches
 from fairseq_peft.data.text_encoder import TextEncoder
 from fairseq_peft.errors import InputError
 from fairseq_peft.text.rows import LINE_BREAKS
@@ -17,6 +18,8 @@ from fairseq_peft.text.subwords import Subwords
 LIMIT = 1e-5
 #: Texts of random pieces that are read on both sides.
 NUM_TEXTS = 200
+#: Words that an encoder-decoder writes on both sides.
+NUM_TOKENS = 12
 
 
 def load_transformers():
@@ -107,21 +110,106 @@ def models(
     return found
 
 
+def encoder_decoders(model, folder: Path, start: str) -> dict[str, float]:
+    """The largest differences between an encoder-decoder of fairseq's, in eval mode, and that of a
+    folder of Hugging Face's: of the encoder's and the decoder's features and of logits, and how
+    many ``tokens`` both have chosen, word by word, the likeliest each time.
+
+    Args:
+        start: what the decoder begins with.
+
+    Raises:
+        InputError: a difference is more than rounding, or other words were chosen.
+    """
+    transformers = load_transformers()
+    try:
+        theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).float().eval()
+    except OSError as error:
+        raise InputError(f"transformers does not open {folder} ({str(error)[:200]}).") from error
+    words = model.dictionary
+    seen = {"encoder features": [], "decoder features": [], "logits": []}
+
+    def see(name, ours, other):
+        size = max(1.0, ours.abs().max().item() / 10)
+        seen[name].append((ours - other).abs().max().item() / size)
+
+    with torch.no_grad():
+        for tokens in random_batches(words, model.longest_text, number=2):
+            there, target = tokens != words.pad(), tokens.roll(1, 0)
+            target[:, 0] = words.index(start)
+            read = target != words.pad()
+            lengths = there.sum(1)
+            given = {"input_ids": tokens, "attention_mask": there.long()}
+            output = theirs(
+                **given,
+                decoder_input_ids=target,
+                decoder_attention_mask=read.long(),
+                output_hidden_states=True,
+                use_cache=False,
+            )
+            memory = model.encoder(tokens, lengths)["encoder_out"][0].transpose(0, 1)
+            see("encoder features", memory[there], output.encoder_last_hidden_state[there])
+            features = model(tokens, lengths, target, features_only=True)[0]
+            see("decoder features", features[read], output.decoder_hidden_states[-1][read])
+            see("logits", model(tokens, lengths, target)[0][read], output.logits[read])
+        ours = greedy(model, tokens, lengths, words.index(start))
+        settings = transformers.GenerationConfig(
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            decoder_start_token_id=words.index(start),
+            pad_token_id=words.pad(),
+        )
+        theirs.generation_config = settings  # not what the folder says of ends
+        written = theirs.generate(**given, generation_config=settings)[:, 1:]
+    found = {name: torch.tensor(values).max().item() for name, values in seen.items()}
+    for name, difference in found.items():
+        if not difference <= LIMIT:
+            raise InputError(
+                f"{folder} does not compute what the checkpoint does: {name} differ by "
+                f"{difference:.1e}. Please report this model's configuration."
+            )
+    if not torch.equal(ours, written):
+        raise InputError(
+            f"{folder} writes other words than the checkpoint: {written[0].tolist()}, and "
+            f"{ours[0].tolist()}. Please report this model's configuration."
+        )
+    return {**found, "tokens": ours.numel()}
+
+
+def greedy(model, tokens, lengths, start: int) -> torch.Tensor:
+    """The likeliest words one after the other, ``NUM_TOKENS`` whatever they are: tokens (B, S) ->
+    (B, NUM_TOKENS)."""
+    memory, cache = model.encoder(tokens, lengths), {}
+    found = torch.full((len(tokens), 1), start)
+    for _ in range(NUM_TOKENS):
+        logits = model.decoder(found, memory, incremental_state=cache)[0][:, -1:]
+        found = torch.cat([found, logits.argmax(-1)], 1)
+    return found[:, 1:]
+
+
 def reading(
     subwords: Subwords | None,
     dictionary,
     folder: Path,
     rows: Sequence[str],
     ids: Sequence[int] | None = None,
+    ends: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, int]:
     """How many of ``rows`` and of random texts are read alike, with the arguments and errors of
-    ``texts``; nothing where fairseq has nothing to read text with."""
+    ``texts``; nothing where fairseq has nothing to read text with.
+
+    Args:
+        ends: token ids before and behind a text, where they are not ``<s>`` and ``</s>``.
+    """
     if subwords is None:
         return {}
     encoder = TextEncoder(subwords, dictionary)
 
     def encode(rows):
         found = encoder.items([(row,) for row in rows], [10**9] * len(rows))
+        if ends is not None:
+            found = [[*ends[0], *row[1:-1], *ends[1]] for row in map(list, found)]
         return found if ids is None else [[ids[i] for i in row] for row in found]
 
     same, ties = texts(encode, folder, [*random_texts(subwords, dictionary), *rows])

@@ -16,7 +16,16 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
-from fairseq_peft.hf import base_model, check, origins, readers, tokenizer, vocabulary, weights
+from fairseq_peft.hf import (
+    base_model,
+    check,
+    encoder_decoder,
+    origins,
+    readers,
+    tokenizer,
+    vocabulary,
+    weights,
+)
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
 from fairseq_peft.models import norms
@@ -48,8 +57,10 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
     if checked:
         check.load_transformers()
     config, tensors = read(folder)
-    vocab = vocabulary.read(folder)
     model_type = config.get("model_type")
+    if model_type in encoder_decoder.MODEL_TYPES:
+        return _encoder_decoder(folder, out, config, tensors, checked, texts)
+    vocab = vocabulary.read(folder)
     if model_type != "bert":
         vocabulary.check_pad(folder, vocab)
     # What the config says of <s> and </s> nobody reads there: the tokenizer puts them.
@@ -65,17 +76,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
     found = {"labels": labels, "tensors": len(state), "lm_head": weights.has_lm_head(state)}
     try:
         with folders.replaced(out) as new:
-            reader = readers.write(folder, vocab, new)
-            found.update(bpe=reader.kind, reason=reader.reason)
-            if texts and reader.kind is None:
-                raise InputError(
-                    f"--check-text would be ignored: {folder} reads no text here, because "
-                    f"{reader.reason}."
-                )
-            lines = reader.symbols[len(tokenizer.SPECIALS) : -1]
-            text = "".join(f"{line} 1\n" for line in lines)
-            (new / adapter_folder.DICTIONARY).write_text(text, encoding="utf-8")
-            words = checks.load_dictionary(str(new / adapter_folder.DICTIONARY))
+            words = _write_words(folder, vocab, new, found, texts, last=-1)
             words.add_symbol(tokenizer.MASK)
             base = base_model.Base(
                 {}, state, {"_name": base_model.size(flags) or base_model.ANY_SIZE, **flags}, words
@@ -91,6 +92,55 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
             f"{out} cannot be written ({error.strerror or error}). Give another place."
         ) from error
     return found
+
+
+def _encoder_decoder(folder, out, config, tensors, checked, texts):
+    """``convert`` of a BART, mBART or M2M-100. dict.txt has all its words, the languages and
+    ``<mask>`` as well: what fairseq's tasks would add is there already."""
+    kind, flags = encoder_decoder.flags_of(config)
+    state = {n: t.float() for n, t in encoder_decoder.from_hf(tensors, kind).items()}
+    vocab = vocabulary.in_order(folder, len(state[encoder_decoder.WORDS[0]]))
+    found = {"labels": []}
+    try:
+        with folders.replaced(out) as new:
+            words = _write_words(folder, vocab, new, found, texts)
+            model = load(folder, base_model.Base({}, state, flags, words, kind), None)
+            base = base_model.Base({}, model.state_dict(), flags, words, kind)
+            found["tensors"] = len(base.weights)
+            torch.save(checkpoint(base, [], CLASSES), new / CHECKPOINT)
+            if checked:
+                start = words[config.get("decoder_start_token_id") or words.eos()]
+                found.update(check.encoder_decoders(model, folder, start))
+                if found["bpe"] is not None:
+                    found.update(_reading(folder, bpe.find(new), words, texts))
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error.strerror or error}). Give another place."
+        ) from error
+    return found
+
+
+def _write_words(folder, vocab, new, found, texts, last=None):
+    """Write what reads text, and dict.txt with the symbols up to ``last``; the dictionary."""
+    reader = readers.write(folder, vocab, new, strict=last is not None)
+    found.update(bpe=reader.kind, reason=reader.reason)
+    if texts and reader.kind is None:
+        raise InputError(
+            f"--check-text would be ignored: {folder} reads no text here, because {reader.reason}."
+        )
+    lines = reader.symbols[len(tokenizer.SPECIALS) : last]
+    text = "".join(f"{line} 1\n" for line in lines)
+    (new / adapter_folder.DICTIONARY).write_text(text, encoding="utf-8")
+    return checks.load_dictionary(str(new / adapter_folder.DICTIONARY))
+
+
+def _reading(folder, subwords, words, texts):
+    """How many texts are read alike; what the tokenizer puts around a text is what it says."""
+    transformers = check.load_transformers()
+    around = transformers.AutoTokenizer.from_pretrained(folder)("").input_ids
+    end = around.index(words.eos()) if words.eos() in around else len(around)
+    ends = around[:end], around[end:]
+    return check.reading(subwords, words, folder, texts, ends=ends)
 
 
 def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -172,12 +222,13 @@ def checkpoint(base: base_model.Base, labels: list[str], kind: str) -> dict:
     """What fairseq's loader looks for: weights, flags, and no history to go on from."""
     flags = {name: value for name, value in base.flags.items() if name != "_name"}
     # Stock fairseq would pass over the eps and compute something else: it does not know this name.
-    stock = base.flags["layer_norm_eps"] == norms.STOCK_EPS
-    named = {
-        "arch": base.flags["_name"] if stock else OWN_ARCH,
-        "task": "masked_lm",
-        "criterion": "masked_lm",
-    }
+    if base.kind is None:
+        stock = base.flags["layer_norm_eps"] == norms.STOCK_EPS
+        arch = base.flags["_name"] if stock else OWN_ARCH
+        named = {"arch": arch, "task": "masked_lm", "criterion": "masked_lm"}
+    else:
+        criterion = "label_smoothed_cross_entropy"
+        named = {"arch": base.kind.arch, "task": "translation", "criterion": criterion}
     told = {} if kind == CLASSES else {"kind": kind}
     history = {
         "criterion_name": "",

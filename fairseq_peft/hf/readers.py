@@ -45,8 +45,11 @@ class Reader(NamedTuple):
     symbols: list[str]
 
 
-def write(folder: Path, vocab: Vocabulary, out: Path) -> Reader:
+def write(folder: Path, vocab: Vocabulary, out: Path, strict: bool = True) -> Reader:
     """Put the files that read text as ``folder`` does into ``out``.
+
+    Args:
+        strict: whether each piece must have a row of its own; else it is ``<unk>`` on both sides.
 
     Raises:
         InputError: a file is damaged, or does not belong to the tokenizer.
@@ -56,7 +59,8 @@ def write(folder: Path, vocab: Vocabulary, out: Path) -> Reader:
         found = bpe.sentencepiece(folder / raw_text.MODEL_NAME)
     if found is not None:
         symbols = numbered(vocab.symbols, found.encoder) if found.kind == "gpt2" else vocab.symbols
-        check_pieces(found, symbols)
+        if strict:
+            check_pieces(found, symbols)
         bpe.write(found, out)
         return Reader(found.kind, "", symbols)
     kind = vocab.content["model"].get("type")

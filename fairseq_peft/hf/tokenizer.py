@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import spm_file
@@ -21,27 +22,48 @@ MASK = "<mask>"
 SPACE = "\u2581"
 
 
-def contents(subwords: Subwords, symbols: Sequence[str], max_positions: int) -> dict:
+class Frame(NamedTuple):
+    """What stands around the pieces of a text.
+
+    Attributes:
+        before, after: symbols around each text.
+        named: symbols that are no pieces of text, beside ``SPECIALS``.
+    """
+
+    before: tuple[str, ...] = ("<s>",)
+    after: tuple[str, ...] = ("</s>",)
+    named: tuple[str, ...] = (MASK,)
+
+
+ROBERTA = Frame()
+
+
+def contents(
+    subwords: Subwords, symbols: Sequence[str], max_positions: int, frame: Frame = ROBERTA
+) -> dict:
     """File -> its content, of all that Hugging Face's library reads text with.
 
     Args:
-        symbols: those of fairseq's dictionary, a row each, with the specials and ``<mask>``.
+        symbols: those of fairseq's dictionary, a row each, with the specials and what ``frame``
+            names.
 
     Raises:
         InputError: the two do not belong together, or have no counterpart there.
     """
-    if tuple(symbols[: len(SPECIALS)]) != SPECIALS or symbols[-1] != MASK:
+    if tuple(symbols[: len(SPECIALS)]) != SPECIALS or not set(frame.named) <= set(symbols):
         raise InputError(
             f"The dictionary begins with {', '.join(symbols[:4])} and ends with {symbols[-1]}; "
             f"expected {', '.join(SPECIALS)}, and {MASK} at the end, as fairseq's does."
         )
     told = settings(max_positions)
+    if MASK not in frame.named:
+        del told["mask_token"]
     if isinstance(subwords, Sentencepiece):
         model = next(iter(subwords.files.values()))
-        return {"tokenizer.json": build(model, symbols), "tokenizer_config.json": told}
+        return {"tokenizer.json": build(model, symbols, frame), "tokenizer_config.json": told}
     if isinstance(subwords, Gpt2):
         return {
-            **gpt2(subwords, symbols),
+            **gpt2(subwords, symbols, frame),
             "tokenizer_config.json": {
                 **told,
                 "tokenizer_class": "RobertaTokenizer",
@@ -50,14 +72,14 @@ def contents(subwords: Subwords, symbols: Sequence[str], max_positions: int) -> 
         }
     if isinstance(subwords, (Bert, Nothing)):
         parts = word_pieces if isinstance(subwords, Bert) else words
-        return {"tokenizer.json": parts(subwords, symbols), "tokenizer_config.json": told}
+        return {"tokenizer.json": parts(subwords, symbols, frame), "tokenizer_config.json": told}
     raise InputError(
         f"Text that is cut by --bpe {subwords.kind} has no counterpart among the tokenizers of "
         "Hugging Face's. Known are sentencepiece, gpt2, bert and none."
     )
 
 
-def gpt2(subwords: Gpt2, symbols: Sequence[str]) -> dict:
+def gpt2(subwords: Gpt2, symbols: Sequence[str], frame: Frame = ROBERTA) -> dict:
     """vocab.json, merges.txt and tokenizer.json of GPT-2's byte pairs. fairseq's symbols are
     numbers of encoder.json; there, the pieces themselves have fairseq's ids.
 
@@ -74,7 +96,7 @@ def gpt2(subwords: Gpt2, symbols: Sequence[str]) -> dict:
         "vocab.json": vocab,
         "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)),
         "tokenizer.json": {
-            **_frame(symbols),
+            **_frame(symbols, frame),
             "normalizer": None,
             "pre_tokenizer": {**words, "use_regex": True},
             "decoder": {**words, "use_regex": True},
@@ -94,7 +116,7 @@ def gpt2(subwords: Gpt2, symbols: Sequence[str]) -> dict:
     }
 
 
-def word_pieces(subwords: Bert, symbols: Sequence[str]) -> dict:
+def word_pieces(subwords: Bert, symbols: Sequence[str], frame: Frame = ROBERTA) -> dict:
     """tokenizer.json of WordPiece, by BERT's rules of words.
 
     Raises:
@@ -102,7 +124,7 @@ def word_pieces(subwords: Bert, symbols: Sequence[str]) -> dict:
     """
     check_pieces(subwords.files["vocab.txt"], subwords.known(), symbols)
     return {
-        **_frame(symbols),
+        **_frame(symbols, frame),
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -122,10 +144,10 @@ def word_pieces(subwords: Bert, symbols: Sequence[str]) -> dict:
     }
 
 
-def words(subwords: Nothing, symbols: Sequence[str]) -> dict:
+def words(subwords: Nothing, symbols: Sequence[str], frame: Frame = ROBERTA) -> dict:
     """tokenizer.json of text whose tokens stand between spaces."""
     return {
-        **_frame(symbols),
+        **_frame(symbols, frame),
         "normalizer": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "decoder": None,
@@ -137,24 +159,25 @@ def words(subwords: Nothing, symbols: Sequence[str]) -> dict:
     }
 
 
-def _frame(symbols) -> dict:
+def _frame(symbols, frame) -> dict:
     """What tokenizer.json has of any kind: special tokens, and where they go."""
-    rows = (*enumerate(SPECIALS), (len(symbols) - 1, MASK))
+    special = {*SPECIALS, *frame.named}
+    rows = [(row, symbol) for row, symbol in enumerate(symbols) if symbol in special]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(row, symbol) for row, symbol in rows],
-        "post_processor": _template(),
+        "post_processor": _template(symbols, frame),
     }
 
 
-def build(model: Path, symbols: Sequence[str]) -> dict:
+def build(model: Path, symbols: Sequence[str], frame: Frame = ROBERTA) -> dict:
     """tokenizer.json.
 
     Args:
         model: the sentencepiece model.
-        symbols: those of fairseq's dictionary, a row each, with the specials and ``<mask>``.
+        symbols, frame: as ``contents`` takes them.
 
     Raises:
         InputError: the two do not belong together, or the model is of a kind that Hugging Face's
@@ -170,14 +193,17 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
     check_pieces(model, found.scores, symbols)
     # A row that no piece has is nothing that text is cut into; the least of scores keeps it so.
     least = min(found.scores.values())
-    words = [[symbol, found.scores.get(symbol, least)] for symbol in symbols[len(SPECIALS) : -1]]
+    words = [
+        [symbol, 0.0 if symbol in frame.named else found.scores.get(symbol, least)]
+        for symbol in symbols[len(SPECIALS) :]
+    ]
     named = [[symbol, 0.0] for symbol in SPECIALS]
     # sentencepiece drops spaces at the ends and repeated ones, too.
     words_first = {"type": "WhitespaceSplit"}
     space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
     rules = base64.b64encode(found.charsmap).decode()
     return {
-        **_frame(symbols),
+        **_frame(symbols, frame),
         "normalizer": {"type": "Precompiled", "precompiled_charsmap": rules} if rules else None,
         "pre_tokenizer": {
             "type": "Sequence",
@@ -187,7 +213,7 @@ def build(model: Path, symbols: Sequence[str]) -> dict:
         "model": {
             "type": "Unigram",
             "unk_id": SPECIALS.index("<unk>"),
-            "vocab": [*named, *words, [MASK, 0.0]],
+            "vocab": [*named, *words],
             "byte_fallback": False,
         },
     }
@@ -236,7 +262,7 @@ def _added(row, symbol):
     }
 
 
-def _template():
+def _template(symbols, frame):
     """``<s> A </s>``, and ``<s> A </s> </s> B </s>`` for a pair, as ``SentenceDataset``."""
 
     def special(symbol):
@@ -245,13 +271,14 @@ def _template():
     def text(name):
         return {"Sequence": {"id": name, "type_id": 0}}
 
-    single = [special("<s>"), text("A"), special("</s>")]
+    before, after = (list(map(special, part)) for part in (frame.before, frame.after))
+    single = [*before, text("A"), *after]
     return {
         "type": "TemplateProcessing",
         "single": single,
-        "pair": [*single, special("</s>"), text("B"), special("</s>")],
+        "pair": [*single, *after, text("B"), *after],
         "special_tokens": {
-            symbol: {"id": symbol, "ids": [SPECIALS.index(symbol)], "tokens": [symbol]}
-            for symbol in ("<s>", "</s>")
+            symbol: {"id": symbol, "ids": [symbols.index(symbol)], "tokens": [symbol]}
+            for symbol in (*frame.before, *frame.after)
         },
     }

@@ -11,13 +11,16 @@ from dataclasses import asdict, fields
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 
+#: Files that hold no method to choose; token_rows' is put beside any by its flag.
+_NOT_CHOSEN = ("base", "token_rows")
+
 
 def available() -> list[str]:
     """Names of all methods, without importing them."""
     return sorted(
         info.name
         for info in pkgutil.iter_modules(__path__)
-        if info.name != "base" and not info.ispkg
+        if info.name not in _NOT_CHOSEN and not info.ispkg
     )
 
 
@@ -224,7 +227,7 @@ def setting(peft: str, given: dict) -> Setting:
     """The setting that ``--peft`` and the flags say.
 
     Args:
-        peft: a method, or several with commas.
+        peft: a method, or several with commas; ``Setting.name``, too.
         given: flag (attribute name, ``lora_rank``) -> value, for the flags that were set (None: not
             set).
 
@@ -233,8 +236,11 @@ def setting(peft: str, given: dict) -> Setting:
             another method and would be ignored.
     """
     from fairseq_peft.methods.base import flag_name
+    from fairseq_peft.methods.token_rows import FLAG, TrainTokens
 
-    found = split(peft)
+    found = split(peft.removesuffix(f"+{TrainTokens.name}"))
+    if given.get(FLAG):
+        found.append(TrainTokens)
     own = _own_flags(found)
     given = {flag: value for flag, value in given.items() if value is not None}
     ignored = sorted(set(given) - own)
@@ -259,7 +265,9 @@ def told(flags: dict) -> Setting | None:
         found = split(peft if isinstance(peft, str) else "")
     except InputError:
         return None
-    return setting(peft, {flag: flags.get(flag) for flag in _own_flags(found)})
+    from fairseq_peft.methods.token_rows import FLAG
+
+    return setting(peft, {flag: flags.get(flag) for flag in (*_own_flags(found), FLAG)})
 
 
 def _own_flags(found: list) -> set[str]:

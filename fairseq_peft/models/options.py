@@ -15,6 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_peft import methods, precision
+from fairseq_peft.methods import token_rows
 from fairseq_peft.methods.base import field_types, flag_name
 
 
@@ -131,9 +132,14 @@ ROBERTA = {
 }
 
 
+def _help_of(config) -> str:
+    (knob,) = dataclasses.fields(config)
+    return knob.metadata["help"]
+
+
 def _method_fields():
     """flag -> (type, help), for every knob of every method; methods may share a flag."""
-    found = {}
+    found = {token_rows.FLAG: (["any method"], str, _help_of(token_rows.TokenRowsConfig))}
     for name in methods.available():
         config = methods.get(name).Config
         types = field_types(config)

@@ -204,7 +204,7 @@ class EncoderDecoder(PeftModel):
         model.set_up(args, task)
         classifies = hasattr(task, "build_classifier") or not isinstance(task, FairseqTask)
         has_heads = classifies and hasattr(cls, "register_classification_head")
-        if any(method.name == "head_only" for method in model.setting) and not has_heads:
+        if model.setting.name == "head_only" and not has_heads:
             raise InputError(
                 "--peft head_only trains a classification head alone, and an encoder-decoder has "
                 "none: nothing would train. Choose another method."

@@ -122,7 +122,7 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
         model = cls(Decoder(args, task.target_dictionary, embed_tokens))
         model.args = args
         model.set_up(args, task)
-        if any(method.name == "head_only" for method in model.setting):
+        if model.setting.name == "head_only":
             raise InputError(
                 "--peft head_only trains a classification head alone, and a language model has "
                 "none: nothing would train. Choose another method."

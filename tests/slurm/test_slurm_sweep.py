@@ -18,7 +18,7 @@ from threading import Thread
 
 import pytest
 from helpers import TINY_FLAGS
-from workers import alive, cli, until
+from workers import alive, until
 
 pytest.importorskip("fairseq")
 pytest.importorskip("submitit")
@@ -187,7 +187,7 @@ def table(runs):
 
 
 def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
-    words, on_slurm, cluster, tmp_path
+    words, on_slurm, cluster, tmp_path, python
 ):
     """A time limit, a preemption, a drained node, a sweep that is killed and given again; then a
     job that is cancelled and one whose training is killed, and the sweep given a third time."""
@@ -247,7 +247,11 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
         assert 1 <= epoch < EPOCHS, run.folder
 
     here = subprocess.run(
-        [*cli(*words("here")), "--jobs", "2"], capture_output=True, text=True, timeout=600
+        [python, "-m", "fairseq_peft.cli", *map(str, words("here")), "--jobs", "2"],
+        env={**os.environ, "FORK_SWEEPS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert here.returncode == 0, here.stderr
     num_runs = len(CELLS) * (len(RATES) + len(SEEDS) - 1)

@@ -8,7 +8,7 @@ import random
 import adapter_folders
 import torch
 from fairseq.data import Dictionary
-from families import Roberta
+from families import BART, Roberta, Transformer
 from helpers import TINY
 
 from fairseq_peft.adapters import folder as adapter_folder
@@ -63,3 +63,53 @@ def write_checkpoint(path, dictionary, num_classes=0, seed=5, **flags):
 def weights_of(path):
     """A checkpoint's tensors, under the names of an adapter folder."""
     return adapter_folder.renamed(torch.load(path, weights_only=False)["model"])
+
+
+#: Encoder-decoder -> its class of models, flags, task, and what the task adds to the dictionary.
+ENCODER_DECODERS = {
+    "bart": (BART, {}, {"_name": "denoising"}, ["<mask>"]),
+    "mbart": (
+        BART,
+        {"encoder_normalize_before": True, "no_scale_embedding": False},
+        {
+            **{"_name": "translation_from_pretrained_bart", "langs": "en_XX,ro_RO"},
+            **{"source_lang": "en_XX", "target_lang": "ro_RO"},
+        },
+        ["[en_XX]", "[ro_RO]", "<mask>"],
+    ),
+    "m2m_100": (
+        Transformer,
+        {"encoder_normalize_before": True, "activation_fn": "relu"},
+        {
+            **{"_name": "translation_multi_simple_epoch", "langs": ["en", "fr"]},
+            **{"encoder_langtok": "src", "decoder_langtok": True},
+            **{"source_lang": "en", "target_lang": "fr"},
+        },
+        ["__en__", "__fr__"],
+    ),
+}
+
+
+def encoder_decoder(kind, dictionary, peft="full", seed=5, **flags):
+    """A model whose every tensor is away from its start."""
+    family, own, _, _ = ENCODER_DECODERS[kind]
+    model = family(dictionary).build(peft, **own, **flags)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def write_encoder_decoder(folder, kind, **flags):
+    """model.pt of the kind, its dict.txt and sentencepiece model in ``folder``; the model."""
+    write_tokenizer(folder)
+    dictionary = Dictionary.load(str(folder / raw_text.DICT_NAME))
+    _, _, task, more = ENCODER_DECODERS[kind]
+    for word in more:
+        dictionary.add_symbol(word)
+    model = encoder_decoder(kind, dictionary, **flags)
+    told = {name: value for name, value in vars(model.args).items() if value is not None}
+    cfg = {"model": told, "task": task}
+    adapter_folders.save_base(folder / "model.pt", model.state_dict(), cfg=cfg)
+    return model

@@ -112,19 +112,20 @@ LEARNED = ("--encoder-learned-pos", "--decoder-learned-pos", "--max-source-posit
 
 def test_train_validate_generate_merge(run, tmp_path, capsys):
     """A base of stock fairseq, with positions of its own; a LoRA on it in all three places, a
-    prefix, a prompt; what is generated from its checkpoint, and from the merged weights in stock
-    fairseq."""
+    prefix, a prompt and two rows of the embedding; what is generated from its checkpoint, and from
+    the merged weights in stock fairseq."""
     base = tmp_path / "base" / "checkpoint_last.pt"
     flags = (*SIZES, *LEARNED, "--max-target-positions", 40, "--share-all-embeddings")
     train(run, "transformer", tmp_path / "base", 4, *flags)
 
     given = (*PLUGIN, "--finetune-from-model", base)
     targets = ("--peft-targets", "all-linear,embed_tokens")
+    rows = ("--peft-train-tokens", f"{WORD_START}w3,{WORD_START}w7")
     train(run, "transformer_lora", tmp_path / "lora", 12, *given, *targets)
-    train(run, "transformer_peft", tmp_path / "both", 12, *given, "--peft", "prefix,prompt")
+    train(run, "transformer_peft", tmp_path / "both", 12, *given, *rows, "--peft", "prefix,prompt")
 
     before = weights(base)
-    for name, number in (("lora", 33), ("both", 3)):
+    for name, number in (("lora", 33), ("both", 4)):
         path = tmp_path / name / "checkpoint_last.pt"
         after = weights(path)
         assert all(torch.equal(after[key], value) for key, value in before.items())
@@ -188,6 +189,7 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     generator = Generator.load(base, adapter, name="lora")
     generator.add("both", tmp_path / "both" / "adapter")
     one, other = (generator._writers[name].model for name in ("lora", "both"))
+    assert other.encoder.embed_tokens.token_update.abs().max(1)[0].min() > 1e-3
     assert one.encoder.embed_tokens.weight is other.encoder.embed_tokens.weight
     rows = [(row, name) for row in sources for name in ("lora", "both")]
     texts, names = [plain(sources[row]) for row, _ in rows], [name for _, name in rows]
@@ -223,14 +225,16 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
 def test_seeds_and_resume(run, base, tmp_path):
     """--seed draws the methods' tensors, though the task knows none; a run that was stopped goes on
     as one that was not, bit for bit. Checkpoints hold what trains, unless it is asked for all."""
-    flags = (*PLUGIN, "--finetune-from-model", base, "--save-interval-updates", 4)
+    rows = ("--peft-train-tokens", f"{WORD_START}w3")
+    flags = (*PLUGIN, "--finetune-from-model", base, "--save-interval-updates", 4, *rows)
     train(run, "transformer_lora", tmp_path / "whole", 8, *flags, "--full-checkpoints")
     train(run, "transformer_lora", tmp_path / "halves", 4, *flags)
     train(run, "transformer_lora", tmp_path / "halves", 8, *flags)
     paths = [tmp_path / name / "checkpoint_last.pt" for name in ("whole", "halves")]
     whole, halves = (torch.load(path, weights_only=False)["model"] for path in paths)
-    assert whole.keys() > halves.keys() and all("lora" in key for key in halves)
-    assert len(halves) == 2 * 12
+    assert whole.keys() > halves.keys()
+    assert all("lora" in key or ".token_" in key for key in halves)
+    assert len(halves) == 2 * 12 + 2 * 2  # the embedding has two names
     one, other = map(weights, paths)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     drawn = [
@@ -262,7 +266,7 @@ def monolingual(data, tmp_path_factory):
 
 PAIR = ("--source-lang", "en", "--target-lang", "xx")
 LANGUAGES = ("--langs", "en,xx", "--lang-pairs", "en-xx")
-#: Task -> (arch, its flags).
+#: Task -> (arch, its flags, a language that it adds to the dictionary).
 OTHER_TASKS = {
     "translation_multi_simple_epoch": (
         "transformer",
@@ -270,23 +274,25 @@ OTHER_TASKS = {
             *(*LANGUAGES, "--encoder-langtok", "tgt", "--decoder-langtok"),
             *("--sampling-method", "temperature"),
         ),
+        "__xx__",
     ),
-    "translation_from_pretrained_bart": ("bart_base", (*PAIR, "--langs", "en,xx")),
+    "translation_from_pretrained_bart": ("bart_base", (*PAIR, "--langs", "en,xx"), "[xx]"),
     "denoising": (
         "bart_base",
         (
             *("--mask", 0.3, "--mask-length", "span-poisson", "--replace-length", 1),
             *("--sample-break-mode", "eos", "--tokens-per-sample", 32),
         ),
+        "<mask>",
     ),
 }
 
 
 @pytest.mark.parametrize("task", OTHER_TASKS)
 def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp_path):
-    """A LoRA on a base of the task: it trains alone, and its checkpoint has the loss that it had
-    when it was written."""
-    arch, flags = OTHER_TASKS[task]
+    """A LoRA and the row of a language on a base of the task: they train alone, and their
+    checkpoint has the loss that it had when it was written."""
+    arch, flags, language = OTHER_TASKS[task]
     folder = monolingual if task == "denoising" else data
     common = ("--task", task, *flags, "--cpu", "--batch-size", 16, "--num-workers", 0)
 
@@ -307,9 +313,10 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
     method = f"{arch.partition('_')[0]}_lora"
     search = {"beam": 3, "max_len_b": 8, "min_len": 4, "source_lang": "en", "target_lang": "xx"}
     given = ("--finetune-from-model", base, "--generation", json.dumps(search))
-    path, loss = trained(method, "lora", *PLUGIN, *given)
+    path, loss = trained(method, "lora", *PLUGIN, *given, "--peft-train-tokens", language)
     kept = torch.load(path, weights_only=False)["model"]
-    assert len(kept) == 24 and all("lora" in key for key in kept)
+    assert len(kept) == 28 and all("lora" in key or ".token_" in key for key in kept)
+    assert kept["encoder.embed_tokens.token_update"].abs().max() > 1e-3
     assert all(value.abs().max() > 1e-3 for key, value in kept.items() if "lora_B" in key)
     if task != "denoising":  # which draws its noise anew
         out = call("validate", "--path", path, *PLUGIN)
@@ -330,7 +337,10 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
     verbs.run("verify", adapter, "--base", base)
     merged = tmp_path / "merged.pt"
     verbs.run("merge", adapter, merged, "--base", base)
-    assert weights(merged).keys() == weights(base).keys()
+    one, other = weights(merged), weights(base)
+    assert one.keys() == other.keys()
+    words = one["encoder.embed_tokens.weight"] - other["encoder.embed_tokens.weight"]
+    assert len(words.abs().sum(1).nonzero()) == 1
 
 
 def words_of(pieces):
