@@ -4,8 +4,8 @@
 # Usage: scripts/quickstart_translation.sh [--dry-run]
 #
 # A small transformer learns to translate general sentences. It is then moved to those of the court with 600 rows:
-# all of its weights, LoRA, adapters, biases alone; with three seeds. The table says how well it translates the court,
-# and what it has forgotten of the general domain. Minutes on 2 cores; no download. Safe to run again: what is done
+# all of its weights, LoRA, adapters; with three seeds. The table says how well it translates the court, and what it has
+# forgotten of the general domain. Minutes on 2 cores; no download. Safe to run again: what is done
 # is kept. Everything lands in WORK.
 # All knobs are variables:
 set -euo pipefail
@@ -20,7 +20,7 @@ WORK=${WORK:-$ROOT/quickstart-translation}  # where everything lands
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}  # runs at once, one core each
 THREADS=${THREADS:-1}                       # CPU threads of each
 SEEDS=${SEEDS:-1 2 3}                       # seeds of the runs
-METHODS=${METHODS:-full lora adapter bitfit} # methods
+METHODS=${METHODS:-full lora adapter}       # methods
 UPDATES_BASE=${UPDATES_BASE:-500}           # of pre-training
 UPDATES=${UPDATES:-400}                     # of each run
 GENERAL=${GENERAL:-12000}                   # general sentences to pre-train on
@@ -30,8 +30,7 @@ BEAM=${BEAM:-4}                             # of the search
 FORK=${FORK:-1}                             # 1: programs are forks of one process; 0: each imports everything itself
 LR_FULL=${LR_FULL:-2e-3}                    # peak learning rates
 LR_LORA=${LR_LORA:-5e-3}                    # rank 32 on all linear maps and the words
-LR_ADAPTER=${LR_ADAPTER:-5e-3}              # bottleneck 32
-LR_BITFIT=${LR_BITFIT:-1e-2}                # biases
+LR_ADAPTER=${LR_ADAPTER:-5e-3}              # bottleneck 64, and rank 32 on the words
 
 RAW="$WORK/raw" RUNS="$WORK/runs" DATA="$WORK/data-bin" BASE="$WORK/base/checkpoint_last.pt"
 PARTS=("court=$RAW/court/test.xx" "general=$RAW/general/test.xx")
@@ -46,13 +45,19 @@ for method in $METHODS; do rate_of "$method" >/dev/null; done
 headline() { printf '\n== %s\n' "$1"; }
 
 cell() {  # METHOD SEED
-  local rate flags=()
+  local rate arch=transformer_$1 flags=()
   rate=$(rate_of "$1")
+  # A third of the court's pieces occur in no general sentence: their rows of the embedding are as they were drawn, so
+  # rows must train whatever the method. A row moves by a sum over the whole rank, so the words have a small alpha: with
+  # 32 in both, LoRA lost 5 points of BLEU. Adapters without the words reach half of what they do with them.
   case $1 in
-    lora) flags=(--peft-targets "all-linear,embed_tokens" --lora-rank 32 --lora-alpha 32) ;;
-    adapter) flags=(--adapter-bottleneck 32) ;;
+    lora) flags=(--peft-targets "all-linear,embed_tokens" --lora-rank 32 --lora-alpha 64 --lora-alpha-pattern embed_tokens=4) ;;
+    adapter)
+      arch=transformer_peft
+      flags=(--peft "adapter,lora" --adapter-style parallel --adapter-bottleneck 64 --peft-targets embed_tokens --lora-rank 32 --lora-alpha 4)
+      ;;
   esac
-  adapt "$DATA/court" "$BASE" "$1" "$2" --arch "transformer_$1" --lr "$rate" --lr-scheduler polynomial_decay \
+  adapt "$DATA/court" "$BASE" "$1" "$2" --arch "$arch" --lr "$rate" --lr-scheduler polynomial_decay \
     --total-num-update "$UPDATES" --warmup-updates $((UPDATES / 10)) --max-tokens 1000 --max-update "$UPDATES" ${flags[@]+"${flags[@]}"} -- "${PARTS[@]}"
 }
 

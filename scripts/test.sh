@@ -26,7 +26,8 @@
 # it to some: adapter, texts, tables, dictionaries, labels, metrics, plans. pip install atheris makes it better.
 #   SECONDS_EACH=60 scripts/test.sh fuzz -- tables
 #
-# `kill` ends runs, sweeps and services by SIGKILL, fifty times each at random moments, and nothing else: half an hour.
+# `kill` ends runs, sweeps, jobs on Slurm and services by SIGKILL, fifty times each at random moments, and nothing else:
+# half an hour.
 #   KILLS=5 scripts/test.sh kill
 #
 # Knobs (environment variables):
@@ -133,7 +134,7 @@ fi
 
 if [ $KILL = 1 ]; then
   run env OMP_NUM_THREADS=1 KILLS="${KILLS:-50}" "$PYTHON" -m pytest -m "not parity and not real" \
-    -k "random_moments or killed_service" tests/checkpoints tests/serving ${EXTRA[@]+"${EXTRA[@]}"}
+    -k "random_moments or killed_service" tests/checkpoints tests/serving tests/slurm ${EXTRA[@]+"${EXTRA[@]}"}
   exit
 fi
 

@@ -72,7 +72,9 @@ def of_text(told: dict) -> dict:
     flags = ("_name", "source_lang", "target_lang")
     return {
         "task": {name: told["task"][name] for name in flags if told["task"].get(name)},
-        **{name: told[name] for name in ("dictionaries", "tokenizer") if name in told},
+        **{
+            name: told[name] for name in ("dictionaries", "tokenizer", "generation") if name in told
+        },
     }
 
 

@@ -16,21 +16,18 @@ What is packed (.gz, .xz) is unpacked, and UTF-16 with a byte order mark is read
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import whole
 from fairseq_peft.precision import NAMES, resolve
 from fairseq_peft.scores import CLASSES, NUMBER
-from fairseq_peft.text import bpe, sources, tables
+from fairseq_peft.serving import flags
+from fairseq_peft.text import bpe, sources, streams, tables
 from fairseq_peft.text.rows import Reader
 
 #: The columns that a table gets.
@@ -62,42 +59,14 @@ def add_arguments(parser):
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
     parser.add_argument("--precision", choices=NAMES, help="(as in training)")
-    add_batch_arguments(parser, batch_size=64, window=2048)
-
-
-def add_batch_arguments(parser, batch_size: int, window: int) -> None:
-    """How rows go through a model: flags of every verb that reads a stream of them."""
-    for flag, default, text in (
-        ("--batch-size", batch_size, "rows at once (%(default)s)"),
-        (
-            "--window",
-            window,
-            "lines read ahead and sorted by length; 1 answers each line at once (%(default)s)",
-        ),
-    ):
-        parser.add_argument(flag, type=int, default=default, help=text)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument(
-        "--allow-other-base",
-        action="store_true",
-        help="take a base that the adapter was not trained on",
-    )
-
-
-def check_batch_arguments(args) -> None:
-    """Raise InputError where there is no model, or no row at once."""
-    if args.base is None and not args.adapter:
-        raise InputError("Neither --base nor --adapter was given. Give at least one.")
-    for flag, value in (("--batch-size", args.batch_size), ("--window", args.window)):
-        if value < 1:
-            raise InputError(f"{flag} {value}: give 1 or more.")
+    flags.add_batch_arguments(parser, batch_size=64, window=2048)
 
 
 def run(args) -> int:
-    check_batch_arguments(args)
+    flags.check_batch_arguments(args)
     is_table = tables.split_suffix(Path(args.file))[1] in tables.SUFFIXES
     check_table_flags(args, is_table)
-    file = open_source(args.file)
+    file = streams.open_source(args.file)
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as the input, whatever the locale
     classifier = load(args)
     if is_table:
@@ -106,23 +75,24 @@ def run(args) -> int:
         lines = TableRows(Path(args.file), columns, classifier.num_texts, classifier.kind)
     else:
         name = "stdin" if args.file == "-" else args.file
-        lines = Lines(sources.lines(file, name), classifier.num_texts, args.format or "tsv")
-    progress = Progress(lines, file, args.out is None and sys.stdout.isatty())
+        lines = Lines(sources.lines(file, name), classifier.num_texts)
+        lines.shown = jsonl if args.format == "jsonl" else tsv
+    progress = streams.Progress(lines, file, args.out is None and sys.stdout.isatty())
     rows = classifier.stream(lines, batch_size=args.batch_size, window=args.window)
     try:
-        with sink(args.out) as out:
-            put(out, lines.header, flush=False)
+        with streams.sink(args.out) as out:
+            streams.put(out, lines.header, flush=False)
             for row in rows:
                 lines.answered += 1
                 # With the last row of those that were read, all of them go out.
-                put(out, lines.shown(row), flush=lines.answered == lines.number)
+                streams.put(out, lines.shown(row), flush=lines.answered == lines.number)
                 progress.show()
-            put(out, "", flush=True)
+            streams.put(out, "", flush=True)
     except BrokenPipeError:
         pass  # whoever reads has had enough
     finally:
         progress.end()
-        lines.report()
+        lines.report("predict")
         report_texts(classifier)
     return 0
 
@@ -140,85 +110,7 @@ def check_table_flags(args, is_table: bool) -> None:
             f"{args.file} is no table, so flags of columns would be ignored. Give a file named "
             f"{', '.join(tables.SUFFIXES)}."
         )
-    check_output(args.out, args.file)
-
-
-def check_output(out: Path | None, file: str) -> None:
-    """Refuse an output that is the input."""
-    if out is not None and out.exists() and file != "-":
-        with contextlib.suppress(OSError):
-            if out.samefile(file):
-                raise InputError(f"--out {out} is the input itself. Give another name.")
-
-
-@contextlib.contextmanager
-def sink(path: Path | None):
-    """What the rows are written to: stdout, or a file that is there whole or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    if path is None:
-        yield sys.stdout
-        return
-    if path.is_dir():
-        raise InputError(f"--out {path} is a folder. Give the name of a file.")
-    try:
-        with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as out:
-            yield out
-            out.flush()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}. Make room, or write it elsewhere."
-        ) from error
-
-
-def put(out, text: str, flush: bool) -> None:
-    """Write to stdout, or to the file of ``sink``.
-
-    Raises:
-        BrokenPipeError: nobody reads any more.
-        InputError: it cannot be written.
-    """
-    try:
-        out.write(text)
-        if flush:
-            out.flush()
-    except OSError as error:
-        if out is not sys.stdout:
-            raise
-        # What is left in the buffer goes nowhere; at exit, Python would try once more and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise InputError(
-            f"The output cannot be written: {error.strerror}. Make room, or write it elsewhere."
-        ) from error
-
-
-def open_source(name: str):
-    """The input as a file of bytes.
-
-    Raises:
-        InputError: it cannot be opened.
-    """
-    if name == "-":
-        return sys.stdin.buffer
-    try:
-        return open(name, "rb")
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}. Give a text file.") from error
-
-
-def check_device(name: str) -> None:
-    """Raise InputError unless this machine has the device."""
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except Exception as error:  # what is raised depends on the device and on how torch was built
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"--device {name} cannot be used ({reason}). Give cpu or cuda.") from error
+    streams.check_output(args.out, args.file)
 
 
 def load(args):
@@ -229,7 +121,7 @@ def load(args):
     logging.getLogger().setLevel(logging.WARNING)
     from fairseq_peft.serving.predict import Classifier
 
-    check_device(args.device)
+    flags.check_device(args.device)
     if args.adapter is not None and is_of_folder(args.adapter):
         return Labels(args)
     return Classifier.load(
@@ -275,60 +167,11 @@ class Labels:
         return self.generator.predictions(texts, batch_size=batch_size, window=window)
 
 
-class Lines:
-    """The lines of a file as rows of one or two texts.
-
-    Attributes:
-        number: lines read. answered: lines whose row was written. header: before the rows.
-        shown: a prediction -> what is written of it.
-    """
+class Lines(streams.Lines):
+    """The lines of a file; ``header`` comes before the rows, ``shown`` is what is written of one's
+    prediction."""
 
     header = ""
-
-    def __init__(self, source, num_texts: int, format: str = "tsv"):
-        self.source = source
-        self.num_texts = num_texts
-        self.shown = {"tsv": tsv, "jsonl": jsonl}[format]
-        self.number = self.answered = 0
-        self.undecodable = self.without_tab = self.marks = 0
-
-    def __iter__(self) -> Iterator:
-        for line in self.source:
-            self.number += 1
-            yield self.row(line)
-
-    def row(self, line: bytes):
-        """A line's text, or its two texts."""
-        if line.startswith(sources.BOM):  # within a file where files were joined
-            self.marks += self.number > 1
-            line = line[len(sources.BOM) :]
-        line = line[:-1] if line.endswith(b"\n") else line
-        line = line[:-1] if line.endswith(b"\r") else line
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            self.undecodable += 1
-            text = line.decode("utf-8", "replace")
-        if self.num_texts == 1:
-            return text
-        first, tab, second = text.partition("\t")
-        self.without_tab += not tab
-        return first, second
-
-    def report(self, verb: str = "predict") -> None:
-        """Say what was odd."""
-        if self.undecodable:
-            warn(
-                f"{count(self.undecodable)} not UTF-8: what could not be decoded was read as "
-                "U+FFFD. Convert the text, for example with iconv -f WINDOWS-1252 -t UTF-8.",
-                verb,
-            )
-        if self.marks:
-            marks = count(self.marks)
-            warn(f"{marks} begun by a byte order mark in mid-file, which was removed.", verb)
-        if self.without_tab:
-            lines = count(self.without_tab)
-            warn(f"{lines} without a tab: the second text was taken to be empty.", verb)
 
 
 class TableRows:
@@ -375,59 +218,25 @@ class TableRows:
         csv.writer(more, delimiter=self.table.delimiter, lineterminator="\n").writerow(fields)
         return f"{raw}{self.table.delimiter}{more.getvalue()}"
 
-    def report(self) -> None:
+    def report(self, verb: str) -> None:
         """Say what was odd."""
         if self.reader.notes["tables_whose_quotes_are_text"]:
-            warn("quotes were read as text: not all fields that begin with one end with one.")
+            text = "quotes were read as text: not all fields that begin with one end with one."
+            streams.warn(text, verb)
 
 
 def report_texts(classifier) -> None:
     """Say how many texts the model did not read as they are."""
     if classifier.num_cut:
-        warn(f"{count(classifier.num_cut, 'texts')} longer than the model reads, and cut.")
+        cut = streams.count(classifier.num_cut, "texts")
+        streams.warn(f"{cut} longer than the model reads, and cut.", "predict")
     if classifier.num_unknown:
         unknown = classifier.num_unknown
-        warn(
+        streams.warn(
             f"{unknown:,} of the texts {'has' if unknown == 1 else 'have'} pieces that the model "
-            "does not know."
+            "does not know.",
+            "predict",
         )
-
-
-def count(number: int, name: str = "lines") -> str:
-    return f"{number:,} of the {name} {'is' if number == 1 else 'are'}"
-
-
-def warn(text: str, verb: str = "predict") -> None:
-    sys.stderr.write(f"fairseq-peft {verb}: warning: {text}\n")
-
-
-class Progress:
-    """A line on the terminal while the output goes elsewhere; without a terminal nothing."""
-
-    def __init__(self, lines: Lines | TableRows, file, on_terminal: bool):
-        self.lines, self.file = lines, file
-        self.shows = sys.stderr.isatty() and not on_terminal
-        is_file = not file.closed and os.path.isfile(file.name)
-        self.size = os.path.getsize(file.name) if is_file else 0
-        self.start = self.last = time.monotonic()
-
-    def show(self) -> None:
-        now = time.monotonic()
-        if self.shows and now - self.last > 0.2:
-            self.last = now
-            self.write()
-
-    def write(self, end: str = "") -> None:
-        lines, seconds = self.lines, max(time.monotonic() - self.start, 1e-9)
-        known = self.size and not self.file.closed
-        done = f", {self.file.tell() / self.size:.0%} read" if known else ""
-        text = f"{lines.answered:,} rows, {lines.answered / seconds:,.0f} a second{done}"
-        sys.stderr.write(f"\r{text:<60}{end}")
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        if self.shows and self.lines.number:
-            self.write("\n")
 
 
 def tsv(row) -> str:

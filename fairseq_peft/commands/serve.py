@@ -16,11 +16,11 @@ import argparse
 import importlib
 import ipaddress
 import logging
-import re
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.precision import NAMES, resolve
+from fairseq_peft.serving import flags
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folders = named(args.adapter)
+    folders = flags.named(args.adapter)
     check_installed()
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads {args.threads}: give 1 or more.")
@@ -95,26 +95,6 @@ def check_installed() -> None:
             ) from error
 
 
-def named(given: list[str]) -> dict[str, Path]:
-    """Name -> folder.
-
-    Raises:
-        InputError: one has no name, or a name that another has, or that is no word.
-    """
-    found = {}
-    for one in given:
-        name, sign, folder = one.partition("=")
-        if not sign or not folder or not re.fullmatch(r"[\w.+-]+", name, re.ASCII):
-            raise InputError(
-                f"--adapter {one}: expected NAME=DIR, with a name of letters, digits, and . _ + -"
-                "; such as books=runs/books/adapter."
-            )
-        if name in found:
-            raise InputError(f"--adapter {name}=... was given twice. Take another name for one.")
-        found[name] = Path(folder)
-    return found
-
-
 def load(args: argparse.Namespace, folders: dict[str, Path]):
     """The classifier with all adapters.
 
@@ -122,11 +102,10 @@ def load(args: argparse.Namespace, folders: dict[str, Path]):
         InputError: one does not fit, or they were trained in different precisions and none is
             given.
     """
-    from fairseq_peft.commands.predict import check_device
     from fairseq_peft.serving import served
     from fairseq_peft.serving.predict import Classifier
 
-    check_device(args.device)
+    flags.check_device(args.device)
     if args.threads:
         import torch
 

@@ -29,7 +29,14 @@ from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models import hf_base, hf_families, hf_slots
-from fairseq_peft.models.options import COMMON, config_class, decide_precision, fill, namespace
+from fairseq_peft.models.options import (
+    COMMON,
+    WRITING,
+    config_class,
+    decide_precision,
+    fill,
+    namespace,
+)
 from fairseq_peft.models.peft_model import PeftModel
 
 FLAGS = {
@@ -44,6 +51,7 @@ FLAGS = {
         False,
         "name query, key and value of a fused map apart: q_proj, k_proj, v_proj (off)",
     ),
+    **WRITING,
     **COMMON,
 }
 

@@ -57,8 +57,19 @@ COMMON = {
     ),
 }
 
+#: The same for models that write text.
+WRITING = {
+    "generation": (
+        str,
+        "",
+        "what fairseq-peft generate does with the adapter folder where its own flags say nothing: "
+        'fairseq\'s flags of generation, as JSON: {"beam": 4, "lenpen": 0.6} (nothing)',
+    ),
+}
+
 #: The same for models that train with fairseq's own tasks.
 TEXT = {
+    **WRITING,
     "full_checkpoints": (
         bool,
         False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fairseq_peft.report import answers
 from fairseq_peft.report.comparisons import add_comparisons
-from fairseq_peft.report.references import FULL, reference_of
+from fairseq_peft.report.references import FULL, reference_of, without_number
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 from fairseq_peft.scores import CLASSES
@@ -157,10 +157,13 @@ def _difference_note(name: str, results: list[dict], dicts: list[dict], key: str
 
 
 def _other_rows_note(results: list[dict], runs: list[Run]) -> list[str]:
-    """Accuracies are comparable only if all runs of a data set had the same rows."""
+    """Accuracies are comparable only if all runs of a data set had the same rows. What is trained
+    on fewer and has their number in its name, ``lora-64``, says so itself."""
     sizes = [run.result["rows"] for run in runs if run.result["data"] == results[0]["data"]]
     usual, mine = max(sizes, key=sizes.count), results[0]["rows"]
-    if mine == usual:
+    method, number = results[0]["method"], mine.get("train")
+    says_so = without_number(method, number) != method
+    if mine == usual or (says_so and {**mine, "train": usual.get("train")} == usual):
         return []
     text = [", ".join(f"{key} {value}" for key, value in one.items()) for one in (mine, usual)]
     return [f"its rows ({text[0]}) are not those of the other runs ({text[1]})"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 
@@ -22,8 +22,9 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.scores import CLASSES
-from fairseq_peft.serving import predict, writers
+from fairseq_peft.serving import names, predict, writers
 from fairseq_peft.serving.predict import Prediction, windows
+from fairseq_peft.text import generation
 
 #: Largest batch, in rows, and rows that are read, and sorted by length, before the next are.
 BATCH_SIZE, FIRST_WINDOW, WINDOW = 16, 16, 512
@@ -49,11 +50,7 @@ class Written(NamedTuple):
         return {"text": self.text, "score": self.score}
 
 
-#: What ``generate`` takes, besides: fairseq's flags of generation.
-SEARCH = (
-    *("beam", "lenpen", "unkpen", "max_len_a", "max_len_b", "min_len", "no_repeat_ngram_size"),
-    *("sampling", "sampling_topk", "sampling_topp", "temperature"),
-)
+NOTHING = Written("", 0.0, [])
 
 
 class Generator:
@@ -77,6 +74,8 @@ class Generator:
         data: Union[str, Path, None] = None,
         device: str = "cpu",
         allow_other_base: bool = False,
+        source_lang: Optional[str] = None,
+        target_lang: Optional[str] = None,
     ) -> Generator:
         """Load a base and an adapter, or a checkpoint.
 
@@ -88,22 +87,25 @@ class Generator:
             data: for a checkpoint without folder: its data folder, where it has moved.
             device: cpu, cuda, ...
             allow_other_base: take a base that the adapter was not trained on.
+            source_lang, target_lang: what is read and written, by a model of several languages
+                (what the run kept by default).
 
         Raises:
             InputError: a file cannot be used, or they do not belong together.
         """
         own = cls(base, device, allow_other_base)
+        languages = _languages(source_lang, target_lang)
         if adapter is not None:
             if data is not None:
                 raise InputError(
                     f"The data folder {data} would be ignored: the adapter folder has its own "
                     "dictionaries. Leave one of the two out."
                 )
-            own.add(name, adapter)
+            own.add(name, adapter, source_lang, target_lang)
             return own
         if base is None:
             raise InputError("There is neither a base nor an adapter. Give at least one.")
-        own._writers[name] = writers.from_checkpoint(base, data)
+        own._writers[name] = writers.from_checkpoint(base, data, languages)
         own._writers[name].model.to(own.device)
         return own
 
@@ -117,16 +119,22 @@ class Generator:
         """Rows so far that were longer than the model reads."""
         return sum(writer.num_cut for writer in self._writers.values())
 
-    def add(self, name: str, folder: Union[str, Path]) -> None:
-        """Add the adapter in a folder; the base stays as it is.
+    def add(
+        self,
+        name: str,
+        folder: Union[str, Path],
+        source_lang: Optional[str] = None,
+        target_lang: Optional[str] = None,
+    ) -> None:
+        """Add the adapter in a folder; the base stays as it is. Languages are those of ``load``.
 
         Raises:
             InputError: the name is taken, or the folder does not fit the base.
         """
-        if name in self._writers:
-            raise InputError(f"There is an adapter {name!r} already. Remove it, or take another.")
+        names.check_free(self._writers, name)
         found = adapter_folder.read(folder, of_any_task=True)
-        writer = writers.from_folder(found, self._base, self._allow_other)
+        languages = _languages(source_lang, target_lang)
+        writer = writers.from_folder(found, self._base, self._allow_other, languages)
         writer.model.to(self.device)
         for other in itertools.islice(self._writers.values(), 1):
             writers.share(other.model, writer.model)
@@ -134,7 +142,7 @@ class Generator:
 
     def remove(self, name: str) -> None:
         """Remove an adapter."""
-        self._writer(name)
+        names.of(self._writers, name)
         del self._writers[name]
 
     def generate(self, texts: Iterable[str], adapter=None, **how) -> list[Written]:
@@ -151,6 +159,7 @@ class Generator:
         adapter: Union[str, Iterable[str], None] = None,
         batch_size: int = BATCH_SIZE,
         window: int = WINDOW,
+        nbest: Optional[int] = None,
         **search,
     ) -> Iterator[list[Written]]:
         """What is found for each text, the best first: one for each beam. An empty text has an
@@ -161,25 +170,33 @@ class Generator:
             adapter: name of the adapter, or one a row; None for the only one there is.
             batch_size: rows that go through a model at once, at most.
             window: texts that are read ahead, and sorted by length, at most; fewer at first.
-            search: fairseq's flags of generation (``SEARCH``), such as ``beam=4``; 5 beams where
-                nothing is said, and 1 where words are drawn (``sampling=True``).
+            nbest: so many for each text, no more and no less; where fewer are found, or the text is
+                empty, the rest are empty.
+            search: fairseq's flags of generation (``text.generation.SEARCH``), such as ``beam=4``;
+                where nothing is said, what the run kept (``--generation``), or 5 beams, and 1 where
+                words are drawn (``sampling=True``).
 
         Raises:
             InputError: an adapter is unknown, or a flag is not what it should be.
         """
-        self._check(texts, batch_size, window)
-        check_search(search)
-        return self._beams(self._named(texts, adapter), batch_size, window, search)
+        names.check_rows(texts, batch_size, window)
+        generation.check_each(search)
+        for writer in self._writers.values():
+            combined = generation.combined(writer.kept, search)
+            if nbest is not None:
+                generation.check_nbest(nbest, combined)
+        return self._beams(self._named(texts, adapter), batch_size, window, nbest, search)
 
-    def _beams(self, rows, batch_size, window, search):
-        given = {"beam": 1, **search} if search.get("sampling") else search
-
+    def _beams(self, rows, batch_size, window, nbest, search):
         def answer(writer, ids):
-            found = writer.hypotheses(ids, writer.search(**given))
+            found = writer.hypotheses(
+                ids, writer.search(**generation.combined(writer.kept, search))
+            )
             return [[written(writer, one) for one in hypotheses] for hypotheses in found]
 
         for found in self._answers(rows, batch_size, window, answer, str.strip):
-            yield [Written("", 0.0, [])] if found is None else found
+            found = [NOTHING] if found is None else found
+            yield found if nbest is None else [*found, *[NOTHING] * nbest][:nbest]
 
     def predictions(
         self,
@@ -205,15 +222,8 @@ class Generator:
                     f"The adapter {name!r} was trained without --labels, so there are none to "
                     "choose from. Use fairseq-peft generate."
                 )
-        self._check(texts, batch_size, window)
+        names.check_rows(texts, batch_size, window)
         return self._answers(self._named(texts, adapter), batch_size, window, answer)
-
-    @staticmethod
-    def _check(texts, batch_size, window):
-        if isinstance(texts, str):
-            raise InputError(f"{texts[:40]!r} is one text. Give a list of texts.")
-        if batch_size < 1 or window < 1:
-            raise InputError(f"Batch size {batch_size}, window {window}: give 1 or more.")
 
     def _answers(self, rows, batch_size, window, answer, asks=None):
         """What ``answer`` says to a writer and the token ids of some rows, for each row in order;
@@ -233,54 +243,19 @@ class Generator:
 
     def _named(self, texts, adapter) -> Iterator[tuple[str, str]]:
         """(text, name of its adapter), with both checked."""
-        if adapter is None and len(self._writers) != 1:
-            known = ", ".join(self._writers) or "none"
-            raise InputError(f"Which adapter? Loaded: {known}. Name one.")
-        if adapter is None or isinstance(adapter, str):
-            names = itertools.repeat(adapter or next(iter(self._writers)))
-        else:
-            names = iter(adapter)
-        for number, text in enumerate(texts, 1):
-            name = next(names, None)
-            if name is None:
-                raise InputError(f"There are {number - 1} adapters and more texts. Name one a row.")
-            self._writer(name)
+        for number, text, name in names.of_rows(self._writers, texts, adapter):
             if not isinstance(text, str):
                 raise InputError(
                     f"Row {number} is {repr(text)[:40]}, no text. Give a list of texts."
                 )
             yield text, name
 
-    def _writer(self, name):
-        if name not in self._writers:
-            known = ", ".join(self._writers) or "none"
-            raise InputError(f"There is no adapter {name!r}. Loaded: {known}. Add it first.")
-        return self._writers[name]
+
+def _languages(source, target):
+    given = {"source_lang": source, "target_lang": target}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def written(writer, hypothesis) -> Written:
     tokens = hypothesis["tokens"].tolist()
     return Written(writer.text(tokens), float(hypothesis["score"]), tokens)
-
-
-def check_search(given: dict) -> None:
-    """Raise InputError where flags of generation are unknown, out of range, or would be ignored."""
-    unknown = sorted(given.keys() - set(SEARCH))
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no flag of generation. There are {', '.join(SEARCH)}.")
-    for name, least in (("beam", 1), ("min_len", 0), ("max_len_b", 1), ("no_repeat_ngram_size", 0)):
-        if given.get(name, least) < least:
-            raise InputError(f"{name} {given[name]}: give {least} or more.")
-    for name in ("temperature", "sampling_topk", "sampling_topp"):
-        if not given.get(name, 1) > 0:
-            raise InputError(f"{name} {given[name]}: give more than 0.")
-    if given.get("sampling_topp", 1) > 1:
-        raise InputError(f"sampling_topp {given['sampling_topp']}: give 1 or less.")
-    for name in ("sampling_topk", "sampling_topp"):
-        if name in given and not given.get("sampling"):
-            raise InputError(f"{name} would be ignored without sampling. Leave it out, or sample.")
-    if not given.get("max_len_a") and given.get("min_len", 0) > given.get("max_len_b", 200):
-        raise InputError(
-            f"min_len {given['min_len']} is more than max_len_b {given.get('max_len_b', 200)}. "
-            "Give a longer one."
-        )

@@ -25,7 +25,7 @@ from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.fairseq_fixes import memory
 from fairseq_peft.scores import LABELS, NUMBER
-from fairseq_peft.serving import served
+from fairseq_peft.serving import names, served
 from fairseq_peft.serving.separate_models import SeparateModels
 from fairseq_peft.serving.shared_base import SharedBase
 from fairseq_peft.text.rows import SEPARATOR
@@ -245,8 +245,7 @@ class Classifier:
         Raises:
             InputError: the name is taken, or the folder does not fit the base.
         """
-        if name in self._readers:
-            raise InputError(f"There is an adapter {name!r} already. Remove it, or take another.")
+        names.check_free(self._readers, name)
         if self._base is None:
             raise InputError(
                 "This classifier is a checkpoint fine-tuned as a whole, which is no base for "
@@ -267,8 +266,8 @@ class Classifier:
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16: layers under autocast, weights in fp32."""
-        names = {precisions.half(name): name for name in precisions.NAMES[1:]}
-        return names[next(self._shared.halves()).half_dtype]
+        by_type = {precisions.half(name): name for name in precisions.NAMES[1:]}
+        return by_type[next(self._shared.halves()).half_dtype]
 
     @precision.setter
     def precision(self, value: str) -> None:
@@ -278,16 +277,10 @@ class Classifier:
             half.half_dtype = precisions.half(value)
 
     def _reader(self, name):
-        if name not in self._readers:
-            known = ", ".join(self._readers) or "none"
-            raise InputError(f"There is no adapter {name!r}. Loaded: {known}. Add it first.")
-        return self._readers[name]
+        return names.of(self._readers, name)
 
     def _only(self):
-        if len(self._readers) != 1:
-            known = ", ".join(self._readers) or "none"
-            raise InputError(f"Which adapter? There are {len(self._readers)}: {known}. Name one.")
-        return next(iter(self._readers))
+        return names.only(self._readers)
 
     # Prediction
 
@@ -340,35 +333,22 @@ class Classifier:
             window: rows that are sorted by length together.
             first_window: those of the first window; each has twice as many as the one before.
         """
-        if isinstance(texts, str):
-            raise InputError(f"{texts[:40]!r} is one text. Give a list of texts.")
-        if batch_size < 1 or window < 1:
-            raise InputError(f"Batch size {batch_size}, window {window}: give 1 or more.")
+        names.check_rows(texts, batch_size, window)
         for rows in windows(self._named(texts, adapter), first_window or window, window):
-            names = [name for _, name in rows]
+            by_row = [name for _, name in rows]
             items = self._items(rows)
             found = [None] * len(rows)
             sizes = [len(item) for item in items]
             for batch in bucket_batches(sizes, batch_size, MAX_TOKENS):
-                scores = self._forward([items[i] for i in batch], [names[i] for i in batch])
+                scores = self._forward([items[i] for i in batch], [by_row[i] for i in batch])
                 for i, logits in zip(batch, scores):
                     found[i] = logits
-            yield from ((name, logits.cpu()) for name, logits in zip(names, found))
+            yield from ((name, logits.cpu()) for name, logits in zip(by_row, found))
 
     def _named(self, texts, adapter):
         """(texts of a row, name of its adapter), with both checked."""
-        if adapter is None or isinstance(adapter, str):
-            names = itertools.repeat(self._only() if adapter is None else adapter)
-        else:
-            names = iter(adapter)
-        nothing = object()
-        for number, row in enumerate(texts, start=1):
-            name = next(names, nothing)
-            if name is nothing:
-                raise InputError(f"There are {number - 1} adapters and more texts. Name one a row.")
+        for number, row, name in names.of_rows(self._readers, texts, adapter):
             yield self._reader(name).check(row, number), name
-        if not isinstance(names, itertools.repeat) and next(names, nothing) is not nothing:
-            raise InputError("There are more adapters than texts. Name one a row.")
 
     def _items(self, rows):
         """The tokens of each row; adapters that read alike are read together."""

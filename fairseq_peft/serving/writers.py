@@ -3,7 +3,7 @@ reads texts for it."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fairseq_peft.criterions.answers import label_losses
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
 from fairseq_peft.models.hf_models import HFModel
-from fairseq_peft.text import bpe
+from fairseq_peft.text import bpe, generation
 
 
 class OfDictionaries:
@@ -27,11 +27,13 @@ class OfDictionaries:
 
     Attributes:
         num_cut: rows so far that were longer than the model reads.
+        kept: flags of generation that hold where nothing else is said.
     """
 
-    def __init__(self, task, model, subwords):
+    def __init__(self, task, model, subwords, kept):
         self.task, self.model, self.subwords = task, model, subwords
-        self.num_cut = 0
+        self.kept, self.num_cut = kept, 0
+        self.not_text = {task.target_dictionary.bos(), task.target_dictionary.eos()}
         longest = model.max_positions()
         self.longest = longest if isinstance(longest, int) else longest[0]
 
@@ -65,6 +67,8 @@ class OfDictionaries:
             for name, value in sample["net_input"].items()
         }
         generator = self.task.build_generator([self.model], search)
+        # Languages, of tasks that say them to the decoder.
+        self.not_text |= generator.symbols_to_strip_from_output
         found = self.task.inference_step(generator, [self.model], sample)
         by_row = dict(zip(sample["id"].tolist(), found))
         return [by_row[i] for i in range(len(rows))]
@@ -73,16 +77,16 @@ class OfDictionaries:
         """The text of token ids, which end with what ends a text."""
         words = self.task.target_dictionary
         # The last is what ends a text, such as a language.
-        pieces = [words[i] for i in tokens[:-1] if i not in (words.bos(), words.eos())]
+        pieces = [words[i] for i in tokens[:-1] if i not in self.not_text]
         return " ".join(pieces) if self.subwords is None else self.subwords.decode(pieces)
 
 
 class OfTokenizer:
     """A model of Hugging Face's; as ``OfDictionaries``."""
 
-    def __init__(self, task, model):
+    def __init__(self, task, model, kept):
         self.task, self.model = task, model
-        self.num_cut = 0
+        self.kept, self.num_cut = kept, 0
 
     def ids(self, text):
         tokens = self.task.tokenizer.encode(text)
@@ -113,11 +117,15 @@ class OfTokenizer:
         return self.task.tokenizer.decode(tokens).strip()
 
 
-def from_folder(found: AdapterFolder, base, allow_other: bool):
+def from_folder(found: AdapterFolder, base, allow_other: bool, languages: dict):
     """What an adapter folder and its base make.
 
+    Args:
+        languages: ``source_lang`` and ``target_lang``, as far as they are not those that were kept.
+
     Raises:
-        InputError: it is a classifier's, or the base is missing or another.
+        InputError: it is a classifier's, the base is missing or another, or the task knows no such
+            language.
     """
     if not found.is_text:
         raise InputError(
@@ -131,20 +139,70 @@ def from_folder(found: AdapterFolder, base, allow_other: bool):
         )
     cfg = OmegaConf.create(finetuned.stand_in(found.description)["cfg"])
     cfg.task.data = str(found.folder)
+    kept = {**found.description.get("generation", {}), **languages}
+    search = generation.search_of(kept)
+    languages = {name: kept[name] for name in kept if name not in search}
     if found.is_of_folder:
+        check_languages(cfg.task, languages)
         task = tasks.setup_task(cfg.task)
         task.load_state_dict({"tokenizer": found.description["tokenizer"]})
-        return OfTokenizer(task, folder.load_beside(found, base, task, allow_other))
+        return OfTokenizer(task, folder.load_beside(found, base, task, allow_other), search)
     _, model = finetuned.from_folder(
         found.folder, base and Path(base), allow_other, of_any_task=True
     )
-    own = cfg.task
-    if own._name not in tasks.TASK_DATACLASS_REGISTRY:
-        own = Namespace(**OmegaConf.to_container(own), task=own._name)
-    return of_dictionaries(tasks.setup_task(own), model, found.subwords(), found.folder)
+    task = set_up(flags_of_task(cfg.task, found), languages, found.folder)
+    return of_dictionaries(task, model, found.subwords(), found.folder, search)
 
 
-def of_dictionaries(task, model, subwords, place):
+def flags_of_task(own, found: AdapterFolder):
+    """The flags of the task that an adapter folder tells, with the task's defaults where it has
+    kept nothing, and its dictionaries."""
+    if own._name in tasks.TASK_DATACLASS_REGISTRY:
+        return own
+    parser = ArgumentParser(allow_abbrev=False, add_help=False)
+    tasks.TASK_REGISTRY[own._name].add_args(parser)
+    flags, _ = parser.parse_known_args([str(found.folder)])
+    vars(flags).update(OmegaConf.to_container(own), task=own._name)
+    if hasattr(flags, "source_dict"):  # of many languages, whose dictionaries are one
+        for side in ("source", "target"):
+            file = found.folder / found.description["dictionaries"][side]["file"]
+            setattr(flags, f"{side}_dict", str(file))
+    return flags
+
+
+def set_up(flags, languages: dict, place):
+    """The task of ``flags`` that reads and writes ``languages``.
+
+    Raises:
+        InputError: it must be told which, or does not know them.
+    """
+    check_languages(flags, languages)
+    for name, value in languages.items():
+        setattr(flags, name, value)
+    for name in generation.LANGUAGES:
+        if getattr(flags, name, "") is None:
+            raise InputError(
+                f"{place} is of a model of several languages. Which? Give --source-lang and "
+                "--target-lang."
+            )
+    try:
+        return tasks.setup_task(flags)
+    except ValueError as error:  # of a language
+        raise InputError(f"{place}: {error}.") from error
+
+
+def check_languages(flags, languages: dict) -> None:
+    """Raise InputError where the task of ``flags`` reads and writes one language, and another is
+    wanted."""
+    for name, value in languages.items():
+        if getattr(flags, "langs", None) is None and value != getattr(flags, name, None):
+            raise InputError(
+                f"--{name.replace('_', '-')} {value} would be ignored: the task {flags._name} of "
+                "this model has no languages to choose from. Leave it out."
+            )
+
+
+def of_dictionaries(task, model, subwords, place, kept):
     """An ``OfDictionaries`` whose words are the model's.
 
     Raises:
@@ -163,26 +221,33 @@ def of_dictionaries(task, model, subwords, place):
             f"{place} is of --task {type(task).__name__}, which reads no texts to answer. Train "
             "with translation, or language_modeling."
         )
-    return OfDictionaries(task, model, subwords)
+    return OfDictionaries(task, model, subwords, kept)
 
 
-def from_checkpoint(path, data):
-    """What a checkpoint makes that holds the whole model, or finds its base.
+def from_checkpoint(path, data, languages: dict):
+    """What a checkpoint makes that holds the whole model, or finds its base; ``languages`` as in
+    ``from_folder``.
 
     Raises:
         InputError: there is none, or it needs what is not there.
     """
     finetuned.check_file(Path(path))
-    overrides = {} if data is None else {"data": str(data)}
+    overrides = {**languages, **({} if data is None else {"data": str(data)})}
     try:
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except (OSError, AssertionError) as error:
         raise InputError(f"{path} cannot be loaded: {error}. Give its data folder.") from error
     (model,) = models
     if isinstance(model, HFModel):
-        return OfTokenizer(task, model.eval())
+        return OfTokenizer(task, model.eval(), kept_by(model))
     place = Path(str(data or cfg.task.data).split(":")[0])
-    return of_dictionaries(task, model.eval(), bpe.find(place), place)
+    return of_dictionaries(task, model.eval(), bpe.find(place), place, kept_by(model))
+
+
+def kept_by(model) -> dict:
+    """The flags of generation of the run that a checkpoint is of."""
+    given = getattr(model.args, "generation", None)
+    return generation.search_of(generation.parse(given)) if given else {}
 
 
 def share(first: nn.Module, own: nn.Module) -> None:

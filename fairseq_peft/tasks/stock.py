@@ -24,11 +24,13 @@ from omegaconf import OmegaConf
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks
+from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.models import folder
 from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.text import bpe
+from fairseq_peft.text import generation as search
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +51,13 @@ class Kept:
         folder: of the adapter.
         base: path and sha256 of the base.
         text_files: name -> file, of those that text is cut into pieces with.
+        generation: how ``fairseq-peft generate`` searches, where its flags say nothing.
     """
 
     folder: Path
     base: dict
     text_files: dict
+    generation: dict
 
     def write(self, trainer, value: float, epoch: int) -> None:
         """Write the adapter folder of a model that has just been validated.
@@ -67,6 +71,7 @@ class Kept:
         described.update(
             task=flags_of(task),
             **words,
+            **({"generation": self.generation} if self.generation else {}),
             metrics={
                 "subset": cfg.dataset.valid_subset.split(",")[0],
                 "metric": cfg.checkpoint.best_checkpoint_metric,
@@ -92,16 +97,34 @@ def _load_checkpoint(original):
         found = original(cfg, trainer, **kwargs)
         # Of other models, and of the task that decides itself, this is no matter.
         model = surgery.unwrap(trainer.model)
-        if isinstance(model, HFModel) and not cfg.no_save:
-            _keep_beside_folder(cfg, trainer.task, model)
-            return found
-        full = getattr(getattr(model, "args", None), "full_checkpoints", None)
-        decides = hasattr(type(trainer.task), "leave_out")
-        if start is not None and full is not None and not (decides or cfg.no_save):
-            _keep(cfg, trainer.task, model, start, full)
+        if not cfg.no_save:
+            _keep_what_is_due(cfg, trainer.task, model, start)
         return found
 
     return load_checkpoint
+
+
+def _keep_what_is_due(cfg, task, model, start):
+    """Let the run keep what it should.
+
+    Raises:
+        InputError: ``--generation`` is not what it should be, or would be ignored.
+    """
+    given = getattr(getattr(model, "args", None), "generation", None)
+    generation = search.parse(given) if given else {}
+    full = getattr(getattr(model, "args", None), "full_checkpoints", None)
+    if isinstance(model, HFModel):
+        _keep_beside_folder(cfg, task, model)
+    elif start is not None and full is not None and not hasattr(type(task), "leave_out"):
+        _keep(cfg, task, model, start, full)
+    kept = getattr(task, "kept", None)
+    if kept is not None:
+        kept.generation = generation
+    elif generation and distributed_utils.get_global_rank() == 0:
+        raise InputError(
+            f"--generation {given} would be ignored: this run writes no adapter folder of a model "
+            "that writes text. Leave it out."
+        )
 
 
 def _keep(cfg, task, model, start, full):
@@ -134,7 +157,7 @@ def _keep_beside_folder(cfg, task, model):
 def _keep_adapter(cfg, task, base, text_files):
     """Let the run write an adapter folder."""
     if distributed_utils.get_global_rank() == 0:
-        task.kept = Kept(Path(cfg.save_dir) / "adapter", base, text_files)
+        task.kept = Kept(Path(cfg.save_dir) / "adapter", base, text_files, {})
         adapter_folder.check_place(task.kept.folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
@@ -30,6 +31,25 @@ def other(dictionary, tmp_path_factory):
     base = adapter_folders.base_state(dictionary, seed=12)
     model = adapter_folders.perturbed(dictionary, base, "ia3")
     return adapter_folders.write(tmp_path_factory.mktemp("other") / "adapter", model, base, seed=2)
+
+
+@pytest.fixture(scope="module")
+def folders(good, other, dictionary, tmp_path_factory):
+    """``folders("bart")``: a whole adapter folder of that family, and another."""
+
+    def make(family):
+        if family == "roberta":
+            return good, other
+        from adapter_folders import write_text
+        from families import BART
+        from hf_families import Kind
+
+        place = tmp_path_factory.mktemp(family)
+        kind = BART(dictionary) if family == "bart" else Kind("t5", place)
+        made = (("good", "lora", 11), ("other", "ia3", 12))
+        return [write_text(place / n / "adapter", kind, peft, seed) for n, peft, seed in made]
+
+    return functools.lru_cache(make)
 
 
 @pytest.fixture

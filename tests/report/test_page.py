@@ -16,6 +16,7 @@ from helpers import PACKAGE, ROOT
 
 from fairseq_peft.cli import main
 from fairseq_peft.commands import report
+from fairseq_peft.report.html import charts
 from fairseq_peft.report.html.words import headline
 from fairseq_peft.report.references import without_number
 from fairseq_peft.runs import predictions
@@ -48,6 +49,23 @@ def evil(tmp_path_factory):
     write_run(runs, data, target, "lora<i>", labels=labels, knobs={EVIL: EVIL})
     write_run(runs, data, target, "prompt-16", labels=labels, train_rows=16, skill=0.3)
     return runs, page_of(runs)
+
+
+def test_names_of_points_lie_on_no_other_point_or_name():
+    """Places as people see them: (x in 352 pixels, y in 272, name)."""
+    given = [(0, 0, "far_left"), (20, 8, "near"), (20, 200, "low"), (300, 200, "right of all"),
+             (150, 100, "in a crowd"), (165, 92, ""), (135, 92, ""), (165, 112, ""), (135, 112, ""),
+             (352, 272, "")]  # fmt: skip
+    values = [{"x": x, "y": -y, "low": -y, "high": -y, "name": name} for x, y, name in given]
+    named = [value for value in values if value["name"]]
+    found = charts.names_beside(named, values, is_log=False)
+    places = {value["name"]: place for place, part in found.items() for value in part}
+    assert places == {  # a crowd leaves no room
+        "far_left": ("left", -9),
+        "near": ("left", 12),
+        "low": ("left", -9),
+        "right of all": ("right", -9),
+    }
 
 
 def test_what_users_wrote_is_no_markup(evil):

@@ -84,6 +84,20 @@ def test_runs_whose_checkpoints_another_metric_chose_are_noted(make_run):
     assert row["metric"] is None and "its runs differ in chosen_by" in row["notes"][0]
 
 
+def test_other_rows_are_noted_unless_the_name_says_so(make_run):
+    for seed in (1, 2, 3):
+        make_run("full", seed)
+    few = {"train": 64, "valid": 400, "test": 2000}
+    make_run("lora-64", rows=few)
+    make_run("prompt", rows=few)
+    make_run("ia3-64", rows={**few, "dev": 40})
+    rows = rows_of(make_run)
+    noted = {
+        name: "not those of the other" in str(row["notes"]) for (*_, name), row in rows.items()
+    }
+    assert noted == {"full": False, "lora-64": False, "prompt": True, "ia3-64": True}
+
+
 def test_row(make_run):
     for seed, (full, lora) in enumerate([(1600, 1620), (1620, 1660), (1640, 1700)], start=1):
         make_run("full", seed, [(300, full)])

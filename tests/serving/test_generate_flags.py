@@ -7,7 +7,8 @@ import verbs
 
 from fairseq_peft.commands.generate import folders_of
 from fairseq_peft.errors import InputError
-from fairseq_peft.serving.generate import Generator, check_search
+from fairseq_peft.serving.generate import Generator
+from fairseq_peft.text import generation
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from fairseq_peft.serving.generate import Generator, check_search
 )
 def test_flags_of_generation(given, message):
     with pytest.raises(InputError, match=message):
-        check_search(given)
+        generation.check(given)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,37 @@ def test_the_command_says_it_in_one_sentence(capsys, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.txt").write_text("a\n")
     assert message in verbs.refused(capsys, "generate", "lines.txt", *words)
+
+
+@pytest.mark.parametrize(
+    "kept, given, found",
+    [
+        ({"beam": 4, "lenpen": 0.6}, {"beam": 2}, {"beam": 2, "lenpen": 0.6}),
+        ({"beam": 4, "lenpen": 0.6}, {"sampling": True}, {"beam": 1, "lenpen": 0.6}),
+        ({"sampling": True, "sampling_topk": 3}, {}, {"beam": 1, "sampling_topk": 3}),
+        ({"sampling": True, "beam": 3, "sampling_topk": 3}, {"sampling": False}, {}),
+    ],
+)
+def test_what_a_run_kept_holds_where_nothing_else_is_said(kept, given, found):
+    combined = generation.combined(kept, given)
+    drawn = {**kept, **given}.get("sampling")
+    assert combined == {**found, **({} if drawn is None else {"sampling": drawn})}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "is no JSON"),
+        ("4", "is no JSON object"),
+        ('{"beam": "4"}', "beam is '4', expected int"),
+        ('{"beams": 4}', "'beams' is no flag of generation"),
+        ('{"beam": 0, "target_lang": "fr"}', "beam 0: give 1 or more"),
+    ],
+)
+def test_what_a_run_is_told_to_keep(text, message):
+    with pytest.raises(InputError, match=message):
+        generation.parse(text)
+    assert generation.parse('{"lenpen": 1, "target_lang": "fr"}')["target_lang"] == "fr"
 
 
 def test_a_folder_alone_needs_no_name(tmp_path):

@@ -199,7 +199,7 @@ def test_precision_and_device_are_passed_on(predict):
 
 
 def test_pairs_are_cut_at_the_first_tab():
-    from fairseq_peft.commands.predict import Lines
+    from fairseq_peft.text.streams import Lines
 
     lines = Lines(iter([b"beau\tvif\tnul\r\n", b"sans tab\n", b"\n"]), num_texts=2)
     assert list(lines) == [("beau", "vif\tnul"), ("sans tab", ""), ("", "")]

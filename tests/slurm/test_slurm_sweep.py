@@ -1,6 +1,7 @@
 """A sweep on a real Slurm of two nodes, through all that befalls jobs there, ends as it does here.
 
-SLURM_CELLS=3 python -m pytest tests/slurm     12 runs in place of 4
+SLURM_CELLS=3 python -m pytest tests/slurm     12 runs in place of 4, and Slurm's own time limit
+KILLS=50 python -m pytest tests/slurm          processes killed at random moments, too
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from helpers import TINY_FLAGS
-from workers import alive, cli, until
+from workers import until
 
 pytest.importorskip("fairseq")
 pytest.importorskip("submitit")
@@ -26,21 +28,28 @@ pytestmark = pytest.mark.end_to_end
 
 from runs import metrics, without_clocks  # noqa: E402
 
+from fairseq_peft.checkpoints import slim  # noqa: E402
 from fairseq_peft.runs.log import valid_lines  # noqa: E402
 
 CELLS = ("scratch/lora", "scratch/head_only", "scratch/bitfit")[: int(os.getenv("SLURM_CELLS", 1))]
-RATES, SEEDS, EPOCHS = ("1e-3", "1e-2"), (1, 2, 3), 20
+RATES, SEEDS, EPOCHS = ("1e-3", "1e-2"), (1, 2, 3), 3
+KILLS = int(os.getenv("KILLS", "0"))
 
-#: The sweep as a fork of the test's server, with a Python for the jobs that is none.
+#: The sweep as a fork of the test's server, with a Python for the jobs that is none. On this disk
+#: a result is seen as soon as it is there.
 SWEEP = """
 import os, sys
 sys.executable = {python!r}
 print("process", os.getpid(), flush=True)
+from fairseq_peft.sweeps import slurm
+slurm.LOOK_S = slurm.RESULT_S = 1
 from fairseq_peft.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 ON_SLURM = ("--launcher", "slurm", "--slurm-partition", "low", "--slurm-cpus", 1)
 ON_SLURM += ("--slurm-time", 10, "--slurm-extra", "comment=of a test")
+#: Each LoRA's first training stops after an epoch, until it is killed.
+HELD = ("--slurm-setup", f"export PYTHONPATH={Path(__file__).with_name('held')}")
 
 
 class Sweep:
@@ -84,18 +93,28 @@ def words(data_folder, tmp_path):
 
 
 @pytest.fixture
-def on_slurm(words, python, cluster):
-    """``on_slurm(folder)``: the sweep there, started."""
+def sweep(words, python, cluster):
+    """``sweep(folder, *flags)``: the sweep there, started."""
     started = []
 
-    def start(folder):
-        started.append(Sweep([*words(folder), *ON_SLURM], python, cluster.environ))
+    def start(folder, *flags):
+        started.append(Sweep([*words(folder), *flags], python, cluster.environ))
         return started[-1]
 
     yield start
-    for sweep in started:
+    for each in started:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(sweep.pid, signal.SIGKILL)
+            os.kill(each.pid, signal.SIGKILL)
+
+
+def processes(*words):
+    """Ids of the processes whose command lines have all of ``words``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if set(words) <= set(path.read_bytes().decode(errors="replace").split("\0")):
+                found.append(int(path.parent.name))
+    return found
 
 
 class Run:
@@ -110,12 +129,7 @@ class Run:
 
     def process(self):
         """The process that trains; None where there is none."""
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = path.read_bytes().split(b"\0")
-                if b"--save-dir" in words and str(self.folder).encode() in words:
-                    return int(path.parent.name)
-        return None
+        return next(iter(processes("--save-dir", str(self.folder))), None)
 
     def job(self):
         """Slurm's id of the job that trains it."""
@@ -132,35 +146,35 @@ class Run:
         ]
 
 
-def hold(runs):
-    """Stop the processes of ``runs`` as soon as a checkpoint is there, and until they are killed:
-    Slurm lets a process go on that it is about to kill, and these runs are short.
+def held(runs):
+    """Wait until the processes of ``runs`` have stopped themselves; returns their ids."""
 
-    Returns:
-        Their ids.
+    def stopped(process):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+        return False
+
+    seen(lambda: all(stopped(run.process()) for run in runs))
+    return [run.process() for run in runs]
+
+
+def seen(condition):
+    until(condition, 300, every_s=0.3)
+
+
+def warn_of_the_time_limit(cluster, job):
+    """Let Slurm send its signal, or, where there is no time to wait for that, send it.
+
+    It goes to the step alone: while others of an array are pending, Slurm answers a signal to a
+    whole job by "try again later", though it has delivered it, and scancel repeats it for 95 s.
     """
-    processes, held = {}, set()
-
-    def all_held():
-        for run in runs:
-            if run not in processes:
-                found = run.process()
-                processes.update({run: found} if found else {})
-            elif run not in held and (run.folder / "checkpoint_last.pt").exists():
-                Thread(target=keep_stopped, args=[processes[run]], daemon=True).start()
-                held.add(run)
-        return len(held) == len(runs)
-
-    until(all_held, 300)
-    assert all(run.num_epochs() < EPOCHS for run in runs), "they are held too late"
-    return [processes[run] for run in runs]
-
-
-def keep_stopped(process):
-    while alive(process):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGSTOP)
-        time.sleep(0.01)
+    if len(CELLS) == 1:
+        cluster.run("scancel", "--signal=USR2", f"{job}.0")
+        return
+    shown = cluster.run("scontrol", "show", "job", job)
+    hours, minutes = map(int, re.search(r"RunTime=(\d+):(\d+)", shown).groups())
+    limit = 60 * hours + minutes + 2  # the next but one: it warns 90 s before
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
 
 
 def results(runs):
@@ -186,51 +200,48 @@ def table(runs):
     return without_clocks(rows)
 
 
-def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
-    words, on_slurm, cluster, tmp_path
-):
+def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(sweep, cluster, tmp_path):
     """A time limit, a preemption, a drained node, a sweep that is killed and given again; then a
     job that is cancelled and one whose training is killed, and the sweep given a third time."""
-    sweep = on_slurm("there")
+    first = sweep("there", *ON_SLURM, *HELD)
     cell = "tiny/scratch/lora"
     grid = [Run(tmp_path / f"there-grid/lr{rate}" / cell / "seed1") for rate in RATES]
 
-    hold(grid)
+    held(grid)
     limited, preempted = (run.job() for run in grid)
 
-    # Slurm warns a job before its time limit by this signal.
-    cluster.run("scancel", "--signal=USR2", limited)
-    until(lambda: cluster.jobs()[limited][0] == "PENDING")
+    warn_of_the_time_limit(cluster, limited)
+    seen(lambda: cluster.jobs()[limited][0] == "PENDING")
+    cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=10")
 
     # A job of a partition that goes before takes its node.
     node = cluster.jobs()[preempted][1]
     other = {"n1": "n2", "n2": "n1"}[node]
     cluster.run("scontrol", "update", f"NodeName={other}", "State=drain", "Reason=test")
-    first = ["sbatch", "--partition=high", f"--nodelist={node}", "--output=none", "--wrap=true"]
-    cluster.run(*first)
-    until(lambda: cluster.jobs()[preempted][0] == "PENDING")
+    cluster.run("sbatch", "--partition=high", f"--nodelist={node}", "--output=none", "--wrap=true")
+    seen(lambda: cluster.jobs()[preempted][0] == "PENDING")
 
     # The sweep is killed; the one that is given again submits neither of them. One runs, where the
     # node is not drained; when that is resumed, so does the other.
-    sweep.kill()
-    sweep = on_slurm("there")
+    first.kill()
+    second = sweep("there", *ON_SLURM, *HELD)
     epochs = {run: run.num_epochs() for run in grid}
 
     def going():
         cluster.start_now()
         return [run for run in grid if run.num_epochs() > epochs[run]]
 
-    until(going, 300)
-    assert cluster.nodes()[other] == "drained"
+    seen(going)
+    seen(lambda: cluster.nodes()[other] == "drained")
     assert other not in [where for state, where in cluster.jobs().values() if state == "RUNNING"]
     cluster.run("scontrol", "update", f"NodeName={other}", "State=resume")
-    until(lambda: len(going()) == 2, 300)
+    seen(lambda: len(going()) == 2)
 
     seeds = [Run(tmp_path / "there" / cell / f"seed{seed}") for seed in SEEDS[1:]]
-    _, pid = hold(seeds)
+    _, pid = held(seeds)
     cluster.run("scancel", seeds[0].job())
     os.kill(pid, signal.SIGKILL)
-    status, said = sweep.end()
+    status, said = second.end()
     assert status == 1 and "Traceback" not in said, said
     assert "Slurm has it already" in said  # of two, unless one has ended meanwhile
     assert f"seed {SEEDS[1]} lr" in said and "(CANCELLED)" in said, said
@@ -238,20 +249,47 @@ def test_whatever_befalls_the_jobs_the_table_is_that_of_this_machine(
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert before
-    status, said = on_slurm("there").end()
+    status, said = sweep("there", *ON_SLURM, *HELD).end()
     assert status == 0, said
     assert said.count("started") == 2  # what was done is not run again
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for run in (*grid, *seeds):
-        (epoch,) = run.went_on_from()
-        assert 1 <= epoch < EPOCHS, run.folder
+        assert run.went_on_from() == [1], run.folder
 
-    here = subprocess.run(
-        [*cli(*words("here")), "--jobs", "2"], capture_output=True, text=True, timeout=600
-    )
-    assert here.returncode == 0, here.stderr
+    status, said = sweep("here", "--jobs", 2).end()
+    assert status == 0, said
     num_runs = len(CELLS) * (len(RATES) + len(SEEDS) - 1)
     expected = results(tmp_path / "here")
     assert len(expected) == num_runs + len(CELLS)  # the picked run of a grid is there twice
     assert results(tmp_path / "there") == expected
     assert table(tmp_path / "there") == table(tmp_path / "here")
+
+
+@pytest.mark.skipif(not KILLS, reason="scripts/test.sh kill")
+def test_jobs_at_random_moments(sweep, tmp_path):
+    """Who trains, who looks after a job and the sweep itself are killed, one at a time."""
+    folders = [f"there-grid/lr{rate}/tiny/{cell}/seed1" for rate in RATES for cell in CELLS]
+    folders += [f"there/tiny/{cell}/seed{seed}" for seed in SEEDS[1:] for cell in CELLS]
+    runs = [Run(tmp_path / folder) for folder in folders]
+    assert sweep("here", "--jobs", 2).end()[0] == 0
+    expected = results(tmp_path / "here")
+    rng, num_killed, num_ends = random.Random(1), 0, 0
+    while num_killed < KILLS or not num_ends:
+        given = sweep("there", *ON_SLURM)
+        while num_killed < KILLS and given.process.poll() is None:
+            time.sleep(rng.uniform(0, 5))
+            jobs = processes("submitit.core._submit", str(tmp_path / "there" / "slurm" / "%j"))
+            trainings = filter(None, [run.process() for run in runs])
+            victim = rng.choice([given.pid, *jobs, *trainings])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                num_killed += 1
+        status, said = given.end()
+        assert "Traceback" not in said, said
+        for path in tmp_path.glob("there*/**/checkpoint*.pt"):
+            slim.read(str(path))
+        if status == 0:
+            assert results(tmp_path / "there") == expected
+            num_ends += 1
+            for folder in tmp_path.glob("there*"):
+                shutil.rmtree(folder)

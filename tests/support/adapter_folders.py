@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
-from families import Roberta
+from families import BART, Roberta
 from helpers import TINY
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.data.checks import fingerprint
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import folder
+from fairseq_peft.tasks import stock
 
 HEAD = "head"
 #: What the folders of ``write`` hold: text is cut by sentencepiece.
@@ -38,6 +41,11 @@ def perturbed(dictionary, base, peft="lora", seed=3, **given):
     """A model on ``base`` whose trained tensors have moved from where they start."""
     model = Roberta(dictionary).build(peft, **given)
     model.load_state_dict(dict(base))
+    return moved(model, seed)
+
+
+def moved(model, seed):
+    """``model``, with noise on all that trains."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,6 +75,30 @@ def write(path, model, base, base_path="base.pt", tokenizer=b"a model of pieces 
     dictionary.save(str(copies["dict.txt"]))
     copies[adapter_folder.TOKENIZER].write_bytes(tokenizer)
     adapter_folder.write(path, tensors, {**described, **rest}, copies)
+    return path
+
+
+def write_text(path, family, peft, seed):
+    """The folder ``path`` of a model that writes text, on a base of its own: of BART, or of a
+    family of Hugging Face's (``hf_families.Kind``), whose words are a tokenizer's."""
+    base = moved(family.build(seed=seed), seed).state_dict()
+    model = family.build(peft)
+    model.load_state_dict(dict(base))
+    model = moved(model, seed + 1)
+    sha256 = adapter_folder.fingerprint(base)
+    tensors, described = folder.content(model, None, {"path": "base", "sha256": sha256})
+    if isinstance(family, BART):
+        task = family.task()
+        task.cfg = argparse.Namespace(_name="translation", source_lang="en", target_lang="xx")
+        words, copies = stock.words_of(task)
+        copies[adapter_folder.TOKENIZER] = b"a model of pieces " * 20
+        flags = stock.flags_of(task)
+    else:
+        words, copies = {"tokenizer": {"name": "tokenizer.json", "sha256": sha256}}, {}
+        flags = {"_name": "text_to_text"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described.update(task=flags, **words, generation={"beam": 4}, seed=seed)
+    adapter_folder.write(path, tensors, described, copies)
     return path
 
 

@@ -25,7 +25,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq_cli import train
 from runs import metrics, without_clocks
-from workers import session
+from workers import alive, session
 
 import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft import cli
@@ -176,8 +176,8 @@ def sweep_moments(words, number, seed):
     killed, ends, done = [], 0, {}
     while len(killed) < number or not ends:
         child = start_sweep(words, "run", "log")
-        if len(killed) < number:
-            time.sleep(rng.uniform(0, seconds))
+        while len(killed) < number and alive(child):  # it goes on where only a run was killed
+            time.sleep(rng.uniform(0, seconds / 2))
             victims = sorted(session(child))
             if rng.random() < 0.7:
                 victims = [rng.choice(victims)] if victims else []

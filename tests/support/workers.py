@@ -34,11 +34,11 @@ def serving(command, **more):
             process.wait(timeout=30)
 
 
-def until(condition, seconds=100):
+def until(condition, seconds=100, every_s=0.02):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def children(pid):

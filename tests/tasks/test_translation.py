@@ -4,6 +4,7 @@ validated, generated from, merged."""
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import re
@@ -201,9 +202,14 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     capsys.readouterr()
     lines = tmp_path / "lines.txt"
     lines.write_text("".join(f"{text}\n" for text in [*texts[::2], ""]))
-    flags = ("--beam", 3, "--max-len-b", 8)
+    flags = ("--beam", 3, "--max-len-b", 8, "--nbest", 2)
     verbs.run("generate", lines, "--base", base, "--adapter", adapter, *flags)
-    assert capsys.readouterr().out.splitlines() == [*(one.text for one in found[::2]), ""]
+    written = capsys.readouterr().out.splitlines()
+    assert written[::2] == [*(one.text for one in found[::2]), ""] and written[-1] == ""
+    beams = generator.beams(texts[::2], "lora", nbest=2, beam=3, max_len_b=8)
+    assert written[1:-1:2] == [second.text for _, second in beams]
+    with pytest.raises(InputError, match="nbest 4: give at most the number of beams, 3"):
+        generator.beams(texts, "lora", nbest=4, beam=3)
     with pytest.raises(InputError, match="is of --task translation, and this is for classifiers"):
         adapter_folder.read(adapter)
     with open(adapter / "dict.xx.txt", "a") as file:
@@ -264,7 +270,10 @@ LANGUAGES = ("--langs", "en,xx", "--lang-pairs", "en-xx")
 OTHER_TASKS = {
     "translation_multi_simple_epoch": (
         "transformer",
-        (*LANGUAGES, "--encoder-langtok", "tgt", "--sampling-method", "temperature"),
+        (
+            *(*LANGUAGES, "--encoder-langtok", "tgt", "--decoder-langtok"),
+            *("--sampling-method", "temperature"),
+        ),
         "__xx__",
     ),
     "translation_from_pretrained_bart": ("bart_base", (*PAIR, "--langs", "en,xx"), "[xx]"),
@@ -285,10 +294,10 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
     checkpoint has the loss that it had when it was written."""
     arch, flags, language = OTHER_TASKS[task]
     folder = monolingual if task == "denoising" else data
-    given = ("--task", task, *flags, "--cpu", "--batch-size", 16, "--num-workers", 0)
+    common = ("--task", task, *flags, "--cpu", "--batch-size", 16, "--num-workers", 0)
 
     def call(name, *words):
-        done = fairseq(name, folder, *given, *words)
+        done = fairseq(name, folder, *common, *words)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout + done.stderr
 
@@ -302,8 +311,9 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
 
     base, _ = trained(arch, "base", *SIZES, *PLUGIN)  # for what it mends of these tasks
     method = f"{arch.partition('_')[0]}_lora"
-    rows = ("--peft-train-tokens", language)
-    path, loss = trained(method, "lora", *PLUGIN, "--finetune-from-model", base, *rows)
+    search = {"beam": 3, "max_len_b": 8, "min_len": 4, "source_lang": "en", "target_lang": "xx"}
+    given = ("--finetune-from-model", base, "--generation", json.dumps(search))
+    path, loss = trained(method, "lora", *PLUGIN, *given, "--peft-train-tokens", language)
     kept = torch.load(path, weights_only=False)["model"]
     assert len(kept) == 28 and all("lora" in key or ".token_" in key for key in kept)
     assert kept["encoder.embed_tokens.token_update"].abs().max() > 1e-3
@@ -311,6 +321,18 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
     if task != "denoising":  # which draws its noise anew
         out = call("validate", "--path", path, *PLUGIN)
         assert losses(out)[-1] == pytest.approx(loss, abs=2e-3)
+        # What fairseq-generate writes, with the language tokens of the task, and as the run kept.
+        kept = ("--beam", 3, "--max-len-b", 8, "--min-len", 4, "--nbest", 3)
+        out = call("generate", "--path", path, *PLUGIN, *dict.fromkeys(PAIR), *kept)
+        sources = re.findall(r"^S-\d+\t(.*)$", out, re.MULTILINE)
+        expected = re.findall(r"^H-\d+\t(\S+)\t(.*)$", out, re.MULTILINE)
+        generator = Generator.load(base, tmp_path / "lora" / "adapter")
+        beams = list(generator.beams([words_of(row) for row in sources], nbest=3))
+        found = [(one.score / math.log(2), one.text) for row in beams for one in row]
+        assert len(found) == 36 and any(text for _, text in found)
+        assert [text for _, text in found] == [words_of(row) for _, row in expected]
+        scores = [float(score) for score, _ in expected]
+        assert [score for score, _ in found] == pytest.approx(scores, abs=1e-3)
     adapter = tmp_path / "lora" / "adapter"
     verbs.run("verify", adapter, "--base", base)
     merged = tmp_path / "merged.pt"
@@ -319,6 +341,11 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
     assert one.keys() == other.keys()
     words = one["encoder.embed_tokens.weight"] - other["encoder.embed_tokens.weight"]
     assert len(words.abs().sum(1).nonzero()) == 1
+
+
+def words_of(pieces):
+    """The text of pieces without special tokens."""
+    return " ".join(re.findall(rf"{WORD_START}(\w+)", pieces))
 
 
 def losses(out):

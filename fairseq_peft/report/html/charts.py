@@ -7,6 +7,7 @@ the mouse, the finger and the arrow keys. ``values`` is the same as a table.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ MAX_PANELS = 24  # of curves; more make the page large
 MAX_LINES = 7  # as many as there are colours
 MAX_BARS = 40
 MAX_LABELS = 6
+SIZE = (400, 300)  # of a picture's plane, in pixels
+CHAR_WIDTH, NAME_DX = 6.3, 7  # of a name, on the average; between it and its point
 COLOURS = [f"var(--c{n})" for n in range(1, MAX_LINES + 1)]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 INK, FAINT, GRID = "var(--ink)", "var(--faint)", "var(--grid)"
@@ -121,8 +124,7 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
     style = {init: (COLOURS[n % MAX_LINES], SHAPES[n % MAX_LINES]) for n, init in enumerate(inits)}
     labelled = frontier(points, score, cost)
     costs = [row[cost] for row in points]
-    middle = (min(costs) * max(costs)) ** 0.5
-    values = [_point(row, score, cost, name, style[row["init"]], middle) for row in points]
+    values = [_point(row, score, cost, name, style[row["init"]]) for row in points]
     levels = [
         {"y": score.mean(row), "text": f"{name_of(row)} {score.text(row)}{score.unit}"}
         for row in rows
@@ -162,13 +164,11 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
         },
     ]
     named = [value for row, value in zip(points, values) if any(row is one for one in labelled)]
-    named = list(without_overlaps(named, wide))
-    for align, dx in (("left", 7), ("right", -7)):
-        mark = {"type": "text", "align": align, "dx": dx, "dy": -9, "aria": False}
-        part = [value for value in named if value["align"] == align]
-        if part:
-            text = {**place, "text": {"field": "name"}}
-            layers.append({"data": {"values": part}, "mark": mark, "encoding": text})
+    for (align, dy), part in names_beside(named, values, wide).items():
+        mark = {"type": "text", "align": align, "dy": dy, "aria": False}
+        mark["dx"] = NAME_DX if align == "left" else -NAME_DX
+        text = {**place, "text": {"field": "name"}}
+        layers.append({"data": {"values": part}, "mark": mark, "encoding": text})
     if levels:
         layers.insert(0, _levels(levels, y))
     head = ["", name, f"{score.name}{score.unit}", "seeds"]
@@ -177,10 +177,10 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
         for row in sorted(points, key=lambda row: row[cost])
     ]
     legend = [(*style[init], init) for init in inits] if len(inits) > 1 else []
-    return Chart(title, draw(specification(400, 300, layers)), note, head, table, legend)
+    return Chart(title, draw(specification(*SIZE, layers)), note, head, table, legend)
 
 
-def _point(row: dict, score: Score, cost: str, name: str, style: tuple, middle: float) -> dict:
+def _point(row: dict, score: Score, cost: str, name: str, style: tuple) -> dict:
     mean, spread = score.mean(row), score.spread(row) or 0
     text = f"{name_of(row)}: {score.text(row)}{score.unit} {score.name}, "
     text += f"{_number(row[cost], cost)} {name}, {row['num_seeds']} seeds"
@@ -193,7 +193,6 @@ def _point(row: dict, score: Score, cost: str, name: str, style: tuple, middle: 
         "text": text,
         "colour": style[0],
         "shape": style[1],
-        "align": "left" if row[cost] <= middle else "right",
     }
 
 
@@ -229,16 +228,41 @@ def frontier(points: list[dict], score: Score, cost: str) -> list[dict]:
     return found[-MAX_LABELS:]
 
 
-def without_overlaps(values: list[dict], is_log: bool) -> list[dict]:
-    """The values whose names have room beside each other, the highest first."""
+def names_beside(named: list[dict], values: list[dict], is_log: bool) -> dict:
+    """Where names have room: beside their points, above or below, and on no other point or name.
+
+    Returns:
+        (align, dy) of the text -> the values that are named so. The highest choose first; a name
+        without room is left out.
+    """
     xs = [math.log(value["x"]) if is_log else value["x"] for value in values]
-    kept = []
-    for value, x in sorted(zip(values, xs), key=lambda one: -one[0]["y"]):
-        right, down = (x - min(xs)) / (max(xs) - min(xs) or 1), value["y"]
-        span = max(one["y"] for one in values) - min(one["y"] for one in values) or 1
-        if all(abs(right - r) > 0.25 or abs(down - d) / span > 0.09 for r, d in kept):
-            kept.append((right, down))
-            yield value
+    ys = [end for value in values for end in (value["low"], value["high"])]
+    x_scale = (SIZE[0] - 48) / (max(xs) - min(xs) or 1)  # without the padding
+    y_scale = (SIZE[1] - 28) / (max(ys) - min(ys) or 1)
+
+    def pixels(value):
+        x = math.log(value["x"]) if is_log else value["x"]
+        return (x - min(xs)) * x_scale, (max(ys) - value["y"]) * y_scale
+
+    taken = [(x - 5, x + 5, y - 5, y + 5) for x, y in map(pixels, values)]
+    places = {}
+    for value in sorted(named, key=lambda value: -value["y"]):
+        x, y = pixels(value)
+        for dy, align in itertools.product((-9, 12), ("left", "right")):
+            width = CHAR_WIDTH * len(value["name"])
+            left = x + NAME_DX if align == "left" else x - NAME_DX - width
+            box = (left, left + width, y + dy - 6, y + dy + 6)
+            inside = left >= -20 and left + width <= SIZE[0] - 28
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                places.setdefault((align, dy), []).append(value)
+                break
+    return places
+
+
+def _overlap(one: tuple, other: tuple) -> bool:
+    """Whether two boxes (left, right, top, bottom) have a pixel in common."""
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def differences(draw, rows: list[dict]):
@@ -478,4 +502,4 @@ def few_shot(draw, rows: list[dict], results: list[dict], score: Score):
     note = f"The {len(lines) - len(best)} lowest are left out." if len(lines) > len(best) else ""
     head = ["", "training rows", f"{score.name}{score.unit}"]
     title = f"{score.name} against training rows"
-    return Chart(title, draw(specification(400, 300, layers)), note, head, table, legend)
+    return Chart(title, draw(specification(*SIZE, layers)), note, head, table, legend)

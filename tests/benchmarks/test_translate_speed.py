@@ -1,0 +1,46 @@
+"""benchmarks/translate_speed.py: what it compares, at tiny sizes: the same words from all."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+import translate_speed as program
+from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
+
+ARGS = argparse.Namespace(layers=1, embed_dim=16, ffn_dim=24, heads=2, batch_size=2, length=4)
+
+
+@pytest.fixture(scope="module")
+def words():
+    found = Dictionary()
+    for number in range(20):
+        found.add_symbol(f"w{number}")
+    return found
+
+
+def test_all_start_from_the_same_weights_and_merged_is_what_lora_computes(words):
+    batch = program.rows(ARGS, words)["net_input"]
+    with torch.no_grad():
+        stock, full, lora, merged = (
+            program.build(name, ARGS, words).eval()(**batch)[0]
+            for name in ("stock-full", "ours-full", "ours-lora", "ours-merged")
+        )
+    torch.testing.assert_close(stock, full)
+    torch.testing.assert_close(lora, merged)
+    assert (lora - full).abs().max() > 1e-3
+
+
+def test_a_search_writes_as_many_words_as_it_says_and_a_step_trains(words):
+    model, batch = program.build("ours-lora", ARGS, words), program.rows(ARGS, words)
+    program.searcher(model, batch, words, 4)()
+    search = {"beam_size": program.BEAM, "max_len_b": 4, "min_len": 4}
+    with torch.no_grad():
+        found = SequenceGenerator([model], words, **search).generate([model], batch)
+    assert {len(one["tokens"]) for row in found for one in row} == {5}
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    program.trainer(model, batch)()
+    moved = {name for name, tensor in model.named_parameters() if (tensor != before[name]).any()}
+    assert moved == {name for name in before if "lora" in name}
