@@ -21,6 +21,7 @@ DRAWING = [
 COMPUTED = {
     "lora_magnitude": "the norms of the base's rows",
     "adapter.value.weight": "the identity, which AdapterFusion starts as",
+    "token_ids": "the numbers of named tokens",
 }
 #: Starts that take A and B from the base's weight.
 FROM_WEIGHT = ("pissa", "olora")
