@@ -21,6 +21,9 @@ from fairseq_peft.report.html.words import headline
 from fairseq_peft.report.references import without_number
 from fairseq_peft.runs import predictions
 
+for _package in ("jinja2", "vl_convert"):  # of the extra html
+    pytest.importorskip(_package)
+
 EVIL = "</script><img/src=x/onerror=alert(1)>"
 
 
