@@ -18,9 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "fairseq_peft" / "sweeps" / "worker.py"
-#: A program of benchmarks/, as what follows -c.
+#: A program of benchmarks/, as what follows -c. It reads one variable that is the server's.
 PROGRAM = """
-import runpy, sys
+import os, runpy, sys
+os.environ["FAIRSEQ_PEFT_SHARED"] = {shared!r}
 sys.argv[0], sys.path[0] = {path!r}, {folder!r}
 runpy.run_path({path!r}, run_name="__main__")
 """
@@ -30,7 +31,9 @@ def main():
     address, *words = sys.argv[1:]
     path = Path(*words[:1])
     if path.parent == ROOT / "benchmarks":
-        words[:1] = ["-c", PROGRAM.format(path=str(path), folder=str(path.parent))]
+        shared = os.getenv("FAIRSEQ_PEFT_SHARED", "")
+        program = PROGRAM.format(shared=shared, path=str(path), folder=str(path.parent))
+        words[:1] = ["-c", program]
     own = words[2:3] == ["worker"] or "--worker" in words
     if words[2:3] == ["sweep"]:
         own = not os.getenv("FORK_SWEEPS")
