@@ -293,6 +293,8 @@ def has_mlp(peft, given):
 
 def goes_to_peft(peft, given):
     """One of the methods that Hugging Face PEFT has, as it has it, in a model that it has."""
+    if "peft_train_tokens" in given:
+        return False
     if peft == "prompt":
         return given.get("prompt_placement") == "before_bos"
     if peft == "prefix":
