@@ -117,7 +117,7 @@ class OfTokenizer:
         return self.task.tokenizer.decode(tokens).strip()
 
 
-def from_folder(found: AdapterFolder, base, allow_other: bool, languages: dict):
+def from_folder(found: AdapterFolder, base, allow_other: bool, languages=None):
     """What an adapter folder and its base make.
 
     Args:
@@ -139,7 +139,7 @@ def from_folder(found: AdapterFolder, base, allow_other: bool, languages: dict):
         )
     cfg = OmegaConf.create(finetuned.stand_in(found.description)["cfg"])
     cfg.task.data = str(found.folder)
-    kept = {**found.description.get("generation", {}), **languages}
+    kept = {**found.description.get("generation", {}), **(languages or {})}
     search = generation.search_of(kept)
     languages = {name: kept[name] for name in kept if name not in search}
     if found.is_of_folder:
