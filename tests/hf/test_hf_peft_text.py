@@ -12,18 +12,26 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
 
+import adapter_folders  # noqa: E402
 import hf_models  # noqa: E402
 import safetensors.torch  # noqa: E402
+from families import BART, Transformer, TransformerLM  # noqa: E402
 from hf_cases import TEXT_CASES  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
+from fairseq_peft.hf import peft_beside, peft_folder, peft_write  # noqa: E402
 from fairseq_peft.serving.generate import Generator  # noqa: E402
 
 KINDS = tuple(hf_models.ENCODER_DECODERS)
-#: Each case on one kind, and LoRA on all.
-PLACES = [(KINDS[n % 3], case) for n, case in enumerate(TEXT_CASES)]
-PLACES += [(kind, "lora") for kind in KINDS if (kind, "lora") not in PLACES]
+#: Those whose names are found in ways of their own; tests/parity has every case on every kind.
+PLACES = [
+    ("bart", "all linear maps"),
+    ("mbart", "patterns"),
+    ("m2m_100", "cross-attention"),
+    ("bart", "pissa"),
+    ("mbart", "ia3"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +111,22 @@ def test_an_imported_adapter_writes(kind, bases, tmp_path):
         ("lora", {"lora_bias": "all"}, ["--lora-bias all", "bias of the logits"]),
     ],
 )
-def test_what_an_encoder_decoder_cannot_send_is_refused(
-    peft, flags, words, bases, tmp_path, capsys
-):
-    base = bases / "bart"
-    hf_models.write_encoder_decoder_adapter(tmp_path / "ours", base, "bart", peft, **flags)
-    given = ("export", tmp_path / "ours", tmp_path / "theirs", "--base", base / "model.pt")
-    line = refused(capsys, *given)
+def test_what_an_encoder_decoder_cannot_send_is_refused(peft, flags, words, dictionary):
+    line = adapter_folders.refused(peft_write.of_model, BART(dictionary).build(peft, **flags))
     assert all(word in line for word in words), line
-    assert not (tmp_path / "theirs").exists()
+
+
+def test_models_that_cannot_send_are_refused(dictionary, tmp_path):
+    """A transformer with norms behind its blocks, a language model, BART that classifies."""
+    ours = adapter_folders.write_text(tmp_path / "bart", BART(dictionary), "lora", seed=1)
+    model = TransformerLM(dictionary).build("lora")
+    assert "no counterpart" in adapter_folders.refused(peft_beside.of, model)
+    found, model = adapter_folder.read(ours, of_any_task=True), Transformer(dictionary)
+    line = adapter_folders.refused(peft_folder.content, found, model.build("lora"))
+    assert "none of the library's encoder-decoders" in line
+    del found.description["task"]
+    line = adapter_folders.refused(peft_folder.content, found, BART(dictionary).build("lora"))
+    assert "classifies with an encoder-decoder" in line
 
 
 def test_a_folder_of_text_that_cannot_come_is_refused(bases, tmp_path, capsys):
