@@ -29,7 +29,6 @@ PLACES = [
     ("bart", "all linear maps"),
     ("mbart", "patterns"),
     ("m2m_100", "cross-attention"),
-    ("bart", "pissa"),
     ("mbart", "ia3"),
 ]
 
@@ -76,8 +75,8 @@ def test_there_and_back_as_text(kind, case, bases, tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_imported_adapter_writes(kind, bases, tmp_path):
+@pytest.mark.parametrize("kind", ["mbart", "m2m_100"])
+def test_an_imported_adapter_writes(kind, tmp_path):
     """What ``generate`` makes of it on a base that says nothing of languages, as from-hf writes it,
     is what it makes of the adapter that was exported."""
     given = tmp_path / "base"
@@ -90,15 +89,11 @@ def test_an_imported_adapter_writes(kind, bases, tmp_path):
     torch.save(state, model_pt)
     model.dictionary.save(str(given / "dict.txt"))  # with the languages
     task = hf_models.ENCODER_DECODERS[kind][2]
-    pair = [task.get(name, "xx") for name in ("source_lang", "target_lang")]
-    words = ("--source-lang", pair[0], "--target-lang", pair[1])
+    words = ("--source-lang", task["source_lang"], "--target-lang", task["target_lang"])
     run("import", tmp_path / "theirs", tmp_path / "back", "--base", model_pt, *words)
     texts = ["un mot deux mots", "a b c d e"]
-    found = Generator.load(model_pt, tmp_path / "back").generate(texts, max_len_b=8)
-    if kind == "bart":  # which was of denoising
-        assert len(found) == 2
-    else:
-        assert found == Generator.load(model_pt, tmp_path / "ours").generate(texts, max_len_b=8)
+    ours, back = (Generator.load(model_pt, tmp_path / name) for name in ("ours", "back"))
+    assert back.generate(texts, max_len_b=8) == ours.generate(texts, max_len_b=8)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +101,6 @@ def test_an_imported_adapter_writes(kind, bases, tmp_path):
     [
         ("prefix", {}, ["--peft prefix", "in the decoder alone"]),
         ("prompt", {}, ["--peft prompt", "not written here"]),
-        ("adapter", {}, ["no such method"]),
         ("lora", {"peft_targets": "embed_tokens,q_proj"}, ["several names"]),
         ("lora", {"lora_bias": "all"}, ["--lora-bias all", "bias of the logits"]),
     ],
