@@ -2,8 +2,9 @@
 for ONNX Runtime.
 
 hf-peft: LoRA (rsLoRA, ranks by pattern, PiSSA, OLoRA), DoRA, IA3, prompts before <s> and prefixes
-with their own positions go there; what PEFT cannot express is refused with the reason. The base is
-not part of the folder: it is the same model, converted.
+with their own positions go there, of BART, mBART, M2M-100 and NLLB LoRA, DoRA and IA3; what PEFT
+cannot express is refused with the reason. The base is not part of the folder: it is the same model,
+converted (to-hf).
 
 onnx: the whole classifier as one file, model.onnx, merged with its base where the method can be
 merged, and the tokenizer beside it. It needs neither torch nor fairseq where it runs. Before it is
@@ -55,7 +56,11 @@ def run(args) -> int:
         if value:
             raise InputError(f"{flag} would be ignored with --format {args.format}. Leave it out.")
     found, model = finetuned.from_folder(
-        args.folder, args.base, args.allow_other_base, args.trust_checkpoint
+        args.folder,
+        args.base,
+        args.allow_other_base,
+        args.trust_checkpoint,
+        of_any_task=args.format == "hf-peft",
     )
     text = to_peft(args, found, model) if args.format == "hf-peft" else to_onnx(args, found, model)
     sys.stdout.write(f"{args.out}: {text}\n")
@@ -69,13 +74,11 @@ def to_peft(args, found, model) -> str:
     config, tensors = peft_folder.content(found, model)
     if args.base_name:
         config["base_model_name_or_path"] = args.base_name
-    labels = found.description["labels"]
+    labels = found.description.get("labels")
     peft_folder.write(args.out, config, tensors, labels, found.description.get("kind", CLASSES))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return (
-        f"{config['peft_type']}, {len(tensors)} tensors, {size:,} bytes; classes "
-        f"{', '.join(labels)}"
-    )
+    classes = f"; classes {', '.join(labels)}" if labels else ""
+    return f"{config['peft_type']}, {len(tensors)} tensors, {size:,} bytes{classes}"
 
 
 def to_onnx(args, found, model) -> str:

@@ -1,9 +1,9 @@
 """Make an adapter folder of a folder of Hugging Face PEFT.
 
 The folder is what save_pretrained of a RobertaForSequenceClassification with LoRA, DoRA, IA3,
-prompt tuning or prefix tuning wrote. The base is the fairseq checkpoint that the Hugging Face model
-was converted from or to; its dict.txt and sentencepiece model, or the files of another --bpe, are
-looked for beside it.
+prompt tuning or prefix tuning wrote, or of a BART, mBART, M2M-100 or NLLB with LoRA, DoRA or IA3.
+The base is the fairseq checkpoint that the Hugging Face model was converted from or to; its
+dict.txt and sentencepiece model, or the files of another --bpe, are looked for beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--pairs", action="store_true", help="it classifies pairs of texts, not single ones"
+    )
+    parser.add_argument("--source-lang", help="of an encoder-decoder: what it reads")
+    parser.add_argument("--target-lang", help="of an encoder-decoder: what it writes")
+    parser.add_argument(
+        "--langs",
+        help="languages with commas that an encoder-decoder's task added to its dictionary, in "
+        "their order (those that the base names)",
     )
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
     finetuned.add_trust_argument(parser)
@@ -60,12 +67,18 @@ def run(args) -> int:
         labels=args.labels.split(",") if args.labels else None,
         num_texts=2 if args.pairs else 1,
         trust=args.trust_checkpoint,
+        languages={
+            name: getattr(args, name)
+            for name in ("source_lang", "target_lang")
+            if getattr(args, name)
+        },
+        added=args.langs.split(",") if args.langs else (),
     )
-    copies = {adapter_folder.DICTIONARY: dictionary, **files}
+    copies = {**(imported.copies or {adapter_folder.DICTIONARY: dictionary}), **files}
     adapter_folder.write(args.out, imported.tensors, imported.description, copies)
     told = imported.description
+    classes = f"; classes {', '.join(told['labels'])}" if "labels" in told else ""
     sys.stdout.write(
-        f"{args.out}: --peft {told['method']['peft']}, {len(imported.tensors)} tensors; classes "
-        f"{', '.join(told['labels'])}\n"
+        f"{args.out}: --peft {told['method']['peft']}, {len(imported.tensors)} tensors{classes}\n"
     )
     return 0

@@ -2,12 +2,14 @@
 
 adapter_config.json          the method, with the keys that PEFT needs
 adapter_model.safetensors    its tensors and the classifier
-labels.json                  id2label and label2id, and problem_type where a row has not just one
-                             class, as from_pretrained of the base takes them
+labels.json                  id2label and label2id of a classifier, and problem_type where a row has
+                             not just one class, as from_pretrained of the base takes them
 
 labels = json.load(open("OUT/labels.json"))
 base = AutoModelForSequenceClassification.from_pretrained(BASE, **labels)
 model = PeftModel.from_pretrained(base, "OUT")
+
+Of an encoder-decoder the base is AutoModelForSeq2SeqLM's.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import torch
 
 from fairseq_peft import folders
 from fairseq_peft.adapters.folder import AdapterFolder
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import config as hf_config
-from fairseq_peft.hf import peft_names, peft_write
+from fairseq_peft.hf import encoder_decoder, peft_beside, peft_names, peft_write
 from fairseq_peft.hf.peft_names import Theirs
 from fairseq_peft.scores import CLASSES
 
@@ -44,33 +47,53 @@ def content(found: AdapterFolder, model) -> tuple[dict, dict[str, torch.Tensor]]
             f"{found.folder} holds a whole model, and a folder of PEFT is what stands beside a "
             "base. fairseq-peft merge makes a plain checkpoint of it."
         )
-    hf_config.check(model.args)
-    if not described["input"]["begin"]:
-        raise InputError(
-            f"{found.folder} was trained without <s> before each text (--no-init-token), and "
-            "Hugging Face's tokenizers put it there. Train with it."
-        )
+    if peft_beside.of(model) is peft_beside.ENCODER_DECODER:
+        _check_text(found, model)
+        head = None
+    else:
+        hf_config.check(model.args)
+        if not described["input"]["begin"]:
+            raise InputError(
+                f"{found.folder} was trained without <s> before each text (--no-init-token), and "
+                "Hugging Face's tokenizers put it there. Train with it."
+            )
+        head = described["head"]["name"]
     config = peft_write.of_model(model)
-    names = peft_names.table(model, described["head"]["name"])
+    names = peft_names.table(model, head)
     tensors = {
         theirs.name: found.tensors[ours].reshape(theirs.shape) for ours, theirs in names.items()
     }
     return config, tensors
 
 
+def _check_text(found, model):
+    """Raise InputError unless the base is one of the library's encoder-decoders, and writes."""
+    if not found.is_text:
+        raise InputError(
+            f"{found.folder} classifies with an encoder-decoder, and of those only adapters that "
+            "write text can go there. fairseq-peft merge makes a plain model of it."
+        )
+    base = {name: t for name, t in model.state_dict().items() if name not in model.added}
+    encoder_decoder.flags(found.folder, finetuned.stand_in(found.description), base)
+
+
 def write(
     folder: Path, config: dict, tensors: Mapping[str, torch.Tensor], labels, kind: str = CLASSES
 ) -> None:
-    """Make ``folder`` hold exactly this; ``kind`` is that of the task.
+    """Make ``folder`` hold exactly this; ``labels`` are a classifier's, else None, and ``kind`` is
+    that of its task.
 
     Raises:
         InputError: it cannot be written.
     """
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    told = {CONFIG: config}
+    if labels is not None:
+        told[LABELS] = hf_config.label_maps(labels, kind)
     try:
         with folders.replaced(folder) as new:
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
-            for name, value in ((CONFIG, config), (LABELS, hf_config.label_maps(labels, kind))):
+            for name, value in told.items():
                 text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
     except OSError as error:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from fairseq_peft.hf import weights
+from fairseq_peft.hf import peft_beside
 from fairseq_peft.injection import surgery
-from fairseq_peft.models.roberta import FAMILY
 
 
 def fits(name: str, end: str) -> bool:
@@ -28,11 +27,6 @@ def fits_loosely(name: str, end: str) -> bool:
 def fits_pattern(name: str, pattern: str) -> bool:
     """PEFT's rule for a key of ``rank_pattern`` and ``alpha_pattern``."""
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
-
-
-def their_end(name: str) -> str:
-    """``attention.output.dense`` or ``query`` of a whole name of theirs."""
-    return re.sub(r"^roberta\.(encoder\.layer\.\d+\.(attention\.self\.)?|embeddings\.)", "", name)
 
 
 def our_end(name: str) -> str:
@@ -63,5 +57,8 @@ def as_patterns(values: dict, default, end: Callable, rule: Callable) -> dict:
 
 def places(model) -> dict[str, str]:
     """Our name below the root -> theirs, for what methods can be put on."""
-    ours = [*surgery.linears(model, FAMILY), *surgery.embeddings(model, FAMILY)]
-    return {name: weights.to_hf(f"{FAMILY.root}.{name}") for name in ours}
+    beside = peft_beside.of(model)
+    ours = list(surgery.linears(model, model.family))
+    if beside.has_embeddings:
+        ours += surgery.embeddings(model, model.family)
+    return {name: beside.to_hf(model.family.path(name)) for name in ours}

@@ -3,6 +3,9 @@
     encoder.sentence_encoder.layers.0.self_attn.q_proj.lora_A
     base_model.model.roberta.encoder.layer.0.attention.self.query.lora_A.weight
 
+    decoder.layers.0.encoder_attn.q_proj.lora_A
+    base_model.model.model.decoder.layers.0.encoder_attn.q_proj.lora_A.weight
+
 The adapter's name ("default") and "modules_to_save" are not in the files of PEFT. Shapes are the
 same but for IA3's vectors: (out, 1) behind a map, (1, in) before it.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fairseq_peft.hf import weights
+from fairseq_peft.hf import peft_beside
 from fairseq_peft.methods.ia3 import IA3
 from fairseq_peft.models.roberta import FAMILY, HEADS
 
@@ -33,15 +36,16 @@ class Theirs(NamedTuple):
     shape: tuple[int, ...]
 
 
-def table(model, head: str) -> dict[str, Theirs]:
-    """Our name -> theirs, for all that ``model`` and its classification head have beside the base;
-    what PEFT computes from the base, as PiSSA's corrected weights, is not in it.
+def table(model, head: str | None) -> dict[str, Theirs]:
+    """Our name -> theirs, for all that ``model`` and its classification head, if it has one, have
+    beside the base; what PEFT computes from the base, as PiSSA's corrected weights, is not in it.
 
     Raises:
         KeyError: a tensor has no place in PEFT's format.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    own = model.own_names() - model.setting.corrected_base_names(model, FAMILY)
+    to_hf = peft_beside.of(model).to_hf
+    own = model.own_names() - model.setting.corrected_base_names(model, model.family)
     adapted = {name.rpartition(".")[0] for name in own if name.endswith(".lora_A")}
     # Methods that only change the input leave the model itself as it is.
     prefix = "base_model." if own & set(VECTORS) else "base_model.model."
@@ -52,18 +56,18 @@ def table(model, head: str) -> dict[str, Theirs]:
         if name in VECTORS:
             theirs = PROMPT
         elif name.startswith(HEADS):
-            theirs = prefix + weights.to_hf(name, head)
+            theirs = prefix + to_hf(name, head)
         elif module.endswith(".ia3") and kind == "scale":
             part = model.get_submodule(module)
             assert isinstance(part, IA3)
             shape = (1, *shape) if part.on_input else (*shape, 1)
-            theirs = f"{prefix}{weights.to_hf(module.rpartition('.')[0])}.ia3_l"
+            theirs = f"{prefix}{to_hf(module.rpartition('.')[0])}.ia3_l"
         elif module in adapted and name in model.added:
-            kinds = EMBEDDING if module.endswith("." + FAMILY.embedding) else LOW_RANK
-            theirs = f"{prefix}{weights.to_hf(module)}.{kinds[kind]}"
+            kinds = EMBEDDING if module.endswith("." + model.family.embedding) else LOW_RANK
+            theirs = f"{prefix}{to_hf(module)}.{kinds[kind]}"
         elif module in adapted:
-            theirs = f"{prefix}{weights.to_hf(module)}.base_layer.{kind}"
+            theirs = f"{prefix}{to_hf(module)}.base_layer.{kind}"
         else:
-            theirs = prefix + weights.to_hf(name)
+            theirs = prefix + to_hf(name)
         found[name] = Theirs(theirs, shape)
     return found

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.hf.peft_beside import Beside
 from fairseq_peft.hf.peft_match import (
     as_patterns,
     fits,
@@ -13,17 +14,12 @@ from fairseq_peft.hf.peft_match import (
     fits_pattern,
     our_end,
     shortened,
-    their_end,
 )
 from fairseq_peft.injection import targets
 from fairseq_peft.methods import ia3
 from fairseq_peft.methods.shared import low_rank
 
-#: What PEFT adapts on RoBERTa where the config does not say.
-DEFAULT_TARGETS = {"LORA": ["query", "value"], "IA3": ["key", "value", "output.dense"]}
-DEFAULT_FEEDFORWARD = ["output.dense"]
-
-#: Fields of PEFT's configs that change nothing about a trained RoBERTa.
+#: Fields of PEFT's configs that change nothing about a trained model.
 NEUTRAL = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
@@ -44,32 +40,35 @@ READ = {
 }
 
 
-def as_flags(config: dict, theirs: dict[str, str]) -> tuple[str, dict]:
+def as_flags(config: dict, theirs: dict[str, str], beside: Beside) -> tuple[str, dict]:
     """``--peft`` and its flags (attribute names), for a config of PEFT.
 
     Args:
         theirs: ``places`` of the model.
+        beside: the kind of model.
 
     Raises:
         InputError: it says what has no counterpart here.
     """
     kind = config.get("peft_type")
-    if kind not in READ:
+    if kind not in beside.types:
         raise InputError(
-            f"peft_type {kind!r} cannot be imported. Those that can: {', '.join(READ)}."
+            f"peft_type {kind!r} cannot be imported. Those that can: {', '.join(beside.types)}."
         )
-    if config.get("task_type") not in (None, "SEQ_CLS"):
+    if config.get("task_type") not in (None, beside.task_type):
         raise InputError(
-            f"task_type {config['task_type']} cannot be imported: here adapters classify. Give a "
-            "folder with task_type SEQ_CLS."
+            f"task_type {config['task_type']} cannot be imported: {beside.advice}. Give a folder "
+            f"with task_type {beside.task_type}."
         )
     others = {key: value for key, value in config.items() if key not in READ[kind] | NEUTRAL}
-    if not set(config.get("modules_to_save") or ()) <= {"classifier", "score"}:
+    if not set(config.get("modules_to_save") or ()) <= beside.saved:
         others["modules_to_save"] = config["modules_to_save"]
-    if config.get("layers_pattern") not in (None, [], "", "layer", ["layer"]):
+    if config.get("layers_pattern") not in (None, [], "", beside.layers, [beside.layers]):
         others["layers_pattern"] = config["layers_pattern"]
     if (config.get("num_transformer_submodules") or 1) != 1:
         others["num_transformer_submodules"] = config["num_transformer_submodules"]
+    if f"--lora-bias {config.get('bias')}" in beside.reasons:
+        others["bias"] = config["bias"]
     for key, value in others.items():
         if value:
             raise InputError(
@@ -77,7 +76,7 @@ def as_flags(config: dict, theirs: dict[str, str]) -> tuple[str, dict]:
                 "without it."
             )
     try:
-        return READERS[kind](config, {name: ours for ours, name in theirs.items()})
+        return READERS[kind](config, {name: ours for ours, name in theirs.items()}, beside)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
@@ -87,8 +86,8 @@ def as_flags(config: dict, theirs: dict[str, str]) -> tuple[str, dict]:
         ) from error
 
 
-def _as_lora(config, ours):
-    chosen = meant(config, ours, "LORA")
+def _as_lora(config, ours, beside):
+    chosen = meant(config, ours, "LORA", beside)
     rank, alpha = config.get("r", 8), float(config.get("lora_alpha", 8))
     ranks = _by_pattern(config.get("rank_pattern"), chosen, rank)
     alphas = _by_pattern(config.get("alpha_pattern"), chosen, alpha)
@@ -116,10 +115,10 @@ def _as_lora(config, ours):
     return "dora" if config.get("use_dora") else "lora", flags
 
 
-def _as_ia3(config, ours):
-    chosen = meant(config, ours, "IA3")
+def _as_ia3(config, ours, beside):
+    chosen = meant(config, ours, "IA3", beside)
     words = config.get("feedforward_modules")
-    words = DEFAULT_FEEDFORWARD if words is None else words
+    words = beside.feedforward if words is None else words
     if isinstance(words, str):
         inputs = [name for name in chosen if re.fullmatch(words, name)]
     else:
@@ -131,7 +130,7 @@ def _as_ia3(config, ours):
     }
 
 
-def _as_prompt(config, ours):
+def _as_prompt(config, ours, beside):
     return "prompt", {
         "prompt_num_tokens": config["num_virtual_tokens"],
         "prompt_init": "random",
@@ -139,7 +138,7 @@ def _as_prompt(config, ours):
     }
 
 
-def _as_prefix(config, ours):
+def _as_prefix(config, ours, beside):
     return "prefix", {
         "prefix_num_tokens": config["num_virtual_tokens"],
         "prefix_positions": "reserved",
@@ -154,37 +153,37 @@ READERS = {
 }
 
 
-def meant(config: dict, names: Iterable[str], kind: str) -> list[str]:
+def meant(config: dict, names: Iterable[str], kind: str, beside: Beside) -> list[str]:
     """The ``names`` (whole names of theirs) that a config targets, as PEFT chooses them.
 
     Raises:
         InputError: there are none.
     """
     words = config.get("target_modules")
-    words = DEFAULT_TARGETS[kind] if words is None else words
+    words = beside.targets[kind] if words is None else words
     excluded = config.get("exclude_modules") or []
     layers = config.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
 
     def chosen(name):
-        if not _hit(name, words) or _hit(name, excluded):
+        if not _hit(name, words, beside) or _hit(name, excluded, beside):
             return False
         # A whole name counts whatever the layers.
-        return not layers or name in words or any(f".layer.{n}." in name for n in layers)
+        return not layers or name in words or any(f".{beside.layers}.{n}." in name for n in layers)
 
     found = [name for name in names if chosen(name)]
     if not found:
         raise InputError(
             f"target_modules {words!r} mean nothing in this model. Modules there: "
-            f"{', '.join(dict.fromkeys(map(their_end, names)))}."
+            f"{', '.join(dict.fromkeys(map(beside.end, names)))}."
         )
     return found
 
 
-def _hit(name, words):
+def _hit(name, words, beside):
     if isinstance(words, str):
         if words.lower() == targets.ALL_LINEAR:
-            return ".layer." in name
+            return f".{beside.layers}." in name
         return re.fullmatch(words, name) is not None
     return any(fits(name, word) for word in words)
 

@@ -4,6 +4,7 @@ not its default."""
 from __future__ import annotations
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.hf import peft_beside
 from fairseq_peft.hf.peft_match import (
     as_patterns,
     fits,
@@ -11,22 +12,12 @@ from fairseq_peft.hf.peft_match import (
     fits_pattern,
     places,
     shortened,
-    their_end,
 )
 from fairseq_peft.injection import surgery, targets
 from fairseq_peft.methods import ia3
 from fairseq_peft.methods.shared import low_rank
-from fairseq_peft.models.roberta import FAMILY
 
-#: Method -> why it stays here.
-REASONS = {
-    "adalora": "PEFT's AdaLoRA has no place for the importances of its ranks",
-    "vera": "PEFT's folders of VeRA are not written here",
-    "oft": "PEFT's folders of OFT are not written here",
-    "head_only": "without a method there is no adapter, only a classifier",
-    "full": "all of the model has trained, which is no adapter",
-}
-_UNKNOWN = "PEFT has no such method for RoBERTa"
+_UNKNOWN = "PEFT has no such method for this model"
 _MERGE = "fairseq-peft merge makes a plain model of a method that merges"
 
 
@@ -42,16 +33,24 @@ def of_model(model) -> dict:
             f"{_MERGE}."
         )
     (method,) = model.setting
-    if method.name not in WRITERS:
-        reason = REASONS.get(method.name, _UNKNOWN)
+    beside = peft_beside.of(model)
+    if method.name in beside.reasons or method.name not in WRITERS:
+        reason = beside.reasons.get(method.name, _UNKNOWN)
         raise InputError(f"--peft {method.name} cannot be exported: {reason}. {_MERGE}.")
-    return {**WRITERS[method.name](model, method.config), "task_type": "SEQ_CLS"}
+    return {**WRITERS[method.name](model, method.config), "task_type": beside.task_type}
 
 
 def _of_lora(model, config):
-    theirs = places(model)
-    linears, embeddings = surgery.linears(model, FAMILY), surgery.embeddings(model, FAMILY)
+    theirs, beside = places(model), peft_beside.of(model)
+    linears = surgery.linears(model, model.family)
+    embeddings = surgery.embeddings(model, model.family)
     ours = list(low_rank.choose(config, linears, embeddings))
+    given = {
+        "--peft-targets embed_tokens": any(name in embeddings for name in ours),
+        f"--lora-bias {config.bias}": True,
+    }
+    for flag in (flag for flag, is_given in given.items() if is_given and flag in beside.reasons):
+        raise InputError(f"{flag} cannot be exported: {beside.reasons[flag]}. {_MERGE}.")
     ranks = targets.by_pattern(ours, config.rank_pattern, "--lora-rank-pattern", int, config.rank)
     alphas = targets.by_pattern(
         ours, config.alpha_pattern, "--lora-alpha-pattern", float, config.alpha
@@ -61,7 +60,7 @@ def _of_lora(model, config):
         "peft_type": "LORA",
         "r": config.rank,
         "lora_alpha": _plain(config.alpha),
-        "target_modules": shortened(chosen, theirs.values(), their_end, fits),
+        "target_modules": shortened(chosen, theirs.values(), beside.end, fits),
     }
     patterns = {
         "rank_pattern": ({theirs[n]: ranks[n] for n in ours}, config.rank),
@@ -74,7 +73,7 @@ def _of_lora(model, config):
         "bias": config.bias if config.bias != "none" else None,
         # PEFT, too, corrects the base by it when it loads the folder.
         "init_lora_weights": start if start != "zero" else None,
-        **{key: as_patterns(*both, their_end, fits_pattern) for key, both in patterns.items()},
+        **{key: as_patterns(*both, beside.end, fits_pattern) for key, both in patterns.items()},
     }
     return {**found, **{key: value for key, value in others.items() if value}}
 
@@ -84,12 +83,12 @@ def _of_dora(model, config):
 
 
 def _of_ia3(model, config):
-    theirs = places(model)
-    on_input = ia3.places(surgery.linears(model, FAMILY), config)
+    theirs, beside = places(model), peft_beside.of(model)
+    on_input = ia3.places(surgery.linears(model, model.family), config)
     chosen = [theirs[name] for name in on_input]
     inputs = [theirs[name] for name, before in on_input.items() if before]
-    ends = shortened(chosen, theirs.values(), their_end, fits)
-    input_ends = shortened(inputs, chosen, their_end, fits_loosely)
+    ends = shortened(chosen, theirs.values(), beside.end, fits)
+    input_ends = shortened(inputs, chosen, beside.end, fits_loosely)
     if not set(input_ends) <= set(ends):  # PEFT wants the one list in the other
         ends, input_ends = chosen, inputs
     return {"peft_type": "IA3", "target_modules": ends, "feedforward_modules": input_ends}

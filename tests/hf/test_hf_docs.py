@@ -15,8 +15,9 @@ import adapter_folders
 import hf_data
 import pytest
 from helpers import ROOT
-from verbs import refused, run
+from verbs import run
 
+from fairseq_peft import cli
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.hf import base_model, to_folder
 
@@ -26,8 +27,10 @@ LINES = [
     for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
     for line in block.splitlines()
 ]
-LARGE = [line for line in LINES if re.match("fairseq-peft .*(nllb|mbart)", line)]
-VERBS = [line for line in LINES if line.startswith("fairseq-peft ") and line not in LARGE]
+EVERY = [line for line in LINES if line.startswith("fairseq-peft ")]
+#: Of published models, which are not here.
+PUBLISHED = [line for line in EVERY if re.search("nllb|mbart", line)]
+VERBS = [line for line in EVERY if line not in PUBLISHED]
 SCRIPTS = [line for line in LINES if "bash scripts/" in line]
 PROGRAMS = [
     block
@@ -55,7 +58,13 @@ def place(tmp_path_factory):
 
 
 def test_the_page_is_read():
-    assert len(VERBS) == 5 and len(SCRIPTS) == 3 and len(PROGRAMS) == 1 and len(LARGE) == 3
+    assert len(VERBS) == 5 and len(SCRIPTS) == 3 and len(PROGRAMS) == 1
+    assert len(PUBLISHED) == 3
+
+
+@pytest.mark.parametrize("line", PUBLISHED)
+def test_the_commands_for_published_models_are_understood(line):
+    cli.build_parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
 def test_the_commands_run(place, monkeypatch):
@@ -64,16 +73,6 @@ def test_the_commands_run(place, monkeypatch):
         words = shlex.split(line)[1:]
         run(*words, *(["--no-check"] if words[0].endswith("-hf") else []))
         assert any((place / words[2]).iterdir()), line
-
-
-@pytest.mark.parametrize("line", LARGE)
-def test_all_that_commands_of_published_models_lack_is_the_models(line, tmp_path, capsys):
-    """tests/hf/test_hf_encoder_decoders.py runs them on small ones."""
-    words = shlex.split(line, comments=True)[1:]
-    said = refused(
-        capsys, *(str(tmp_path / word) if word.endswith("/") else word for word in words)
-    )
-    assert re.search(r"(nllb|mbart|adapter)\S* (does not exist|is no )|There is no ", said), said
 
 
 @pytest.mark.parametrize("line", SCRIPTS)

@@ -97,3 +97,45 @@ CASES = {
         {"num_virtual_tokens": 4, "num_layers": 2, "num_attention_heads": 4},
     ),
 }
+#: The same of encoder-decoders.
+TEXT_CASES = {
+    "lora": ("lora", {}, {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}),
+    "ia3": (
+        "ia3",
+        {},
+        {"target_modules": ["k_proj", "v_proj", "fc2"], "feedforward_modules": ["fc2"]},
+    ),
+    "all linear maps": (
+        "lora",
+        # A small alpha: what updates of all maps do to a tiny model is large, and so is rounding.
+        {
+            **{"peft_targets": "all-linear", "lora_rank": 2, "lora_alpha": 1.5},
+            **{"lora_dropout": 0.25, "lora_rslora": True},
+        },
+        {"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]},
+    ),
+    "cross-attention": (
+        "lora",
+        {"peft_targets": "encoder_attn.q_proj,encoder_attn.v_proj"},
+        {
+            "target_modules": [
+                f"model.decoder.layers.{i}.encoder_attn.{name}"
+                for i in range(2)
+                for name in ("q_proj", "v_proj")
+            ]
+        },
+    ),
+    "patterns": (
+        "lora",
+        {"lora_rank_pattern": "v_proj=3", "lora_alpha_pattern": "encoder_attn.q_proj=5"},
+        {"rank_pattern": {"v_proj": 3}},
+    ),
+    "biases of maps": ("lora", {"lora_bias": "lora_only"}, {"bias": "lora_only"}),
+    "pissa": ("lora", {"lora_init": "pissa"}, {"init_lora_weights": "pissa"}),
+    "dora": ("dora", {"peft_targets": "q_proj,fc1,fc2"}, {"use_dora": True}),
+    "ia3 on outputs": (
+        "ia3",
+        {"ia3_targets": "k_proj,fc1", "ia3_feedforward": "none"},
+        {"target_modules": ["k_proj", "fc1"], "feedforward_modules": []},
+    ),
+}

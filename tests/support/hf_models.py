@@ -3,6 +3,7 @@ sentencepiece model, a dictionary."""
 
 from __future__ import annotations
 
+import argparse
 import random
 
 import adapter_folders
@@ -12,6 +13,8 @@ from families import BART, Roberta, Transformer
 from helpers import TINY
 
 from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.models import folder
+from fairseq_peft.tasks import stock
 from fairseq_peft.text import raw_text
 
 LABELS = ["bad", "good"]
@@ -82,8 +85,8 @@ ENCODER_DECODERS = {
         {"encoder_normalize_before": True, "activation_fn": "relu"},
         {
             **{"_name": "translation_multi_simple_epoch", "langs": ["en", "fr"]},
-            **{"encoder_langtok": "src", "decoder_langtok": True},
-            **{"source_lang": "en", "target_lang": "fr"},
+            **{"encoder_langtok": "src", "decoder_langtok": True, "lang_pairs": "en-fr"},
+            **{"source_lang": "en", "target_lang": "fr", "seed": 1},
         },
         ["__en__", "__fr__"],
     ),
@@ -104,12 +107,38 @@ def encoder_decoder(kind, dictionary, peft="full", seed=5, **flags):
 def write_encoder_decoder(folder, kind, **flags):
     """model.pt of the kind, its dict.txt and sentencepiece model in ``folder``; the model."""
     write_tokenizer(folder)
-    dictionary = Dictionary.load(str(folder / raw_text.DICT_NAME))
-    _, _, task, more = ENCODER_DECODERS[kind]
-    for word in more:
-        dictionary.add_symbol(word)
+    dictionary = encoder_decoder_words(folder, kind)
+    task = ENCODER_DECODERS[kind][2]
     model = encoder_decoder(kind, dictionary, **flags)
     told = {name: value for name, value in vars(model.args).items() if value is not None}
     cfg = {"model": told, "task": task}
     adapter_folders.save_base(folder / "model.pt", model.state_dict(), cfg=cfg)
     return model
+
+
+def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
+    """The adapter folder ``path`` of a model on the files of ``write_encoder_decoder`` in ``base``,
+    what trains moved; the model."""
+    family, own, task, _ = ENCODER_DECODERS[kind]
+    state = torch.load(base / "model.pt", weights_only=False)["model"]
+    words = encoder_decoder_words(base, kind)
+    model = family(words).build(peft, **own, **flags)
+    model.load_state_dict(dict(state))
+    adapter_folders.moved(model, seed=7)
+    model.args._name = f"{family.name}_{peft.split(',')[0]}"
+    reference = {"path": str(base / "model.pt"), "sha256": adapter_folder.fingerprint(state)}
+    tensors, described = folder.content(model, None, reference)
+    told = argparse.Namespace(**task)
+    told = argparse.Namespace(source_dictionary=words, target_dictionary=words, cfg=None, args=told)
+    words, copies = stock.words_of(told)
+    copies[adapter_folder.TOKENIZER] = base / adapter_folder.TOKENIZER
+    adapter_folder.write(path, tensors, {**described, "task": task, **words}, copies)
+    return model
+
+
+def encoder_decoder_words(base, kind):
+    """The dictionary of a model of ``write_encoder_decoder``."""
+    dictionary = Dictionary.load(str(base / raw_text.DICT_NAME))
+    for word in ENCODER_DECODERS[kind][3]:
+        dictionary.add_symbol(word)
+    return dictionary

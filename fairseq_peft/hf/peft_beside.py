@@ -1,0 +1,111 @@
+"""The library's models that a folder of Hugging Face PEFT stands beside, and how its names are made
+there: RoBERTa, which classifies, and the encoder-decoders, which write text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fairseq_peft.errors import InputError
+from fairseq_peft.hf import weights
+from fairseq_peft.injection.family import Family
+from fairseq_peft.models import roberta, transformer
+
+
+class Beside(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        family: ours.
+        task_type: what PEFT calls its task.
+        advice: of a folder with another one.
+        to_hf: our name of a module or a tensor -> theirs.
+        before_end: what comes before the end of a whole name of theirs, a regular expression.
+        layers: their name of the list of layers.
+        has_embeddings: whether the token embedding can be adapted there.
+        types: the values of ``peft_type`` that go both ways.
+        reasons: method, or a flag and its value -> why it stays here.
+        targets, feedforward: what PEFT adapts where the config does not say.
+        saved: names in ``modules_to_save`` that mean the classifier.
+    """
+
+    family: Family
+    task_type: str
+    advice: str
+    to_hf: Callable
+    before_end: str
+    layers: str
+    has_embeddings: bool
+    types: tuple[str, ...]
+    reasons: dict
+    targets: dict
+    feedforward: list
+    saved: frozenset
+
+    def end(self, name: str) -> str:
+        """``attention.output.dense`` or ``query`` of a whole name of theirs."""
+        return re.sub(self.before_end, "", name)
+
+
+#: Method -> why it stays here, whatever the model.
+_REASONS = {
+    "adalora": "PEFT's AdaLoRA has no place for the importances of its ranks",
+    "vera": "PEFT's folders of VeRA are not written here",
+    "oft": "PEFT's folders of OFT are not written here",
+    "head_only": "without a method there is no adapter, only a classifier",
+    "full": "all of the model has trained, which is no adapter",
+}
+
+ROBERTA = Beside(
+    family=roberta.FAMILY,
+    task_type="SEQ_CLS",
+    advice="here adapters of a RoBERTa classify",
+    to_hf=weights.to_hf,
+    before_end=r"^roberta\.(encoder\.layer\.\d+\.(attention\.self\.)?|embeddings\.)",
+    layers="layer",
+    has_embeddings=True,
+    types=("LORA", "IA3", "PROMPT_TUNING", "PREFIX_TUNING"),
+    reasons=_REASONS,
+    targets={"LORA": ["query", "value"], "IA3": ["key", "value", "output.dense"]},
+    feedforward=["output.dense"],
+    saved=frozenset(("classifier", "score")),
+)
+ENCODER_DECODER = Beside(
+    family=transformer.FAMILY,
+    task_type="SEQ_2_SEQ_LM",
+    advice="here adapters of an encoder-decoder write text",
+    to_hf=lambda name, head=None: f"model.{name}",
+    before_end=r"^model\.(encoder|decoder)\.layers\.\d+\.((self|encoder)_attn\.)?",
+    layers="layers",
+    has_embeddings=False,
+    types=("LORA", "IA3"),
+    reasons={
+        **_REASONS,
+        "prompt": "PEFT's prompts of encoder-decoders are not written here",
+        "prefix": "PEFT's prefixes stand in the decoder alone, ours in every attention",
+        "--lora-bias all": "PEFT saves the bias of the logits with all others, and there is none "
+        "here",
+        "--peft-targets embed_tokens": "the library has one table of words under several names, "
+        "and PEFT's LoRA on one of them leaves the others as they are",
+    },
+    # PEFT's on BART; of mBART and M2M-100 it has none.
+    targets={"LORA": ["q_proj", "v_proj"], "IA3": ["q_proj", "v_proj", "fc2"]},
+    feedforward=["fc2"],
+    saved=frozenset(),
+)
+
+
+def of(model) -> Beside:
+    """What a folder of PEFT for ``model`` stands beside.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    for beside in (ROBERTA, ENCODER_DECODER):
+        if model.family == beside.family:
+            return beside
+    raise InputError(
+        f"--arch {model.args._name} has no counterpart here to put a folder of PEFT beside: models "
+        "of RoBERTa, BART, mBART and M2M-100 have. fairseq-peft merge makes a plain model of it."
+    )

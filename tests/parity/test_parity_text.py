@@ -1,0 +1,173 @@
+"""BART, mBART and M2M-100 with LoRA, DoRA and IA3, against Hugging Face PEFT: the same logits,
+gradients and training, and folders both ways. One base each, from one random seed.
+
+`scripts/test.sh parity` sets up what this needs; text_folder.py is the library's half.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import hf_models
+import pytest
+import torch
+from comparison import Differences
+from hf_cases import TEXT_CASES
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fairseq_peft import cli
+from fairseq_peft.checkpoints import finetuned
+from fairseq_peft.hf import peft_names
+
+pytestmark = pytest.mark.parity
+
+KINDS = tuple(hf_models.ENCODER_DECODERS)
+MADE = (
+    *("lora", "lora-all-linear", "lora-expression", "lora-one-layer", "lora-patterns"),
+    *("lora-bias", "dora", "pissa", "ia3"),
+)
+NAME = str.maketrans(" ", "-")
+NUM_STEPS = 3  # as in reference.py
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def run(*words):
+    assert cli.main([str(word) for word in words]) == 0
+
+
+def random_batch():
+    """source (4, 9), padded at the right; target (4, 6) that begins with </s>; answer (4, 6)."""
+    generator = torch.Generator().manual_seed(7)
+    source = torch.randint(4, 50, (4, 9), generator=generator)
+    for row, length in zip(source, (9, 7, 5, 2)):
+        row[length - 1] = 2
+        row[length:] = 1
+    target = torch.randint(4, 50, (4, 6), generator=generator)
+    target[:, 0] = 2
+    return {
+        "source": source,
+        "target": target,
+        "answer": torch.randint(4, 50, (4, 6), generator=generator),
+    }
+
+
+@pytest.fixture(scope="module")
+def exchange(tmp_path_factory):
+    """Exports every case, lets PEFT load and train them and some of its own; where all is."""
+    python = os.environ.get("FAIRSEQ_PEFT_PEFT_PYTHON")
+    if not python:
+        pytest.skip("FAIRSEQ_PEFT_PEFT_PYTHON is not set: scripts/test.sh parity sets it up")
+    folder = tmp_path_factory.mktemp("exchange")
+    save_file(random_batch(), folder / "batch.safetensors")
+    for kind in KINDS:
+        place = folder / "bases" / kind
+        hf_models.write_encoder_decoder(place, kind)
+        run("to-hf", place / "model.pt", folder / "base" / kind, "--no-check")
+        for case, (peft, flags, _) in TEXT_CASES.items():
+            ours = folder / "ours" / kind / case.translate(NAME)
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            hf_models.write_encoder_decoder_adapter(ours, place, kind, peft, **flags)
+            theirs = folder / "given" / kind / case.translate(NAME)
+            run("export", ours, theirs, "--base", place / "model.pt")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [python, str(Path(__file__).with_name("text_folder.py")), str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def loaded(folder, exchange, kind):
+    """The model of an adapter folder."""
+    base = exchange / "bases" / kind / "model.pt"
+    return finetuned.from_folder(folder, base, of_any_task=True)[1]
+
+
+def logits(model):
+    batch = random_batch()
+    return model(batch["source"], batch["source"].ne(1).sum(1), batch["target"])[0]
+
+
+def compare(model, record) -> Differences:
+    """What a model computes and learns, against a record of text_folder.py."""
+    names = peft_names.table(model, None)
+    trained = {names[n].name: (n, p) for n, p in model.named_parameters() if p.requires_grad}
+    theirs = {name[len("grad.") :] for name in record if name.startswith("grad.")}
+    assert theirs == set(trained), "what trains"
+    differences = Differences()
+    parameters = [parameter for _, parameter in trained.values()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, eps=1e-4)
+    for step in range(NUM_STEPS):
+        optimizer.zero_grad()
+        scores = logits(model)
+        answer = random_batch()["answer"]
+        nn.functional.cross_entropy(scores.flatten(0, 1), answer.flatten()).backward()
+        if step == 0:
+            differences.see("logits", "logits", scores, record["logits"])
+            for theirs, (ours, parameter) in trained.items():
+                wanted = record[f"grad.{theirs}"].reshape(parameter.shape)
+                assert wanted.abs().max() > 1e-6, f"{theirs} learns nothing"
+                differences.see("gradients", ours, parameter.grad, wanted)
+        optimizer.step()
+    for theirs, (ours, parameter) in trained.items():
+        wanted = record[f"after.{theirs}"].reshape(parameter.shape)
+        differences.see("after", ours, parameter, wanted)
+    return differences
+
+
+@every_kind
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_what_is_exported_computes_and_learns_the_same_there(kind, case, exchange):
+    name = case.translate(NAME)
+    model = loaded(exchange / "ours" / kind / name, exchange, kind)
+    record = load_file(exchange / "found" / kind / f"{name}.safetensors")
+    differences = compare(model, record)
+    print(f"{kind}, {case}: {differences}")
+    differences.check()
+
+
+@every_kind
+@pytest.mark.parametrize("case", MADE)
+def test_what_peft_has_trained_comes_and_goes(kind, case, exchange, tmp_path):
+    """The same logits here, and the same tensors when it goes back."""
+    base, made = exchange / "bases" / kind / "model.pt", exchange / "made" / kind
+    run("import", made / case, tmp_path / "ours", "--base", base)
+    differences = Differences()
+    theirs = load_file(made / f"{case}.safetensors")["logits"]
+    differences.see("logits", case, logits(loaded(tmp_path / "ours", exchange, kind)), theirs)
+    print(f"{kind}, {case}: {differences}")
+    differences.check()
+    run("export", tmp_path / "ours", tmp_path / "back", "--base", base)
+    before, after = (
+        load_file(place / "adapter_model.safetensors") for place in (made / case, tmp_path / "back")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@every_kind
+def test_the_adapter_is_in_what_is_compared(kind, exchange):
+    """Without it, or with another, the comparison fails."""
+    model = loaded(exchange / "ours" / kind / "lora", exchange, kind)
+    record = load_file(exchange / "found" / kind / "lora.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("encoder_attn.q_proj.lora_B"):
+                parameter.mul_(1.1)
+    differences = compare(model, record)
+    for found in ("logits", "gradients", "after"):
+        assert differences.found[found][0] > 1e-3, found
+    with pytest.raises(AssertionError, match="logits"):
+        differences.check()
+
+
+def test_every_case_of_encoder_decoders_is_compared(exchange):
+    for kind in KINDS:
+        assert {path.stem for path in (exchange / "made" / kind).iterdir()} == set(MADE)
