@@ -99,15 +99,7 @@ def models(
                 see(logits, ours, output.logits)
             else:
                 see(logits, model(tokens)[0][there], output.logits[there][:, rows])
-    # torch's maximum of numbers with nan is nan.
-    found = {name: torch.tensor(values).max().item() for name, values in seen.items()}
-    for name, difference in found.items():
-        if not difference <= LIMIT:
-            raise InputError(
-                f"{folder} does not compute what the checkpoint does: {name} differ by "
-                f"{difference:.1e}. Please report this model's configuration."
-            )
-    return found
+    return _largest(folder, seen)
 
 
 def encoder_decoders(model, folder: Path, start: str) -> dict[str, float]:
@@ -162,13 +154,7 @@ def encoder_decoders(model, folder: Path, start: str) -> dict[str, float]:
         )
         theirs.generation_config = settings  # not what the folder says of ends
         written = theirs.generate(**given, generation_config=settings)[:, 1:]
-    found = {name: torch.tensor(values).max().item() for name, values in seen.items()}
-    for name, difference in found.items():
-        if not difference <= LIMIT:
-            raise InputError(
-                f"{folder} does not compute what the checkpoint does: {name} differ by "
-                f"{difference:.1e}. Please report this model's configuration."
-            )
+    found = _largest(folder, seen)
     if not torch.equal(ours, written):
         raise InputError(
             f"{folder} writes other words than the checkpoint: {written[0].tolist()}, and "
@@ -250,3 +236,16 @@ def texts(encode, folder: Path, rows: Sequence[str]) -> tuple[int, int]:
             )
         ties += found != ours
     return len(rows) - ties, ties
+
+
+def _largest(folder, seen: dict) -> dict[str, float]:
+    """The largest of the differences ``seen``, a list for each name; InputError if one is large."""
+    # torch's maximum of numbers with nan is nan.
+    found = {name: torch.tensor(values).max().item() for name, values in seen.items()}
+    for name, difference in found.items():
+        if not difference <= LIMIT:
+            raise InputError(
+                f"{folder} does not compute what the checkpoint does: {name} differ by "
+                f"{difference:.1e}. Please report this model's configuration."
+            )
+    return found
