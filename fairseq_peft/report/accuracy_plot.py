@@ -66,6 +66,10 @@ def _cell(row: dict | None) -> str:
     return text if spread is None else f"{text} ± {100 * spread:.2f} ({row['num_seeds']})"
 
 
+#: The axis is logarithmic from this ratio of the largest number to the smallest.
+LOG_FROM = 50
+
+
 def draw(series: Series, x_label: str, out: Path) -> list[Path]:
     """A line for what is in several folders, a level for what is in one; PNG and SVG at ``out``."""
     with drawing.settings():
@@ -80,6 +84,12 @@ def draw(series: Series, x_label: str, out: Path) -> list[Path]:
             else:
                 axis.errorbar(list(rows), means, spreads, fmt=marker, ls="-", capsize=3, **text)
         many = any(row["num_seeds"] > 1 for rows in series.values() for row in rows.values())
+        numbers = sorted({number for rows in series.values() for number in rows})
+        if numbers[0] > 0 and numbers[-1] >= LOG_FROM * numbers[0]:
+            axis.set_xscale("log")
+            axis.set_xticks(numbers, [f"{number:,g}" for number in numbers])
+            axis.set_xticks([], minor=True)
+            x_label += " (log scale)"
         axis.set_xlabel(x_label)
         axis.set_ylabel("test accuracy %" + " (mean ± sd over seeds)" * many)
         first = next(iter(series.values()))

@@ -34,6 +34,13 @@ def test_lines_and_levels(trees, tmp_path, capsys):
         assert f"<!-- {text}" in drawing or text in drawing
 
 
+def test_numbers_far_apart_are_on_a_logarithmic_axis(trees, tmp_path):
+    for numbers, is_log in (((16, 1600), True), ((500, 4000), False)):
+        series = accuracy_plot.read_series(dict(zip(numbers, trees)))
+        _, path = sorted(accuracy_plot.draw(series, "rows", tmp_path / f"{numbers[0]}.svg"))
+        assert ("rows (log scale)" in path.read_text()) == is_log
+
+
 def test_points_of_the_line(trees):
     first, second = trees
     series = accuracy_plot.read_series({4000: second, 500: first})
