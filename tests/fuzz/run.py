@@ -16,6 +16,7 @@ import io
 import logging
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent)]
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
+
+#: What a process may have: of more, a file that asks for too much memory takes it from others.
+MOST_BYTES = 6 << 30
 
 
 class Files(dict):
@@ -71,6 +75,7 @@ def search(name: str, seconds: int) -> None:
             print_blob=True,
         )(given(reader.files.map(Files))(read))
 
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     logging.disable(logging.INFO)
     sys.excepthook = sys.__excepthook__  # the plugin's own would show a sentence only
     end = time.monotonic() + (seconds if atheris is None else seconds / 2)
@@ -110,7 +115,9 @@ def main() -> int:
     failed = []
     for name in names or load()[1].READERS:
         print(f"== {name}, {seconds} s", flush=True)
-        if subprocess.call([sys.executable, __file__, "one", name, seconds]):
+        status = subprocess.call([sys.executable, __file__, "one", name, seconds])
+        if status:
+            print(f"status {status}", flush=True)
             failed.append(name)
     print(f"findings in: {', '.join(failed)}" if failed else "no findings")
     return bool(failed)
