@@ -115,7 +115,7 @@ def from_folder(
 
     Raises:
         InputError: the folder is damaged, or the base is missing, another, or has another
-            dictionary.
+            dictionary or tokenizer.
     """
     import fairseq  # noqa: F401  # brings the plugin
 
@@ -125,18 +125,94 @@ def from_folder(
     from fairseq_peft.models import folder
 
     found = adapter_folder.read(path, of_any_task)
+    if found.is_of_folder:
+        return found, beside_folder(found, base, allow_other)[1]
     weights = None
     if found.description["complete"] and base is not None:
         raise InputError(
             f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
         )
-    if base is not None and not found.is_of_folder:
+    if base is not None:
         check_file(base)
         weights = slim.read(str(base), trust=trust)["model"]
     model = folder.load(found, weights, allow_other)
     if base is not None and not found.is_text:
         checks.check_beside(str(base), model.encoder.dictionary, str(found.dictionary))
     return found, model
+
+
+def beside_folder(found, base: Path | str | None, allow_other: bool = False):
+    """The task and the model, in eval mode, of an adapter folder that belongs to a folder of
+    Hugging Face's.
+
+    Raises:
+        InputError: ``base`` is missing, another, or has another tokenizer.
+    """
+    from fairseq import tasks
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.models import folder
+
+    if base is None:
+        raise InputError(
+            f"{found.folder} holds what was trained on a base, not the base. Give it (--base); it "
+            f"was {found.description['base']['path']}."
+        )
+    cfg = OmegaConf.create(stand_in(found.description)["cfg"])
+    cfg.task.data = str(found.folder)
+    task = tasks.setup_task(cfg.task)
+    task.load_state_dict({"tokenizer": found.description["tokenizer"]})
+    return task, folder.load_beside(found, base, task, allow_other)
+
+
+def is_of_folder(path: Path, trust: bool = False) -> bool:
+    """Whether a checkpoint or an adapter folder is of one of Hugging Face's models."""
+    from fairseq_peft.adapters import folder as adapter_folder
+    from fairseq_peft.checkpoints import slim
+    from fairseq_peft.models import hf_models
+
+    if path.is_dir():
+        return adapter_folder.read(path, of_any_task=True).is_of_folder
+    return path.is_file() and _arch(slim.read(str(path), trust=trust)) in hf_models.ARCHS
+
+
+def _arch(state):
+    cfg = state.get("cfg")
+    model = cfg.get("model") if isinstance(cfg, dict) else None
+    return model.get("_name") if isinstance(model, dict) else None
+
+
+def load_of_folder(path: Path, base: Path | None, allow_other: bool, trust: bool):
+    """The task and the model, in eval mode, of what ``is_of_folder``.
+
+    Args:
+        base: the folder of the model; None for that of a checkpoint's run.
+
+    Raises:
+        InputError: the base is missing or another, or has another tokenizer.
+    """
+    from fairseq import tasks
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.adapters import folder as adapter_folder
+    from fairseq_peft.checkpoints import slim
+    from fairseq_peft.models import folder
+
+    if path.is_dir():
+        return beside_folder(adapter_folder.read(path, of_any_task=True), base, allow_other)
+    state = slim.read(str(path), trust=trust)
+    cfg = OmegaConf.create({name: state["cfg"][name] for name in ("task", "model")})
+    if base is not None and not cfg.model.get("hf_model"):
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
+    task = tasks.setup_task(cfg.task)
+    task.load_state_dict(state.get("task_state") or {})
+    flags = {**cfg.model, "precision": "fp32", **({} if base is None else {"hf_model": str(base)})}
+    with folder.fp32_by_default():
+        model = task.build_model(OmegaConf.create(flags), from_checkpoint=True)
+    model.load_state_dict(state["model"])
+    return task, model.eval()
 
 
 def check_file(path: Path) -> None:

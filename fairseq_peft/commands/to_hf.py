@@ -58,6 +58,11 @@ def add_arguments(parser):
 
 def run(args) -> int:
     check_out(args.out, args.force)
+    if args.checkpoint.is_dir() and finetuned.is_of_folder(args.checkpoint):
+        raise InputError(
+            f"{args.checkpoint} belongs to a folder of Hugging Face's already. fairseq-peft merge "
+            "makes a folder of both."
+        )
     if args.no_check and args.check_text:
         raise InputError("--check-text would be ignored with --no-check. Leave one out.")
 

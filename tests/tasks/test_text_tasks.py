@@ -15,7 +15,7 @@ import torch
 import verbs
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
-from hf_families import GPT2, T5
+from hf_families import GPT2, T5, WORDS, write_tokenizer
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -29,23 +29,11 @@ from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
-WORDS = ["<pad>", "</s>", "<unk>", "good", "bad", *(f"w{i}" for i in range(35))]
 AUTO = "AutoModelForSeq2SeqLM"
 KINDS = {
     "causal_lm": ("hf_causal_lm", GPT2, ("prompt", "answer")),
     "text_to_text": ("hf_seq2seq", T5, ("input", "target")),
 }
-
-
-def write_tokenizer(folder, words=WORDS):
-    import tokenizers
-
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +338,7 @@ def check_served(folder, tmp_path, capsys, accuracy):
     assert set(told["files"]) == {"adapter.safetensors"} and not told["complete"]
     verbs.run("inspect", adapter)
     verbs.run("verify", adapter, "--base", model)
+    check_merged(tmp_path, adapter, model)
     capsys.readouterr()
     rows = pairs.read(folder / "text_to_text", "valid", ("input", "target"))
     lines = tmp_path / "lines.txt"
@@ -377,8 +366,19 @@ def check_served(folder, tmp_path, capsys, accuracy):
     shutil.copy(tmp_path / "other" / "tokenizer.json", model)
     message = verbs.refused(capsys, "predict", *given)
     assert "was trained with the tokenizer model, SHA-256" in message
-    message = verbs.refused(capsys, "merge", adapter, tmp_path / "no.pt", "--base", model)
-    assert "belongs to a folder of Hugging Face's" in message
+
+
+def check_merged(tmp_path, adapter, model):
+    """``merge`` makes one folder of the adapter and of the checkpoint, which finds its base."""
+    best = tmp_path / "run" / "checkpoint_best.pt"
+    verbs.run("merge", adapter, tmp_path / "merged", "--base", model)
+    verbs.run("merge", best, tmp_path / "merged2")
+    found = [load_file(tmp_path / name / "model.safetensors") for name in ("merged", "merged2")]
+    base = load_file(model / "model.safetensors")
+    assert found[0].keys() == found[1].keys() == base.keys()
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    moved = [name for name in base if not torch.equal(base[name], found[0][name])]
+    assert moved and all(".layer." in name for name in moved)
 
 
 def test_no_row_is_left_out(made):
