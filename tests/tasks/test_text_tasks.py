@@ -301,6 +301,7 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(
         ).save_pretrained(tmp_path / "model")
         shutil.copy(folder / "tokenizer" / "tokenizer.json", tmp_path / "model")
         base, task = ("--hf-model", tmp_path / "model"), task[:-2]
+        base = (*base, "--generation", '{"beam": 2, "max_len_b": 2, "min_len": 2}')
     done = fairseq(
         *("train", *task, *loss, "--arch", KINDS[name][0], "--peft", peft, *targets),
         *(*base, "--optimizer", "adam", "--lr", 0.005 if peft == "full" else 0.03),
@@ -354,6 +355,10 @@ def check_served(folder, tmp_path, capsys, accuracy):
     texts = [text for text, _ in rows]
     assert written == [one.text for one in best.generate(texts, beam=1)] and len(set(written)) > 1
     generator = Generator.load(model, adapter)
+    assert told["generation"] == {"beam": 2, "max_len_b": 2, "min_len": 2}
+    as_told, otherwise = generator.generate(texts), generator.generate(texts, max_len_b=3)
+    assert as_told == generator.generate(texts, beam=2, max_len_b=2, min_len=2) != otherwise
+    assert {len(one.text.split()) for one in as_told} == {2}
     found = generator.generate(["", *texts[:3]], sampling=True, sampling_topk=2)
     assert found[0] == ("", 0.0, []) and all(one.score < 0 for one in found[1:])
 
