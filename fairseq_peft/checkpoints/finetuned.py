@@ -72,18 +72,17 @@ def add_trust_argument(parser) -> None:
     )
 
 
-def load(args) -> Loaded:
+def load(args, state: dict | None = None) -> Loaded:
     """The checkpoint or adapter folder ``args.checkpoint``, about to become the file ``args.out``.
 
     Args:
         args: with ``force`` and the flags of ``add_base_arguments``, as far as the command has
             them.
+        state: the checkpoint, where it is read already.
 
     Raises:
         InputError: it cannot be read or rebuilt, or ``out`` is not to be written.
     """
-    from fairseq_peft.checkpoints import slim
-
     path, base = args.checkpoint, getattr(args, "base", None)
     check_paths(path, args.out, args.force)
     if path.is_dir():
@@ -91,17 +90,30 @@ def load(args) -> Loaded:
         found, model = from_folder(path, base, *flags, of_any_task=True)
         state = stand_in(found.description)
     else:
-        if base is not None:
-            check_file(base)
-        state = slim.read(str(path), base and str(base), args.trust_checkpoint)
-        if base is not None and slim.ENTRY not in state:
-            raise InputError(
-                f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
-            )
+        if state is None:
+            state = read(path, base, args.trust_checkpoint)
         model = rebuild(path, state)
     batches = list(random_batches(model.dictionary, model.longest_text))
     head = choose_head(path, state["cfg"]["task"], model)
     return Loaded(state, model, batches, head, logits(model, batches, head))
+
+
+def read(path: Path, base: Path | None, trust: bool) -> dict:
+    """The checkpoint ``path``, with what its base holds.
+
+    Raises:
+        InputError: it cannot be read, or the base is missing, another, or would be ignored.
+    """
+    from fairseq_peft.checkpoints import slim
+
+    if base is not None and not base.is_dir():
+        check_file(base)
+    state = slim.read(str(path), base and str(base), trust)
+    if base is not None and slim.ENTRY not in state and not is_of_library(state):
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
+    return state
 
 
 def from_folder(
@@ -165,42 +177,29 @@ def beside_folder(found, base: Path | str | None, allow_other: bool = False):
     return task, folder.load_beside(found, base, task, allow_other)
 
 
-def is_of_folder(path: Path, trust: bool = False) -> bool:
-    """Whether a checkpoint or an adapter folder is of one of Hugging Face's models."""
-    from fairseq_peft.adapters import folder as adapter_folder
-    from fairseq_peft.checkpoints import slim
+def is_of_library(state: dict) -> bool:
+    """Whether a checkpoint is of one of Hugging Face's models."""
     from fairseq_peft.models import hf_models
 
-    if path.is_dir():
-        return adapter_folder.read(path, of_any_task=True).is_of_folder
-    return path.is_file() and _arch(slim.read(str(path), trust=trust)) in hf_models.ARCHS
-
-
-def _arch(state):
     cfg = state.get("cfg")
     model = cfg.get("model") if isinstance(cfg, dict) else None
-    return model.get("_name") if isinstance(model, dict) else None
+    return isinstance(model, dict) and model.get("_name") in hf_models.ARCHS
 
 
-def load_of_folder(path: Path, base: Path | None, allow_other: bool, trust: bool):
-    """The task and the model, in eval mode, of what ``is_of_folder``.
+def of_library(path: Path, state: dict, base: Path | None):
+    """The task and the model, in eval mode, of a checkpoint of one of Hugging Face's models.
 
     Args:
-        base: the folder of the model; None for that of a checkpoint's run.
+        base: the folder of the model; None for that of the run.
 
     Raises:
-        InputError: the base is missing or another, or has another tokenizer.
+        InputError: the base is missing or another, has another tokenizer, or would be ignored.
     """
     from fairseq import tasks
     from omegaconf import OmegaConf
 
-    from fairseq_peft.adapters import folder as adapter_folder
-    from fairseq_peft.checkpoints import slim
     from fairseq_peft.models import folder
 
-    if path.is_dir():
-        return beside_folder(adapter_folder.read(path, of_any_task=True), base, allow_other)
-    state = slim.read(str(path), trust=trust)
     cfg = OmegaConf.create({name: state["cfg"][name] for name in ("task", "model")})
     if base is not None and not cfg.model.get("hf_model"):
         raise InputError(

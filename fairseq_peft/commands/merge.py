@@ -47,10 +47,22 @@ def run(args) -> int:
     import torch
 
     import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft.adapters import folder as adapter_folder
 
-    if finetuned.is_of_folder(args.checkpoint, args.trust_checkpoint):
-        return to_folder(args)
-    state, model, batches, head, expected = finetuned.load(args)
+    if not args.out.is_dir():
+        finetuned.check_paths(args.checkpoint, args.out, args.force)
+    state = None
+    if args.checkpoint.is_file():
+        state = finetuned.read(args.checkpoint, args.base, args.trust_checkpoint)
+        if finetuned.is_of_library(state):
+            return to_folder(args, *finetuned.of_library(args.checkpoint, state, args.base))
+    elif args.checkpoint.is_dir():
+        found = adapter_folder.read(args.checkpoint, of_any_task=True)
+        if found.is_of_folder:
+            return to_folder(
+                args, *finetuned.beside_folder(found, args.base, args.allow_other_base)
+            )
+    state, model, batches, head, expected = finetuned.load(args, state)
     check_pooler(args.checkpoint, model)
     merge(args.checkpoint, model)
     notes = to_stock_eps(args.checkpoint, model, head, args.dtype)
@@ -73,17 +85,14 @@ def run(args) -> int:
     return 0
 
 
-def to_folder(args) -> int:
-    """Write a merged model of Hugging Face's as a folder."""
+def to_folder(args, task, model) -> int:
+    """Write a model of Hugging Face's, merged, as a folder."""
     import torch
 
     from fairseq_peft.commands.export import check_out
     from fairseq_peft.hf import merged_folder
 
     check_out(args.out, args.force)
-    task, model = finetuned.load_of_folder(
-        args.checkpoint, args.base, args.allow_other_base, args.trust_checkpoint
-    )
     dtype = getattr(torch, DTYPES[args.dtype])
     number, difference = merged_folder.write(args.out, task, model, dtype)
     sys.stdout.write(

@@ -113,7 +113,7 @@ class OfTokenizer:
         return self.task.written(self.model, rows, search)
 
     def text(self, tokens):
-        return self.task.tokenizer.decode(tokens).strip()
+        return self.task.tokenizer.decode(tokens[:-1]).strip()  # the last is the end
 
 
 def from_folder(found: AdapterFolder, base, allow_other: bool, languages=None):
