@@ -101,9 +101,9 @@ def _configurations_later() -> Iterator[None]:
     """What is stored in hydra's store in here becomes a configuration when it is first read."""
     from hydra.core import config_store
 
-    structured = config_store.OmegaConf.structured
+    Node, structured = config_store.ConfigNode, config_store.OmegaConf.structured
 
-    class NodeLater(config_store.ConfigNode):
+    class NodeLater(Node):
         """Its ``node`` is made of ``given``: a dataclass, or one of its objects."""
 
         def __init__(self, node, **names):
@@ -116,6 +116,9 @@ def _configurations_later() -> Iterator[None]:
                 raise AttributeError(name)
             self.node = structured(self.given)
             return self.node
+
+        def __copy__(self):  # hydra reads a copy; what is made stays with the original
+            return Node(self.name, self.node, self.group, self.package, self.provider)
 
     at_once = config_store.ConfigNode, config_store.OmegaConf
     config_store.ConfigNode = NodeLater
