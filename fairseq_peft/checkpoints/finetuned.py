@@ -177,6 +177,38 @@ def beside_folder(found, base: Path | str | None, allow_other: bool = False):
     return task, folder.load_beside(found, base, task, allow_other)
 
 
+def plain_of_folder(path: Path, labels=(), **flags):
+    """The task and the model, in eval mode, of a folder of Hugging Face's, as it is or with a
+    method at its start.
+
+    Args:
+        labels: words that the model answers with, where there are few.
+        flags: ``peft`` and those of its methods.
+
+    Raises:
+        InputError: it is no such folder, or has a model that is not known here.
+    """
+    from fairseq import tasks
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.models import folder, hf_base, hf_models
+
+    kind, _ = hf_base.read_config(str(path), "")
+    archs = [name for name, model in hf_models.ARCHS.items() if kind in model.known]
+    if not archs:
+        raise InputError(
+            f"{path} has a model of type {kind!r}, which is not known here. Give one of "
+            f"{', '.join(known for model in hf_models.ARCHS.values() for known in model.known)}."
+        )
+    name = "causal_lm" if archs == ["hf_causal_lm"] else "text_to_text"
+    described = {"task": {"_name": name, "data": "", "labels": ",".join(labels)}, "model": {}}
+    task = tasks.setup_task(OmegaConf.create(stand_in(described)["cfg"]).task)
+    given = {"_name": archs[0], "hf_model": str(path), "precision": "fp32", "peft": "full"}
+    with folder.fp32_by_default():
+        model = task.build_model(OmegaConf.create({**given, **flags}))
+    return task, model.eval()
+
+
 def is_of_library(state: dict) -> bool:
     """Whether a checkpoint is of one of Hugging Face's models."""
     from fairseq_peft.models import hf_models

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from fairseq import tasks
-from omegaconf import OmegaConf
 
 from fairseq_peft import __version__
 from fairseq_peft.checkpoints import finetuned
@@ -27,7 +25,7 @@ from fairseq_peft.hf import (
 )
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
-from fairseq_peft.models import folder, hf_base, hf_models
+from fairseq_peft.models import folder
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.scores import CLASSES
 from fairseq_peft.tasks import stock
@@ -199,26 +197,10 @@ def load_of_folder(path: Path, base: Path, labels: Sequence[str] = ()) -> Import
         InputError: as ``load`` does.
     """
     config, tensors, _, _ = peft_folder.read(path)
-    kind, _ = hf_base.read_config(str(base), "")
-    archs = [name for name, model in hf_models.ARCHS.items() if kind in model.known]
-    if not archs:
-        raise InputError(
-            f"{base} has a model of type {kind!r}, which is not known here. Give one of "
-            f"{', '.join(known for model in hf_models.ARCHS.values() for known in model.known)}."
-        )
-    name = "causal_lm" if archs == ["hf_causal_lm"] else "text_to_text"
-    described = {"task": {"_name": name, "data": "", "labels": ",".join(labels)}, "model": {}}
-    task = tasks.setup_task(OmegaConf.create(finetuned.stand_in(described)["cfg"]).task)
-
-    def made(**flags):
-        given = {"_name": archs[0], "hf_model": str(base), "precision": "fp32", **flags}
-        with folder.fp32_by_default():
-            return task.build_model(OmegaConf.create(given))
-
-    plain = made(peft="full")
+    _, plain = finetuned.plain_of_folder(base)
     beside = peft_beside.of(plain)
     peft, knobs = peft_read.as_flags(config, peft_match.places(plain), beside)
-    model = made(peft=peft, **knobs)
+    task, model = finetuned.plain_of_folder(base, labels, peft=peft, **knobs)
     peft_folder.fill(model, tensors, peft_names.table(model, None), path)
     reference = {"path": model.args.hf_model, "sha256": model.base_sha256}
     tensors, described = folder.content(model.eval(), None, reference)

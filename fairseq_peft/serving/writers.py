@@ -217,12 +217,20 @@ def of_dictionaries(task, model, subwords, place, kept):
 
 
 def from_checkpoint(path, data, languages: dict):
-    """What a checkpoint makes that holds the whole model, or finds its base; ``languages`` as in
-    ``from_folder``.
+    """What a checkpoint makes that holds the whole model, or finds its base, or a folder of Hugging
+    Face's; ``languages`` as in ``from_folder``.
 
     Raises:
         InputError: there is none, or it needs what is not there.
     """
+    if Path(path).is_dir():
+        for name, value in {"data": data, **languages}.items():
+            if value is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value} would be ignored: {path} is a folder of "
+                    "Hugging Face's. Leave it out."
+                )
+        return OfTokenizer(*finetuned.plain_of_folder(Path(path)), {})
     finetuned.check_file(Path(path))
     overrides = {**languages, **({} if data is None else {"data": str(data)})}
     try:

@@ -382,6 +382,12 @@ def check_merged(tmp_path, adapter, model):
     base = load_file(model / "model.safetensors")
     assert found[0].keys() == found[1].keys() == base.keys()
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    texts, search = ["w3 w0 w5", "w1"], {"beam": 1, "min_len": 1, "max_len_b": 4}
+    told, plain = (
+        [one.text for one in Generator.load(*given).generate(texts, **search)]
+        for given in ((model, adapter), (tmp_path / "merged",))
+    )
+    assert told == plain and all(told)
     moved = [name for name in base if not torch.equal(base[name], found[0][name])]
     assert moved and all(".layer." in name for name in moved)
 
