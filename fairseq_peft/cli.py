@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for info in pkgutil.iter_modules(commands.__path__):
         module = importlib.import_module(f"{commands.__name__}.{info.name}")
-        summary = (module.__doc__ or "").strip().splitlines()[0]
+        summary = " ".join((module.__doc__ or "").split("\n\n")[0].split())
         verb = verbs.add_parser(
             info.name.strip("_").replace("_", "-"),  # import_: a word of the language
             help=summary,

@@ -72,18 +72,17 @@ def add_trust_argument(parser) -> None:
     )
 
 
-def load(args) -> Loaded:
+def load(args, state: dict | None = None) -> Loaded:
     """The checkpoint or adapter folder ``args.checkpoint``, about to become the file ``args.out``.
 
     Args:
         args: with ``force`` and the flags of ``add_base_arguments``, as far as the command has
             them.
+        state: the checkpoint, where it is read already.
 
     Raises:
         InputError: it cannot be read or rebuilt, or ``out`` is not to be written.
     """
-    from fairseq_peft.checkpoints import slim
-
     path, base = args.checkpoint, getattr(args, "base", None)
     check_paths(path, args.out, args.force)
     if path.is_dir():
@@ -91,17 +90,30 @@ def load(args) -> Loaded:
         found, model = from_folder(path, base, *flags, of_any_task=True)
         state = stand_in(found.description)
     else:
-        if base is not None:
-            check_file(base)
-        state = slim.read(str(path), base and str(base), args.trust_checkpoint)
-        if base is not None and slim.ENTRY not in state:
-            raise InputError(
-                f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
-            )
+        if state is None:
+            state = read(path, base, args.trust_checkpoint)
         model = rebuild(path, state)
     batches = list(random_batches(model.dictionary, model.longest_text))
     head = choose_head(path, state["cfg"]["task"], model)
     return Loaded(state, model, batches, head, logits(model, batches, head))
+
+
+def read(path: Path, base: Path | None, trust: bool) -> dict:
+    """The checkpoint ``path``, with what its base holds.
+
+    Raises:
+        InputError: it cannot be read, or the base is missing, another, or would be ignored.
+    """
+    from fairseq_peft.checkpoints import slim
+
+    if base is not None and not base.is_dir():
+        check_file(base)
+    state = slim.read(str(path), base and str(base), trust)
+    if base is not None and slim.ENTRY not in state and not is_of_library(state):
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
+    return state
 
 
 def from_folder(
@@ -115,7 +127,7 @@ def from_folder(
 
     Raises:
         InputError: the folder is damaged, or the base is missing, another, or has another
-            dictionary.
+            dictionary or tokenizer.
     """
     import fairseq  # noqa: F401  # brings the plugin
 
@@ -125,18 +137,81 @@ def from_folder(
     from fairseq_peft.models import folder
 
     found = adapter_folder.read(path, of_any_task)
+    if found.is_of_folder:
+        return found, beside_folder(found, base, allow_other)[1]
     weights = None
     if found.description["complete"] and base is not None:
         raise InputError(
             f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
         )
-    if base is not None and not found.is_of_folder:
+    if base is not None:
         check_file(base)
         weights = slim.read(str(base), trust=trust)["model"]
     model = folder.load(found, weights, allow_other)
     if base is not None and not found.is_text:
         checks.check_beside(str(base), model.encoder.dictionary, str(found.dictionary))
     return found, model
+
+
+def beside_folder(found, base: Path | str | None, allow_other: bool = False):
+    """The task and the model, in eval mode, of an adapter folder that belongs to a folder of
+    Hugging Face's.
+
+    Raises:
+        InputError: ``base`` is missing, another, or has another tokenizer.
+    """
+    from fairseq import tasks
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.models import folder
+
+    if base is None:
+        raise InputError(
+            f"{found.folder} holds what was trained on a base, not the base. Give it (--base); it "
+            f"was {found.description['base']['path']}."
+        )
+    cfg = OmegaConf.create(stand_in(found.description)["cfg"])
+    cfg.task.data = str(found.folder)
+    task = tasks.setup_task(cfg.task)
+    task.load_state_dict({"tokenizer": found.description["tokenizer"]})
+    return task, folder.load_beside(found, base, task, allow_other)
+
+
+def is_of_library(state: dict) -> bool:
+    """Whether a checkpoint is of one of Hugging Face's models."""
+    from fairseq_peft.models import hf_models
+
+    cfg = state.get("cfg")
+    model = cfg.get("model") if isinstance(cfg, dict) else None
+    return isinstance(model, dict) and model.get("_name") in hf_models.ARCHS
+
+
+def of_library(path: Path, state: dict, base: Path | None):
+    """The task and the model, in eval mode, of a checkpoint of one of Hugging Face's models.
+
+    Args:
+        base: the folder of the model; None for that of the run.
+
+    Raises:
+        InputError: the base is missing or another, has another tokenizer, or would be ignored.
+    """
+    from fairseq import tasks
+    from omegaconf import OmegaConf
+
+    from fairseq_peft.models import folder
+
+    cfg = OmegaConf.create({name: state["cfg"][name] for name in ("task", "model")})
+    if base is not None and not cfg.model.get("hf_model"):
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
+    task = tasks.setup_task(cfg.task)
+    task.load_state_dict(state.get("task_state") or {})
+    flags = {**cfg.model, "precision": "fp32", **({} if base is None else {"hf_model": str(base)})}
+    with folder.fp32_by_default():
+        model = task.build_model(OmegaConf.create(flags), from_checkpoint=True)
+    model.load_state_dict(state["model"])
+    return task, model.eval()
 
 
 def check_file(path: Path) -> None:

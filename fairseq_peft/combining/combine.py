@@ -24,9 +24,15 @@ from fairseq_peft.combining.arithmetic import Update
 from fairseq_peft.combining.terms import Term, check_choices, check_together, read
 from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
-from fairseq_peft.models.roberta import FAMILY, HEADS
+from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.scores import CLASSES
 from fairseq_peft.seeds import stream_seed
+
+#: What the result has of the first folder's description; the last row of those that write text.
+KEPT = (
+    *("head", "labels", "input", "complete", "base", "kind", "dictionary"),
+    *("task", "dictionaries", "tokenizer", "generation"),
+)
 
 
 class Combined(NamedTuple):
@@ -70,17 +76,23 @@ def combine(
     check_choices(how, rank, density, seed, head)
     terms = [read(folder, weight) for folder, weight in given]
     check_together(terms)
+    first = terms[0].found
+    if head == "mean" and first.is_text:
+        raise InputError(
+            f"--head mean would be ignored: {first.folder} writes text, and has no head. Leave it "
+            "out."
+        )
     updates, error = combine_updates(terms, how, rank, density, 1 if seed is None else seed)
     tensors = {}
     for name, update in updates.items():
-        tensors[f"{FAMILY.root}.{name}.lora_A"] = update.a
-        tensors[f"{FAMILY.root}.{name}.lora_B"] = update.b
+        tensors[f"{terms[0].root}{name}.lora_A"] = update.a
+        tensors[f"{terms[0].root}{name}.lora_B"] = update.b
     heads = first_head(terms) if head == "first" else mean_head(terms)
     origin = {"verb": "combine", "how": how, "rank": rank, "density": density, "seed": seed}
     origin.update(head=head, folders=[told(term) for term in terms])
     described = describe(terms, updates, origin, count(tensors))
-    first = terms[0].found
-    copies = {adapter_folder.DICTIONARY: first.dictionary, **first.text_files}
+    files = first.description["files"].keys() - {adapter_folder.TENSORS}
+    copies = {name: first.folder / name for name in sorted(files)}
     adapter_folder.write(out, {**tensors, **heads}, described, copies)
     ranks = {name: len(update.a) for name, update in updates.items()}
     return Combined(ranks, error, size(tensors), size(heads))
@@ -166,9 +178,7 @@ def describe(terms, updates, origin, num_method) -> dict:
     described = {
         "method": {"peft": "lora", "knobs": asdict(config), "targets": sorted(updates)},
         "model": {**first["model"], **flags},
-        **{name: first[name] for name in ("head", "labels", "input", "complete", "base")},
-        **({"kind": first["kind"]} if "kind" in first else {}),
-        "dictionary": first["dictionary"],
+        **{name: first[name] for name in KEPT if name in first},
         "versions": {"fairseq_peft": __version__, "torch": torch.__version__},
         "origin": origin,
     }
@@ -205,7 +215,7 @@ def told(term: Term) -> dict:
         "path": str(term.found.folder),
         "json_sha256": found["json_sha256"],
         "weight": term.weight,
-        "labels": found["labels"],
+        "labels": found.get("labels"),
         "metrics": found.get("metrics"),
     }
 

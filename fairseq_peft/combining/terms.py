@@ -17,22 +17,29 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.methods.shared import low_rank
 from fairseq_peft.models.options import ROBERTA
-from fairseq_peft.models.roberta import FAMILY
 
 HEAD_CHOICES = ("first", "mean")
 #: Flags of a model that may differ from folder to folder: they are a matter of training.
 OF_TRAINING = {"dropout", "attention_dropout", "activation_dropout", "pooler_dropout"}
 OF_TRAINING |= {"frozen_dropout", "precision", "layer_lr_decay", "_name", "peft"}
+OF_TRAINING |= {"generation", "full_checkpoints", "hf_model"}
+#: What the models call their table of words.
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 
 
 @dataclass(frozen=True)
 class Term:
-    """A folder that was read, and its weight."""
+    """A folder that was read, and its weight.
+
+    Attributes:
+        root: what stands before the names in ``updates``, in those of tensors.
+    """
 
     found: AdapterFolder
     weight: float
     config: object
     updates: dict[str, Update]
+    root: str
 
 
 def check_choices(how, rank, density, seed, head) -> None:
@@ -67,7 +74,7 @@ def read(folder: Union[str, Path], weight: float) -> Term:
     """
     if not math.isfinite(weight) or weight == 0:
         raise InputError(f"{folder} has the weight {weight:g}. Give a number other than 0.")
-    found = adapter_folder.read(folder)
+    found = adapter_folder.read(folder, of_any_task=True)
     method = found.description["method"]
     if method["peft"] != "lora":
         raise InputError(
@@ -94,14 +101,32 @@ def read(folder: Union[str, Path], weight: float) -> Term:
             f"{folder} holds a whole model, trained from scratch: there is no base to which others "
             "add. Give folders of runs on a common base."
         )
-    start = FAMILY.root + "."
-    names = [n[len(start) : -len(".lora_A")] for n in found.tensors if n.endswith(".lora_A")]
-    linears = [name for name in names if name != FAMILY.embedding]
+    root = root_of(found)
+    names = [n[len(root) : -len(".lora_A")] for n in found.tensors if n.endswith(".lora_A")]
+    linears = [name for name in names if name.rpartition(".")[2] not in EMBEDDINGS]
     updates = {}
     for name, (_, scale) in low_rank.choose(config, linears, set(names) - set(linears)).items():
-        a, b = (found.tensors[f"{start}{name}.lora_{kind}"] for kind in "AB")
+        a, b = (found.tensors[f"{root}{name}.lora_{kind}"] for kind in "AB")
         updates[name] = Update(a, b, scale)
-    return Term(found, weight, config, updates)
+    return Term(found, weight, config, updates, root)
+
+
+def root_of(found: AdapterFolder) -> str:
+    """What stands before the names of modules, with a dot, in those of a folder's tensors:
+    ``encoder.sentence_encoder.`` or ``hf.``; nothing in fairseq's encoder-decoders."""
+    told = found.description["method"]["targets"]
+    for name in found.tensors:
+        module, _, kind = name.rpartition(".")
+        ends = [end for end in told if f".{module}".endswith(f".{end}")]
+        if kind == "lora_A" and ends:
+            return module[: -len(max(ends, key=len))]
+    return ""
+
+
+def words_of(description: dict) -> list[str]:
+    """SHA-256 of what says which word an id is: of dictionaries, or of a tokenizer."""
+    one = description.get("dictionary") or description.get("tokenizer")
+    return [told["sha256"] for told in ([one] if one else description["dictionaries"].values())]
 
 
 def check_together(terms: Sequence[Term]) -> None:
@@ -119,7 +144,7 @@ def check_together(terms: Sequence[Term]) -> None:
                 f"then {told['base']['path']}): their updates are of different weights. Give "
                 "folders of one base."
             )
-        if found["dictionary"]["sha256"] != told["dictionary"]["sha256"]:
+        if words_of(found) != words_of(told):
             raise InputError(
                 f"{other.folder} has another dictionary than {first.folder}: their tokens mean "
                 "different words. Give folders of one dictionary."

@@ -3,7 +3,8 @@
     fairseq-peft combine runs/a/adapter=0.5 runs/b/adapter=0.5 --how svd --out both
 
 A weight is 1 where none is given. The result is an adapter folder of the same base; head, labels
-and how texts become tokens are the first folder's. docs/combine.md has the formulas.
+and how texts become tokens are the first folder's. Folders of models that write text add up, too.
+docs/combine.md has the formulas.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ def run(args) -> int:
     ranks = sorted(set(made.ranks.values()))
     several = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
     whose = f"of {given[0][0]}" if args.head == "first" else "the weighted mean of all"
+    head = f"  head: {whose}, {made.head_bytes:,} bytes\n" if made.head_bytes else ""
     sys.stdout.write(
         f"{args.out}: {' '.join(f'{weight:+g} {folder}' for folder, weight in given)}\n"
         f"  update: {args.how}, rank {several} in {len(made.ranks)} matrices, "
         f"{made.num_bytes:,} bytes; {made.error:.2%} off the weighted sum\n"
-        f"  head: {whose}, {made.head_bytes:,} bytes\n"
+        f"{head}"
     )
     return 0
 

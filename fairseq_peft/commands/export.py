@@ -4,7 +4,7 @@ for ONNX Runtime.
 hf-peft: LoRA (rsLoRA, ranks by pattern, PiSSA, OLoRA), DoRA, IA3, prompts before <s> and prefixes
 with their own positions go there, of BART, mBART, M2M-100 and NLLB LoRA, DoRA and IA3; what PEFT
 cannot express is refused with the reason. The base is not part of the folder: it is the same model,
-converted (to-hf).
+converted (to-hf); of --arch hf_causal_lm and hf_seq2seq it is the folder that was trained on.
 
 onnx: the whole classifier as one file, model.onnx, merged with its base where the method can be
 merged, and the tokenizer beside it. It needs neither torch nor fairseq where it runs. Before it is

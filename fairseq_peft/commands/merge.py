@@ -5,6 +5,9 @@ The method's tensors are merged into the base weights in fp32 and cast once. The
 fairseq's own task and architecture: `RobertaModel.from_pretrained`, `fairseq-validate` and
 `fairseq-train --finetune-from-model` take the file as they take any other. Before it is written it
 is loaded into fairseq's own model, and its logits are compared with those of the checkpoint.
+
+A model of --arch hf_causal_lm or hf_seq2seq becomes a folder that Hugging Face's transformers opens
+by itself, with the tokenizer; its logits are compared there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 from fairseq_peft.scores import NUMBER
 
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: Groups of the configuration that only training reads, with paths of the machine that trained.
 LEFT_OUT = ("checkpoint", "optimizer", "lr_scheduler")
 
@@ -26,10 +30,12 @@ def add_arguments(parser):
     parser.add_argument(
         "checkpoint", type=Path, help="checkpoint_best.pt, for example, or adapter/ with --base"
     )
-    parser.add_argument("out", type=Path, help="the file to write")
+    parser.add_argument(
+        "out", type=Path, help="the file to write, or the folder (hf_causal_lm, hf_seq2seq)"
+    )
     parser.add_argument(
         "--dtype",
-        choices=("fp32", "fp16", "bf16"),
+        choices=DTYPES,
         default="fp32",
         help="type of the merged weights, which are rounded once (fp32)",
     )
@@ -40,11 +46,27 @@ def add_arguments(parser):
 def run(args) -> int:
     import torch
 
-    state, model, batches, head, expected = finetuned.load(args)
+    import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft.adapters import folder as adapter_folder
+
+    if not args.out.is_dir():
+        finetuned.check_paths(args.checkpoint, args.out, args.force)
+    state = None
+    if args.checkpoint.is_file():
+        state = finetuned.read(args.checkpoint, args.base, args.trust_checkpoint)
+        if finetuned.is_of_library(state):
+            return to_folder(args, *finetuned.of_library(args.checkpoint, state, args.base))
+    elif args.checkpoint.is_dir():
+        found = adapter_folder.read(args.checkpoint, of_any_task=True)
+        if found.is_of_folder:
+            return to_folder(
+                args, *finetuned.beside_folder(found, args.base, args.allow_other_base)
+            )
+    state, model, batches, head, expected = finetuned.load(args, state)
     check_pooler(args.checkpoint, model)
     merge(args.checkpoint, model)
     notes = to_stock_eps(args.checkpoint, model, head, args.dtype)
-    model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
+    model.to(getattr(torch, DTYPES[args.dtype]))
     weights = stock_weights(model)
     check_finite(args.checkpoint, weights, args.dtype)
     is_number = (state.get("task_state") or {}).get("kind") == NUMBER
@@ -59,6 +81,25 @@ def run(args) -> int:
         f"{args.out}: {len(weights)} tensors, {args.dtype}; on {len(batches)} random batches its "
         f"logits differ from the unmerged model's by {difference:.1e} at most\n"
         f"{notes}{hub_call(args.checkpoint, args.out, cfg, model)}\n"
+    )
+    return 0
+
+
+def to_folder(args, task, model) -> int:
+    """Write a model of Hugging Face's, merged, as a folder."""
+    import torch
+
+    from fairseq_peft.commands.export import check_out
+    from fairseq_peft.hf import merged_folder
+
+    check_out(args.out, args.force)
+    dtype = getattr(torch, DTYPES[args.dtype])
+    number, difference = merged_folder.write(args.out, task, model, dtype)
+    sys.stdout.write(
+        f"{args.out}: {number} tensors, {args.dtype}; in transformers its logits differ from the "
+        f"unmerged model's by {difference:.1e} at most\n"
+        f"from transformers import {model.auto}\n"
+        f"{model.auto}.from_pretrained({os.path.abspath(args.out)!r})\n"
     )
     return 0
 

@@ -62,9 +62,16 @@ def run(args) -> int:
         raise InputError("--check-text would be ignored with --no-check. Leave one out.")
 
     import fairseq_peft.plugin  # noqa: F401
+    from fairseq_peft.adapters import folder as adapter_folder
     from fairseq_peft.hf import check, to_folder
     from fairseq_peft.text.raw_text import read_lines
 
+    path = args.checkpoint
+    if path.is_dir() and adapter_folder.read(path, of_any_task=True).is_of_folder:
+        raise InputError(
+            f"{path} belongs to a folder of Hugging Face's already. fairseq-peft merge makes one "
+            "folder of both."
+        )
     if not args.no_check:
         check.quiet()
     found = to_folder.convert(

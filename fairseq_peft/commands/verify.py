@@ -28,15 +28,8 @@ def run(args) -> int:
     if args.base is None:
         lines.append(base_line(found.description))
     else:
-        if found.is_of_folder:
-            import fairseq  # noqa: F401  # brings the plugin
-
-            from fairseq_peft.serving import writers
-
-            writers.from_folder(found, args.base, args.allow_other_base)
-        else:
-            flags = args.allow_other_base, args.trust_checkpoint
-            finetuned.from_folder(args.folder, args.base, *flags, of_any_task=True)
+        flags = args.allow_other_base, args.trust_checkpoint
+        finetuned.from_folder(args.folder, args.base, *flags, of_any_task=True)
         lines.append(f"base: {args.base} fits, {len(found.tensors)} tensors have their places")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -205,10 +205,12 @@ def flags(cfg) -> None:
             f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "
             "alone)."
         )
-    if cfg.keep_features < 0:
-        raise InputError(
-            f"--keep-features {cfg.keep_features}: expected MB of memory, or 0 to keep none."
-        )
+    for name, value, of in (
+        ("--keep-features", cfg.keep_features, "memory"),
+        ("--keep-features-on-disk", cfg.keep_features_on_disk, "disk"),
+    ):
+        if value < 0:
+            raise InputError(f"{name} {value}: expected MB of {of}, or 0 to keep none there.")
     if cfg.max_valid_steps is not None:
         raise InputError(
             f"--max-valid-steps {cfg.max_valid_steps} would leave rows out of every evaluation. "

@@ -1,5 +1,6 @@
 """The library's models that a folder of Hugging Face PEFT stands beside, and how its names are made
-there: RoBERTa, which classifies, and the encoder-decoders, which write text."""
+there: RoBERTa, which classifies; fairseq's encoder-decoders, which write text; and the library's
+own models (``--arch hf_causal_lm``, ``hf_seq2seq``), whose names are the same here."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import NamedTuple
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import weights
-from fairseq_peft.injection.family import Family
-from fairseq_peft.models import roberta, transformer
+from fairseq_peft.injection.family import Family, Map
+from fairseq_peft.models import hf_models, roberta, transformer
 
 
 class Beside(NamedTuple):
@@ -28,6 +29,7 @@ class Beside(NamedTuple):
         reasons: method, or a flag and its value -> why it stays here.
         targets, feedforward: what PEFT adapts where the config does not say.
         saved: names in ``modules_to_save`` that mean the classifier.
+        transposed: whether the library keeps the weights of maps as (in, out).
     """
 
     family: Family
@@ -42,6 +44,7 @@ class Beside(NamedTuple):
     targets: dict
     feedforward: list
     saved: frozenset
+    transposed: bool = False
 
     def end(self, name: str) -> str:
         """``attention.output.dense`` or ``query`` of a whole name of theirs."""
@@ -102,10 +105,48 @@ def of(model) -> Beside:
     Raises:
         InputError: there is no such folder.
     """
+    if isinstance(model, hf_models.HFModel):
+        return _of_folder(model)
     for beside in (ROBERTA, ENCODER_DECODER):
         if model.family == beside.family:
             return beside
     raise InputError(
         f"--arch {model.args._name} has no counterpart here to put a folder of PEFT beside: models "
         "of RoBERTa, BART, mBART and M2M-100 have. fairseq-peft merge makes a plain model of it."
+    )
+
+
+def _of_folder(model) -> Beside:
+    """Of one of the library's own models."""
+    family = model.family
+    causal = isinstance(model, hf_models.HFCausalLM)
+    prefixes = causal and family.learned_positions
+    words = family.embedding.rpartition(".")[2]
+    reasons = {
+        **_REASONS,
+        "--lora-bias all": "PEFT's takes every tensor with bias in its name, norms' and tables' "
+        "among them",
+        f"--peft-targets {words}": "PEFT's LoRA on the table of words leaves the output that is "
+        "tied to it as it is",
+    }
+    if not causal:
+        reasons["prefix"] = ENCODER_DECODER.reasons["prefix"]
+    elif not prefixes:
+        reasons["prefix"] = "PEFT's takes positions from the text, and this model's takes none"
+    own = {flag: family.defaults[flag].split(",") for flag in ("peft_targets", "ia3_targets")}
+    maps = [m for stack in family.stacks for block in stack.blocks for m in block.maps]
+    return Beside(
+        family=family,
+        task_type="CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
+        advice=f"{model.arch} writes text",
+        to_hf=lambda name, head=None: name[len("hf.") :],
+        before_end=r"^.*\.",
+        layers=family.stacks[0].layers.rpartition(".")[2],
+        has_embeddings=False,
+        types=("LORA", "IA3", "PROMPT_TUNING", *("PREFIX_TUNING",) * prefixes),
+        reasons=reasons,
+        targets={"LORA": own["peft_targets"], "IA3": own["ia3_targets"]},
+        feedforward=family.defaults["ia3_feedforward"].split(","),
+        saved=frozenset(),
+        transposed=any(isinstance(m, Map) and m.transposed for m in maps),
     )

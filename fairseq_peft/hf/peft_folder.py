@@ -9,7 +9,8 @@ labels = json.load(open("OUT/labels.json"))
 base = AutoModelForSequenceClassification.from_pretrained(BASE, **labels)
 model = PeftModel.from_pretrained(base, "OUT")
 
-Of an encoder-decoder the base is AutoModelForSeq2SeqLM's.
+Of an encoder-decoder the base is AutoModelForSeq2SeqLM's, of a language model
+AutoModelForCausalLM's.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def content(found: AdapterFolder, model) -> tuple[dict, dict[str, torch.Tensor]]
             f"{found.folder} holds a whole model, and a folder of PEFT is what stands beside a "
             "base. fairseq-peft merge makes a plain checkpoint of it."
         )
-    if peft_beside.of(model) is peft_beside.ENCODER_DECODER:
+    beside, head = peft_beside.of(model), None
+    if beside is peft_beside.ENCODER_DECODER:
         _check_text(found, model)
-        head = None
-    else:
+    elif beside is peft_beside.ROBERTA:
         hf_config.check(model.args)
         if not described["input"]["begin"]:
             raise InputError(

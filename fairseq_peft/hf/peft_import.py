@@ -10,8 +10,11 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from fairseq import tasks
+from omegaconf import OmegaConf
 
 from fairseq_peft import __version__
+from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import (
@@ -24,7 +27,7 @@ from fairseq_peft.hf import (
 )
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf.base_model import HEAD
-from fairseq_peft.models import folder
+from fairseq_peft.models import folder, hf_base, hf_models
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.scores import CLASSES
 from fairseq_peft.tasks import stock
@@ -184,6 +187,44 @@ def build(base: base_model.Base, config: dict):
     beside = peft_beside.of(plain)
     peft, knobs = peft_read.as_flags(config, peft_match.places(plain), beside)
     return base_model.build(base.flags, base.dictionary, peft=peft, **knobs)
+
+
+def load_of_folder(path: Path, base: Path, labels: Sequence[str] = ()) -> Imported:
+    """The folder ``path`` of PEFT on ``base``, a folder of one of the library's own models.
+
+    Args:
+        labels: words that the model answers with, where there are few.
+
+    Raises:
+        InputError: as ``load`` does.
+    """
+    config, tensors, _, _ = peft_folder.read(path)
+    kind, _ = hf_base.read_config(str(base), "")
+    archs = [name for name, model in hf_models.ARCHS.items() if kind in model.known]
+    if not archs:
+        raise InputError(
+            f"{base} has a model of type {kind!r}, which is not known here. Give one of "
+            f"{', '.join(known for model in hf_models.ARCHS.values() for known in model.known)}."
+        )
+    name = "causal_lm" if archs == ["hf_causal_lm"] else "text_to_text"
+    described = {"task": {"_name": name, "data": "", "labels": ",".join(labels)}, "model": {}}
+    task = tasks.setup_task(OmegaConf.create(finetuned.stand_in(described)["cfg"]).task)
+
+    def made(**flags):
+        given = {"_name": archs[0], "hf_model": str(base), "precision": "fp32", **flags}
+        with folder.fp32_by_default():
+            return task.build_model(OmegaConf.create(given))
+
+    plain = made(peft="full")
+    beside = peft_beside.of(plain)
+    peft, knobs = peft_read.as_flags(config, peft_match.places(plain), beside)
+    model = made(peft=peft, **knobs)
+    peft_folder.fill(model, tensors, peft_names.table(model, None), path)
+    reference = {"path": model.args.hf_model, "sha256": model.base_sha256}
+    tensors, described = folder.content(model.eval(), None, reference)
+    words, copies = stock.words_of(task)
+    described = {**described, "task": stock.flags_of(task), **words, **_origin(config)}
+    return Imported(tensors, described, model, copies)
 
 
 def class_names(path: Path, tensors: dict, given: Sequence[str]) -> list[str]:

@@ -6,6 +6,9 @@
     decoder.layers.0.encoder_attn.q_proj.lora_A
     base_model.model.model.decoder.layers.0.encoder_attn.q_proj.lora_A.weight
 
+    hf.transformer.h.0.attn.c_attn.lora_A
+    base_model.model.transformer.h.0.attn.c_attn.lora_A.weight
+
 The adapter's name ("default") and "modules_to_save" are not in the files of PEFT. Shapes are the
 same but for IA3's vectors: (out, 1) behind a map, (1, in) before it.
 """
@@ -16,7 +19,7 @@ from typing import NamedTuple
 
 from fairseq_peft.hf import peft_beside
 from fairseq_peft.methods.ia3 import IA3
-from fairseq_peft.models.roberta import FAMILY, HEADS
+from fairseq_peft.models.roberta import HEADS
 
 #: What a method adds to a module -> its name there.
 LOW_RANK = {
@@ -25,7 +28,8 @@ LOW_RANK = {
     "lora_magnitude": "lora_magnitude_vector",
 }
 EMBEDDING = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
-VECTORS = (f"{FAMILY.root}.soft_prompt.embeddings", f"{FAMILY.root}.prefix.embeddings")
+#: Ends of the names of what stands before the text, or before keys and values.
+VECTORS = (".soft_prompt.embeddings", ".prefix.embeddings")
 PROMPT = "prompt_embeddings"
 
 
@@ -48,12 +52,13 @@ def table(model, head: str | None) -> dict[str, Theirs]:
     own = model.own_names() - model.setting.corrected_base_names(model, model.family)
     adapted = {name.rpartition(".")[0] for name in own if name.endswith(".lora_A")}
     # Methods that only change the input leave the model itself as it is.
-    prefix = "base_model." if own & set(VECTORS) else "base_model.model."
+    only_input = any(name.endswith(VECTORS) for name in own)
+    prefix = "base_model." if only_input else "base_model.model."
     found = {}
     for name in sorted(own):
         module, _, kind = name.rpartition(".")
         shape = shapes[name]
-        if name in VECTORS:
+        if name.endswith(VECTORS):
             theirs = PROMPT
         elif name.startswith(HEADS):
             theirs = prefix + to_hf(name, head)

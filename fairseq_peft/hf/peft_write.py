@@ -37,6 +37,11 @@ def of_model(model) -> dict:
     if method.name in beside.reasons or method.name not in WRITERS:
         reason = beside.reasons.get(method.name, _UNKNOWN)
         raise InputError(f"--peft {method.name} cannot be exported: {reason}. {_MERGE}.")
+    if getattr(model.args, "hf_split_qkv", False):
+        raise InputError(
+            "--hf-split-qkv cannot be exported: PEFT adapts query, key and value of a fused map as "
+            f"one. {_MERGE}."
+        )
     return {**WRITERS[method.name](model, method.config), "task_type": beside.task_type}
 
 
@@ -45,8 +50,9 @@ def _of_lora(model, config):
     linears = surgery.linears(model, model.family)
     embeddings = surgery.embeddings(model, model.family)
     ours = list(low_rank.choose(config, linears, embeddings))
+    words = model.family.embedding.rpartition(".")[2]
     given = {
-        "--peft-targets embed_tokens": any(name in embeddings for name in ours),
+        f"--peft-targets {words}": any(name in embeddings for name in ours),
         f"--lora-bias {config.bias}": True,
     }
     for flag in (flag for flag, is_given in given.items() if is_given and flag in beside.reasons):
@@ -71,6 +77,7 @@ def _of_lora(model, config):
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
         "bias": config.bias if config.bias != "none" else None,
+        "fan_in_fan_out": beside.transposed,
         # PEFT, too, corrects the base by it when it loads the folder.
         "init_lora_weights": start if start != "zero" else None,
         **{key: as_patterns(*both, beside.end, fits_pattern) for key, both in patterns.items()},
@@ -91,7 +98,8 @@ def _of_ia3(model, config):
     input_ends = shortened(inputs, chosen, beside.end, fits_loosely)
     if not set(input_ends) <= set(ends):  # PEFT wants the one list in the other
         ends, input_ends = chosen, inputs
-    return {"peft_type": "IA3", "target_modules": ends, "feedforward_modules": input_ends}
+    found = {"peft_type": "IA3", "target_modules": ends, "feedforward_modules": input_ends}
+    return {**found, **({"fan_in_fan_out": True} if beside.transposed else {})}
 
 
 def _of_prompt(model, config):
@@ -111,15 +119,18 @@ def _of_prefix(model, config):
             "behind the prefix's positions. Train with --prefix-positions reserved."
         )
     found = {"peft_type": "PREFIX_TUNING", **_virtual_tokens(model, config)}
-    return {**found, "encoder_hidden_size": model.args.encoder_embed_dim}
+    return {**found, "encoder_hidden_size": found["token_dim"]}
 
 
 def _virtual_tokens(model, config):
+    (table, *_) = surgery.embeddings(model, model.family).values()
+    first = model.family.stacks[0]
+    num_heads = getattr(model.family, "num_heads", 0) or model.args.encoder_attention_heads
     return {
         "num_virtual_tokens": config.num_tokens,
-        "token_dim": model.args.encoder_embed_dim,
-        "num_layers": model.args.encoder_layers,
-        "num_attention_heads": model.args.encoder_attention_heads,
+        "token_dim": table.embedding_dim,
+        "num_layers": len([p for p in surgery.places(model, model.family) if p.stack is first]),
+        "num_attention_heads": num_heads,
         "num_transformer_submodules": 1,
     }
 

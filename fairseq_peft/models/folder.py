@@ -205,11 +205,6 @@ def load(found: AdapterFolder, base: Mapping[str, torch.Tensor] | None, allow_ot
         InputError: the base is missing or another, or keys are missing, left over or of another
             shape.
     """
-    if found.is_of_folder:
-        raise InputError(
-            f"{found.folder} belongs to a folder of Hugging Face's, and this is for checkpoints of "
-            "fairseq's. fairseq-peft generate and predict take it."
-        )
     weights = dict(found.tensors)
     if not found.description["complete"]:
         if base is None:

@@ -67,14 +67,15 @@ def read_config(hf_model: str, hf_config: str):
     return kind, known
 
 
-def build(kind: str, values: dict, folder: str, auto: str):
-    """The model, in fp32, with the attention of ``layers/hf_attention.py``.
+def build(kind: str, values: dict, folder: str, auto: str, attention: str = ATTENTION):
+    """The model, in fp32.
 
     Args:
         kind: its model_type.
         values: the config.
         folder: where its weights are; empty for random ones.
         auto: the class of transformers that builds it, such as ``AutoModelForCausalLM``.
+        attention: that of ``layers/hf_attention.py``, or one of the library's own by its name.
 
     Raises:
         InputError: the folder has no safetensors, or not all of the weights.
@@ -83,7 +84,7 @@ def build(kind: str, values: dict, folder: str, auto: str):
     config = transformers.AutoConfig.for_model(kind, **values)
     make = getattr(transformers, auto)
     if not folder:
-        return make.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+        return make.from_config(config, attn_implementation=attention, dtype=torch.float32)
     if not list(Path(folder).glob("*.safetensors")):
         raise InputError(
             f"{folder} has no model.safetensors; pickles (pytorch_model.bin) are not read, for "
@@ -93,7 +94,7 @@ def build(kind: str, values: dict, folder: str, auto: str):
         model, told = make.from_pretrained(
             folder,
             config=config,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
@@ -106,6 +107,21 @@ def build(kind: str, values: dict, folder: str, auto: str):
             "whose config.json and model.safetensors belong together."
         )
     return model
+
+
+def plain(config, auto: str):
+    """The library's own model of ``config``, in fp32, without anything of this package; its weights
+    are to be loaded."""
+    transformers = library()
+    values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    config = transformers.AutoConfig.for_model(config.model_type, **values)
+    return getattr(transformers, auto).from_config(config, dtype=torch.float32)
+
+
+def save(model, folder: Path) -> None:
+    """Write a model of the library's own as it writes it."""
+    with _without_progress(library()):
+        model.save_pretrained(folder)
 
 
 @contextlib.contextmanager

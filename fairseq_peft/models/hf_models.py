@@ -352,6 +352,10 @@ class HFSeq2Seq(HFModel):
         return self.longest_text, self.room
 
 
+#: The architectures, by the names that checkpoints have.
+ARCHS = {model.arch: model for model in (HFCausalLM, HFSeq2Seq)}
+
+
 def _of_methods(peft: str, flags: dict) -> dict:
     """Those of ``flags`` that belong to the methods that ``peft`` names."""
     names = [name for name in map(str.strip, peft.split(",")) if name in methods.available()]

@@ -1,4 +1,4 @@
-"""Features that stay the same for a whole run, kept in memory.
+"""Features that stay the same for a whole run, kept in memory and on disk.
 
 Below the first tensor that trains nothing changes, so what is computed there need not be computed
 again. With ``--peft head_only`` that is the whole encoder. ``Encoder.forward`` asks before its
@@ -17,11 +17,20 @@ Features of a row differ in their last bits with what stands beside it, so:
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import shutil
+import tempfile
 
 import torch
 from torch import nn
 
 from fairseq_peft.layers.dropout import Dropout
+
+logger = logging.getLogger(__name__)
+
+#: Of what is free on a disk, features take at most this share: checkpoints want to be written.
+SHARE_OF_DISK = 0.25
 
 
 class KeptFeatures:
@@ -31,19 +40,30 @@ class KeptFeatures:
     by torch's own count of writes, which ``tensor.data`` evades. So models that share their frozen
     tensors may share this, too; a copy of a model keeps nothing.
 
-    Attributes:
-        limit_bytes: memory to use. What does not fit is computed anew; 0 keeps nothing.
+    Args:
+        limit_bytes: memory to use.
         in_training: whether rows of training batches go through the frozen layers alone, kept or
             not, where that is possible.
+        folder: where a file may lie for what has no room in memory.
+        disk_bytes: how large that may become. What has no room there either is computed anew.
+
+    Attributes:
         num_bytes: memory in use.
+        disk: the ``FeatureFile``, or None.
     """
 
-    def __init__(self, limit_bytes: int = 0, in_training: bool = False):
+    def __init__(self, limit_bytes=0, in_training=False, folder=None, disk_bytes=0):
         self.limit_bytes = limit_bytes
         self.in_training = in_training
         self.num_bytes = 0
-        self._found: dict[tuple, torch.Tensor] = {}
+        self.disk = FeatureFile(folder, disk_bytes) if disk_bytes else None
+        self._in_memory: dict[tuple, torch.Tensor] = {}
         self._states: dict[tuple, list] = {}  # the tensors live on, so that no id is used again
+        self._told = False
+
+    def __bool__(self):
+        """Whether it keeps anything."""
+        return bool(self.limit_bytes or self.disk)
 
     def __deepcopy__(self, memo):
         return KeptFeatures(in_training=self.in_training)
@@ -56,7 +76,7 @@ class KeptFeatures:
             and if they are all; 0 and None where nothing is known before the pass.
         """
         training = encoder.training
-        if not (self.in_training and tokens.device.type == "cpu" if training else self.limit_bytes):
+        if not (self.in_training and tokens.device.type == "cpu" if training else self):
             return 0, None
         number, frozen = frozen_below(encoder)
         if not number or (training and draws(encoder, number)):
@@ -68,15 +88,12 @@ class KeptFeatures:
         def features(batch):
             digest = hashlib.sha256(batch.cpu().contiguous().numpy().tobytes()).digest()
             key = (state, digest, tuple(batch.shape), first_only)
-            if key not in self._found:
+            found = self._get(key)
+            if found is None:
                 with torch.no_grad():
                     found = encoder.first_layers(batch, number, first_only)
-                size = found.untyped_storage().nbytes()
-                if self.num_bytes + size > self.limit_bytes:
-                    return found
-                self._found[key] = found
-                self.num_bytes += size
-            return self._found[key]
+                self._put(key, found)
+            return found
 
         if not training:
             return number, features(tokens)
@@ -87,6 +104,77 @@ class KeptFeatures:
         joined = rows[0].new_zeros(*tokens.shape, rows[0].shape[-1])
         joined[is_text] = torch.cat(rows, 1)[0]
         return number, joined
+
+    def _get(self, key):
+        found = self._in_memory.get(key)
+        return self.disk.get(key) if found is None and self.disk else found
+
+    def _put(self, key, found):
+        size = found.untyped_storage().nbytes()
+        if self.num_bytes + size <= self.limit_bytes:
+            self._in_memory[key] = found
+            self.num_bytes += size
+        elif not (self.disk and self.disk.put(key, found)) and self and not self._told:
+            self._told = True
+            logger.info(
+                f"no room for more features of frozen layers in {self.limit_bytes / 10**6:,.0f} MB "
+                "of memory (--keep-features)"
+                + (f" and {self.disk.in_words} (--keep-features-on-disk)" if self.disk else "")
+                + ": those of other batches are computed anew each time"
+            )
+
+
+class FeatureFile:
+    """Features on disk, in a file without a name: it is gone with the process, however that ends.
+
+    Args:
+        folder: on the disk that is used.
+        limit_bytes: the most that the file may take; ``SHARE_OF_DISK`` of what is free is another
+            bound, found when the first features are written.
+    """
+
+    def __init__(self, folder, limit_bytes: int):
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+        self.num_bytes = 0
+        self._file = None
+        self._places: dict[tuple, tuple] = {}
+
+    @property
+    def in_words(self) -> str:
+        """Its limit."""
+        return f"{self.limit_bytes / 10**6:,.0f} MB of disk in '{self.folder}'"
+
+    def get(self, key) -> torch.Tensor | None:
+        """What was put there under ``key``, bit for bit, or None."""
+        if key not in self._places:
+            return None
+        start, size, dtype, shape, device = self._places[key]
+        read = bytearray(os.pread(self._file.fileno(), size, start))
+        return torch.frombuffer(read, dtype=dtype).view(shape).to(device)
+
+    def put(self, key, features: torch.Tensor) -> bool:
+        """Keep ``features``, and say whether there was room."""
+        flat = features.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        size = flat.nbytes
+        try:
+            if self._file is None and self.limit_bytes:
+                free = SHARE_OF_DISK * shutil.disk_usage(self.folder).free
+                self.limit_bytes = min(self.limit_bytes, int(free))
+                self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+            if self.num_bytes + size > self.limit_bytes:
+                return False
+            done = 0
+            while done < size:  # a write may be shorter than what it was given
+                done += os.pwrite(self._file.fileno(), flat[done:], self.num_bytes + done)
+        except OSError as error:
+            logger.warning(f"no more features are kept in '{self.folder}': {error.strerror}")
+            self.limit_bytes = 0
+            return False
+        place = (self.num_bytes, size, features.dtype, features.shape, features.device)
+        self._places[key] = place
+        self.num_bytes += size
+        return True
 
 
 def frozen_below(encoder) -> tuple[int, list[torch.Tensor]]:

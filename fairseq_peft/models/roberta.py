@@ -135,12 +135,13 @@ class RobertaPeftModel(PeftModel, RobertaModel):
         if not number:
             return
         encoder.kept = kept
-        if kept.limit_bytes:
+        if kept:
             trains = kept.in_training and not draws(encoder, number)
             logger.info(
                 f"each {'epoch' if trains else 'validation'} but the first begins behind layer "
                 f"{number} of {len(encoder.layers)}: what is below is kept, in "
-                f"{kept.limit_bytes // 10**6} MB at most (--keep-features)"
+                f"{kept.limit_bytes // 10**6} MB of memory at most (--keep-features)"
+                + (f", the rest in {kept.disk.in_words}" if kept.disk else "")
             )
 
     @property

@@ -12,6 +12,7 @@ from fairseq_peft.report import tensorboard
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
+from fairseq_peft.runs.log import is_count
 from fairseq_peft.scores import CLASSES, METRICS, NUMBER, is_share
 
 
@@ -38,12 +39,17 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
     lines = read_validations(path)
     epochs = {line["epoch"] for line in lines}
     last = max(require_epochs, max(epochs, default=1))
-    missing = _missing(run, epochs, last)
+    try:
+        missing = _first_missing(run, epochs, last)
+    except (TypeError, AttributeError):
+        raise InputError(
+            f"'{run_dir / 'run.json'}' has no count of epochs in validated.every_epochs; expected "
+            "what a run writes there, from 1. Run it again."
+        ) from None
     if missing or not lines:
-        first = missing[0] if missing else last
         raise InputError(
             f"'{run_dir}' is not finished: {len(epochs)} epochs done, {last} expected "
-            f"(the first missing one is {first}); start the run again, it resumes"
+            f"(the first missing one is {missing or last}); start the run again, it resumes"
         )
     try:
         result = {**run, **_numbers(run, lines)}
@@ -113,11 +119,19 @@ def write_atomic(path: Path, text: str) -> None:
         raise InputError(f"cannot write '{path}': {error.strerror}") from None
 
 
-def _missing(run: dict, epochs: set[int], last: int) -> list[int]:
-    """The epochs up to ``last`` that should have been validated and were not."""
-    every = (run.get("validated") or {}).get("every_epochs", 1)
-    first = min(epochs, default=1) if (run.get("validated") or {}).get("after_updates") else 1
-    return [e for e in range(first, last + 1) if e % every == 0 and e not in epochs]
+def _first_missing(run: dict, epochs: set[int], last: int) -> int | None:
+    """The first epoch up to ``last`` that should have been validated and was not.
+
+    Raises:
+        TypeError, AttributeError: ``validated`` of the run is not what a run writes.
+    """
+    validated = run.get("validated") or {}
+    every = validated.get("every_epochs", 1)
+    if not is_count(every):
+        raise TypeError
+    first = min(epochs, default=1) if validated.get("after_updates") else 1
+    expected = range(first + -first % every, last + 1, every)
+    return next((epoch for epoch in expected if epoch not in epochs), None)
 
 
 def _numbers(run: dict, lines: list[dict]) -> dict:

@@ -17,7 +17,6 @@ from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.criterions.answers import label_losses
 from fairseq_peft.errors import InputError
-from fairseq_peft.models import folder
 from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.text import bpe, generation
 
@@ -114,7 +113,7 @@ class OfTokenizer:
         return self.task.written(self.model, rows, search)
 
     def text(self, tokens):
-        return self.task.tokenizer.decode(tokens).strip()
+        return self.task.tokenizer.decode(tokens[:-1]).strip()  # the last is the end
 
 
 def from_folder(found: AdapterFolder, base, allow_other: bool, languages=None):
@@ -132,11 +131,6 @@ def from_folder(found: AdapterFolder, base, allow_other: bool, languages=None):
             f"{found.folder} is a classifier's, which writes no text. Give it to fairseq-peft "
             "predict."
         )
-    if base is None and not found.description["complete"]:
-        raise InputError(
-            f"{found.folder} holds what was trained on a base, not the base. Give it (--base); it "
-            f"was {found.description['base']['path']}."
-        )
     cfg = OmegaConf.create(finetuned.stand_in(found.description)["cfg"])
     cfg.task.data = str(found.folder)
     kept = {**found.description.get("generation", {}), **(languages or {})}
@@ -144,9 +138,7 @@ def from_folder(found: AdapterFolder, base, allow_other: bool, languages=None):
     languages = {name: kept[name] for name in kept if name not in search}
     if found.is_of_folder:
         check_languages(cfg.task, languages)
-        task = tasks.setup_task(cfg.task)
-        task.load_state_dict({"tokenizer": found.description["tokenizer"]})
-        return OfTokenizer(task, folder.load_beside(found, base, task, allow_other), search)
+        return OfTokenizer(*finetuned.beside_folder(found, base, allow_other), search)
     _, model = finetuned.from_folder(
         found.folder, base and Path(base), allow_other, of_any_task=True
     )

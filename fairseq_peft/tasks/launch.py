@@ -56,7 +56,11 @@ def launch(task, cfg):
     # From here on the folder is this process's.
     take_folder(task, start)
 
-    model.keep_features(KeptFeatures(task.cfg.keep_features * 10**6, in_training=True))
+    sizes = {
+        "limit_bytes": task.cfg.keep_features * 10**6,
+        "disk_bytes": task.cfg.keep_features_on_disk * 10**6,
+    }
+    model.keep_features(KeptFeatures(**sizes, in_training=True, folder=task.cfg.save_dir))
 
     # What is written of it. The counts are right from here on: the head is there, the rest frozen.
     for line in counting.describe(model, HEADS, f"--peft {model.setting.name}"):

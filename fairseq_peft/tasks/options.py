@@ -47,8 +47,14 @@ class SentenceClassificationConfig(FairseqDataclass):
         default=500,
         metadata={
             "help": "MB of memory for features below the first tensor that trains, which are the "
-            "same at each validation, and with --frozen-dropout off in each epoch (500; 0: compute "
-            "them anew)"
+            "same at each validation, and with --frozen-dropout off in each epoch (500; 0: none)"
+        },
+    )
+    keep_features_on_disk: int = field(
+        default=2000,
+        metadata={
+            "help": "MB of disk for such features that have no room in memory, in a file of "
+            "--save-dir that is gone with the process (2000; 0: compute them anew)"
         },
     )
     verify_frozen: bool = field(

@@ -13,7 +13,9 @@ import adapter_folders  # noqa: E402
 
 from fairseq_peft import cli  # noqa: E402
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
+from fairseq_peft.checkpoints import finetuned  # noqa: E402
 from fairseq_peft.combining.combine import combine  # noqa: E402
+from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.models import folder  # noqa: E402
 
 
@@ -302,3 +304,42 @@ def test_what_a_row_has_is_that_of_the_first(write, one, tmp_path, capsys):
     assert "kind" not in adapter_folder.read(tmp_path / "other").description
     words = (labels, one, "--out", tmp_path / "x", "--head", "mean")
     assert "answers with classes, " in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2", "bart"])
+def test_folders_of_models_that_write_text_add_up(name, tmp_path):
+    """Merged into the base, the combination is the sum of what the folders are."""
+    if name == "bart":
+        import hf_models
+
+        hf_models.write_encoder_decoder(tmp_path / "base", name)
+        base = tmp_path / "base" / "model.pt"
+        for number in ("1", "2"):
+            hf_models.write_encoder_decoder_adapter(
+                tmp_path / number, tmp_path / "base", name, "lora", lora_rank=int(number)
+            )
+    else:
+        from hf_families import Kind
+
+        kind, base = Kind(name, tmp_path), tmp_path / "base"
+        kind.write(base)
+        for number in ("1", "2"):
+            kind.write_adapter(tmp_path / number, base, "lora", int(number), lora_rank=int(number))
+
+    def merged(path):
+        _, model = finetuned.from_folder(path, base, of_any_task=True)
+        names = model.state_dict().keys() - model.added
+        before = {key: model.state_dict()[key].clone() for key in names}
+        model.merge()
+        after = model.state_dict()
+        return {key: after[key] - before[key] for key in names}
+
+    made = combine([(tmp_path / "1", 0.5), (tmp_path / "2", -2.0)], tmp_path / "sum")
+    assert made.head_bytes == 0 and set(made.ranks.values()) == {3}
+    one, two, found = (merged(tmp_path / path) for path in ("1", "2", "sum"))
+    assert one.keys() == found.keys()
+    for key in found:
+        torch.testing.assert_close(found[key], 0.5 * one[key] - 2 * two[key])
+    assert sum(bool(delta.any()) for delta in found.values()) == len(made.ranks)
+    with pytest.raises(InputError, match="writes text, and has no head"):
+        combine([(tmp_path / "1", 1.0)], tmp_path / "mean", head="mean")

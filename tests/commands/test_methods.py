@@ -140,3 +140,9 @@ def test_write_needs_the_markers(capsys, tmp_path):
     assert cli.main(["methods", "--write", str(tmp_path / "page.md")]) == 1
     assert "there is no table to replace" in capsys.readouterr().err
     assert (tmp_path / "page.md").read_text() == "no table\n"
+
+
+def test_help_has_a_whole_sentence_of_each_command():
+    """Where the first one of its docstring goes over two lines, too."""
+    text = " ".join(cli.build_parser().format_help().split())
+    assert "onnx for ONNX Runtime." in text and "loads without this plugin." in text

@@ -5,13 +5,19 @@
 Half of the time as Hypothesis draws them, half with atheris, which goes on from those that have
 reached code that none had before; without atheris, all of it by the first. A finding ends the
 search in its reader, is printed, and is kept in .hypothesis, where the next search begins.
+Files that were read before are not read again, and not counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import logging
+import os
 import random
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +28,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent)]
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
+
+#: What a process may have: of more, a file that asks for too much memory takes it from others.
+MOST_BYTES = 6 << 30
 
 
 class Files(dict):
@@ -49,10 +58,14 @@ def search(name: str, seconds: int) -> None:
     """Ends with an exception, or another status than 0, where there is a finding."""
     atheris, readers = load()
     reader = readers.READERS[name]
+    read_before = set()
 
     def test(max_examples):
         def read(files):
-            readers.check(reader, files)
+            digest = hashlib.sha256(repr(sorted(files.items())).encode()).digest()
+            if digest not in read_before:
+                readers.check(reader, files)
+                read_before.add(digest)  # not if it raised: Hypothesis wants it to do so again
 
         read.__qualname__ = f"read_{name}"  # its place in .hypothesis
         return settings(
@@ -62,22 +75,34 @@ def search(name: str, seconds: int) -> None:
             print_blob=True,
         )(given(reader.files.map(Files))(read))
 
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    logging.disable(logging.INFO)
     sys.excepthook = sys.__excepthook__  # the plugin's own would show a sentence only
     end = time.monotonic() + (seconds if atheris is None else seconds / 2)
-    num_read = 0
     while time.monotonic() < end:
         test(100)()  # the first time, what was found before comes first
-        num_read += 100
-    print(f"Hypothesis: {num_read} examples", flush=True)
-    if atheris is not None:
-        with tempfile.TemporaryDirectory() as seeds:  # of a length that makes a whole example
-            for number in range(40):
-                Path(seeds, str(number)).write_bytes(random.Random(number).randbytes(2000))
-            how = [f"-max_total_time={seconds // 2}", "-len_control=0", "-max_len=4000"]
-            atheris.Setup(
-                [sys.argv[0], seeds, *how, "-timeout=60"], test(100).hypothesis.fuzz_one_input
-            )
-            atheris.Fuzz()  # which ends the process
+    print(f"Hypothesis: {len(read_before)} files, none twice", flush=True)
+    if atheris is None:
+        return
+    end = time.monotonic() + seconds / 2
+    fuzz = test(100).hypothesis.fuzz_one_input
+    seeds = Path(tempfile.mkdtemp())
+    for number in range(100):  # only the bytes that make the files: others change nothing
+        used = fuzz(random.Random(number).randbytes(500))
+        (seeds / str(number)).write_bytes(used or b"")
+    read_before.clear()
+
+    def fuzz_or_end(content):
+        if time.monotonic() > end:
+            print(f"atheris: {len(read_before)} files, none twice", flush=True)
+            shutil.rmtree(seeds)
+            os._exit(0)
+        return fuzz(content)
+
+    atheris.Setup(
+        [sys.argv[0], str(seeds), "-len_control=0", "-max_len=500", "-timeout=60"], fuzz_or_end
+    )
+    atheris.Fuzz()
 
 
 def main() -> int:
@@ -85,12 +110,14 @@ def main() -> int:
         search(sys.argv[2], int(sys.argv[3]))
         return 0
     seconds, *names = sys.argv[1:]
-    from readers import READERS
-
+    if os.access("/dev/shm", os.W_OK):  # a folder on a disk takes longer than reading what is in it
+        os.environ["TMPDIR"] = "/dev/shm"
     failed = []
-    for name in names or READERS:
+    for name in names or load()[1].READERS:
         print(f"== {name}, {seconds} s", flush=True)
-        if subprocess.call([sys.executable, __file__, "one", name, seconds]):
+        status = subprocess.call([sys.executable, __file__, "one", name, seconds])
+        if status:
+            print(f"status {status}", flush=True)
             failed.append(name)
     print(f"findings in: {', '.join(failed)}" if failed else "no findings")
     return bool(failed)

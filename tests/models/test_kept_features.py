@@ -161,12 +161,58 @@ def test_memory_stays_below_the_limit(build, batch, logits, computed):
     assert kept.num_bytes == 2 * one and len(computed) == 2 * 2
 
 
+@pytest.mark.parametrize("pooler", ["first", "mean"])
+def test_what_memory_has_no_room_for_is_kept_on_disk(
+    build, batch, logits, computed, tmp_path, pooler
+):
+    model = build("head_only", pooler=pooler)
+    rows = 1 if pooler == "first" else batch.shape[1]
+    one = len(batch) * rows * 16 * 4  # in fp32
+    model.keep_features(KeptFeatures(one, folder=tmp_path, disk_bytes=2 * one))
+    rolled = [batch.roll(number, 0) for number in range(4)]
+    expected = [logits(model, tokens) for tokens in rolled]
+    computed.clear()
+    for _ in range(2):
+        assert all(torch.equal(logits(model, b), e) for b, e in zip(rolled, expected))
+    kept = model.encoder.sentence_encoder.kept
+    assert (kept.num_bytes, kept.disk.num_bytes, len(computed)) == (one, 2 * one, 2 * 2)
+    assert not list(tmp_path.iterdir())  # the file has no name, so nothing can be left behind
+
+
+def test_a_full_disk_costs_time_alone(
+    build, batch, logits, computed, tmp_path, monkeypatch, caplog
+):
+    model = build("head_only")
+    model.keep_features(KeptFeatures(0, folder=tmp_path, disk_bytes=10**6))
+    kept = model.encoder.sentence_encoder.kept
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    expected = logits(model, batch)
+    for _ in range(3):
+        assert torch.equal(logits(model, batch), expected)
+    assert len(computed) == 4 * 2 and kept.disk.num_bytes == 0
+    assert len([line for line in caplog.messages if "No space left" in line]) == 1
+
+
+def test_it_is_told_once_that_not_all_has_room(build, batch, logits, caplog):
+    model = build("head_only")
+    model.keep_features(KeptFeatures(1))
+    caplog.set_level("INFO")
+    for number in range(3):
+        logits(model, batch.roll(number, 0))
+    told = [line for line in caplog.messages if "--keep-features" in line and "no room" in line]
+    assert len(told) == 1
+
+
 def test_a_copy_keeps_nothing(build, batch, logits):
     model = build("head_only")
     model.keep_features(KeptFeatures(10**6))
     logits(model, batch)
     kept = copy.deepcopy(model).encoder.sentence_encoder.kept
-    assert kept.limit_bytes == kept.num_bytes == 0
+    assert kept.limit_bytes == kept.num_bytes == 0 and kept.disk is None
 
 
 @pytest.mark.end_to_end
@@ -176,7 +222,7 @@ def test_a_run_is_the_same_bit_for_bit(
 ):
     """And so is one that is interrupted; with the frozen dropout off in training, too."""
 
-    def run(folder, max_epoch, keep):
+    def run(folder, max_epoch, keep, on_disk=0):
         words = train_flags(
             *(data_folder, tmp_path / folder),
             arch=f"roberta_small_{peft}",
@@ -184,12 +230,13 @@ def test_a_run_is_the_same_bit_for_bit(
             finetune_from_model=base_checkpoint,
             max_epoch=max_epoch,
             keep_features=keep,
+            keep_features_on_disk=on_disk,
             frozen_dropout=dropout,
         )
         done = fairseq("train", *words)
         assert done.returncode == 0, done.stderr
         told = f"each {'epoch' if dropout == 'off' else 'validation'} but the first begins behind"
-        assert (told in done.stdout + done.stderr) == bool(keep)
+        assert (told in done.stdout + done.stderr) == bool(keep or on_disk)
         lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
         scores = [json.loads(line)["subsets"] for line in lines]
         for subset in (subset for line in scores for subset in line.values()):
@@ -198,12 +245,16 @@ def test_a_run_is_the_same_bit_for_bit(
 
     expected, weights = run("anew", 3, 0)
     run("kept", 2, 500)
-    found, same = run("kept", 3, 500)
+    found, same = run("kept", 3, 0, on_disk=100)
     assert found == expected
     assert all(torch.equal(same[name], weights[name]) for name in weights)
 
 
-def test_a_limit_below_nothing_is_refused(fairseq, data_folder, tmp_path):
-    done = fairseq("train", *train_flags(data_folder, tmp_path / "run", keep_features=-1))
+@pytest.mark.parametrize(
+    ("flag", "of"), [("keep_features", "memory"), ("keep_features_on_disk", "disk")]
+)
+def test_a_limit_below_nothing_is_refused(fairseq, data_folder, tmp_path, flag, of):
+    done = fairseq("train", *train_flags(data_folder, tmp_path / "run", **{flag: -1}))
     assert done.returncode != 0
-    assert "--keep-features -1: expected MB of memory, or 0 to keep none." in done.stderr
+    name = "--" + flag.replace("_", "-")
+    assert f"{name} -1: expected MB of {of}, or 0 to keep none there." in done.stderr

@@ -1,5 +1,5 @@
 """The same numbers as Hugging Face PEFT on T5, GPT-2 and BLOOM, from the same weights: logits,
-gradients, and what three steps leave.
+gradients, and what three steps leave; and folders both ways.
 
 `scripts/test.sh parity` sets up what this needs.
 """
@@ -7,13 +7,19 @@ gradients, and what three steps leave.
 from __future__ import annotations
 
 import sys
+import warnings
 
 import pytest
 import torch
+import verbs
 from comparison import STEPS_TOLERANCE
 from helpers import TOLERANCE
 from hf_families import PAD, Kind
+from safetensors.torch import load_file
 from torch.nn import functional as F
+
+from fairseq_peft.checkpoints import finetuned
+from fairseq_peft.models import hf_base
 
 pytestmark = pytest.mark.parity
 
@@ -46,6 +52,18 @@ CASES = {
 }
 #: T5's prefix is that of encoder and decoder here, BLOOM's has no distance to the text.
 PAIRS = [(k, c) for k in TASKS for c in CASES if c != "prefix" or k == "gpt2"]
+#: Of folders alone.
+MORE = {
+    "lora-bias": ("lora", {**RANK, "lora_bias": "lora_only"}, "", {}),
+    "lora-patterns": ("lora", {**RANK, "lora_layers": "1", "lora_rslora": True}, "", {}),
+    "pissa": ("lora", {**RANK, "lora_init": "pissa"}, "", {}),
+}
+FURTHER = [
+    *((kind, case) for kind in ("gpt2", "bloom") for case in MORE),
+    *((kind, case) for kind in ("t5-gated", "bart") for case in ("lora-all", "ia3", "prompt")),
+    *((kind, case) for kind in ("opt", "llama") for case in ("dora", "ia3", "prompt")),
+    ("opt", "prefix"),
+]
 
 
 def ours_of(name: str, layout: str) -> str:
@@ -72,6 +90,16 @@ def peft(packages):
 
 def loss_of(kind, logits):
     return F.cross_entropy(logits, torch.arange(len(logits)) % 11)
+
+
+def stock_logits(kind, theirs):
+    """As ``Kind.stock_logits``, of a model of PEFT, which may have a prompt in front."""
+    tokens = kind.tokens()
+    keep = tokens.ne(PAD)
+    inputs = {"input_ids": tokens.masked_fill(~keep, 0), "attention_mask": keep.long()}
+    if kind.causal:
+        return theirs(**inputs).logits[:, -tokens.shape[1] :][keep]
+    return theirs(**inputs, decoder_input_ids=kind.answers()).logits.flatten(0, 1)
 
 
 @pytest.mark.parametrize("name, case", PAIRS)
@@ -101,14 +129,7 @@ def test_logits_gradients_and_three_steps(peft, tmp_path, name, case):
     assert pairs and not any(p.requires_grad for p in own.values()), "another set of tensors trains"
 
     def both():
-        tokens = kind.tokens()
-        keep = tokens.ne(PAD)
-        inputs = {"input_ids": tokens.masked_fill(~keep, 0), "attention_mask": keep.long()}
-        if kind.causal:
-            logits = theirs(**inputs).logits[:, -tokens.shape[1] :][keep]
-        else:
-            logits = theirs(**inputs, decoder_input_ids=kind.answers()).logits.flatten(0, 1)
-        return kind.logits(model), logits
+        return kind.logits(model), stock_logits(kind, theirs)
 
     found, expected = both()
     size = expected.abs().max()
@@ -125,3 +146,57 @@ def test_logits_gradients_and_three_steps(peft, tmp_path, name, case):
             optimizer.step()
     for mine, other in pairs:
         assert (mine - other.reshape(mine.shape)).abs().max() < STEPS_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def based(tmp_path_factory):
+    """``based("t5")``: a kind, and the folder of a base of it."""
+    place = tmp_path_factory.mktemp("bases")
+
+    def of(name):
+        kind, folder = Kind(name, place), place / name
+        return kind, folder if folder.exists() else kind.write(folder)
+
+    return of
+
+
+def tensors_of(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name, case", [*PAIRS, *FURTHER])
+def test_folders_go_both_ways(peft, based, tmp_path, name, case):
+    """PEFT loads what is exported, on the base's own folder, and computes the same; what it saves
+    comes here, computes the same, and goes back as it was."""
+    (kind, base), (method, flags, _, _) = based(name), {**CASES, **MORE}[case]
+    model = kind.write_adapter(tmp_path / "ours", base, method, **flags)
+    verbs.run("export", tmp_path / "ours", tmp_path / "given", "--base", base)
+    auto = getattr(hf_base.library(), kind.kind.auto)
+    plain = auto.from_pretrained(base, attn_implementation="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT only warns where tensors are missing
+        # Prompts and prefixes cannot be loaded to be trained there.
+        trains = method not in ("prompt", "prefix")
+        theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "given", is_trainable=trains)
+    theirs.eval()
+    with torch.no_grad():
+        found, expected = kind.logits(model), stock_logits(kind, theirs)
+        apart = (found - kind.logits(kind.build(hf_config="", hf_model=str(base)))).abs().max()
+    size = TOLERANCE["fp32"] * expected.abs().max()
+    assert (found - expected).abs().max() < size < apart
+
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter_name, parameter in theirs.named_parameters():
+            if parameter.requires_grad or parameter_name.startswith("prompt_encoder."):
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        expected = stock_logits(kind, theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    verbs.run("import", tmp_path / "theirs", tmp_path / "back", "--base", base)
+    _, back = finetuned.from_folder(tmp_path / "back", base, of_any_task=True)
+    with torch.no_grad():
+        assert (kind.logits(back) - expected).abs().max() < size
+    verbs.run("export", tmp_path / "back", tmp_path / "again", "--base", base)
+    before, after = tensors_of(tmp_path / "theirs"), tensors_of(tmp_path / "again")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

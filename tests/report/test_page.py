@@ -54,21 +54,25 @@ def evil(tmp_path_factory):
     return runs, page_of(runs)
 
 
-def test_names_of_points_lie_on_no_other_point_or_name():
-    """Places as people see them: (x in 352 pixels, y in 272, name)."""
-    given = [(0, 0, "far_left"), (20, 8, "near"), (20, 200, "low"), (300, 200, "right of all"),
-             (150, 100, "in a crowd"), (165, 92, ""), (135, 92, ""), (165, 112, ""), (135, 112, ""),
-             (352, 272, "")]  # fmt: skip
+def test_names_lie_on_no_other_point_or_name():
+    """Places as people see them: (x in 272 pixels, y in 228, name)."""
+    given = [(0, 0, "far_left"), (20, 8, "near"), (20, 160, "low"), (240, 160, "right of all"),
+             (150, 80, "in a crowd"), (165, 72, ""), (135, 72, ""), (165, 92, ""), (135, 92, ""),
+             (0, 220, "on a line"), (272, 228, "")]  # fmt: skip
     values = [{"x": x, "y": -y, "low": -y, "high": -y, "name": name} for x, y, name in given]
     named = [value for value in values if value["name"]]
-    found = charts.names_beside(named, values, is_log=False)
-    places = {value["name"]: place for place, part in found.items() for value in part}
+    levels = [{"y": -y, "text": text} for y, text in ((226, "tfidf 80 %"), (40, "nothing near"))]
+    points, lines = charts.names_beside(named, values, is_log=False, levels=levels)
+    places = {value["name"]: place for place, part in points.items() for value in part}
     assert places == {  # a crowd leaves no room
         "far_left": ("left", -9),
         "near": ("left", 12),
         "low": ("left", -9),
         "right of all": ("right", -9),
+        "on a line": ("left", -9),
     }
+    found = {level["text"]: place for place, part in lines.items() for level in part}
+    assert found == {"tfidf 80 %": ("left", 10), "nothing near": ("left", -8)}
 
 
 def test_what_users_wrote_is_no_markup(evil):

@@ -1,6 +1,7 @@
 """run.json + metrics.jsonl -> result.json."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -85,6 +86,28 @@ def test_gap_between_epochs(make_run):
     folder = make_run()
     rewrite(folder, [make_run.epoch_line(1, 300, 1500), make_run.epoch_line(3, 300, 1500)])
     with pytest.raises(InputError, match="first missing one is 2"):
+        summarise(folder)
+
+
+def test_a_line_of_an_epoch_far_away_takes_no_memory(make_run):
+    """As a damaged line may name any; fuzzing found that all epochs before it were listed."""
+    folder = make_run()
+    rewrite(folder, [make_run.epoch_line(epoch, 300, 1500) for epoch in (1, 2, 1_000_000)])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="first missing one is 3"):
+            summarise(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("validated", [[1], "x", {"every_epochs": 0}, {"every_epochs": "2"}])
+def test_a_run_that_does_not_say_when_it_was_validated(make_run, validated):
+    folder = make_run()
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "validated": validated}))
+    with pytest.raises(InputError, match="run.json' has no count of epochs in validated"):
         summarise(folder)
 
 

@@ -131,6 +131,7 @@ def write_run(
         "labels": labels,
         "kind": kind,
         "chosen_by": {"metric": metric, "subset": "valid", "maximize": True},
+        "validated": {"every_epochs": 1, "after_updates": 0, "test": "each"},
         "rows": {"train": train_rows, "valid": len(target) // 4, "test": len(target)},
         "trainable_parameters": parameters,
         "method_parameters": parameters - 263_682,

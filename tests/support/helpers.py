@@ -176,6 +176,7 @@ def task_config(data, **more):
         "store_ema": False,
         "verify_frozen": False,
         "keep_features": 0,
+        "keep_features_on_disk": 0,
         "max_epoch": 2,
         "max_update": 0,
         "update_freq": [1],

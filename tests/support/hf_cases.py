@@ -139,3 +139,38 @@ TEXT_CASES = {
         {"target_modules": ["k_proj", "fc1"], "feedforward_modules": []},
     ),
 }
+#: The same of Hugging Face's own models, where they differ.
+OWN_CASES = {
+    "all linear maps": (
+        "lora",
+        {"peft_targets": "all-linear", "lora_rank": 2, "lora_rslora": True},
+        {"target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"], "use_rslora": True},
+    ),
+    "prompt": ("prompt", {"prompt_num_tokens": 3}, {"num_virtual_tokens": 3, "token_dim": 16}),
+    "dora": ("dora", {"peft_targets": "c_attn,c_fc"}, {"use_dora": True}),
+    "ia3": (
+        "ia3",
+        {},
+        {
+            "feedforward_modules": [f"transformer.h.{i}.mlp.c_proj" for i in range(2)],
+        },
+    ),
+    "prefix": (
+        "prefix",
+        {"prefix_num_tokens": 3, "prefix_positions": "reserved", "prefix_mlp": 5},
+        {"num_virtual_tokens": 3, "num_layers": 2, "num_attention_heads": 4},
+    ),
+    "patterns": (
+        "lora",
+        {
+            "peft_targets": "query_key_value,dense_h_to_4h",
+            "lora_rank_pattern": "h.0.mlp.dense_h_to_4h=4",
+            "lora_alpha_pattern": "query_key_value=5",
+        },
+        {
+            "rank_pattern": {"transformer.h.0.mlp.dense_h_to_4h": 4},
+            "alpha_pattern": {"query_key_value": 5},
+        },
+    ),
+    "biases of maps": ("lora", {"lora_bias": "lora_only"}, {"bias": "lora_only"}),
+}

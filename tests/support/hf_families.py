@@ -12,6 +12,7 @@ import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft.models import hf_base, hf_models
 
 VOCAB = 40
+WORDS = ["<pad>", "</s>", "<unk>", "good", "bad", *(f"w{i}" for i in range(VOCAB - 5))]
 PAD = VOCAB
 T5 = {
     "model_type": "t5",
@@ -103,6 +104,18 @@ KINDS = {
 }
 
 
+def write_tokenizer(folder, words=WORDS):
+    """tokenizer.json that knows ``words``."""
+    import tokenizers
+
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 class Kind:
     """A kind of model, by its name in ``KINDS``; its config lies in ``folder``."""
 
@@ -118,6 +131,7 @@ class Kind:
         """A model in eval mode."""
         flags = {"hf_config": str(self.path), "precision": "fp32", **self.flags, **given}
         args = hf_models.HFConfig.from_namespace(argparse.Namespace(peft=peft, **flags))
+        args._name = self.kind.arch
         task = types.SimpleNamespace(cfg=types.SimpleNamespace(seed=seed))
         torch.manual_seed(seed)
         return self.kind.build_model(args, task).eval()
@@ -140,6 +154,33 @@ class Kind:
         stock = auto.from_config(config, attn_implementation="eager")
         stock.load_state_dict({name[len("hf.") :]: t for name, t in state.items()}, strict=True)
         return stock.eval()
+
+    def write(self, folder):
+        """The folder of a base model, with a tokenizer."""
+        stock = self.stock(self.base())
+        stock.config.eos_token_id = 1
+        stock.config.decoder_start_token_id = None if self.causal else 0
+        hf_base.save(stock, folder)
+        return write_tokenizer(folder)
+
+    def write_adapter(self, path, base, peft, seed=3, **flags):
+        """The adapter folder of a model on the folder ``base``, away from its start."""
+        from adapter_folders import moved
+
+        from fairseq_peft.adapters import folder as adapter_folder
+        from fairseq_peft.models import folder
+        from fairseq_peft.text.folder_tokenizer import FolderTokenizer
+
+        model = moved(self.build(peft, hf_config="", hf_model=str(base), **flags), seed)
+        reference = {"path": str(base), "sha256": model.base_sha256}
+        tensors, described = folder.content(model, None, reference)
+        tokenizer = FolderTokenizer(base)
+        described.update(
+            task={"_name": "causal_lm" if self.causal else "text_to_text", "labels": "good,bad"},
+            tokenizer={"name": tokenizer.name, "sha256": tokenizer.sha256},
+        )
+        adapter_folder.write(path, tensors, described, {})
+        return model
 
     @staticmethod
     def tokens():

@@ -24,13 +24,14 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq_cli import train
-from runs import metrics, without_clocks
+from runs import without_clocks
 from workers import alive, session
 
 import fairseq_peft.plugin  # noqa: F401
 from fairseq_peft import cli
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.errors import InputError
+from fairseq_peft.runs.log import read_lines
 
 LAST = "checkpoint_last.pt"
 
@@ -157,7 +158,9 @@ def results(runs):
         result = without_clocks(json.loads(path.read_text()))
         del result["command"], result["train_seconds"]
         name = str(path.parent.relative_to("."))[len(runs) :]
-        found[name] = [result, without_clocks(metrics(path.parent))], path.stat().st_mtime_ns
+        # an epoch that was killed before its checkpoint has a line, too, and is run again
+        lines = without_clocks(read_lines(str(path.parent), 2**53))
+        found[name] = [result, lines], path.stat().st_mtime_ns
     return found
 
 
@@ -194,7 +197,9 @@ def sweep_moments(words, number, seed):
         assert all(found[name] == told for name, told in done.items()), "it was run again"
         done = found
         if code == 0:
-            assert {name: told for name, (told, _) in found.items()} == expected
+            assert set(found) == set(expected), sorted(found)
+            for name, (told, _) in found.items():
+                assert told == expected[name], f"{name}: {told} is not {expected[name]}"
             ends, done = ends + 1, {}
             for path in Path(".").glob("run*"):
                 shutil.rmtree(path)

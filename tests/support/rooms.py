@@ -71,7 +71,7 @@ PARTS = {
     "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
     "tasks": part(8, FAIRSEQ),
     "combining": part(9, FAIRSEQ),
-    "hf": part(9, TORCH + " safetensors", "transformers peft fairseq"),
+    "hf": part(9, FAIRSEQ + " safetensors", "transformers peft"),
     "serving": part(10, FAIRSEQ, "sklearn fastapi fastapi_offline starlette uvicorn"),
     "sweeps": part(10, FAIRSEQ + " fairseq_cli", "submitit"),
     # What is met first. Anything, but only in functions, so that `fairseq-peft --help` stays quick.

@@ -15,7 +15,7 @@ import torch
 import verbs
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
-from hf_families import GPT2, T5
+from hf_families import GPT2, T5, WORDS, write_tokenizer
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -29,23 +29,11 @@ from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
-WORDS = ["<pad>", "</s>", "<unk>", "good", "bad", *(f"w{i}" for i in range(35))]
 AUTO = "AutoModelForSeq2SeqLM"
 KINDS = {
     "causal_lm": ("hf_causal_lm", GPT2, ("prompt", "answer")),
     "text_to_text": ("hf_seq2seq", T5, ("input", "target")),
 }
-
-
-def write_tokenizer(folder, words=WORDS):
-    import tokenizers
-
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +301,7 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(
         ).save_pretrained(tmp_path / "model")
         shutil.copy(folder / "tokenizer" / "tokenizer.json", tmp_path / "model")
         base, task = ("--hf-model", tmp_path / "model"), task[:-2]
+        base = (*base, "--generation", '{"beam": 2, "max_len_b": 2, "min_len": 2}')
     done = fairseq(
         *("train", *task, *loss, "--arch", KINDS[name][0], "--peft", peft, *targets),
         *(*base, "--optimizer", "adam", "--lr", 0.005 if peft == "full" else 0.03),
@@ -350,6 +339,7 @@ def check_served(folder, tmp_path, capsys, accuracy):
     assert set(told["files"]) == {"adapter.safetensors"} and not told["complete"]
     verbs.run("inspect", adapter)
     verbs.run("verify", adapter, "--base", model)
+    check_merged(tmp_path, adapter, model)
     capsys.readouterr()
     rows = pairs.read(folder / "text_to_text", "valid", ("input", "target"))
     lines = tmp_path / "lines.txt"
@@ -365,6 +355,10 @@ def check_served(folder, tmp_path, capsys, accuracy):
     texts = [text for text, _ in rows]
     assert written == [one.text for one in best.generate(texts, beam=1)] and len(set(written)) > 1
     generator = Generator.load(model, adapter)
+    assert told["generation"] == {"beam": 2, "max_len_b": 2, "min_len": 2}
+    as_told, otherwise = generator.generate(texts), generator.generate(texts, max_len_b=3)
+    assert as_told == generator.generate(texts, beam=2, max_len_b=2, min_len=2) != otherwise
+    assert {len(one.text.split()) for one in as_told} == {2}
     found = generator.generate(["", *texts[:3]], sampling=True, sampling_topk=2)
     assert found[0] == ("", 0.0, []) and all(one.score < 0 for one in found[1:])
 
@@ -377,8 +371,19 @@ def check_served(folder, tmp_path, capsys, accuracy):
     shutil.copy(tmp_path / "other" / "tokenizer.json", model)
     message = verbs.refused(capsys, "predict", *given)
     assert "was trained with the tokenizer model, SHA-256" in message
-    message = verbs.refused(capsys, "merge", adapter, tmp_path / "no.pt", "--base", model)
-    assert "belongs to a folder of Hugging Face's" in message
+
+
+def check_merged(tmp_path, adapter, model):
+    """``merge`` makes one folder of the adapter and of the checkpoint, which finds its base."""
+    best = tmp_path / "run" / "checkpoint_best.pt"
+    verbs.run("merge", adapter, tmp_path / "merged", "--base", model)
+    verbs.run("merge", best, tmp_path / "merged2")
+    found = [load_file(tmp_path / name / "model.safetensors") for name in ("merged", "merged2")]
+    base = load_file(model / "model.safetensors")
+    assert found[0].keys() == found[1].keys() == base.keys()
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    moved = [name for name in base if not torch.equal(base[name], found[0][name])]
+    assert moved and all(".layer." in name for name in moved)
 
 
 def test_no_row_is_left_out(made):

@@ -22,7 +22,9 @@ MAX_PANELS = 24  # of curves; more make the page large
 MAX_LINES = 7  # as many as there are colours
 MAX_BARS = 40
 MAX_LABELS = 6
-SIZE = (400, 300)  # of a picture's plane, in pixels
+SIZE = (400, 300)  # of a picture, in pixels
+SPAN = (272, 228)  # that points of a picture cover: without its axes and padding
+EDGE = 20  # what names may use of the padding
 CHAR_WIDTH, NAME_DX = 6.3, 7  # of a name, on the average; between it and its point
 COLOURS = [f"var(--c{n})" for n in range(1, MAX_LINES + 1)]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
@@ -164,13 +166,14 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
         },
     ]
     named = [value for row, value in zip(points, values) if any(row is one for one in labelled)]
-    for (align, dy), part in names_beside(named, values, wide).items():
+    beside_points, beside_levels = names_beside(named, values, wide, levels)
+    for (align, dy), part in beside_points.items():
         mark = {"type": "text", "align": align, "dy": dy, "aria": False}
         mark["dx"] = NAME_DX if align == "left" else -NAME_DX
         text = {**place, "text": {"field": "name"}}
         layers.append({"data": {"values": part}, "mark": mark, "encoding": text})
     if levels:
-        layers.insert(0, _levels(levels, y))
+        layers.insert(0, _levels(levels, beside_levels, y))
     head = ["", name, f"{score.name}{score.unit}", "seeds"]
     table = [
         [name_of(row), _number(row[cost], cost), score.text(row), str(row["num_seeds"])]
@@ -200,22 +203,23 @@ def _number(value: float, cost: str) -> str:
     return cells.seconds(value) if cost == "seconds_mean" else cells.count(value)
 
 
-def _levels(levels: list[dict], y: dict) -> dict:
-    """A dashed line across, with its name."""
+def _levels(levels: list[dict], names: dict, y: dict) -> dict:
+    """A dashed line across for each, with its name at an end of it (see names_beside)."""
     place = {"y": {"field": "y", **y}}
-    return {
-        "data": {"values": levels},
-        "layer": [
+    line = {"type": "rule", "strokeDash": [2, 3], "color": FAINT}
+    layers = [{"mark": line, "encoding": {**place, "description": {"field": "text"}}}]
+    for (align, dy), part in names.items():
+        at_left = align == "left"
+        mark = {"type": "text", "align": align, "dx": 4 if at_left else -4, "dy": dy}
+        x = {"value": 0 if at_left else "width"}
+        layers.append(
             {
-                "mark": {"type": "rule", "strokeDash": [2, 3], "color": FAINT},
-                "encoding": {**place, "description": {"field": "text"}},
-            },
-            {
-                "mark": {"type": "text", "align": "left", "dy": -6, "color": FAINT, "aria": False},
-                "encoding": {**place, "x": {"value": 4}, "text": {"field": "text"}},
-            },
-        ],
-    }
+                "data": {"values": part},
+                "mark": {**mark, "color": FAINT, "aria": False},
+                "encoding": {**place, "x": x, "text": {"field": "text"}},
+            }
+        )
+    return {"data": {"values": levels}, "layer": layers}
 
 
 def frontier(points: list[dict], score: Score, cost: str) -> list[dict]:
@@ -228,36 +232,50 @@ def frontier(points: list[dict], score: Score, cost: str) -> list[dict]:
     return found[-MAX_LABELS:]
 
 
-def names_beside(named: list[dict], values: list[dict], is_log: bool) -> dict:
-    """Where names have room: beside their points, above or below, and on no other point or name.
+def names_beside(named: list[dict], values: list[dict], is_log: bool, levels=()) -> tuple:
+    """Where names have room: above or below their points and lines, on no other point or name.
+
+    Args:
+        named: those of ``values``, the points, that get a name.
+        levels: lines across, named at one of their ends.
 
     Returns:
-        (align, dy) of the text -> the values that are named so. The highest choose first; a name
-        without room is left out.
+        Two dicts, of points and of levels: (align, dy) of the text -> what is named so. Levels
+        choose first, then the highest points; a point without room has no name.
     """
     xs = [math.log(value["x"]) if is_log else value["x"] for value in values]
     ys = [end for value in values for end in (value["low"], value["high"])]
-    x_scale = (SIZE[0] - 48) / (max(xs) - min(xs) or 1)  # without the padding
-    y_scale = (SIZE[1] - 28) / (max(ys) - min(ys) or 1)
+    ys += [level["y"] for level in levels]
+    x_scale = SPAN[0] / (max(xs) - min(xs) or 1)
+    y_scale = SPAN[1] / (max(ys) - min(ys) or 1)
 
     def pixels(value):
         x = math.log(value["x"]) if is_log else value["x"]
         return (x - min(xs)) * x_scale, (max(ys) - value["y"]) * y_scale
 
     taken = [(x - 5, x + 5, y - 5, y + 5) for x, y in map(pixels, values)]
-    places = {}
+    of_points, of_levels = {}, {}
+    for level in levels:
+        width, y = CHAR_WIDTH * len(level["text"]), (max(ys) - level["y"]) * y_scale
+        for dy, align in itertools.product((-8, 10), ("left", "right")):
+            left = -EDGE if align == "left" else SPAN[0] + EDGE - width
+            box = (left, left + width, y + dy - 6, y + dy + 6)
+            if not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        of_levels.setdefault((align, dy), []).append(level)
     for value in sorted(named, key=lambda value: -value["y"]):
         x, y = pixels(value)
         for dy, align in itertools.product((-9, 12), ("left", "right")):
             width = CHAR_WIDTH * len(value["name"])
             left = x + NAME_DX if align == "left" else x - NAME_DX - width
             box = (left, left + width, y + dy - 6, y + dy + 6)
-            inside = left >= -20 and left + width <= SIZE[0] - 28
+            inside = left >= -EDGE and left + width <= SPAN[0] + EDGE
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                places.setdefault((align, dy), []).append(value)
+                of_points.setdefault((align, dy), []).append(value)
                 break
-    return places
+    return of_points, of_levels
 
 
 def _overlap(one: tuple, other: tuple) -> bool:

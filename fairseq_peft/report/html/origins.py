@@ -18,6 +18,7 @@ _DIGESTS = ("data_sha256", "base_sha256")
 KNOBS = "of the method"
 NOT_GIVEN = "–"
 MAX_COMMANDS = 60
+MAX_NAMES = 4  # of rows with the same value
 
 
 def configuration(run: Run) -> tuple[dict[str, str], bool]:
@@ -50,38 +51,42 @@ def _text(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def differing(rows: list[dict], runs: list[Run]) -> tuple[list[str], list[list[str]], dict]:
-    """(names of what differs, a line of values a row, what all share).
+def differing(rows: list[dict], runs: list[Run]) -> tuple[dict, dict]:
+    """(name -> [(value, names of the rows that have it), ...] of what differs, what all share).
 
-    Where the seeds of one row differ, its value names each.
+    Where the seeds of one row differ, its value names each. Of many rows with the same value only
+    their number is said, once a name. A row whose runs do not say a value is not named there.
     """
     by_row = {(row["init"], row["method"]): [] for row in rows}
     for run in runs:
         by_row[run.result["init"], run.result["method"]].append(configuration(run))
     every = [one for each in by_row.values() for one in each]
     names = dict.fromkeys(name for found, _ in every for name in found if name != KNOBS)
-    shared, differ, values = {}, [], {}
+    titles = {(row["init"], row["method"]): name_of(row) for row in rows}
+    shared, differ = {}, {}
     for name in (*names, KNOBS):
+        having, distinct = {}, set()
         for key, each in by_row.items():
             # a run without a plan does not say: that is no difference
             said = (found.get(name, NOT_GIVEN if planned else None) for found, planned in each)
-            values[key, name] = list(dict.fromkeys(value for value in said if value is not None))
-        distinct = {value for key in by_row for value in values[key, name]}
+            values = list(dict.fromkeys(value for value in said if value is not None))
+            distinct.update(values)
+            if values:
+                having.setdefault(" / ".join(values), []).append(titles[key])
         if len(distinct) == 1:
             shared[name] = distinct.pop()
-        else:
-            differ.append(name)
-    titles = {(row["init"], row["method"]): name_of(row) for row in rows}
-    lines = [
-        [titles[key], *(" / ".join(values[key, name]) or "unknown" for name in differ)]
-        for key in by_row
-    ]
-    return differ, lines, shared
+            continue
+        most = max(having, key=lambda value: len(having[value]))
+        if len(having) > 1 and len(having[most]) > MAX_NAMES:
+            others = len(having.pop(most))
+            having[most] = [f"{others} others"]  # which come last
+        differ[name] = [(value, ", ".join(having[value])) for value in having]
+    return differ, shared
 
 
 def commands(rows: list[dict], runs: list[Run]) -> list[dict]:
-    """``name``, ``command`` and ``others``, a dict a command: seeds that differ in nothing but the
-    seed share one."""
+    """``name``, ``command``, its ``seed`` and ``others``, a dict a command: seeds that differ in
+    nothing but the seed share one."""
     titles = {(row["init"], row["method"]): name_of(row) for row in rows}
     groups = {}
     for run in runs:
@@ -94,6 +99,7 @@ def commands(rows: list[dict], runs: list[Run]) -> list[dict]:
         {
             "name": titles[key],
             "command": sorted(found)[0][1],
+            "seed": sorted(found)[0][0],
             "others": [seed for seed, _ in sorted(found)[1:]],
         }
         for key in titles

@@ -205,7 +205,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     results = [run.result for run in runs]
     whole = without_drawn(rows)
     panels, panels_note = charts.curves(draw, whole, results)
-    differ, lines, shared = origins.differing(rows, runs)
+    differ, shared = origins.differing(rows, runs)
     commands = origins.commands(rows, runs)
     return {
         "data": data,
@@ -221,7 +221,6 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
         "matrices": matrices(whole),
         "examples": None if rows[0]["kind"] == NUMBER else examples.choose(whole, runs, with_texts),
         "differ": differ,
-        "lines": lines,
         "shared": shared,
         "commands": commands[: origins.MAX_COMMANDS],
         "num_commands": len(commands),

@@ -76,7 +76,7 @@ class Group:
             )
         # What is kept of one is kept of all whose layers below are the same, in one memory.
         encoder = model.encoder.sentence_encoder
-        if encoder.kept.limit_bytes:
+        if encoder.kept:
             self._kept = self._kept or encoder.kept
             encoder.kept = self._kept
 

@@ -1,0 +1,72 @@
+"""AdapterHub's half of test_hf_adapterhub.py: ``python adapters_hf.py FOLDER``, without fairseq.
+
+FOLDER/base/KIND                 config.json and model.safetensors
+FOLDER/batch-KIND.safetensors    what the model reads, by the names of its forward, and the answers
+FOLDER/KIND-CASE.safetensors     what this script makes of it: ``before.NAME``, what trains,
+                                 perturbed; ``logits``; ``grad.NAME`` of the cross entropy;
+                                 ``after.NAME``, after NUM_STEPS steps of AdamW
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import adapters
+import torch
+from adapters import DoubleSeqBnConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig
+from reference import NUM_STEPS, perturb
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+R = {"reduction_factor": 4}
+CASES = {
+    "houlsby": DoubleSeqBnConfig(**R),
+    "pfeiffer": SeqBnConfig(**R),
+    "parallel": ParBnConfig(**R),
+    "prefix": PrefixTuningConfig(flat=True, prefix_length=3, dropout=0.0),
+}
+
+
+def model_of(folder: Path, config):
+    is_pair = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    auto = AutoModelForSeq2SeqLM if is_pair else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, attn_implementation="eager")
+    adapters.init(model)
+    model.add_adapter("a", config=config)
+    model.train_adapter("a")
+    return model.eval()
+
+
+def record(model, batch) -> dict:
+    perturb(model)
+    answer = batch.pop("answer")
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    kept = {f"before.{name}": p.detach().clone() for name, p in trained.items()}
+    # eps as in reference.py.
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
+    for step in range(NUM_STEPS):
+        optimizer.zero_grad()
+        scores = model(**batch).logits
+        F.cross_entropy(scores.flatten(0, 1), answer.flatten(), ignore_index=-100).backward()
+        if step == 0:
+            kept["logits"] = scores.detach().clone()
+            kept.update({f"grad.{name}": p.grad.clone() for name, p in trained.items()})
+        optimizer.step()
+    kept.update({f"after.{name}": p.detach().clone() for name, p in trained.items()})
+    return {name: tensor.contiguous() for name, tensor in kept.items()}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    for base in sorted((folder / "base").iterdir()):
+        for case, config in CASES.items():
+            if case == "prefix" and base.name != "gpt2":
+                continue  # of encoder-decoders they are other ones, of Llama at other positions
+            torch.manual_seed(2)
+            batch = load_file(folder / f"batch-{base.name}.safetensors")
+            save_file(
+                record(model_of(base, config), batch),
+                folder / f"{base.name}-{case}.safetensors",
+            )
