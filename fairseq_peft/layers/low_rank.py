@@ -1,9 +1,8 @@
 """A frozen linear map and a low-rank update of it, as one step of the computation.
 
-Written out, the update is five small operations forward and nine backward, and on a processor most
-of their time is not arithmetic: a product whose result is 8 numbers wide takes four times what the
-same product takes with its result lying down, (r, N) in place of (N, r), and each sum is a pass
-over (N, out) numbers. Here results lie down, and sums are part of the products.
+On a processor a product whose result has 8 columns takes up to four times what the same product
+takes with 8 rows, and each sum is a pass over (N, out) numbers. So here results lie down, (r, N) in
+place of (N, r), and sums are part of the products.
 
 Shape letters: N rows, all but the last dimension of x; r rank.
 """
