@@ -34,16 +34,16 @@ class _RegisterAfterFairseq(importlib.abc.MetaPathFinder):
             def exec_module(module):
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
-                from fairseq_peft.fairseq_fixes import metrics_later
+                from fairseq_peft.fairseq_fixes import imports_later
 
-                try:
-                    with metrics_later.installed():
+                with imports_later.installed():
+                    try:
                         run_fairseq(module)
-                except Exception as error:
-                    from fairseq_peft.fairseq_fixes.compat import broken
+                    except Exception as error:
+                        from fairseq_peft.fairseq_fixes.compat import broken
 
-                    raise broken(error) from error
-                importlib.import_module(f"{__name__}.plugin")
+                        raise broken(error) from error
+                    importlib.import_module(f"{__name__}.plugin")
 
             spec.loader.exec_module = exec_module
         return spec
@@ -73,6 +73,7 @@ def __getattr__(name):
 
 sys.meta_path.append(_Moved())
 if "fairseq" in sys.modules:
-    importlib.import_module(f"{__name__}.plugin")
+    with importlib.import_module(f"{__name__}.fairseq_fixes.imports_later").installed():
+        importlib.import_module(f"{__name__}.plugin")
 else:
     sys.meta_path.insert(0, _RegisterAfterFairseq())

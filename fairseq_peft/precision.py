@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 #: What may be asked for.
 NAMES = ("auto", "fp32", "bf16", "fp16")
+#: What is told to whoever asks for int8: torch's products in 8 bits kept too few labels.
+INT8 = (
+    "int8 is for ONNX Runtime, in a file of its own: fairseq-peft export ADAPTER_FOLDER NEW_FOLDER "
+    "--base BASE --format onnx --int8 --check-text TEXTS."
+)
 #: Says what ``auto`` means, without a measurement.
 VARIABLE = "FAIRSEQ_PEFT_PRECISION"
 #: bf16 has to be so many times as fast as fp32, at least, for ``auto`` to take it.

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.precision import NAMES, resolve
+from fairseq_peft.precision import resolve
 from fairseq_peft.scores import CLASSES, NUMBER
 from fairseq_peft.serving import flags
 from fairseq_peft.text import bpe, sources, streams, tables
@@ -58,7 +58,7 @@ def add_arguments(parser):
         help="without --adapter: how that folder's text is cut into pieces (what the folder says)",
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
-    parser.add_argument("--precision", choices=NAMES, help="(as in training)")
+    flags.add_precision_argument(parser)
     flags.add_batch_arguments(parser, batch_size=64, window=2048)
 
 

@@ -19,7 +19,7 @@ import logging
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.precision import NAMES, resolve
+from fairseq_peft.precision import resolve
 from fairseq_peft.serving import flags
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text("--queue", type=int, default=1024, help="texts that may wait (%(default)s)")
     text("--max-texts", type=int, default=512, help="texts of one request (%(default)s)")
     text("--max-bytes", type=int, default=2**20, help="of the body of a request (%(default)s)")
-    text("--precision", choices=NAMES, help="(as in training)")
+    flags.add_precision_argument(parser)
     text("--threads", type=int, help="CPU threads of the model (as torch takes)")
     text("--device", default="cpu", help="cpu or cuda (%(default)s)")
     text(

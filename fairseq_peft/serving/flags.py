@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.precision import INT8, NAMES
+
+
+def add_precision_argument(parser) -> None:
+    """What layers compute in; int8 is answered with where it is."""
+    parser.add_argument("--precision", type=_not_int8, choices=NAMES, help="(as in training)")
+
+
+def _not_int8(name: str) -> str:
+    if name == "int8":
+        raise argparse.ArgumentTypeError(INT8)
+    return name
 
 
 def add_batch_arguments(parser, batch_size: int, window: int) -> None:

@@ -272,7 +272,8 @@ class Classifier:
     @precision.setter
     def precision(self, value: str) -> None:
         if value not in precisions.NAMES[1:]:
-            raise InputError(f"Precision {value!r} is unknown: give fp32, bf16 or fp16.")
+            where = f" {precisions.INT8}" if value == "int8" else ""
+            raise InputError(f"Precision {value!r} is unknown: give fp32, bf16 or fp16.{where}")
         for half in self._shared.halves():
             half.half_dtype = precisions.half(value)
 

@@ -127,6 +127,8 @@ def test_bad_input_is_a_sentence(load, train, base, data, tmp_path):
         classifier.predict(["beau"], batch_size=0)
     with pytest.raises(InputError, match="Precision 'fp8' is unknown"):
         classifier.precision = "fp8"
+    with pytest.raises(InputError, match="fairseq-peft export .* --format onnx --int8"):
+        classifier.precision = "int8"
     with pytest.raises(InputError, match="has no classifier of this plugin. Give an adapter"):
         load_it(base)
     with pytest.raises(InputError, match="neither a base nor an adapter"):

@@ -198,6 +198,15 @@ def test_precision_and_device_are_passed_on(predict):
     assert b"--device" in done.stderr or b"abacus" in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["predict", "serve"])
+def test_int8_says_where_it_is(verb, capsys):
+    from fairseq_peft.cli import main
+
+    with pytest.raises(SystemExit):
+        main([verb, "--precision", "int8"])
+    assert "fairseq-peft export" in capsys.readouterr().err
+
+
 def test_pairs_are_cut_at_the_first_tab():
     from fairseq_peft.text.streams import Lines
 

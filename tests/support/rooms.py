@@ -52,7 +52,7 @@ PARTS = {
     "precision": part(1, inside="torch"),
     # Rooms, from the lowest.
     "layers": part(1, FAIRSEQ),
-    "fairseq_fixes": part(1, FAIRSEQ),
+    "fairseq_fixes": part(1, FAIRSEQ, "hydra"),
     "architectures": part(1),
     "runs": part(2, inside="torch numpy"),
     # Neither torch nor fairseq, even in functions.
