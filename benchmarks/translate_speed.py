@@ -24,7 +24,7 @@ import harness
 import torch
 from harness import range_of, ratios, spread, table
 
-VOCAB, BEAM = 8000, 5
+VOCAB, BEAM = 7996, 5
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,13 @@ class Family:
         root: dotted path of the module below which names are told: ``layers.0.fc1`` is
             ``<root>.layers.0.fc1``; empty for the model itself.
         stacks: in the order of computation.
+        updates_in_one: whether a LoRA is computed with its map in one (``layers/low_rank.py``),
+            which rounds otherwise than one after the other.
     """
 
     root: str
     stacks: tuple[Stack, ...]
+    updates_in_one: bool = False
 
     @property
     def embedding(self) -> str:

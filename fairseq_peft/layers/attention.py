@@ -212,8 +212,8 @@ class CausalSelfAttention(SelfAttention):
 class CrossAttention(SelfAttention):
     """Attention of a decoder to what its encoder has computed, the memory.
 
-    With fairseq's ``incremental_state`` keys and values are computed once, and kept as fairseq
-    keeps its own, so ``reorder_incremental_state`` and ``set_beam_size`` work as they do there.
+    With fairseq's ``incremental_state`` keys and values are computed once, and kept for each row of
+    the memory, which all beams of a sentence ask.
     Shape letters: M rows of the memory, S its tokens.
     """
 
@@ -244,11 +244,33 @@ class CrossAttention(SelfAttention):
                 keep = None if keep is None else F.pad(keep, (prefix[0].shape[1], 0), value=True)
             if incremental_state is not None:
                 saved = {"prev_key": key, "prev_value": value, "keep": keep}
+                saved["num_beams"] = len(x) // len(key)
                 self._set_input_buffer(incremental_state, saved)
         query = together(query, len(key))
         if weights is not None:
             weights.append(apart(_weights(query, key, keep), len(x)).transpose(0, 1))
         return self.output(apart(self.attend(query, key, value, keep), len(x)))
+
+    def reorder_incremental_state(self, incremental_state, new_order):
+        """Let row i of the next call be what row ``new_order[i]`` was. Beams that change places
+        within their sentence ask the same row of the memory as before, and nothing is copied."""
+        saved = self._get_input_buffer(incremental_state)
+        if not saved:
+            return incremental_state
+        asked = new_order // saved["num_beams"]  # the row of the memory for each of the next call
+        by_sentence = None
+        if len(asked) % saved["num_beams"] == 0:
+            by_sentence = asked.view(-1, saved["num_beams"])
+        if by_sentence is not None and (by_sentence == by_sentence[:, :1]).all():
+            asked = by_sentence[:, 0]
+        else:
+            saved["num_beams"] = 1
+        if not torch.equal(asked, torch.arange(len(saved["prev_key"]), device=asked.device)):
+            for name in ("prev_key", "prev_value", "keep"):
+                if saved[name] is not None:
+                    saved[name] = saved[name].index_select(0, asked)
+        self._set_input_buffer(incremental_state, saved)
+        return incremental_state
 
 
 def together(query, num_rows: int):

@@ -36,6 +36,7 @@ from torch import nn
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
+from fairseq_peft.layers.low_rank import linear_with_update
 from fairseq_peft.methods.base import Method
 from fairseq_peft.methods.shared import low_rank
 from fairseq_peft.methods.shared.adapted_linear import BesideLinear
@@ -73,7 +74,13 @@ class LoRALinear(BesideLinear):
         super().__init__(base)
         self.scale = scale
         self.dropout = dropout
+        self.in_one = False
         self.lora_A, self.lora_B = low_rank.init_zero(base, rank, generator)
+
+    def forward(self, x):
+        if not self.in_one or self.weight.requires_grad or (self.dropout > 0 and self.training):
+            return super().forward(x)
+        return linear_with_update(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
 
     def beside(self, y, x):
         update = self.scale * F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
@@ -123,6 +130,7 @@ class LoRA(Method):
             if name in linears:
                 low_rank.check_decomposition(self.config.init, name, linears[name].weight, rank)
                 swapped = LoRALinear(linears[name], rank, scale, self.config.dropout, generator)
+                swapped.in_one = family.updates_in_one
             else:
                 swapped = low_rank.LoRAEmbedding(embeddings[name], rank, scale, generator)
                 low_rank.set_output_update(model, swapped, swapped.project)

@@ -75,6 +75,17 @@ class SourceEncoder(Encoder):
             out["encoder_padding_mask"] = [F.pad(padding, (self.soft_prompt.num_tokens, 0))]
         return out
 
+    def reorder_encoder_out(self, encoder_out, new_order):
+        """As fairseq's; where each row is repeated, as a beam search begins, ``num_beams`` says how
+        often."""
+        out = super().reorder_encoder_out(encoder_out, new_order)
+        num_rows = encoder_out["encoder_out"][0].shape[1]
+        each = torch.arange(num_rows, device=new_order.device)
+        num_beams = len(new_order) // max(num_rows, 1)
+        if num_beams > 1 and torch.equal(new_order, each.repeat_interleave(num_beams)):
+            out["num_beams"] = [num_beams]
+        return out
+
     def insert_prompt(self, x, padding):
         prompt = self.soft_prompt.vectors().to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([prompt, x], 1), F.pad(padding, (self.soft_prompt.num_tokens, 0))
@@ -188,9 +199,12 @@ class TargetDecoder(Decoder):
         """
         num_cached = self.num_cached(incremental_state)
         x, keep, prefixes = self.embed(prev_output_tokens, num_cached)
-        memory = encoder_out["encoder_out"][0].transpose(0, 1).contiguous()
-        padding = encoder_out["encoder_padding_mask"][0]
-        memory_keep = ~padding[:, None, None] if padding.any() else None
+        memory = memory_keep = None
+        if num_cached == 0:  # later on the keys are known
+            (num_beams,) = encoder_out.get("num_beams", (1,))
+            memory = encoder_out["encoder_out"][0].transpose(0, 1)[::num_beams].contiguous()
+            padding = encoder_out["encoder_padding_mask"][0][::num_beams]
+            memory_keep = ~padding[:, None, None] if padding.any() else None
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
         weights, states = [], [x]

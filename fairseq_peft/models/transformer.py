@@ -50,7 +50,7 @@ from fairseq_peft.models.options import (
 from fairseq_peft.models.peft_model import PeftModel
 from fairseq_peft.models.sizes import Size
 
-FAMILY = Family("", STACKS)
+FAMILY = Family("", STACKS, updates_in_one=True)
 
 # ---- Flags ---------------------------------------------------------------------------------------
 

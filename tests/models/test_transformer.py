@@ -116,7 +116,8 @@ def test_logits_and_gradients_equal_stock(dictionary, source, target, kind, give
 @pytest.mark.parametrize("beam", [1, 3])
 def test_beam_search_is_that_of_the_merged_model(dictionary, source, kind, given, beam):
     """fairseq's own generator: the same hypotheses, scores and alignments from ours and from stock
-    fairseq with the merged weights. In BART the beams of a sentence share their keys."""
+    fairseq with the merged weights. The beams of a sentence share the keys of its memory, and an
+    earlier search may have had others."""
     family = kind(dictionary)
     words = "all-linear,embed_tokens"
     model = perturbed(family, "lora", scale=0.5, peft_targets=words, **given)
@@ -128,7 +129,12 @@ def test_beam_search_is_that_of_the_merged_model(dictionary, source, kind, given
         with torch.no_grad():
             return [h for row in generator.generate([model], sample) for h in row]
 
+    SequenceGenerator([model], dictionary, beam_size=beam + 2)
+    asked = []
+    keys = model.decoder.layers[0].encoder_attn.k_proj
+    keys.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
     found = generate(model)
+    assert asked == [len(source)]
     model.merge()
     expected = generate(stock_of(family, model))
     assert [h["tokens"].tolist() for h in found] == [h["tokens"].tolist() for h in expected]
