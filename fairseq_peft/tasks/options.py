@@ -53,8 +53,8 @@ class SentenceClassificationConfig(FairseqDataclass):
     keep_features_on_disk: int = field(
         default=2000,
         metadata={
-            "help": "MB of disk for such features that have no room in memory, in a file of "
-            "--save-dir that is gone with the process (2000; 0: compute them anew)"
+            "help": "MB of disk for such features that have no room in memory, in a file "
+            "that is gone with the process (2000; 0: compute them anew)"
         },
     )
     verify_frozen: bool = field(
