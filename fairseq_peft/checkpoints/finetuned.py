@@ -109,10 +109,8 @@ def read(path: Path, base: Path | None, trust: bool) -> dict:
     if base is not None and not base.is_dir():
         check_file(base)
     state = slim.read(str(path), base and str(base), trust)
-    if base is not None and slim.ENTRY not in state and not is_of_library(state):
-        raise InputError(
-            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
-        )
+    if slim.ENTRY not in state and not is_of_library(state):
+        _check_no_base(path, base)
     return state
 
 
@@ -140,10 +138,8 @@ def from_folder(
     if found.is_of_folder:
         return found, beside_folder(found, base, allow_other)[1]
     weights = None
-    if found.description["complete"] and base is not None:
-        raise InputError(
-            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
-        )
+    if found.description["complete"]:
+        _check_no_base(path, base)
     if base is not None:
         check_file(base)
         weights = slim.read(str(base), trust=trust)["model"]
@@ -233,10 +229,8 @@ def of_library(path: Path, state: dict, base: Path | None):
     from fairseq_peft.models import folder
 
     cfg = OmegaConf.create({name: state["cfg"][name] for name in ("task", "model")})
-    if base is not None and not cfg.model.get("hf_model"):
-        raise InputError(
-            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
-        )
+    if not cfg.model.get("hf_model"):
+        _check_no_base(path, base)
     task = tasks.setup_task(cfg.task)
     task.load_state_dict(state.get("task_state") or {})
     flags = {**cfg.model, "precision": "fp32", **({} if base is None else {"hf_model": str(base)})}
@@ -244,6 +238,14 @@ def of_library(path: Path, state: dict, base: Path | None):
         model = task.build_model(OmegaConf.create(flags), from_checkpoint=True)
     model.load_state_dict(state["model"])
     return task, model.eval()
+
+
+def _check_no_base(path: Path, base: Path | None) -> None:
+    """Raise InputError where a base is given to what holds the whole model."""
+    if base is not None:
+        raise InputError(
+            f"--base {base} would be ignored: {path} holds the whole model. Leave it out."
+        )
 
 
 def check_file(path: Path) -> None:

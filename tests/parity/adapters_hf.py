@@ -15,9 +15,8 @@ from pathlib import Path
 import adapters
 import torch
 from adapters import DoubleSeqBnConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig
-from reference import NUM_STEPS, perturb
+from reference import perturb, steps
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 R = {"reduction_factor": 4}
@@ -44,17 +43,7 @@ def record(model, batch) -> dict:
     answer = batch.pop("answer")
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     kept = {f"before.{name}": p.detach().clone() for name, p in trained.items()}
-    # eps as in reference.py.
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
-    for step in range(NUM_STEPS):
-        optimizer.zero_grad()
-        scores = model(**batch).logits
-        F.cross_entropy(scores.flatten(0, 1), answer.flatten(), ignore_index=-100).backward()
-        if step == 0:
-            kept["logits"] = scores.detach().clone()
-            kept.update({f"grad.{name}": p.grad.clone() for name, p in trained.items()})
-        optimizer.step()
-    kept.update({f"after.{name}": p.detach().clone() for name, p in trained.items()})
+    kept.update(steps(trained, lambda: model(**batch).logits, answer))
     return {name: tensor.contiguous() for name, tensor in kept.items()}
 
 

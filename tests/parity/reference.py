@@ -127,21 +127,43 @@ def record(folder: Path, case: str, wrap, start: bool = False) -> None:
     kept.update({f"before.{key}": p.detach().clone() for key, p in trained.items()})
 
     tokens, labels = batch()
-    # eps is not the usual 1e-8: with it a gradient that is nothing but rounding (1e-7) makes a
-    # step as large as lr, and two correct programs part there.
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
-    for step in range(NUM_STEPS):
-        optimizer.zero_grad()
-        scores = model(input_ids=tokens, attention_mask=tokens.ne(1).long()).logits
-        nn.functional.cross_entropy(scores, labels).backward()
-        if step == 0:
-            kept["logits"] = scores.detach().clone()
-            kept.update({f"grad.{key}": p.grad.clone() for key, p in trained.items()})
-        optimizer.step()
-    kept.update({f"after.{key}": p.detach().clone() for key, p in trained.items()})
+    kept.update(
+        steps(
+            trained,
+            lambda: model(input_ids=tokens, attention_mask=tokens.ne(1).long()).logits,
+            labels,
+        )
+    )
     kept.update({"tokens": tokens, "labels": labels, "num_steps": torch.tensor(NUM_STEPS)})
     floats = [value for value in kept.values() if value.is_floating_point()]
     assert all(value.dtype == torch.float32 for value in floats)
     save_file(
         {key: value.contiguous() for key, value in kept.items()}, folder / f"{case}.safetensors"
     )
+
+
+def steps(trained: dict, logits, answer) -> dict:
+    """Train by NUM_STEPS steps of AdamW on the cross entropy.
+
+    Args:
+        trained: name -> parameter.
+        logits: a function that computes them, (..., classes).
+        answer: (...), the classes; -100 where there is none.
+
+    Returns:
+        ``logits`` and ``grad.NAME`` of the first step, and ``after.NAME``, what ``trained`` became.
+    """
+    kept = {}
+    # eps is not the usual 1e-8: with it a gradient that is nothing but rounding (1e-7) makes a
+    # step as large as lr, and two correct programs part there.
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
+    for step in range(NUM_STEPS):
+        optimizer.zero_grad()
+        scores = logits()
+        nn.functional.cross_entropy(scores.flatten(0, -2), answer.flatten()).backward()
+        if step == 0:
+            kept["logits"] = scores.detach().clone()
+            kept.update({f"grad.{name}": p.grad.clone() for name, p in trained.items()})
+        optimizer.step()
+    kept.update({f"after.{name}": p.detach().clone() for name, p in trained.items()})
+    return kept

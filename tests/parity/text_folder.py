@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from reference import NUM_STEPS, perturb
+from reference import perturb, steps
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -66,18 +65,7 @@ def record(model, batch) -> dict:
     """``logits``, ``grad.NAME`` of the cross entropy, and ``after.NAME``, what trains after
     NUM_STEPS steps of AdamW."""
     trained = {plain_name(n): p for n, p in model.named_parameters() if p.requires_grad}
-    # eps as in reference.py.
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
-    kept = {}
-    for step in range(NUM_STEPS):
-        optimizer.zero_grad()
-        scores = logits(model, batch)
-        nn.functional.cross_entropy(scores.flatten(0, 1), batch["answer"].flatten()).backward()
-        if step == 0:
-            kept["logits"] = scores.detach().clone()
-            kept.update({f"grad.{name}": p.grad.clone() for name, p in trained.items()})
-        optimizer.step()
-    kept.update({f"after.{name}": p.detach().clone() for name, p in trained.items()})
+    kept = steps(trained, lambda: logits(model, batch), batch["answer"])
     return {name: tensor.contiguous() for name, tensor in kept.items()}
 
 
