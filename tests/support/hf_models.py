@@ -116,9 +116,9 @@ def write_encoder_decoder(folder, kind, **flags):
     return model
 
 
-def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
+def write_encoder_decoder_adapter(path, base, kind, peft, generation=None, **flags):
     """The adapter folder ``path`` of a model on the files of ``write_encoder_decoder`` in ``base``,
-    what trains moved; the model."""
+    what trains moved; the model. ``generation`` are the flags that it keeps."""
     family, own, task, _ = ENCODER_DECODERS[kind]
     state = torch.load(base / "model.pt", weights_only=False)["model"]
     words = encoder_decoder_words(base, kind)
@@ -132,6 +132,8 @@ def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
     told = argparse.Namespace(source_dictionary=words, target_dictionary=words, cfg=None, args=told)
     words, copies = stock.words_of(told)
     copies[adapter_folder.TOKENIZER] = base / adapter_folder.TOKENIZER
+    if generation is not None:
+        described["generation"] = generation
     adapter_folder.write(path, tensors, {**described, "task": task, **words}, copies)
     return model
 
