@@ -22,7 +22,7 @@ from fairseq_peft.serving.service import server  # noqa: E402
 from fairseq_peft.serving.service.app import create_app  # noqa: E402
 
 NAMES = ("legal", "news")
-TEXTS = ["", "un mot", "deux mots et encore un", "x", "a b c d e f g h i"]
+TEXTS = ["", "un mot", "x", "a b c d e f g h i"]
 
 
 def asks(service):
@@ -133,7 +133,7 @@ def folders(tmp_path_factory):
     """A base of mBART's kind and two adapters that translate."""
     folder = tmp_path_factory.mktemp("text")
     hf_models.write_encoder_decoder(folder / "base", "mbart")
-    kept = {"legal": {"beam": 2, "max_len_b": 12}, "news": {"max_len_a": 0.5, "max_len_b": 3}}
+    kept = {"legal": {"beam": 2, "max_len_b": 6}, "news": {"max_len_a": 0.5, "max_len_b": 3}}
     for name, peft in zip(NAMES, ("lora", "prefix")):
         how = {"generation": kept[name]}
         hf_models.write_encoder_decoder_adapter(
@@ -154,7 +154,7 @@ def test_it_is_what_generate_writes_of_each_text_alone(folders, monkeypatch):
     run(*words_of(folders), "--max-wait-ms", 10_000, "--max-batch", 2 * len(TEXTS))
     (service,) = made
     alone = Generator.of(folders / "base" / "model.pt", {n: folders / n for n in NAMES})
-    settings = ({}, {"beam": 3, "max_len_a": 1.5, "max_len_b": 2, "min_len": 4})
+    settings = ({}, {"beam": 2, "max_len_a": 0.7, "max_len_b": 2, "min_len": 4})
     questions = [
         {"adapter": name, "texts": texts, **flags}
         for name in NAMES
@@ -165,17 +165,17 @@ def test_it_is_what_generate_writes_of_each_text_alone(folders, monkeypatch):
         responses = together(client, questions)
     assert {response.status_code for response in responses} == {200}
     assert service.batcher.num_batches == 4
-    seen = set()
+    expected = {}
     for question, response in zip(questions, responses):
         asked = dict(question)
         name, texts = asked.pop("adapter"), asked.pop("texts")
-        found = response.json()["answers"]
-        expected = [alone.generate([text], name, **asked)[0] for text in texts]
-        assert [row["text"] for row in found] == [one.text for one in expected]
-        scores = [one.score for one in expected]
-        assert [row["score"] for row in found] == pytest.approx(scores, abs=1e-4)
-        seen.update(row["text"] for row in found)
-    assert len(seen) > 8
+        for text, row in zip(texts, response.json()["answers"]):
+            key = name, text, *asked.items()
+            if key not in expected:
+                expected[key] = alone.generate([text], name, **asked)[0]
+            assert row["text"] == expected[key].text
+            assert row["score"] == pytest.approx(expected[key].score, abs=1e-4)
+    assert len({one.text for one in expected.values()}) > 8
 
 
 def test_what_it_refuses_at_the_start(folders, dictionary, tmp_path, capsys):
