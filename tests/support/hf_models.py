@@ -116,14 +116,22 @@ def write_encoder_decoder(folder, kind, **flags):
     return model
 
 
+def encoder_decoder_on(base, kind, peft, **flags):
+    """A model on the files of ``write_encoder_decoder`` in ``base``, what it adds at its start; the
+    state of its base."""
+    family, own, _, _ = ENCODER_DECODERS[kind]
+    state = torch.load(base / "model.pt", weights_only=False)["model"]
+    model = family(encoder_decoder_words(base, kind)).build(peft, **own, **flags)
+    model.load_state_dict(dict(state))
+    return model, state
+
+
 def write_encoder_decoder_adapter(path, base, kind, peft, generation=None, **flags):
     """The adapter folder ``path`` of a model on the files of ``write_encoder_decoder`` in ``base``,
     what trains moved; the model. ``generation`` are the flags that it keeps."""
-    family, own, task, _ = ENCODER_DECODERS[kind]
-    state = torch.load(base / "model.pt", weights_only=False)["model"]
+    family, _, task, _ = ENCODER_DECODERS[kind]
     words = encoder_decoder_words(base, kind)
-    model = family(words).build(peft, **own, **flags)
-    model.load_state_dict(dict(state))
+    model, state = encoder_decoder_on(base, kind, peft, **flags)
     adapter_folders.moved(model, seed=7)
     model.args._name = f"{family.name}_{peft.split(',')[0]}"
     reference = {"path": str(base / "model.pt"), "sha256": adapter_folder.fingerprint(state)}
