@@ -86,7 +86,7 @@ def load_given(folder: Path, kind: str, batch) -> None:
         with warnings.catch_warnings():
             # PEFT only warns where tensors are missing.
             warnings.simplefilter("error", UserWarning)
-            # PEFT loads a prompt for inference alone; what it computes with is trained all the same.
+            # PEFT loads a prompt for inference alone; its vectors are trained all the same.
             is_prompt = PeftConfig.from_pretrained(given).is_prompt_learning
             model = PeftModel.from_pretrained(base, given, is_trainable=not is_prompt)
         if is_prompt:
