@@ -184,11 +184,9 @@ def text_of(result: dict) -> str:
         "to the pipeline's fastest batch size in the same precision; x HF best: in any; x stock: "
         "to stock fairseq, one by one.",
         table(header, lines),
-        "One text at a time, milliseconds to its label, and of CPU time, which other programs do not "
-        "lengthen; x HF: how many times as fast as the pipeline in the same precision.",
-        table(
-            ["contestant", "p50 ms", "x HF", "p99 ms", "CPU p50 ms", "x HF"], alone_lines(result)
-        ),
+        "One text at a time, milliseconds to its label, and of CPU time, which other programs do "
+        "not lengthen; x HF: how many times as fast as the pipeline in the same precision.",
+        table(ALONE, alone_lines(result)),
     ]
     blocks += shared.token_lines(result)
     blocks += [f"Left out: {line}" for line in result["left_out"]]
