@@ -4,7 +4,7 @@
 # Usage: scripts/quickstart_translation.sh [--dry-run]
 #
 # A small transformer learns to translate general sentences. It is then moved to those of the court with 600 rows:
-# all of its weights, LoRA, adapters; with three seeds. The table says how well it translates the court, and what it has
+# all of its weights, LoRA, adapters; with three seeds (METHODS="bitfit prefix" adds biases and prefixes). The table says how well it translates the court, and what it has
 # forgotten of the general domain. Minutes on 2 cores; no download. Safe to run again: what is done
 # is kept. Everything lands in WORK.
 # All knobs are variables:

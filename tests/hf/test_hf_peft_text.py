@@ -20,7 +20,13 @@ from hf_cases import TEXT_CASES  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
 from fairseq_peft.adapters import folder as adapter_folder  # noqa: E402
-from fairseq_peft.hf import peft_beside, peft_folder, peft_write  # noqa: E402
+from fairseq_peft.hf import (  # noqa: E402
+    peft_beside,
+    peft_folder,
+    peft_names,
+    peft_read,
+    peft_write,
+)
 from fairseq_peft.serving.generate import Generator  # noqa: E402
 
 KINDS = tuple(hf_models.ENCODER_DECODERS)
@@ -122,6 +128,18 @@ def test_models_that_cannot_send_are_refused(dictionary, tmp_path):
     del found.description["task"]
     line = adapter_folders.refused(peft_folder.content, found, BART(dictionary).build("lora"))
     assert "classifies with an encoder-decoder" in line
+
+
+def test_of_two_prompts_the_one_that_peft_reads_comes():
+    config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}
+    two = {**config, "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 2}
+    tensors = {peft_names.PROMPT: torch.randn(6, 4)}
+    assert torch.equal(
+        peft_read.read_there(two, tensors)[peft_names.PROMPT], tensors[peft_names.PROMPT][:3]
+    )
+    assert peft_read.read_there(config, tensors) is tensors
+    three = {peft_names.PROMPT: torch.randn(3, 4)}
+    assert "has 3 vectors" in adapter_folders.refused(peft_read.read_there, two, three)
 
 
 def test_a_folder_of_text_that_cannot_come_is_refused(bases, tmp_path, capsys):

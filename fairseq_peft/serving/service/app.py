@@ -45,7 +45,12 @@ def create_app(service: Service):
         for status in (400, 404, 408, 413, 415, 422, 429, 503)
     }
 
-    service.add_paths(app, refusals)
+    service.add_path(app, refusals)
+
+    @app.get("/adapters", response_model=service.Inventory)
+    async def adapters():
+        """The adapters, and how much one may ask for."""
+        return service.inventory()
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health():

@@ -74,12 +74,14 @@ class Service:
         path: where it is asked.
         about: what it does, for who reads /docs.
         expected: what a request holds, for who sent another.
+        Inventory: the type of what /adapters answers.
         model: has ``adapters``, their names.
     """
 
     path: str
     about: str
     expected: str
+    Inventory: type
 
     def __init__(self, model, limits: Limits):
         self.model, self.limits = model, limits
@@ -92,9 +94,13 @@ class Service:
         """The answer to each row of a batch; in the thread that computes."""
         raise NotImplementedError
 
-    def add_paths(self, app, refusals: dict) -> None:
-        """Add ``path`` and /adapters to an application; ``refusals`` are the statuses of the first
-        that are none of success, as FastAPI takes them."""
+    def add_path(self, app, refusals: dict) -> None:
+        """Add ``path`` to an application; ``refusals`` are its statuses that are none of success,
+        as FastAPI takes them."""
+        raise NotImplementedError
+
+    def inventory(self):
+        """What /adapters answers, an ``Inventory``."""
         raise NotImplementedError
 
     def name_of(self, asked: str | None) -> str:

@@ -99,6 +99,7 @@ class GenerateService(Service):
 
     path = "/generate"
     about = "Many adapters on one base: texts in, texts out."
+    Inventory = Adapters
     expected = (
         'Expected {"adapter": NAME, "texts": [TEXT, ...]}, and flags of generation such as '
         '"beam": 4.'
@@ -137,12 +138,11 @@ class GenerateService(Service):
         except InputError as error:
             raise Refused(422, str(error)) from None
 
-    def adapters(self) -> Adapters:
-        """What there is."""
+    def inventory(self):
         own = self.model
         return Adapters([Adapter(name, own.kept_of(name)) for name in own.adapters], self.limits)
 
-    def add_paths(self, app, refusals):
+    def add_path(self, app, refusals):
         from fastapi import Body
         from fastapi.responses import JSONResponse
 
@@ -150,8 +150,3 @@ class GenerateService(Service):
         async def generate(question: Question = Body(openapi_examples=EXAMPLES)):  # noqa: B008
             """What is written for each text, by one adapter."""
             return JSONResponse(await self.answer(question))
-
-        @app.get("/adapters", response_model=Adapters)
-        async def adapters():
-            """The adapters, and how much one may ask for."""
-            return self.adapters()

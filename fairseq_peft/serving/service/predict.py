@@ -81,6 +81,7 @@ class PredictService(Service):
 
     path = "/predict"
     about = "Many adapters on one base: texts in, classes and probabilities out."
+    Inventory = Adapters
     expected = 'Expected {"adapter": NAME, "texts": [TEXT, ...]} or "pairs": [[TEXT, TEXT], ...].'
 
     def compute(self, rows, adapters, lane):
@@ -112,8 +113,7 @@ class PredictService(Service):
             raise Refused(422, str(error)) from None
         return name, rows
 
-    def adapters(self) -> Adapters:
-        """What there is."""
+    def inventory(self):
         own = self.model
         found = [
             Adapter(name, own.kind_of(name), own.labels_of(name), own.num_texts_of(name))
@@ -121,7 +121,7 @@ class PredictService(Service):
         ]
         return Adapters(found, self.limits)
 
-    def add_paths(self, app, refusals):
+    def add_path(self, app, refusals):
         from fastapi import Body
         from fastapi.responses import JSONResponse
 
@@ -129,8 +129,3 @@ class PredictService(Service):
         async def predict(question: Question = Body(openapi_examples=EXAMPLES)):  # noqa: B008
             """The class of each text, or pair of texts, by one adapter."""
             return JSONResponse(await self.answer(question))
-
-        @app.get("/adapters", response_model=Adapters)
-        async def adapters():
-            """The adapters, and how much one may ask for."""
-            return self.adapters()
