@@ -1,4 +1,5 @@
-"""AdapterHub's half of test_hf_adapterhub.py: ``python adapters_hf.py FOLDER``, without fairseq.
+"""AdapterHub's half of test_hf_adapterhub.py and test_text_adapterhub.py: ``python adapters_hf.py
+FOLDER KIND...``, without fairseq; prefixes on the kinds that are named.
 
 FOLDER/base/KIND                 config.json and model.safetensors
 FOLDER/batch-KIND.safetensors    what the model reads, by the names of its forward, and the answers
@@ -49,10 +50,11 @@ def record(model, batch) -> dict:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    prefixed = sys.argv[2:]
     for base in sorted((folder / "base").iterdir()):
         for case, config in CASES.items():
-            if case == "prefix" and base.name != "gpt2":
-                continue  # of encoder-decoders they are other ones, of Llama at other positions
+            if case == "prefix" and base.name not in prefixed:
+                continue  # Llama's and T5's are at other positions than ours
             torch.manual_seed(2)
             batch = load_file(folder / f"batch-{base.name}.safetensors")
             save_file(

@@ -87,7 +87,7 @@ class Differences:
         return "  ".join(f"{kind} {difference:.1e}" for kind, (difference, _) in self.found.items())
 
 
-def write_records(variable: str, script: str, folder: Path) -> dict:
+def write_records(variable: str, script: str, folder: Path, *words: str) -> dict:
     """Run a reference script with the Python that ``variable`` names; case -> record."""
     python = os.environ.get(variable)
     if not python:
@@ -95,7 +95,7 @@ def write_records(variable: str, script: str, folder: Path) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")  # nothing is downloaded
     done = subprocess.run(
-        [python, str(Path(__file__).with_name(script)), str(folder)],
+        [python, str(Path(__file__).with_name(script)), str(folder), *words],
         capture_output=True,
         text=True,
         env=environment,
@@ -128,6 +128,36 @@ def fairseq_state(model, base: dict) -> dict:
     state.update({key: own[key] for key in own if key.startswith("encoder.lm_head.")})
     state["encoder.lm_head.weight"] = state[ENCODER + "embed_tokens.weight"]  # tied
     return state
+
+
+def learn_and_compare(trained: dict, logits, answer, record: dict, wanted, theirs) -> Differences:
+    """Train as ``reference.steps`` does, and compare with what it has recorded.
+
+    Args:
+        trained: our name -> parameter.
+        logits: a function that computes them, (N, classes).
+        answer: (N), the classes; -100 where there is none.
+        record: that of the library.
+        wanted: the library's logits, (N, classes).
+        theirs: (record, kind, our name) -> the library's tensor of that kind (grad, after), in our
+            shape.
+    """
+    differences = Differences()
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
+    for step in range(3):
+        optimizer.zero_grad()
+        scores = logits()
+        nn.functional.cross_entropy(scores, answer).backward()
+        if step == 0:
+            differences.see("logits", "logits", scores, wanted)
+            for name, parameter in trained.items():
+                gradient = theirs(record, "grad", name)
+                assert gradient.abs().max() > 1e-6, f"{name} learns nothing"
+                differences.see("gradients", name, parameter.grad, gradient)
+        optimizer.step()
+    for name, parameter in trained.items():
+        differences.see("after", name, parameter, theirs(record, "after", name))
+    return differences
 
 
 def dead_tensors(records: dict) -> list[str]:

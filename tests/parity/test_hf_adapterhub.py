@@ -10,10 +10,9 @@ import re
 
 import pytest
 import torch
-from comparison import Differences, part, write_records
+from comparison import Differences, learn_and_compare, part, write_records
 from hf_families import PAD, Kind
 from safetensors.torch import save_file
-from torch.nn import functional as F
 
 pytestmark = pytest.mark.parity
 
@@ -59,37 +58,27 @@ def made(tmp_path_factory):
     bases = {name: kind.write(place / "base" / name) for name, kind in kinds.items()}
     for name, kind in kinds.items():
         save_file(batch_of(kind), place / f"batch-{name}.safetensors")
-    found = write_records("FAIRSEQ_PEFT_ADAPTERS_PYTHON", "adapters_hf.py", place)
+    found = write_records("FAIRSEQ_PEFT_ADAPTERS_PYTHON", "adapters_hf.py", place, "gpt2")
     return kinds, bases, {name: one for name, one in found.items() if "batch" not in name}
 
 
 def compare(model, kind, record) -> Differences:
-    differences, own = Differences(), dict(model.named_parameters())
-    before, trained = part(record, "before"), {}
+    own, trained, names = dict(model.named_parameters()), {}, {}
     with torch.no_grad():
-        for name, tensor in before.items():
-            trained[name] = own.pop(ours_of(name))
+        for theirs, tensor in part(record, "before").items():
+            name = ours_of(theirs)
+            names[name], trained[name] = theirs, own.pop(name)
             trained[name].copy_(tensor.view_as(trained[name]))
     assert not any(p.requires_grad for p in own.values()), "another set of tensors trains"
     answer = batch_of(kind)["answer"].flatten()
     answer = answer[answer != -100]
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0, eps=1e-4)
-    for step in range(3):
-        optimizer.zero_grad()
-        logits = kind.logits(model)
-        F.cross_entropy(logits, answer).backward()
-        if step == 0:
-            theirs = record["logits"]
-            theirs = theirs[kind.tokens().ne(PAD)] if kind.causal else theirs.flatten(0, 1)
-            differences.see("logits", "logits", logits, theirs)
-            for name, parameter in trained.items():
-                wanted = record[f"grad.{name}"].view_as(parameter)
-                assert wanted.abs().max() > 1e-6, f"{name} learns nothing"
-                differences.see("gradients", name, parameter.grad, wanted)
-        optimizer.step()
-    for name, parameter in trained.items():
-        differences.see("after", name, parameter, record[f"after.{name}"].view_as(parameter))
-    return differences
+    wanted = record["logits"]
+    wanted = wanted[kind.tokens().ne(PAD)] if kind.causal else wanted.flatten(0, 1)
+
+    def theirs(record, what, name):
+        return record[f"{what}.{names[name]}"].view_as(trained[name])
+
+    return learn_and_compare(trained, lambda: kind.logits(model), answer, record, wanted, theirs)
 
 
 def build(kind, base, case, **flags):

@@ -16,7 +16,7 @@ from helpers import PACKAGE, ROOT
 
 from fairseq_peft.cli import main
 from fairseq_peft.commands import report
-from fairseq_peft.report.html import charts
+from fairseq_peft.report.html import against
 from fairseq_peft.report.html.words import headline
 from fairseq_peft.report.references import without_number
 from fairseq_peft.runs import predictions
@@ -58,11 +58,11 @@ def test_names_lie_on_no_other_point_or_name():
     """Places as people see them: (x in 272 pixels, y in 228, name)."""
     given = [(0, 0, "far_left"), (20, 8, "near"), (20, 160, "low"), (240, 160, "right of all"),
              (150, 80, "in a crowd"), (165, 72, ""), (135, 72, ""), (165, 92, ""), (135, 92, ""),
-             (0, 220, "on a line"), (272, 228, "")]  # fmt: skip
+             (0, 220, "on a line"), (272, 228, ""), (200, 49, "below a line")]  # fmt: skip
     values = [{"x": x, "y": -y, "low": -y, "high": -y, "name": name} for x, y, name in given]
     named = [value for value in values if value["name"]]
     levels = [{"y": -y, "text": text} for y, text in ((226, "tfidf 80 %"), (40, "nothing near"))]
-    points, lines = charts.names_beside(named, values, is_log=False, levels=levels)
+    points, lines = against.names_beside(named, values, is_log=False, levels=levels)
     places = {value["name"]: place for place, part in points.items() for value in part}
     assert places == {  # a crowd leaves no room
         "far_left": ("left", -9),
@@ -70,6 +70,7 @@ def test_names_lie_on_no_other_point_or_name():
         "low": ("left", -9),
         "right of all": ("right", -9),
         "on a line": ("left", -9),
+        "below a line": ("left", 12),  # the line would cross it above
     }
     found = {level["text"]: place for place, part in lines.items() for level in part}
     assert found == {"tfidf 80 %": ("left", 10), "nothing near": ("left", -8)}

@@ -116,14 +116,22 @@ def write_encoder_decoder(folder, kind, **flags):
     return model
 
 
-def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
-    """The adapter folder ``path`` of a model on the files of ``write_encoder_decoder`` in ``base``,
-    what trains moved; the model."""
-    family, own, task, _ = ENCODER_DECODERS[kind]
+def encoder_decoder_on(base, kind, peft, **flags):
+    """A model on the files of ``write_encoder_decoder`` in ``base``, what it adds at its start; the
+    state of its base."""
+    family, own, _, _ = ENCODER_DECODERS[kind]
     state = torch.load(base / "model.pt", weights_only=False)["model"]
-    words = encoder_decoder_words(base, kind)
-    model = family(words).build(peft, **own, **flags)
+    model = family(encoder_decoder_words(base, kind)).build(peft, **own, **flags)
     model.load_state_dict(dict(state))
+    return model, state
+
+
+def write_encoder_decoder_adapter(path, base, kind, peft, generation=None, **flags):
+    """The adapter folder ``path`` of a model on the files of ``write_encoder_decoder`` in ``base``,
+    what trains moved; the model. ``generation`` are the flags that it keeps."""
+    family, _, task, _ = ENCODER_DECODERS[kind]
+    words = encoder_decoder_words(base, kind)
+    model, state = encoder_decoder_on(base, kind, peft, **flags)
     adapter_folders.moved(model, seed=7)
     model.args._name = f"{family.name}_{peft.split(',')[0]}"
     reference = {"path": str(base / "model.pt"), "sha256": adapter_folder.fingerprint(state)}
@@ -132,6 +140,8 @@ def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
     told = argparse.Namespace(source_dictionary=words, target_dictionary=words, cfg=None, args=told)
     words, copies = stock.words_of(told)
     copies[adapter_folder.TOKENIZER] = base / adapter_folder.TOKENIZER
+    if generation is not None:
+        described["generation"] = generation
     adapter_folder.write(path, tensors, {**described, "task": task, **words}, copies)
     return model
 

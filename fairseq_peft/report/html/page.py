@@ -14,7 +14,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.report import cells
 from fairseq_peft.report.comparisons import verdict
 from fairseq_peft.report.footer import by_data, footer_lines
-from fairseq_peft.report.html import charts, examples, origins
+from fairseq_peft.report.html import against, chart, charts, examples, origins
 from fairseq_peft.report.html.words import headline, name_of, score_of
 from fairseq_peft.report.references import BASELINE, without_drawn
 from fairseq_peft.report.result import write_atomic
@@ -28,7 +28,7 @@ ON_SCREEN = (
     *("worst", "best", "MCC", "chosen by", "on valid", "of the model", "kept for a task"),
     *("learning rate", "epochs", "peak memory"),
 )
-MARKS = dict(zip(charts.SHAPES, "●■▲◆✚▼▶"))
+MARKS = dict(zip(chart.SHAPES, "●■▲◆✚▼▶"))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def write_page(
 
 def render(runs, rows, left_out, root: Path, with_texts: bool = True) -> str:
     """The page's text; see ``write_page``."""
-    draw = charts.load()
+    draw = chart.load()
     environment = _environment()
     script, style = (
         (TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css")
@@ -213,9 +213,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
         "num_rows": next((row["num_test_rows"] for row in rows if row["num_test_rows"]), None),
         "conclusions": [row["conclusion"] for row in rows if row.get("conclusion")],
         "table": table(rows),
-        "charts": [
-            chart for chart in figures(draw, whole, rows, results, score) if chart is not None
-        ],
+        "charts": [one for one in figures(draw, whole, rows, results, score) if one is not None],
         "panels": panels,
         "panels_note": panels_note,
         "matrices": matrices(whole),
@@ -235,12 +233,12 @@ def figures(draw, whole: list[dict], rows: list[dict], results: list[dict], scor
     note = f"{spread}Named: those that none beats with less."
     machines = {(result.get("device"), result.get("threads")) for result in results}
     yield charts.differences(draw, whole)
-    yield charts.against(
+    yield against.against(
         *(draw, whole, score, "trainable_parameters", "trainable parameters"),
         f"{score.name} against trainable parameters",
         note,
     )
-    yield charts.against(
+    yield against.against(
         *(draw, whole, score, "seconds_mean", "seconds of training and validation"),
         f"{score.name} against time",
         note
