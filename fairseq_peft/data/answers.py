@@ -65,7 +65,11 @@ class AnswerDataset(FairseqDataset):
 
     Attributes:
         num_cut: rows whose prompt, or answer, was cut at its end.
+        split: what the split is called.
+        targets: (N,) the number of each row's label; None where answers are any text.
     """
+
+    split, targets = "", None
 
     def __init__(self, rows, layout: Layout, max_prompt: int, max_answer: int, place: str):
         """
