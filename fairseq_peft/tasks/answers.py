@@ -394,6 +394,7 @@ class AnswersTask(FairseqTask):
         --required-batch-size-multiple would be left out, of validation, too. It tells how long the
         run will be."""
         kwargs["required_batch_size_multiple"] = 1
+        dataset.seed = kwargs.get("seed", 1)
         self._split = dataset.split
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
         if dataset is self.datasets.get(self.cfg.train_subset):

@@ -15,6 +15,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import hf_configs
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_families
+from fairseq_peft.report.html.words import headline
 from fairseq_peft.runs import plan, predictions
 from fairseq_peft.sweeps import cells
 from fairseq_peft.sweeps.bases import TASKS
@@ -84,16 +85,17 @@ def test_a_sweep_without_labels_is_chosen_by_the_loss_and_reported(folder, pytho
     knobs |= {"LR_FULL": "1e-2", "EPOCHS": 1, "BATCH_SIZE": 8, "THREADS": 1, "PRECISION": "fp32"}
     done = script("sweep.sh", **knobs, TMPDIR=tmp_path, PYTHON=python, FORK_SWEEPS="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert cli.main(["report", str(tmp_path / "runs")]) == 0
-    rows = json.loads((tmp_path / "runs" / "report" / "report.json").read_text())
+    assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [(row["method"], row["kind"], row["metric"]) for row in rows] == [
         ("full", "text", "loss"),
         ("lora", "text", "loss"),
     ]
     assert rows[1]["learning_rate"] == 1e-2  # whose loss is the lower one
     assert 0 < rows[0]["test_loss_mean"] < 5 and rows[0]["test_accuracy_mean"] is None
-    text = (tmp_path / "runs" / "report" / "report.txt").read_text()
+    text = (tmp_path / "report" / "report.txt").read_text()
     assert "loss and ROUGE" in text and "macro-F1" not in text
+    assert "the lowest test loss of 2 is that of full" in headline(rows)
 
 
 @pytest.fixture
