@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from predict_meter import fingerprints, finish, parser
+from predict_meter import fingerprints, finish, milliseconds_alone, parser
 
 
 def ours(args):
@@ -86,7 +86,8 @@ def main():
     rows = predict(texts)
     seconds = time.perf_counter() - start
     assert len(rows) == len(texts)
-    finish(args, loaded, seconds, fingerprints(tokens(texts)))
+    alone = milliseconds_alone(predict, texts)
+    finish(args, loaded, seconds, fingerprints(tokens(texts)), {"alone_ms": alone})
 
 
 if __name__ == "__main__":

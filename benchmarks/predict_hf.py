@@ -13,7 +13,7 @@ import time
 
 import torch
 import transformers
-from predict_meter import fingerprints, finish, parser
+from predict_meter import fingerprints, finish, milliseconds_alone, parser
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     PreTrainedTokenizerFast,
@@ -80,7 +80,8 @@ def main():
     seconds = time.perf_counter() - start
     assert len(rows) == len(texts) and all(abs(sum(row.values()) - 1) < 0.02 for row in rows)
     ids = tokenizer(texts, truncation=True, max_length=args.max_tokens)["input_ids"]
-    finish(args, loaded, seconds, fingerprints(ids), transformers=transformers.__version__)
+    more = {"alone_ms": milliseconds_alone(predict, texts)}
+    finish(args, loaded, seconds, fingerprints(ids), more, transformers=transformers.__version__)
 
 
 if __name__ == "__main__":

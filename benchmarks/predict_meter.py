@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import resource
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -34,6 +36,22 @@ def fingerprints(rows) -> list[list]:
         [len(row), hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:12]]
         for row in rows
     ]
+
+
+def milliseconds_alone(predict, texts, number: int = 100) -> dict:
+    """Texts one by one, as a service without batches meets them: milliseconds from a text to its
+    label, p50 and p99 of the first ``number``; and p50 of the process's CPU time, all threads
+    together, which other programs do not lengthen."""
+    predict(texts[:1])
+    found, cpu = [], []
+    for text in texts[:number]:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        predict([text])
+        cpu.append(1e3 * (time.process_time() - cpu_start))
+        found.append(1e3 * (time.perf_counter() - start))
+    found.sort()
+    p99 = found[int(0.99 * (len(found) - 1))]
+    return {"p50": statistics.median(found), "p99": p99, "cpu_p50": statistics.median(cpu)}
 
 
 def memory() -> int:

@@ -34,6 +34,7 @@ from harness import HERE, Failed, InputError, range_of, ratios, spread, table
 from predict_shared import speed, speeds
 
 HF_BATCHES = (1, 8, 32)
+ALONE = ["contestant", "p50 ms", "x HF", "p99 ms", "CPU p50 ms", "x HF"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,31 @@ def best_of_hf(runs: dict, chosen, precisions=("fp32", "bf16")) -> dict[int, flo
     return found
 
 
+def alone(runs: dict, kind: str) -> dict[int, float]:
+    """Repeat -> milliseconds from one text to its label: ``kind`` of ``milliseconds_alone``."""
+    return {repeat: run["alone_ms"][kind] for repeat, run in runs.items()}
+
+
+def alone_of_hf(runs: dict, chosen, precision: str, kind: str) -> dict[int, float]:
+    """The same of the pipeline; with one text at a time, all batch sizes are one: the fastest."""
+    found = {}
+    for one in chosen:
+        if one.software == "hf" and one.precision == precision:
+            for repeat, value in alone(runs.get(one.name, {}), kind).items():
+                found[repeat] = min(value, found.get(repeat, value))
+    return found
+
+
+def alone_entry(runs: dict, chosen, one) -> dict:
+    """What is told of one text at a time."""
+    mine, entry = runs[one.name], {}
+    for kind in ("p50", "p99", "cpu_p50"):
+        entry[f"alone_{kind}_ms"] = spread(list(alone(mine, kind).values()))
+        theirs = alone_of_hf(runs, chosen, one.precision, kind)
+        entry[f"alone_{kind}_ratio_to_hf_same_precision"] = ratios(theirs, alone(mine, kind))
+    return entry
+
+
 def summarise(chosen, runs: dict) -> list[dict]:
     """One entry a contestant; ``runs``: name -> repeat -> what its process reported."""
     found = []
@@ -121,6 +147,7 @@ def summarise(chosen, runs: dict) -> list[dict]:
                 "ratio_to_hf_same_precision": ratios(speeds(mine), same),
                 "ratio_to_hf_best": ratios(speeds(mine), every),
                 "ratio_to_stock_one_by_one": ratios(speeds(mine), one_by_one),
+                **alone_entry(runs, chosen, one),
                 "startup_s": spread([run["startup_s"] for run in each]),
                 "peak_rss_bytes": spread([run["peak_rss_bytes"] for run in each]),
                 "runs": harness.listed(mine, without=("rows",)),
@@ -157,10 +184,27 @@ def text_of(result: dict) -> str:
         "to the pipeline's fastest batch size in the same precision; x HF best: in any; x stock: "
         "to stock fairseq, one by one.",
         table(header, lines),
+        "One text at a time, milliseconds to its label, and of CPU time, which other programs do "
+        "not lengthen; x HF: how many times as fast as the pipeline in the same precision.",
+        table(ALONE, alone_lines(result)),
     ]
     blocks += shared.token_lines(result)
     blocks += [f"Left out: {line}" for line in result["left_out"]]
     return "\n\n".join(blocks)
+
+
+def alone_lines(result: dict) -> list[list[str]]:
+    return [
+        [
+            entry["name"],
+            range_of(entry["alone_p50_ms"], 1),
+            range_of(entry["alone_p50_ratio_to_hf_same_precision"], 2),
+            range_of(entry["alone_p99_ms"], 1),
+            range_of(entry["alone_cpu_p50_ms"], 1),
+            range_of(entry["alone_cpu_p50_ratio_to_hf_same_precision"], 2),
+        ]
+        for entry in result["contestants"]
+    ]
 
 
 # The run

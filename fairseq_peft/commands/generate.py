@@ -118,11 +118,7 @@ def load(args, folders):
     torch.manual_seed(args.seed)
     languages = {name: getattr(args, name) for name in generation.LANGUAGES}
     common = {"device": args.device, "allow_other_base": args.allow_other_base, **languages}
-    (name, folder), *others = list(folders.items()) or [("default", None)]
-    generator = Generator.load(args.base, folder, name=name, data=args.data, **common)
-    for name, folder in others:
-        generator.add(name, folder, **languages)
-    return generator
+    return Generator.of(args.base, folders, data=args.data, **common)
 
 
 def shown(row, format: str) -> str:

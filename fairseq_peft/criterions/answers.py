@@ -14,6 +14,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
 from fairseq_peft import scores
+from fairseq_peft.criterions.on_host import on_host
 from fairseq_peft.injection import surgery
 
 
@@ -88,6 +89,7 @@ class AnswersCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
         """Sum the outputs; log the loss a token, perplexity, and the scores that there are."""
+        logging_outputs = on_host(logging_outputs)
 
         def summed(key):
             return sum(log.get(key, 0) for log in logging_outputs)

@@ -10,6 +10,7 @@ from omegaconf import II
 
 from fairseq_peft import scores
 from fairseq_peft.criterions.kinds import KINDS
+from fairseq_peft.criterions.on_host import on_host
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 
@@ -52,7 +53,7 @@ class SentenceClassificationCriterion(FairseqCriterion):
             raise InputError(
                 f"--class-weights {class_weights} is for rows of one class each. Leave it out."
             )
-        self.class_weights, self._balanced = class_weights, None
+        self.class_weights, self._weights = class_weights, None
         if class_weights not in ("none", "balanced"):
             check_weights(class_weights, task.labels)
 
@@ -71,7 +72,7 @@ class SentenceClassificationCriterion(FairseqCriterion):
         num_rows, num_outputs = logits.shape
         loss = self.kind.loss(logits.float(), target)
         self.predicted = self.kind.answer(logits.detach())
-        counts = self.kind.counts(self.predicted, target, num_outputs).cpu()
+        counts = self.kind.counts(self.predicted, target, num_outputs)
         logging_output = {
             "loss": loss.detach(),
             "ntokens": sample["ntokens"],
@@ -80,27 +81,28 @@ class SentenceClassificationCriterion(FairseqCriterion):
             self.kind.meter: counts,
         }
         if model.training and self.class_weights != "none":
-            weights = self._weights(num_outputs).to(logits.device)
+            if self._weights is None or self._weights.device != logits.device:
+                self._weights = self._weights_of(num_outputs).to(logits.device)
+            weights = self._weights
             loss = self.kind.loss(logits.float(), target, weights)
         penalty = surgery.unwrap(model).penalty() if model.training else None
         if penalty is not None:
             loss = loss + num_rows * penalty
         return loss, num_rows, logging_output
 
-    def _weights(self, num_classes):
+    def _weights_of(self, num_classes):
         """The weight of each class (classes,)."""
         if self.class_weights != "balanced":
             return torch.tensor(check_weights(self.class_weights, self.task.labels))
-        if self._balanced is None:
-            targets = torch.as_tensor(self.task.dataset(self.task.cfg.train_subset).targets)
-            rows = torch.bincount(targets, minlength=num_classes)
-            # A class without rows in train is no row's target.
-            self._balanced = len(targets) / (num_classes * rows.clamp(min=1))
-        return self._balanced
+        targets = torch.as_tensor(self.task.dataset(self.task.cfg.train_subset).targets)
+        rows = torch.bincount(targets, minlength=num_classes)
+        # A class without rows in train is no row's target.
+        return len(targets) / (num_classes * rows.clamp(min=1))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
         """Sum the outputs and log the loss and the kind's scores."""
+        logging_outputs = on_host(logging_outputs)
 
         def summed(key):
             return sum(log.get(key, 0) for log in logging_outputs)

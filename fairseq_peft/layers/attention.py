@@ -16,6 +16,9 @@ from torch import nn
 
 from fairseq_peft.layers.dropout import Dropout, keep_mask
 
+#: Where incremental_state keeps what the last reordering asked of the memory.
+ORDER = "fairseq_peft.order"
+
 
 class _Attend(torch.autograd.Function):
     """Attention in the type of its inputs, with as few passes over the weights as there can be.
@@ -69,6 +72,16 @@ def may_see(num_queries: int, num_keys: int, device) -> torch.Tensor:
     """(1, 1, Q, K), True for the keys up to a query's own; the queries are the last of the keys."""
     ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return ones.tril(num_keys - num_queries)[None, None]
+
+
+def may_have_padding(padding: torch.Tensor) -> bool:
+    """Whether a batch is to be masked where ``padding`` (B, T) is True.
+
+    A CPU looks, for without a mask it has less to do. A GPU works behind the process that gives it
+    work, which would have to wait for the answer, and nearly every batch has padding: there, and in
+    a graph, which has no branch on data, a mask that hides nothing does no harm.
+    """
+    return padding.device.type != "cpu" or torch.compiler.is_compiling() or bool(padding.any())
 
 
 def attend(query, key, value, keep=None, dropout_p=0.0, causal=False):
@@ -257,20 +270,40 @@ class CrossAttention(SelfAttention):
         saved = self._get_input_buffer(incremental_state)
         if not saved:
             return incremental_state
-        asked = new_order // saved["num_beams"]  # the row of the memory for each of the next call
-        by_sentence = None
-        if len(asked) % saved["num_beams"] == 0:
-            by_sentence = asked.view(-1, saved["num_beams"])
-        if by_sentence is not None and (by_sentence == by_sentence[:, :1]).all():
-            asked = by_sentence[:, 0]
-        else:
-            saved["num_beams"] = 1
-        if not torch.equal(asked, torch.arange(len(saved["prev_key"]), device=asked.device)):
+        # All layers are asked the same: the first finds the answer, which a GPU is waited for.
+        question = (saved["num_beams"], len(saved["prev_key"]))
+        found = incremental_state.get(ORDER, {})
+        if found.get("order") is not new_order or found["question"] != question:
+            rows, num_beams = _rows_asked(new_order, *question)
+            found = {"order": new_order, "question": question, "rows": rows, "beams": num_beams}
+            incremental_state[ORDER] = found
+        saved["num_beams"] = found["beams"]
+        if found["rows"] is not None:
             for name in ("prev_key", "prev_value", "keep"):
                 if saved[name] is not None:
-                    saved[name] = saved[name].index_select(0, asked)
+                    saved[name] = saved[name].index_select(0, found["rows"])
         self._set_input_buffer(incremental_state, saved)
         return incremental_state
+
+
+def _rows_asked(new_order, num_beams: int, num_rows: int):
+    """Which rows of the memory the next call reads, where ``num_beams`` beams have shared each of
+    its ``num_rows``.
+
+    Returns:
+        Their numbers, None for all as they are; and how many beams share each from now on.
+    """
+    asked = new_order.cpu() // num_beams  # the row of the memory for each of the next call
+    by_sentence = None
+    if len(asked) % num_beams == 0:
+        by_sentence = asked.view(-1, num_beams)
+    if by_sentence is not None and (by_sentence == by_sentence[:, :1]).all():
+        asked = by_sentence[:, 0]
+    else:
+        num_beams = 1
+    if torch.equal(asked, torch.arange(num_rows)):
+        return None, num_beams
+    return asked.to(new_order.device), num_beams
 
 
 def together(query, num_rows: int):

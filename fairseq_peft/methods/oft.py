@@ -100,7 +100,9 @@ class OFTLinear(AdaptedLinear):
             upper[:, rows, columns] = self.oft_q.float()
             q = upper - upper.transpose(1, 2)
             one = torch.eye(k, device=q.device)
-            return torch.linalg.solve(one - q, one + q)  # the two factors commute
+            # The two factors commute. 1 - Q has an inverse for every skew-symmetric Q: to check it,
+            # as solve does, is a wait for a GPU.
+            return torch.linalg.solve_ex(one - q, one + q).result
 
     def merged_weight(self):
         blocks = self.weight.float().unflatten(1, (-1, self.block_size))  # (out, n, k)

@@ -86,6 +86,9 @@ class Decoder(TransformerDecoder):
 
     #: The attentions of a layer that a prefix reaches.
     attentions_per_layer = 1
+    #: Whether a GPU masks padding without a look for it, which would be a wait. A language model's
+    #: batches are blocks without any, and torch's causal kernel takes no mask: they look.
+    masks_unseen = False
     #: What to do where a text is too long.
     shorten = "Give a lower --tokens-per-sample."
 
@@ -172,7 +175,7 @@ class Decoder(TransformerDecoder):
             prefixes = self.prefix(self.layers[0].self_attn.num_heads)
             num_prefix = self.prefix.num_tokens
         keep = None
-        if padding.any():
+        if attention.may_have_padding(padding) if self.masks_unseen else padding.any():
             seen = F.pad(~padding, (num_prefix, 0), value=True)  # (B, K)
             keep = attention.may_see(x.shape[1], seen.shape[1], x.device)
             # Padding sees itself: where a row of keys is all masked, softmax makes NaN of it.

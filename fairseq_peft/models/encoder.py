@@ -163,7 +163,7 @@ class Encoder(TransformerEncoder):
         x = self.dropout_module(x)
 
         keep = None
-        if torch.compiler.is_compiling() or padding.any():  # a graph has no branch on data
+        if attention.may_have_padding(padding):
             x = x.masked_fill(padding.unsqueeze(-1), 0)
             keep = ~padding[:, None, None, :]
         prefixes = [None] * len(self.layers)

@@ -166,6 +166,7 @@ class TargetDecoder(Decoder):
     """fairseq's transformer decoder with an encoder beside it."""
 
     attentions_per_layer = 2
+    masks_unseen = True  # sentences differ in length
     shorten = (
         "Give a lower --max-target-positions, by which fairseq leaves longer ones out, or shorten "
         "the text."
@@ -204,7 +205,8 @@ class TargetDecoder(Decoder):
             (num_beams,) = encoder_out.get("num_beams", (1,))
             memory = encoder_out["encoder_out"][0].transpose(0, 1)[::num_beams].contiguous()
             padding = encoder_out["encoder_padding_mask"][0][::num_beams]
-            memory_keep = ~padding[:, None, None] if padding.any() else None
+            if attention.may_have_padding(padding):
+                memory_keep = ~padding[:, None, None]
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
         weights, states = [], [x]

@@ -1,2 +1,2 @@
-"""A trained model in use: raw text to classes, in memory and over HTTP, many adapters on one base,
-frozen features."""
+"""A trained model in use: raw text to classes or text, in memory and over HTTP, many adapters on
+one base, frozen features."""

@@ -12,13 +12,14 @@ adapter go through it together, sorted by length.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 
 from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.scores import CLASSES
@@ -68,7 +69,7 @@ class Generator:
     def load(
         cls,
         base: Union[str, Path, None],
-        adapter: Union[str, Path, None] = None,
+        adapter: Union[str, Path, AdapterFolder, None] = None,
         *,
         name: str = DEFAULT,
         data: Union[str, Path, None] = None,
@@ -109,6 +110,16 @@ class Generator:
         own._writers[name].model.to(own.device)
         return own
 
+    @classmethod
+    def of(cls, base, folders: Mapping[str, Any], *, data=None, **how) -> Generator:
+        """``load`` with all adapters of ``folders``, name -> folder; none is a checkpoint alone."""
+        (name, folder), *others = list(folders.items()) or [(DEFAULT, None)]
+        own = cls.load(base, folder, name=name, data=data, **how)
+        languages = {n: how[n] for n in generation.LANGUAGES if n in how}
+        for name, folder in others:
+            own.add(name, folder, **languages)
+        return own
+
     @property
     def adapters(self) -> list[str]:
         """The names of the adapters."""
@@ -122,7 +133,7 @@ class Generator:
     def add(
         self,
         name: str,
-        folder: Union[str, Path],
+        folder: Union[str, Path, AdapterFolder],
         source_lang: Optional[str] = None,
         target_lang: Optional[str] = None,
     ) -> None:
@@ -132,7 +143,9 @@ class Generator:
             InputError: the name is taken, or the folder does not fit the base.
         """
         names.check_free(self._writers, name)
-        found = adapter_folder.read(folder, of_any_task=True)
+        found = folder
+        if not isinstance(folder, AdapterFolder):
+            found = adapter_folder.read(folder, of_any_task=True)
         languages = _languages(source_lang, target_lang)
         writer = writers.from_folder(found, self._base, self._allow_other, languages)
         writer.model.to(self.device)
@@ -144,6 +157,22 @@ class Generator:
         """Remove an adapter."""
         names.of(self._writers, name)
         del self._writers[name]
+
+    def kept_of(self, adapter: str) -> dict:
+        """The flags of generation that an adapter has kept (``--generation``)."""
+        return dict(names.of(self._writers, adapter).kept)
+
+    def search_of(self, adapter: str, given: Mapping[str, Any]) -> dict:
+        """The flags of generation that hold for an adapter where these are given.
+
+        Raises:
+            InputError: one is unknown, out of its range, or would be ignored.
+        """
+        writer = names.of(self._writers, adapter)
+        generation.check_each(given)
+        found = generation.combined(writer.kept, given)
+        writer.check(found)
+        return found
 
     def generate(self, texts: Iterable[str], adapter=None, **how) -> list[Written]:
         """The best that is found for each text; as ``stream``, and all at once."""
@@ -180,19 +209,22 @@ class Generator:
             InputError: an adapter is unknown, or a flag is not what it should be.
         """
         names.check_rows(texts, batch_size, window)
-        generation.check_each(search)
-        for writer in self._writers.values():
-            combined = generation.combined(writer.kept, search)
+        for name in self._writers:
+            combined = self.search_of(name, search)
             if nbest is not None:
                 generation.check_nbest(nbest, combined)
         return self._beams(self._named(texts, adapter), batch_size, window, nbest, search)
 
     def _beams(self, rows, batch_size, window, nbest, search):
         def answer(writer, ids):
-            found = writer.hypotheses(
-                ids, writer.search(**generation.combined(writer.kept, search))
-            )
-            return [[written(writer, one) for one in hypotheses] for hypotheses in found]
+            flags = writer.search(**generation.combined(writer.kept, search))
+            found = [None] * len(ids)
+            # Those of a batch may be as long as the longest of them: each is as if it were alone.
+            for rows in alike(ids, lambda row: writer.longest_answer(len(row), flags)):
+                batch = writer.hypotheses([ids[i] for i in rows], flags)
+                for i, hypotheses in zip(rows, batch):
+                    found[i] = [written(writer, one) for one in hypotheses]
+            return found
 
         for found in self._answers(rows, batch_size, window, answer, str.strip):
             found = [NOTHING] if found is None else found
@@ -228,7 +260,7 @@ class Generator:
     def _answers(self, rows, batch_size, window, answer, asks=None):
         """What ``answer`` says to a writer and the token ids of some rows, for each row in order;
         None where ``asks`` says no to its text."""
-        for some in windows(rows, min(FIRST_WINDOW, window), window):
+        for some in windows(rows, min(max(FIRST_WINDOW, batch_size), window), window):
             found, groups = [None] * len(some), {}
             for i, (text, name) in enumerate(some):
                 if asks is None or asks(text):
@@ -254,6 +286,14 @@ class Generator:
 def _languages(source, target):
     given = {"source_lang": source, "target_lang": target}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def alike(rows, key) -> list[list[int]]:
+    """The indices of rows that have the same key, together."""
+    groups = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(key(row), []).append(i)
+    return list(groups.values())
 
 
 def written(writer, hypothesis) -> Written:

@@ -51,12 +51,25 @@ class OfDictionaries:
         """The answers that there are, where there are few."""
         return []
 
+    def check(self, search: dict) -> None:
+        """Raise InputError at flags of generation that this model cannot follow."""
+        room = self.model.max_decoder_positions() - 1
+        if search.get("min_len", 1) > room:
+            raise InputError(f"min_len {search['min_len']}: this model writes {room} at most.")
+        check_topk(search, len(self.task.target_dictionary))
+
     def search(self, **given) -> GenerationConfig:
         """fairseq's flags of generation."""
         return GenerationConfig(**given)
 
+    def longest_answer(self, num_tokens: int, search) -> int:
+        """How many tokens an answer to so many may have."""
+        longest = int(search.max_len_a * num_tokens + search.max_len_b)
+        return min(longest, self.model.max_decoder_positions() - 1)
+
     def hypotheses(self, rows, search) -> list[list[dict]]:
-        """What is found for each of ``rows``, token ids, the best first."""
+        """What is found for each of ``rows``, token ids, the best first; their ``longest_answer``
+        is the same."""
         tokens = [torch.tensor(row) for row in rows]
         dataset = self.task.build_dataset_for_inference(tokens, [len(row) for row in rows])
         sample = dataset.collater([dataset[i] for i in range(len(rows))])
@@ -66,6 +79,8 @@ class OfDictionaries:
             for name, value in sample["net_input"].items()
         }
         generator = self.task.build_generator([self.model], search)
+        longest = self.longest_answer(sample["net_input"]["src_tokens"].shape[1], search)
+        generator.min_len = min(generator.min_len, longest)
         # Languages, of tasks that say them to the decoder.
         self.not_text |= generator.symbols_to_strip_from_output
         found = self.task.inference_step(generator, [self.model], sample)
@@ -106,14 +121,28 @@ class OfTokenizer:
         with torch.no_grad():
             return -label_losses(self.model, task.layout, rows, task.label_ids).cpu()
 
+    def check(self, search):
+        check_topk(search, len(self.task.target_dictionary))
+
     def search(self, **given):
         return replace(self.task.search, **{"beam": 5, **given})
+
+    def longest_answer(self, num_tokens, search):
+        longest = int(search.max_len_a * num_tokens + search.max_len_b)
+        causal = self.task.causal
+        return min(longest, self.task.room - num_tokens if causal else self.model.room - 1)
 
     def hypotheses(self, rows, search):
         return self.task.written(self.model, rows, search)
 
     def text(self, tokens):
         return self.task.tokenizer.decode(tokens[:-1]).strip()  # the last is the end
+
+
+def check_topk(search: dict, num_words: int) -> None:
+    """Raise InputError where words are drawn from more than there are."""
+    if search.get("sampling_topk", 1) > num_words:
+        raise InputError(f"sampling_topk {search['sampling_topk']}: there are {num_words} words.")
 
 
 def from_folder(found: AdapterFolder, base, allow_other: bool, languages=None):
@@ -181,6 +210,11 @@ def set_up(flags, languages: dict, place):
         return tasks.setup_task(flags)
     except ValueError as error:  # of a language
         raise InputError(f"{place}: {error}.") from error
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{place} has no {Path(error.filename).name}, so it knows no such language. Give "
+            "--source-lang and --target-lang as in training, or leave them out."
+        ) from error
 
 
 def check_languages(flags, languages: dict) -> None:

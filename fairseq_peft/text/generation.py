@@ -36,6 +36,11 @@ def check_each(given: Mapping[str, Any]) -> None:
     for name, least in (("beam", 1), ("min_len", 0), ("max_len_b", 1), ("no_repeat_ngram_size", 0)):
         if given.get(name, least) < least:
             raise InputError(f"{name} {given[name]}: give {least} or more.")
+    for name, most in (("temperature", 1000), ("lenpen", 10), ("unkpen", 1e6), ("max_len_a", 1e6)):
+        if not abs(given.get(name, 1)) <= most:  # not a number, too
+            raise InputError(f"{name} {given[name]}: give {most:g} or less.")
+    if given.get("max_len_a", 0) < 0:
+        raise InputError(f"max_len_a {given['max_len_a']}: give 0 or more.")
     for name in ("temperature", "sampling_topk", "sampling_topp"):
         if not given.get(name, 1) > 0:
             raise InputError(f"{name} {given[name]}: give more than 0.")

@@ -32,6 +32,7 @@ def test_every_contestant_is_measured_on_the_same_tokens(tmp_path, python):
         assert run["tokens"] > 12 * 5
         assert entry["texts_per_s"]["median"] == 12 / run["seconds"]
         assert 0 < run["startup_s"] < 300
+        assert 0 < run["alone_ms"]["p50"] <= run["alone_ms"]["p99"]
         assert entry["name"] in done.stdout
 
 
@@ -54,6 +55,7 @@ def a_run(texts_per_s, rows=((3, "a"), (4, "b"))):
     return {
         "startup_s": 1.0, "seconds": 2 / texts_per_s, "texts": 2, "tokens": 7, "threads": 1,
         "rows": [list(row) for row in rows], "peak_rss_bytes": 10, "versions": {},
+        "alone_ms": {"p50": 1000 / texts_per_s, "p99": 9, "cpu_p50": 8},
     }  # fmt: skip
 
 
@@ -74,6 +76,10 @@ def test_ratios_are_to_the_best_batch_size_of_the_same_repeat():
     ours = predict_speed.summarise(chosen, runs)[0]
     assert ours["ratio_to_hf_same_precision"] == pytest.approx({"median": 3.5, "min": 3, "max": 4})
     assert ours["ratio_to_hf_best"] == pytest.approx({"median": 2, "min": 1, "max": 3})
+    # One text at a time, the pipeline takes 50 and 100 ms, ours 16.7 and 25.
+    assert ours["alone_cpu_p50_ratio_to_hf_same_precision"]["median"] == 1
+    same = ours["alone_p50_ratio_to_hf_same_precision"]
+    assert same == pytest.approx({"median": 3.5, "min": 3, "max": 4})
 
 
 def test_other_tokens_are_told():

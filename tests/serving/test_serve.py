@@ -31,7 +31,10 @@ from fairseq.data import Dictionary  # noqa: E402
 from stub_classifier import Stub, until  # noqa: E402
 
 from fairseq_peft import Classifier  # noqa: E402
-from fairseq_peft.serving import service as services  # noqa: E402
+from fairseq_peft.serving.service import server  # noqa: E402
+from fairseq_peft.serving.service.app import create_app  # noqa: E402
+from fairseq_peft.serving.service.base import Limits  # noqa: E402
+from fairseq_peft.serving.service.predict import PredictService  # noqa: E402
 
 #: How often a service is killed, where it is said: scripts/test.sh kill.
 KILLS = int(os.getenv("KILLS", "0"))
@@ -109,10 +112,10 @@ def test_it_is_what_predict_says_and_adapters_share_a_pass(folders, base, predic
     monkeypatch.setattr(
         classifier._shared, "_forward", lambda *args: passes.append(args[1]) or forward(*args)
     )
-    limits = services.Limits(max_batch=3 * len(TEXTS), max_wait_ms=10_000)
-    service = services.Service(classifier, limits)
+    limits = Limits(max_batch=3 * len(TEXTS), max_wait_ms=10_000)
+    service = PredictService(classifier, limits)
     ask = [{"adapter": name, "texts": TEXTS} for name in NAMES]
-    with testclient.TestClient(services.create_app(service)) as client, ThreadPoolExecutor() as all:
+    with testclient.TestClient(create_app(service)) as client, ThreadPoolExecutor() as all:
         responses = list(all.map(lambda one: client.post("/predict", json=one), ask))
     for name, response in zip(NAMES, responses):
         check(response.json()["predictions"], predicted[name])
@@ -213,6 +216,9 @@ def test_what_it_refuses_at_the_start(folders, folder_of, base, capsys, monkeypa
     assert "given twice" in no("--adapter", adapter, "--adapter", adapter)
     assert "--threads 0" in no("--adapter", adapter, "--threads", 0)
     assert "--queue 0" in no("--adapter", adapter, "--queue", 0)
+    assert "--max-beam 2 would be ignored" in no("--adapter", adapter, "--max-beam", 2)
+    told = no("--port", 0, "--adapter", adapter, "--target-lang", "fr")
+    assert "--target-lang fr would be ignored" in told
     assert "no address here" in no("--adapter", adapter, "--host", "::::")
     assert "--port 70000: give one from 1" in no("--adapter", adapter, "--port", 70_000)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -229,7 +235,7 @@ def test_ctrl_c_ends_it_and_a_second_one_does_not_wait():
     """In this process, with a classifier that never answers."""
     stub = Stub()
     stub.open.clear()
-    service, told = services.Service(stub, services.Limits()), []
+    service, told = PredictService(stub, Limits()), []
     question = {"adapter": "books", "texts": ["a"]}
 
     def interrupt(address):
@@ -243,12 +249,12 @@ def test_ctrl_c_ends_it_and_a_second_one_does_not_wait():
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with services.bind("127.0.0.1", 0) as own:
+    with server.bind("127.0.0.1", 0) as own:
         own.listen()  # so that the first question finds it
         address = f"http://127.0.0.1:{own.getsockname()[1]}"
         helper = threading.Thread(target=interrupt, args=(address,))
         helper.start()
-        services.serve(service, own)
+        server.serve(service, own)
     helper.join()
     assert told == [503]
     assert stub.batches == []  # it has not waited for the answer

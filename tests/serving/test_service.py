@@ -16,7 +16,8 @@ testclient = pytest.importorskip("starlette.testclient")
 from stub_classifier import KINDS, Stub, expected, until  # noqa: E402
 
 from fairseq_peft.errors import InputError  # noqa: E402
-from fairseq_peft.serving import service as services  # noqa: E402
+from fairseq_peft.serving.service import predict as services  # noqa: E402
+from fairseq_peft.serving.service.app import create_app  # noqa: E402
 
 BOOKS = {"adapter": "books", "texts": ["a"]}
 
@@ -32,8 +33,8 @@ def start(stub):
     clients = []
 
     def begin(classifier=stub, **limits):
-        service = services.Service(classifier, services.Limits(**limits))
-        app = services.create_app(service)
+        service = services.PredictService(classifier, services.Limits(**limits))
+        app = create_app(service)
         client = testclient.TestClient(app, raise_server_exceptions=False)
         clients.append(client.__enter__())
         return client, service
@@ -264,7 +265,7 @@ def test_limits_that_cannot_be():
 
 def test_a_request_that_nobody_waits_for_is_not_computed(stub):
     async def run():
-        service = services.Service(stub, services.Limits(max_batch=1, max_wait_ms=0))
+        service = services.PredictService(stub, services.Limits(max_batch=1, max_wait_ms=0))
         await service.batcher.start()
         stub.open.clear()
         asked = [

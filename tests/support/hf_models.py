@@ -126,9 +126,9 @@ def encoder_decoder_on(base, kind, peft, **flags):
     return model, state
 
 
-def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
+def write_encoder_decoder_adapter(path, base, kind, peft, generation=None, **flags):
     """The adapter folder ``path`` of a model on the files of ``write_encoder_decoder`` in ``base``,
-    what trains moved; the model."""
+    what trains moved; the model. ``generation`` are the flags that it keeps."""
     family, _, task, _ = ENCODER_DECODERS[kind]
     words = encoder_decoder_words(base, kind)
     model, state = encoder_decoder_on(base, kind, peft, **flags)
@@ -140,6 +140,8 @@ def write_encoder_decoder_adapter(path, base, kind, peft, **flags):
     told = argparse.Namespace(source_dictionary=words, target_dictionary=words, cfg=None, args=told)
     words, copies = stock.words_of(told)
     copies[adapter_folder.TOKENIZER] = base / adapter_folder.TOKENIZER
+    if generation is not None:
+        described["generation"] = generation
     adapter_folder.write(path, tensors, {**described, "task": task, **words}, copies)
     return model
 

@@ -71,6 +71,7 @@ class Importance(nn.Module):
         rank = parameters["lora_E"].shape[0]
         self.register_buffer("kept", torch.ones(rank, 1, dtype=torch.bool))
         self.register_buffer("total", torch.zeros((), dtype=torch.long))
+        self._known = (None, 0, 0)  # total, its version, its value
 
     def reset(self, total: int) -> None:
         """Forget everything: a run of ``total`` updates begins."""
@@ -78,6 +79,14 @@ class Importance(nn.Module):
             buffer.zero_()
         self.kept.fill_(True)
         self.total.fill_(total)
+
+    def num_updates(self) -> int:
+        """``total`` as a number; a GPU is asked for it only after the buffer was written to."""
+        tensor, version, number = self._known
+        if tensor is not self.total or version != self.total._version:
+            number = int(self.total)
+            self._known = (self.total, self.total._version, number)
+        return number
 
     def observe(self, parameters: dict[str, nn.Parameter], beta1: float, beta2: float) -> None:
         """Take in the gradients of an update."""
@@ -123,7 +132,7 @@ def follow(maps: list, config, num_updates: int, planned: int) -> None:
     importances = [each.importance for each in maps]
     if num_updates == 1:
         _start(importances, config.total_updates or planned)
-    total = int(importances[0].total)
+    total = importances[0].num_updates()
     if config.total_updates not in (0, total):
         raise InputError(
             f"--adalora-total-updates {config.total_updates}, but this run began with a schedule "
@@ -144,7 +153,7 @@ def follow(maps: list, config, num_updates: int, planned: int) -> None:
     if schedule.chooses(num_updates):
         choose(importances, schedule.budget(num_updates))
     if num_updates == schedule.end:
-        ranks = [int(each.kept.sum()) for each in importances]
+        ranks = torch.stack([each.kept.sum() for each in importances]).tolist()
         logger.info(
             f"AdaLoRA: {sum(ranks)} of {num_triplets} ranks stay, {min(ranks)} to {max(ranks)} "
             "a map"
