@@ -13,10 +13,9 @@ from pathlib import Path
 import hf_models
 import pytest
 import torch
-from comparison import Differences
+from comparison import Differences, learn_and_compare, part
 from hf_cases import TEXT_CASES
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from fairseq_peft import cli
 from fairseq_peft.checkpoints import finetuned
@@ -30,7 +29,6 @@ MADE = (
     *("lora-bias", "dora", "pissa", "ia3", "prompt"),
 )
 NAME = str.maketrans(" ", "-")
-NUM_STEPS = 3  # as in reference.py
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -98,28 +96,15 @@ def logits(model):
 def compare(model, record) -> Differences:
     """What a model computes and learns, against a record of text_folder.py."""
     names = peft_names.table(model, None)
-    trained = {names[n].name: (n, p) for n, p in model.named_parameters() if p.requires_grad}
-    theirs = {name[len("grad.") :] for name in record if name.startswith("grad.")}
-    assert theirs == set(trained), "what trains"
-    differences = Differences()
-    parameters = [parameter for _, parameter in trained.values()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, eps=1e-4)
-    for step in range(NUM_STEPS):
-        optimizer.zero_grad()
-        scores = logits(model)
-        answer = random_batch()["answer"]
-        nn.functional.cross_entropy(scores.flatten(0, 1), answer.flatten()).backward()
-        if step == 0:
-            differences.see("logits", "logits", scores, record["logits"])
-            for theirs, (ours, parameter) in trained.items():
-                wanted = record[f"grad.{theirs}"].reshape(parameter.shape)
-                assert wanted.abs().max() > 1e-6, f"{theirs} learns nothing"
-                differences.see("gradients", ours, parameter.grad, wanted)
-        optimizer.step()
-    for theirs, (ours, parameter) in trained.items():
-        wanted = record[f"after.{theirs}"].reshape(parameter.shape)
-        differences.see("after", ours, parameter, wanted)
-    return differences
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert set(part(record, "grad")) == {names[name].name for name in trained}, "what trains"
+
+    def theirs(record, what, name):
+        return record[f"{what}.{names[name].name}"].reshape(trained[name].shape)
+
+    answer, wanted = random_batch()["answer"].flatten(), record["logits"].flatten(0, 1)
+    scores = lambda: logits(model).flatten(0, 1)  # noqa: E731
+    return learn_and_compare(trained, scores, answer, record, wanted, theirs)
 
 
 @every_kind
