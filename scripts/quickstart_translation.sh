@@ -4,9 +4,9 @@
 # Usage: scripts/quickstart_translation.sh [--dry-run]
 #
 # A small transformer learns to translate general sentences. It is then moved to those of the court with 600 rows:
-# all of its weights, LoRA, adapters; with three seeds (METHODS="bitfit prefix" adds biases and prefixes). The table says how well it translates the court, and what it has
-# forgotten of the general domain. Minutes on 2 cores; no download. Safe to run again: what is done
-# is kept. Everything lands in WORK.
+# all of its weights, LoRA, adapters; with three seeds (METHODS="bitfit prefix" adds biases and prefixes). The table
+# says how well it translates the court, and what it has forgotten of the general domain. Minutes on 2 cores; no
+# download. Safe to run again: what is done is kept. Everything lands in WORK.
 # All knobs are variables:
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -31,7 +31,7 @@ FORK=${FORK:-1}                             # 1: programs are forks of one proce
 LR_FULL=${LR_FULL:-2e-3}                    # peak learning rates
 LR_LORA=${LR_LORA:-5e-3}                    # rank 32 on all linear maps and the words
 LR_ADAPTER=${LR_ADAPTER:-5e-3}              # bottleneck 64, and rank 32 on the words
-LR_BITFIT=${LR_BITFIT:-5e-3}                # biases, and rank 32 on the words
+LR_BITFIT=${LR_BITFIT:-1e-2}                # biases, and rank 32 on the words
 LR_PREFIX=${LR_PREFIX:-5e-3}                # 20 positions in each attention, and rank 32 on the words
 
 RAW="$WORK/raw" RUNS="$WORK/runs" DATA="$WORK/data-bin" BASE="$WORK/base/checkpoint_last.pt"
