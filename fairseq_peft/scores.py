@@ -1,4 +1,4 @@
-"""Scores of the three kinds of task, from counts and sums that batches and processes add up.
+"""Scores of the kinds of task, from counts and sums that batches and processes add up.
 
 ``classes``: one class a row. Accuracy, macro-F1 and MCC, from integers for each class k: ``hit``
 rows of k predicted as k, ``target`` rows of k, ``predicted`` rows predicted as k.
@@ -6,18 +6,22 @@ rows of k predicted as k, ``target`` rows of k, ``predicted`` rows predicted as 
 are all right: micro-F1, macro-F1, and accuracy as the share of such rows.
 ``number``: a number a row. Pearson's correlation and the mean squared error, from sums; Spearman's
 correlation needs the numbers themselves.
+``text``: an answer in words. The loss a token, and where answers were written, ROUGE.
 """
 
 from __future__ import annotations
 
 import math
 
-CLASSES, LABELS, NUMBER = "classes", "labels", "number"
+CLASSES, LABELS, NUMBER, TEXT = "classes", "labels", "number", "text"
+#: F1 of the words, of the pairs of words, and of the longest common row of words.
+ROUGE = ("rouge1", "rouge2", "rougeL")
 #: Kind of task -> the metrics that can choose a checkpoint, beside the loss; the first by default.
 METRICS = {
     CLASSES: ("accuracy", "macro_f1", "mcc"),
     LABELS: ("micro_f1", "macro_f1", "accuracy"),
     NUMBER: ("pearson", "spearman", "mse"),
+    TEXT: ("loss", *ROUGE),
 }
 #: Metrics of which less is better.
 LOWEST = ("loss", "mse")
@@ -28,11 +32,18 @@ COUNTS = "_counts"
 #: The same of the other kinds: (3, labels + 1), its last column the right rows, all rows, and 0;
 #: and (6,), the arguments of ``from_sums``.
 LABEL_COUNTS, SUMS = "_label_counts", "_sums"
+#: And of texts: the rows; the sums of ``ROUGE`` over them, with their number.
+ROWS, ROUGE_SUMS = "_rows", "_rouge"
 
 
 def is_share(metric: str) -> bool:
     """Whether it is a fraction that people read in per cent; correlations and losses are not."""
-    return metric == "accuracy" or metric.endswith("_f1") or metric.startswith("f1_")
+    return metric == "accuracy" or metric.endswith("_f1") or metric.startswith(("f1_", "rouge"))
+
+
+def has_accuracy(kind: str) -> bool:
+    """Whether an answer is right or wrong: a number is never quite right, nor is a text."""
+    return "accuracy" in METRICS[kind]
 
 
 def from_counts(hit, target, predicted) -> dict:
@@ -151,9 +162,18 @@ def from_meters(meters) -> dict:
         correct, examples = rows[0].pop(), rows[1].pop()
         rows[2].pop()
         return from_label_counts(*rows, correct, examples)
+    rouge = from_rouge_sums(meters[ROUGE_SUMS].sum.tolist()) if ROUGE_SUMS in meters else {}
+    if COUNTS not in meters:
+        return {"num_examples": round(float(meters[ROWS].sum)), **rouge}
     rows = meters[COUNTS].sum.tolist()
     counts = {kind: [round(number) for number in row] for kind, row in zip(KINDS, rows)}
-    return {**from_counts(**counts), "predicted": counts["predicted"]}
+    return {**from_counts(**counts), "predicted": counts["predicted"], **rouge}
+
+
+def from_rouge_sums(sums) -> dict:
+    """The means of ``ROUGE`` from their sums over the rows, and the number of these."""
+    *of_each, rows = sums
+    return {name: total / rows for name, total in zip(ROUGE, of_each)}
 
 
 def of_validation(meters, kind: str, predicted, target) -> dict:

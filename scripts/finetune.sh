@@ -26,11 +26,13 @@ LR=${LR:-1e-4}                          # peak learning rate
 METHOD=${METHOD:-full}                  # a method (fairseq-peft methods lists them), or several with + between
 LABEL=${LABEL:-$METHOD}                 # what the run is called in reports
 INIT=${INIT:-pretrained}                # pretrained (from BASE) or scratch
-BASE=${BASE:-}                          # checkpoint to start from, for INIT=pretrained
+BASE=${BASE:-}                          # checkpoint, or folder of Hugging Face's, to start from, for INIT=pretrained
+LABELS=${LABELS:-}                     # of a base of Hugging Face's: the answers that there are, with commas (any text)
 SIZE=${SIZE:-auto}                      # auto (BASE's, and roberta_small from scratch), roberta_small, _base or _large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 METRIC=${METRIC:-}                      # chooses the checkpoint: accuracy (default), macro_f1, mcc, loss, f1_<class>;
-#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse
+#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse; of texts
+#                                         loss (default), rouge1, rouge2, rougeL
 EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
 PATIENCE=${PATIENCE:-0}                 # end after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas
@@ -50,6 +52,6 @@ esac
 [ "$WAIT" = 0 ] || START+=(--wait)
 
 exec_peft_cli finetune "${RUN_KNOBS[@]}" "${START[@]}" --method "$METHOD" --label "$LABEL" --size "$SIZE" \
-  --arch-args=" $ARCH_ARGS" --seed "$SEED" --lr "$LR" --metric "$METRIC" \
+  --arch-args=" $ARCH_ARGS" --seed "$SEED" --lr "$LR" --metric "$METRIC" --labels "$LABELS" \
   --eval-test "$EVAL_TEST" --patience "$PATIENCE" \
   --class-weights "$CLASS_WEIGHTS" -- ${EXTRA[@]+"${EXTRA[@]}"}

@@ -35,16 +35,18 @@ parse_args "$@"
 # shellcheck source=finetune_lib.sh
 . "$ROOT/scripts/finetune_lib.sh"
 
-CELLS=${CELLS:-scratch/full pretrained/full pretrained/head_only pretrained/lora pretrained/adapter pretrained/prompt}   # start/method
+CELLS=${CELLS:-}                        # start/method each (those of fairseq-peft sweep)
 SEEDS=${SEEDS:-1 2 3}                   # the first one tunes the learning rate
 LR_SCRATCH=${LR_SCRATCH:-}              # grid of every cell that starts from scratch (1e-4 2e-4 5e-4)
 # LR_<METHOD>=                          # grid of another cell, such as LR_LORA (fairseq-peft methods --rates METHOD)
 # FLAGS_<NAME>=                         # flags of the cells of that name, such as FLAGS_LORA
-BASE=${BASE:-}                          # checkpoint to start from, for the cells pretrained/...
+BASE=${BASE:-}                          # checkpoint, or folder of Hugging Face's, to start from, for the cells pretrained/...
+LABELS=${LABELS:-}                     # of a base of Hugging Face's: the answers that there are, with commas (any text)
 SIZE=${SIZE:-auto}                      # auto (BASE's, and roberta_small from scratch), roberta_small, _base or _large
 ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "--encoder-layers 2"
 METRIC=${METRIC:-}                      # chooses checkpoint and rate: accuracy (default), macro_f1, mcc, loss, f1_<class>;
-#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse
+#                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse; of texts
+#                                         loss (default), rouge1, rouge2, rougeL
 EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
 PATIENCE=${PATIENCE:-0}                 # end a run after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas
@@ -61,8 +63,8 @@ GRIDS=()
 for name in "${!LR_@}"; do [ -z "${!name}" ] || GRIDS+=(--rates "${name#LR_}=${!name}"); done
 for name in "${!FLAGS_@}"; do [ -z "${!name}" ] || GRIDS+=(--cell-flags "${name#FLAGS_}=${!name}"); done
 
-exec_peft_cli sweep "${RUN_KNOBS[@]}" ${BASE:+--base "$BASE"} --cells "$CELLS" --seeds "$SEEDS" \
-  ${GRIDS[@]+"${GRIDS[@]}"} --size "$SIZE" --arch-args=" $ARCH_ARGS" --metric "$METRIC" \
+exec_peft_cli sweep "${RUN_KNOBS[@]}" ${BASE:+--base "$BASE"} ${CELLS:+--cells "$CELLS"} --seeds "$SEEDS" \
+  ${GRIDS[@]+"${GRIDS[@]}"} --size "$SIZE" --arch-args=" $ARCH_ARGS" --metric "$METRIC" --labels "$LABELS" \
   --eval-test "$EVAL_TEST" --patience "$PATIENCE" \
   --class-weights "$CLASS_WEIGHTS" --jobs "$JOBS" --members "$MEMBERS" --every "$EVERY" --worker "$WORKER" \
   -- ${EXTRA[@]+"${EXTRA[@]}"}

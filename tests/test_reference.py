@@ -29,7 +29,7 @@ def test_what_is_there_and_what_is_not():
     assert "| `--eval-test` | str | `each` |" in training and "| `DATA` |" in training
     assert "--needs" not in training and "--save-dir" not in training
     commands = reference.commands()
-    assert "fairseq-peft finetune [flags] (--base FILE | --from-scratch) --data DIR" in commands
+    assert "fairseq-peft finetune [flags] (--base BASE | --from-scratch) --data DIR" in commands
     assert "| [`from-hf`](#from-hf) | Write a RoBERTa," in commands
 
 

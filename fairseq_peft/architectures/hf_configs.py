@@ -3,6 +3,12 @@
 Numbers alone, as the models' authors give them: a model is built from them with random weights.
 """
 
+#: Architecture -> the ``model_type`` of its models: those that ``models.hf_families`` describes.
+KINDS = {
+    "hf_causal_lm": ("gpt2", "bloom", "opt", "llama", "mistral", "qwen2", "qwen3"),
+    "hf_seq2seq": ("t5", "mt5", "bart"),
+}
+
 CONFIGS = {
     "t5-small": {  # Raffel et al. 2020, arXiv:1910.10683
         "model_type": "t5",

@@ -6,6 +6,10 @@ events, checkpoint_best.pt (chosen on valid), and result.json when it is done. A
 skipped; one that was interrupted goes on from its last epoch. A folder that holds a run of another
 plan (other data, base, knobs or flags) is refused, with what differs. What follows -- goes to
 fairseq-train. scripts/finetune.sh is the same with variables.
+
+A base may be a folder of Hugging Face's, `--base t5-small/`: such a model learns to answer. DATA
+has train.jsonl, valid.jsonl and test.jsonl then, with input and target (T5, BART) or prompt and
+answer (GPT-2, BLOOM, Llama ...); with --labels an answer is right or wrong (docs/hf-models.md).
 """
 
 from __future__ import annotations
@@ -22,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     text = parser.add_argument
     start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--base", metavar="FILE", help="checkpoint to start from")
+    start.add_argument(
+        "--base",
+        metavar="BASE",
+        help="checkpoint to start from, or folder of a model of Hugging Face's",
+    )
     start.add_argument("--from-scratch", action="store_true", help="start from random weights")
     text("--method", default="full", help="a method, or several with + between (full)")
     text("--label", help="what the run is called in reports (the method)")

@@ -25,8 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fairseq_peft.sweeps.cells import FROM_SCRATCH, SCRATCH, USUAL
 
     text = parser.add_argument
-    text("--base", metavar="FILE", help="checkpoint to start from, for the cells pretrained/...")
-    text("--cells", default=" ".join(USUAL), help=f"start/method each ({' '.join(USUAL)})")
+    text(
+        "--base",
+        metavar="BASE",
+        help="checkpoint, or folder of a model of Hugging Face's, to start from, for the cells "
+        "pretrained/...",
+    )
+    text(
+        "--cells",
+        help=f"start/method each ({' '.join(USUAL)}; on a base of Hugging Face's without those "
+        "that it cannot have)",
+    )
     text("--seeds", default="1 2 3", help="the first one tunes the learning rate (1 2 3)")
     text(
         "--rates",
@@ -87,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
     knobs = arguments.knobs(
         args, threads=threads, method="", label="", base=args.base, seed=0, lr=""
     )
-    read = cells.read(args.cells.split(), _named(args.cell_flags), _named(args.rates))
+    names = cells.usual(args.base) if args.cells is None else args.cells.split()
+    read = cells.read(names, _named(args.cell_flags), _named(args.rates))
     sweep = Sweep(
         knobs=knobs,
         cells=read,

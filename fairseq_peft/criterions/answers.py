@@ -17,10 +17,6 @@ from fairseq_peft import scores
 from fairseq_peft.criterions.on_host import on_host
 from fairseq_peft.injection import surgery
 
-#: Name of the meter with the sums of ROUGE-1, -2, -L (F1), and the number of rows.
-ROUGE_SUMS = "_rouge"
-ROUGE = ("rouge1", "rouge2", "rougeL")
-
 
 def token_losses(logits, target, pad: int) -> torch.Tensor:
     """(B,) the summed negative log likelihood, in nats, of each row's target (B, T) under logits
@@ -47,9 +43,16 @@ def label_losses(model, layout, prompts, labels) -> torch.Tensor:
 class AnswersCriterion(FairseqCriterion):
     """Cross entropy of the answers' tokens, summed over the batch, in nats.
 
-    Logged per batch: ``loss``, ``ntokens`` (of answers), ``nsentences``, and in validation, where
-    the task has labels, the counts of ``scores.from_counts``.
+    Logged per batch: ``loss``, ``ntokens`` (of answers), ``nsentences``, ``num_read`` (tokens of
+    prompts and answers), and in validation, where the task has labels, the counts of
+    ``scores.from_counts``.
+
+    Attributes:
+        predicted: (B,) numbers of the labels of the last batch, for who records them row by row;
+            None where there are none.
     """
+
+    predicted = None
 
     def forward(self, model, sample, reduce=True):
         """Returns (summed loss, number of answers' tokens, logging output). The methods' penalty is
@@ -63,6 +66,7 @@ class AnswersCriterion(FairseqCriterion):
             "ntokens": num_tokens,
             "nsentences": sample["nsentences"],
             "sample_size": num_tokens,
+            "num_read": sum(len(prompt) + len(answer) + 1 for prompt, answer in sample["rows"]),
         }
         if not model.training and self.task.label_ids:
             log[scores.COUNTS] = self.counts(model, sample).cpu()
@@ -76,7 +80,8 @@ class AnswersCriterion(FairseqCriterion):
         finds likeliest, with the end of the answer."""
         labels, layout = self.task.label_ids, self.task.layout
         prompts = [prompt for prompt, _ in sample["rows"]]
-        predicted = label_losses(model, layout, prompts, labels).argmin(1).cpu()
+        self.predicted = label_losses(model, layout, prompts, labels).argmin(1)
+        predicted = self.predicted.cpu()
         target = torch.tensor([labels.index(list(answer)) for _, answer in sample["rows"]])
         parts = (target[predicted == target], target, predicted)
         return torch.stack([torch.bincount(part, minlength=len(labels)) for part in parts])
@@ -92,14 +97,16 @@ class AnswersCriterion(FairseqCriterion):
         tokens = float(summed("sample_size"))
         metrics.log_scalar("loss", float(summed("loss")) / tokens, tokens, round=6)
         metrics.log_derived("ppl", lambda meters: round(math.exp(min(meters["loss"].avg, 80)), 4))
+        metrics.log_scalar(scores.ROWS, summed("nsentences"), weight=1)
+        metrics.log_scalar("_tokens", summed("num_read"), weight=1)
         if any(scores.COUNTS in log for log in logging_outputs):
             metrics.log_scalar(scores.COUNTS, summed(scores.COUNTS), weight=1)
-            for name in ("accuracy", "macro_f1"):
+            for name in scores.METRICS[scores.CLASSES]:
                 metrics.log_derived(name, _score(name))
-        if any(ROUGE_SUMS in log for log in logging_outputs):
-            metrics.log_scalar(ROUGE_SUMS, summed(ROUGE_SUMS), weight=1)
-            for place, name in enumerate(ROUGE):
-                metrics.log_derived(name, _rouge(place))
+        if any(scores.ROUGE_SUMS in log for log in logging_outputs):
+            metrics.log_scalar(scores.ROUGE_SUMS, summed(scores.ROUGE_SUMS), weight=1)
+            for name in scores.ROUGE:
+                metrics.log_derived(name, _score(name))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -108,14 +115,6 @@ class AnswersCriterion(FairseqCriterion):
 
 def _score(name):
     return lambda meters: round(scores.from_meters(meters)[name], 6)
-
-
-def _rouge(place):
-    def mean(meters):
-        sums = meters[ROUGE_SUMS].sum
-        return round(float(sums[place] / sums[-1]), 6)
-
-    return mean
 
 
 if "answers" not in CRITERION_REGISTRY:

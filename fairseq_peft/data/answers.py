@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
+from fairseq.data import FairseqDataset, data_utils
 
 from fairseq_peft.errors import InputError
 
@@ -65,7 +65,12 @@ class AnswerDataset(FairseqDataset):
 
     Attributes:
         num_cut: rows whose prompt, or answer, was cut at its end.
+        split: what the split is called.
+        targets: (N,) the number of each row's label; None where answers are any text.
+        seed: of the order of its rows.
     """
+
+    split, targets, seed = "", None, 1
 
     def __init__(self, rows, layout: Layout, max_prompt: int, max_answer: int, place: str):
         """
@@ -117,7 +122,9 @@ class AnswerDataset(FairseqDataset):
         }
 
     def ordered_indices(self):
-        """By length, those of one length in an order drawn from numpy's generator, which fairseq
-        seeds for each epoch."""
-        order = np.random.permutation(len(self))
+        """By length, those of one length in an order that ``seed`` draws. It is the same in all
+        epochs, as fairseq keeps the batches of the first one, and shuffles them: so it is in a run
+        that goes on, too."""
+        with data_utils.numpy_seed(self.seed + 1):
+            order = np.random.permutation(len(self))
         return order[np.argsort(self.sizes[order], kind="stable")]

@@ -192,7 +192,6 @@ def flags(cfg) -> None:
     Raises:
         InputError: naming the flag and what to give instead.
     """
-    subsets = cfg.valid_subset.split(",")
     if os.pathsep in cfg.data:
         raise InputError(
             f"The data folder {cfg.data} has a {os.pathsep!r} in its name, which fairseq takes for "
@@ -200,17 +199,23 @@ def flags(cfg) -> None:
         )
     processes.check_casts("fp16" if cfg.fp16 else "bf16" if cfg.bf16 else None)
     processes.check(cfg.amp, cfg.store_ema)
-    if cfg.eval_test not in ("each", "best"):
-        raise InputError(
-            f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "
-            "alone)."
-        )
     for name, value, of in (
         ("--keep-features", cfg.keep_features, "memory"),
         ("--keep-features-on-disk", cfg.keep_features_on_disk, "disk"),
     ):
         if value < 0:
             raise InputError(f"{name} {value}: expected MB of {of}, or 0 to keep none there.")
+    validation(cfg)
+
+
+def validation(cfg) -> None:
+    """Raise InputError where flags would leave rows out of a validation, or mean no splits."""
+    subsets = cfg.valid_subset.split(",")
+    if cfg.eval_test not in ("each", "best"):
+        raise InputError(
+            f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "
+            "alone)."
+        )
     if cfg.max_valid_steps is not None:
         raise InputError(
             f"--max-valid-steps {cfg.max_valid_steps} would leave rows out of every evaluation. "

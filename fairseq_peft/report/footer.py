@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairseq_peft.report.cells import points
 from fairseq_peft.report.runs import LeftOut
 from fairseq_peft.report.stats import sampling_error
-from fairseq_peft.scores import NUMBER
+from fairseq_peft.scores import has_accuracy
 
 
 def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
@@ -21,8 +21,10 @@ def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
         "TEST and too high; only for comparison with figures made that way.",
     ]
     lines += _test_rows(rows)
-    if all(row["kind"] == NUMBER for row in rows):
-        lines.append("Not compared row by row: where a row has a number, no answer is quite right.")
+    if not any(has_accuracy(row["kind"]) for row in rows):
+        lines.append(
+            "Not compared row by row: where a row has a number or a text, no answer is quite right."
+        )
     elif "paired_with" not in rows[0]:
         lines.append(
             "Not compared row by row, so without p values: no run has predictions.npz, which "

@@ -13,7 +13,7 @@ from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_valid
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
 from fairseq_peft.runs.log import is_count
-from fairseq_peft.scores import CLASSES, METRICS, NUMBER, is_share
+from fairseq_peft.scores import CLASSES, METRICS, has_accuracy, is_share
 
 
 def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
@@ -191,8 +191,8 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
 
 
 def _accuracy(run: dict, line: dict, subset: str) -> float | None:
-    """Accuracy from the counts, once it is sure that every row was evaluated; None for numbers,
-    which are never quite right."""
+    """Accuracy from the counts, once it is sure that every row was evaluated; None for answers that
+    are never quite right."""
     epoch = line["epoch"]
     if subset not in line["subsets"]:
         raise InputError(
@@ -200,15 +200,15 @@ def _accuracy(run: dict, line: dict, subset: str) -> float | None:
             "train with --valid-subset valid,test"
         )
     counts = line["subsets"][subset]
-    is_number = run.get("kind", CLASSES) == NUMBER
-    correct, examples = 0 if is_number else counts["num_correct"], counts["num_examples"]
+    judged = has_accuracy(run.get("kind", CLASSES))
+    correct, examples = counts["num_correct"] if judged else 0, counts["num_examples"]
     expected = run["rows"].get(subset, examples)
     if examples != expected or not 0 <= correct <= examples or examples < 1:
         raise InputError(
             f"epoch {epoch}: {correct} right of {examples} rows of '{subset}'; "
             f"the data has {expected} rows"
         )
-    return None if is_number else correct / examples
+    return correct / examples if judged else None
 
 
 def _finite(value: float | None) -> float | None:

@@ -7,11 +7,11 @@ from fairseq_peft.report.comparisons import add_comparisons
 from fairseq_peft.report.references import FULL, reference_of, without_number
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
-from fairseq_peft.scores import CLASSES
+from fairseq_peft.scores import CLASSES, ROUGE
 
 INIT_ORDER = ("baseline", "scratch", "pretrained")
 # Metrics that tasks of one class a row do not have.
-OF_OTHER_KINDS = ("micro_f1", "pearson", "spearman", "mse")
+OF_OTHER_KINDS = ("micro_f1", "pearson", "spearman", "mse", "loss", *ROUGE)
 # What must not change between the seeds of one row.
 SAME = ("chosen_by", "arch", "base", "method_config", "rows", "num_epochs", "task_bytes")
 

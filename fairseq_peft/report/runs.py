@@ -165,12 +165,12 @@ def check_result(result: dict, path: Path) -> None:
             f"'{path}' has schema {result.get('schema')!r}, this version reads {SCHEMA}; "
             "delete it and write it again with `fairseq-peft result`"
         )
-    of_numbers = result.get("kind") == scores.NUMBER
+    judged = result.get("kind") not in (scores.NUMBER, scores.TEXT)
     for key, (kind, nullable) in RESULT_FIELDS.items():
         if key not in result:
             raise InputError(f"'{path}' has no '{key}'; write it again with `fairseq-peft result`")
         value = result[key]
-        if value is None and (nullable or (key == "valid_accuracy" and of_numbers)):
+        if value is None and (nullable or (key == "valid_accuracy" and not judged)):
             continue
         # bool is an int to Python, but no count
         if not isinstance(value, kind) or isinstance(value, bool):

@@ -10,7 +10,7 @@ from pathlib import Path
 from fairseq_peft.report import cells, drawing
 from fairseq_peft.report.footer import by_data, footer_lines
 from fairseq_peft.report.runs import LeftOut
-from fairseq_peft.scores import LABELS, NUMBER
+from fairseq_peft.scores import LABELS, NUMBER, TEXT, has_accuracy
 
 MAX_WIDTH = 120
 GAP = "  "
@@ -38,7 +38,7 @@ SCORE_COLUMNS = (
     ("test\nmacro-F1 %", lambda row: cells.mean_sd(row, "test_macro_f1")),
     ("test\nMCC", cells.mcc),
 )
-#: The same where a row has any number of labels, and where it has a number.
+#: The same where a row has any number of labels, where it has a number, and where it has a text.
 LABEL_COLUMNS = (
     *SCORE_COLUMNS[:4],
     ("test: all\nlabels right %", cells.mean_sd),
@@ -51,6 +51,13 @@ NUMBER_COLUMNS = (
     ("test\nPearson", lambda row: cells.plain_score(row, "test_pearson")),
     ("test\nSpearman", lambda row: cells.plain_score(row, "test_spearman")),
     ("test\nMSE", lambda row: cells.plain_score(row, "test_mse")),
+)
+TEXT_COLUMNS = (
+    *NUMBER_COLUMNS[:6],
+    ("test loss\na token", lambda row: cells.plain_score(row, "test_loss")),
+    ("test\nROUGE-1 %", lambda row: cells.mean_sd(row, "test_rouge1")),
+    ("test\nROUGE-2 %", lambda row: cells.mean_sd(row, "test_rouge2")),
+    ("test\nROUGE-L %", lambda row: cells.mean_sd(row, "test_rougeL")),
 )
 CLASS_COLUMNS = (
     ("<init", lambda row: row["init"]),
@@ -128,11 +135,13 @@ def _tables(rows: list[dict]):
         kinds = {row["kind"] for row in part}
         if kinds == {NUMBER}:
             yield data, "correlation and error", NUMBER_COLUMNS, part
+        elif kinds == {TEXT}:
+            yield data, "loss and ROUGE", TEXT_COLUMNS, part
         else:
             yield data, "accuracy", ACCURACY_COLUMNS, part
         if kinds == {LABELS}:
             yield data, "F1 of labels", LABEL_COLUMNS, part
-        elif kinds != {NUMBER}:
+        elif any(map(has_accuracy, kinds)):
             yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
         yield data, "cost", COST_COLUMNS, part
         if any(row["classes"] for row in part):

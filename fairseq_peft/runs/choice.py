@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.scores import CLASSES, LOWEST, METRICS, NUMBER
+from fairseq_peft.scores import CLASSES, LOWEST, METRICS, NUMBER, has_accuracy
 
 #: Beside the metrics of the kind of task (``scores.METRICS``) there are the loss and this of a
 #: class.
@@ -90,15 +90,16 @@ def choice(
         InputError: they contradict each other, the metric is unknown, or the test set would choose.
     """
     chosen = Choice(metric, subsets[0])
-    known = (*METRICS[kind], "loss")
-    if metric not in known and (kind == NUMBER or chosen.f1_class not in labels):
+    known = dict.fromkeys((*METRICS[kind], "loss"))
+    if metric not in known and (not labels or kind == NUMBER or chosen.f1_class not in labels):
         expected = ", ".join(known)
-        if kind != NUMBER:
+        if has_accuracy(kind):
             expected += f" or {F1}<class> ({', '.join(F1 + name for name in labels)})"
-        usual = "macro_f1" if kind != NUMBER else METRICS[kind][0]
+        usual = "macro_f1" if has_accuracy(kind) else METRICS[kind][0]
+        direction = " --maximize-best-checkpoint-metric" if Choice(usual).maximize else ""
         raise InputError(
             f"--best-checkpoint-metric {metric} is unknown; expected {expected}. Give one, such as "
-            f"--best-checkpoint-metric {usual} --maximize-best-checkpoint-metric."
+            f"--best-checkpoint-metric {usual}{direction}."
         )
     if chosen.maximize and not maximize:
         raise InputError(
@@ -107,9 +108,10 @@ def choice(
             "--maximize-best-checkpoint-metric."
         )
     if maximize and not chosen.maximize:
+        usual = next(name for name in METRICS[kind] if name not in LOWEST)
         raise InputError(
             f"--maximize-best-checkpoint-metric would keep the epoch of the highest {metric}. Give "
-            f"--best-checkpoint-metric {METRICS[kind][0]} --maximize-best-checkpoint-metric, or "
+            f"--best-checkpoint-metric {usual} --maximize-best-checkpoint-metric, or "
             "leave both out for the lowest loss."
         )
     if subsets[0].startswith("test"):

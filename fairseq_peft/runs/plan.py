@@ -19,6 +19,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of
 from fairseq_peft.runs.log import write_json
 from fairseq_peft.scores import CLASSES, NUMBER
+from fairseq_peft.text import pairs
 from fairseq_peft.text.kinds import kind_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ NAME = "plan.json"
 _PLACES = (
     *("--user-dir", "--save-dir", "--log-format", "--log-interval", "--log-file"),
     *("--tensorboard-logdir", "--num-workers", "--method-label", "--finetune-from-model"),
-    "--keep-features",
+    *("--keep-features", "--hf-model"),
 )
 #: What a run that goes on has as it began.
 _IDENTITY = ("data_sha256", "base_sha256", "seed")
@@ -42,8 +43,8 @@ class Plan:
     Attributes:
         data: the data folder.
         data_sha256: of its dictionaries and rows.
-        base: the base checkpoint's path; None from scratch.
-        base_sha256: of that file.
+        base: the path of the base, a checkpoint or a folder of Hugging Face's; None from scratch.
+        base_sha256: of that file, or of the weights and the config in that folder.
         arch: the architecture, and with it the method.
         peft: the method, where several are given.
         seed: of head, method, batches and dropout.
@@ -169,10 +170,10 @@ def make(words: list[str], files: bool = True, before: Plan | None = None) -> Pl
     """
     data, *rest = words
     found, flags = parse(rest)
-    base = found.finetune_from_model
+    base = found.hf_model or found.finetune_from_model
     base_sha256 = before.base_sha256 if before and before.base == base else None
     if files and base and base_sha256 is None:
-        base_sha256 = _sha256(Path(base))
+        base_sha256 = base_fingerprint(Path(base))
     known = {field.name for field in fields(Plan)}
     return Plan(
         data=data,
@@ -283,6 +284,9 @@ def sentence(differ: dict) -> str:
 def data_fingerprint(data: Path) -> str:
     """SHA-256 of the dictionaries and rows of a data folder, and of the kind of its rows."""
     digest = hashlib.sha256()
+    if not (data / "input0").is_dir():  # prompts and answers, as they are written
+        for path in sorted(path for end in pairs.ENDS for path in data.glob(f"*{end}")):
+            digest.update(f"{path.name} {_sha256(path)}\n".encode())
     kind = kind_of(data)
     for path in sorted(data.glob("*/*")):
         is_numbers = kind == NUMBER and path.suffix == ".label"

@@ -12,13 +12,24 @@ from fairseq_peft.sweeps.knobs import Knobs
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments that both have."""
     text = parser.add_argument
-    text("--data", required=True, metavar="DIR", help="folder that prepare-data made")
+    text(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder that prepare-data made; for a base of Hugging Face's, with train.jsonl ...",
+    )
     text("--runs", default="runs", metavar="DIR", help="where runs land (runs)")
     text(
         "--size",
         default="auto",
         help="roberta_small, roberta_base or roberta_large; auto: the base's, and roberta_small "
         "from scratch (auto)",
+    )
+    text(
+        "--labels",
+        default="",
+        help="the answers that there are, with commas between, where the base is a model of "
+        "Hugging Face's: accuracy is theirs, and chooses (none: the loss does)",
     )
     text("--arch-args", default="", metavar="FLAGS", help="more flags of the architecture")
     text("--epochs", type=int, default=5, help="passes over train (5)")
@@ -30,7 +41,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--metric",
         default="",
         help="what chooses the checkpoint: accuracy, macro_f1, mcc, loss, f1_<class>; of labels "
-        "micro_f1, of numbers pearson, spearman, mse (accuracy, micro_f1, pearson)",
+        "micro_f1, of numbers pearson, spearman, mse, of texts rouge1, rouge2, rougeL (accuracy, "
+        "micro_f1, pearson, loss)",
     )
     text(
         "--eval-test",
@@ -79,6 +91,7 @@ def knobs(args: argparse.Namespace, threads: int, **more) -> Knobs:
     return Knobs(
         data=args.data,
         runs=args.runs,
+        labels=args.labels,
         size=args.size,
         epochs=args.epochs,
         batch_size=args.batch_size,

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.sweeps.bases import is_folder
 
 #: Cells of a sweep where none are named.
 USUAL = (
@@ -16,6 +17,13 @@ USUAL = (
 )
 #: Learning rates of a cell that starts from scratch, and what names them instead of the method.
 FROM_SCRATCH, SCRATCH = ("1e-4", "2e-4", "5e-4"), "SCRATCH"
+
+
+def usual(base: str | None) -> list[str]:
+    """The cells of a sweep on ``base`` where none are named."""
+    if not is_folder(base):
+        return list(USUAL)
+    return [name for name in USUAL if name not in ("scratch/full", "pretrained/head_only")]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def cell(name: str, words: list[str], with_data: bool) -> int:
     try:
         cfg = parse(words)
         task = tasks.setup_task(cfg.task)
-        model = launch.prepare(task, cfg.model)[0]
+        model = task.prepare(cfg.model)
         task.build_criterion(cfg.criterion)
         if with_data:
             launch.load_data(task)

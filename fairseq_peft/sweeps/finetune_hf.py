@@ -16,7 +16,7 @@ from fairseq_peft.report.result import conclude, summarise
 from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs.log import logging_to
 from fairseq_peft.sweeps import finetune
-from fairseq_peft.sweeps.knobs import num_rows
+from fairseq_peft.sweeps.bases import num_rows
 from fairseq_peft.text.kinds import check_classes
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.runs import plan
 from fairseq_peft.runs.choice import Choice
 from fairseq_peft.scores import METRICS
-from fairseq_peft.text.kinds import kind_of
+from fairseq_peft.sweeps.bases import base_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Schedules that do not know how long the run will be: going on is as if it had never stopped.
@@ -26,11 +24,11 @@ class Knobs:
     """The knobs of a run, as ``fairseq-peft finetune`` has them.
 
     Attributes:
-        data: folder that ``prepare-data`` made.
+        data: folder that ``prepare-data`` made, or with train.jsonl and so on (``text.pairs``).
         runs: where runs land.
         method: a method, or several with + between.
         label: what the run is called in reports; its folder.
-        base: checkpoint to start from; None: from scratch.
+        base: checkpoint, or folder of Hugging Face's, to start from; None: from scratch.
         size: roberta_small, roberta_base or roberta_large; auto: the base's, and from scratch
             roberta_small.
         warmup: per cent of the updates.
@@ -43,6 +41,7 @@ class Knobs:
         class_weights: none, balanced, or numbers with commas.
         keep: checkpoints to keep when done: best or none.
         worker: where a worker listens; None: a process of its own.
+        labels: the answers that there are, of a model of Hugging Face's; empty: any text.
     """
 
     data: str
@@ -67,6 +66,7 @@ class Knobs:
     class_weights: str = "none"
     keep: str = "best"
     worker: str | None = None
+    labels: str = ""
 
     @property
     def folder(self) -> Path:
@@ -92,19 +92,8 @@ def command(knobs: Knobs) -> list[str]:
 
 
 def _words(knobs, schedule):
-    size = knobs.size
-    if size == "auto":
-        size = "roberta" if knobs.base else "roberta_small"
-    if not re.search("[+,]", knobs.method):
-        arch = ["--arch", f"{size}_{knobs.method}"]
-    else:
-        arch = ["--arch", "roberta_peft" if size == "roberta" else size, "--peft", knobs.method]
-    if knobs.label != knobs.method:
-        arch += ["--method-label", knobs.label]
-    start = ["--finetune-from-model", knobs.base] if knobs.base else ["--from-scratch"]
-    name = "sentence_classification"
     return [
-        *("--user-dir", str(PACKAGE), *arch, "--task", name, "--criterion", name, *start),
+        *("--user-dir", str(PACKAGE), *base_of(knobs).words()),
         *("--optimizer", "peft_adamw", "--lr", knobs.lr, "--lr-scheduler", "polynomial_decay"),
         *(*schedule, "--clip-norm", "1.0"),
         *("--max-epoch", str(knobs.epochs), "--batch-size", str(knobs.batch_size)),
@@ -133,7 +122,7 @@ def _choosing(knobs):
                 "--best-checkpoint-metric. Leave one out."
             )
     else:
-        metric = knobs.metric or METRICS[kind_of(knobs.data)][0]
+        metric = knobs.metric or METRICS[base_of(knobs).kind][0]
         words += ["--best-checkpoint-metric", metric]
         if Choice(metric).maximize and "--maximize-best-checkpoint-metric" not in knobs.flags:
             words += ["--maximize-best-checkpoint-metric"]
@@ -160,7 +149,7 @@ def batches(knobs: Knobs, found) -> list[int]:
         each = _batches_by_tokens([knobs.data, *_words(knobs, any_end)])
     else:  # every batch but the last one is full: ``data.buckets``
         split, examples = _train_rows(knobs.flags)
-        rows = num_rows(Path(knobs.data), split)
+        rows = base_of(knobs).num_rows(split)
         each = [-(-(min(rows, examples) or rows) // found.batch_size)]
     return [-(-number // found.world_size) for number in each]
 
@@ -174,25 +163,9 @@ def _train_rows(flags) -> tuple[str, int]:
     return found.train_subset, max(found.train_examples, 0)
 
 
-def num_rows(data: Path, split: str = "train") -> int:
-    """Rows of a split, from the index of its labels, which holds their number behind 18 bytes."""
-    path = data / "label" / f"{split}.idx"
-    if (data / "label" / f"{split}.label").exists():  # a number a row
-        path = data / "input0" / f"{split}.idx"
-    try:
-        with open(path, "rb") as file:
-            return struct.unpack("<Q", file.read(26)[18:])[0]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist. Make the folder with scripts/prepare_data.sh."
-        ) from None
-    except (OSError, struct.error) as error:
-        raise InputError(f"{path} cannot be read ({error}). Prepare the data again.") from None
-
-
 def _batches_by_tokens(words):
-    """Where tokens limit a batch, the rows decide how many there are, and they differ from epoch to
-    epoch: the task makes them as it will in the run."""
+    """Where tokens limit a batch, the rows decide how many there are, and classifiers' differ from
+    epoch to epoch: the task makes them as it will in the run."""
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
@@ -200,10 +173,13 @@ def _batches_by_tokens(words):
         options.parse_args_and_arch(options.get_training_parser(), input_args=words)
     )
     task = tasks.setup_task(cfg.task)
-    task.build_classifier(cfg.model)  # says how long a row may be
+    build = getattr(task, "build_classifier", task.build_model)
+    build(cfg.model)  # says how long a row may be
     dataset = task.load_dataset(cfg.dataset.train_subset)
-    limits = (cfg.dataset.max_tokens, cfg.dataset.batch_size, cfg.common.seed)
-    iterator = task.get_batch_iterator(dataset, *limits)
+    limits = {"max_tokens": cfg.dataset.max_tokens, "max_sentences": cfg.dataset.batch_size}
+    iterator = task.get_batch_iterator(dataset, **limits, seed=cfg.common.seed)
+    if not callable(iterator.batch_sampler):
+        return [len(iterator.batch_sampler)]
     return [
         len(iterator.batch_sampler(dataset, epoch))
         for epoch in range(1, max(cfg.optimization.max_epoch, 1) + 1)

@@ -16,6 +16,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.report import runs as report_runs
 from fairseq_peft.runs import lock, log, plan
 from fairseq_peft.sweeps import check, finetune
+from fairseq_peft.sweeps.bases import is_folder
 from fairseq_peft.sweeps.cells import Cell
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.job import Job
@@ -60,6 +61,22 @@ class Sweep:
         based = [cell for cell in self.cells if cell.start == "pretrained"]
         if based and not self.knobs.base:
             raise InputError(f"The cell {based[0]} needs a base: give BASE, a checkpoint.")
+        if is_folder(self.knobs.base):
+            self._check_folder()
+
+    def _check_folder(self):
+        """Raise InputError where only classifiers of fairseq's could run so."""
+        scratch = next((cell for cell in self.cells if cell.start == "scratch"), None)
+        if scratch:
+            raise InputError(
+                f"The cell {scratch}: runs on {self.knobs.base}, a model of Hugging Face's, start "
+                "from its weights. Leave the cell out; random weights: docs/hf-models.md."
+            )
+        if self.members > 1:
+            raise InputError(
+                f"MEMBERS={self.members} is for classifiers of fairseq's, and {self.knobs.base} is "
+                "a model of Hugging Face's. Leave it out; JOBS runs several at once."
+            )
 
     # Where runs are, and which knobs they have
 

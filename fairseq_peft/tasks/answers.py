@@ -8,24 +8,32 @@ DATA has train.jsonl, valid.jsonl and so on, or .tsv. The loss is that of the an
 """
 
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
+import numpy as np
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from fairseq_peft.criterions.answers import ROUGE, ROUGE_SUMS
+from fairseq_peft import scores
+from fairseq_peft.checkpoints import file as checkpoint_file
+from fairseq_peft.data import checks
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.models.hf_search import Words, Writer
+from fairseq_peft.runs import choice as choices
 from fairseq_peft.runs import plan
+from fairseq_peft.tasks import launch, record
+from fairseq_peft.tasks.running import Run
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
@@ -63,11 +71,36 @@ class AnswersConfig(FairseqDataclass):
         default=False,
         metadata={"help": "write answers in validation, word by word, and score them by ROUGE"},
     )
+    eval_test: str = field(
+        default="each",
+        metadata={
+            "help": "when the splits behind the first of --valid-subset are evaluated: at each "
+            "validation (each), or only where that one finds a new best (best)"
+        },
+    )
+    method_label: str = field(
+        default="", metadata={"help": "name of the method in reports (that of --peft)"}
+    )
     seed: int = II("common.seed")
-    # Read for the length of the run.
+    # Read for the length of the run, for the checks before training, and for run.json.
+    cpu: bool = II("common.cpu")
+    save_dir: str = II("checkpoint.save_dir")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
+    restore_file: str = II("checkpoint.restore_file")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
     train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    combine_valid_subsets: Optional[bool] = II("dataset.combine_valid_subsets")
+    disable_validation: bool = II("dataset.disable_validation")
+    validate_interval: int = II("dataset.validate_interval")
+    validate_after_updates: int = II("dataset.validate_after_updates")
+    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
+    batch_size: Optional[int] = II("dataset.batch_size")
+    max_tokens: Optional[int] = II("dataset.max_tokens")
     max_epoch: int = II("optimization.max_epoch")
     max_update: int = II("optimization.max_update")
+    lr: List[float] = II("optimization.lr")
     update_freq: List[int] = II("optimization.update_freq")
 
 
@@ -81,6 +114,7 @@ class AnswersTask(FairseqTask):
         label_ids: token ids of each label.
         planned_updates: updates that the whole run will make; 0 where its flags do not tell, and
             before the batches of the first epoch are made.
+        run: the run that ``begin_run`` made; None if there is none.
     """
 
     names = ("", "")
@@ -94,6 +128,8 @@ class AnswersTask(FairseqTask):
         self.label_ids = []
         self.told = None
         self.model = None
+        self.run = None
+        self._split = None  # of the batches that were asked for last, for post_validate
 
     # Set-up
 
@@ -150,6 +186,11 @@ class AnswersTask(FairseqTask):
         """The words that answers are to be; none where they are any text."""
         return [label.strip() for label in self.cfg.labels.split(",") if label.strip()]
 
+    @property
+    def kind(self) -> str:
+        """Of the task (``scores``): with labels, answers are right or wrong."""
+        return scores.CLASSES if self.labels else scores.TEXT
+
     def encode_labels(self) -> list[list[int]]:
         """The token ids of each label.
 
@@ -177,6 +218,105 @@ class AnswersTask(FairseqTask):
     def answer_text(self, text: str) -> str:
         """An answer as it stands behind its prompt."""
         return text
+
+    # The run
+
+    def start(self) -> checks.Start:
+        """Where training starts; its base is the folder of the model."""
+        base = getattr(self.model.args, "hf_model", None) or None
+        last = os.path.join(self.cfg.save_dir, "checkpoint_last.pt")
+        named = self.cfg.finetune_from_model
+        if self.cfg.restore_file != "checkpoint_last.pt":
+            named = self.cfg.restore_file
+        elif os.path.isfile(last):
+            named = last
+        resumes = named is not None and os.path.realpath(named) == os.path.realpath(last)
+        return checks.Start(named, base, resumes)
+
+    def prepare(self, cfg):
+        """Called by a sweep, before its first run: the model that a run would train, checked."""
+        model = self.build_model(cfg)
+        self.choose()
+        return model
+
+    def choose(self) -> choices.Choice:
+        """What chooses the best validation.
+
+        Raises:
+            InputError: the flags contradict each other, or would leave rows out.
+        """
+        checks.validation(self.cfg)
+        choice = launch.choose(self.cfg, self.labels, self.start(), self.kind)
+        if choice.metric in scores.ROUGE and not self.cfg.eval_rouge:
+            raise InputError(
+                f"--best-checkpoint-metric {choice.metric} needs answers that are written in "
+                "validation: give --eval-rouge, too."
+            )
+        return choice
+
+    def begin_run(self, model) -> None:
+        """Called by ``stock.py`` once, before fairseq-train loads a checkpoint or the first batch:
+        what would fail later is refused, and from here on the run writes what a report reads. A run
+        that never validates writes none of it.
+
+        Raises:
+            InputError: whatever the run would fail at, or another process trains in its folder.
+        """
+        cfg = self.cfg
+        if cfg.disable_validation:
+            return
+        choice, start = self.choose(), self.start()
+        launch.load_data(self)
+        launch.take_folder(self, start)
+        described = record.describe_run(
+            cfg, model, start, self.labels, self.kind, self.datasets, choice
+        )
+        best = choices.Best(choice)
+        if start.resumes:
+            record.check_same_knobs(cfg.save_dir, described)
+            best = launch.best_so_far(choice, cfg.save_dir, start, checkpoint_file.read(start.path))
+        self.run = Run(
+            save_dir=cfg.save_dir,
+            subsets=cfg.valid_subset.split(","),
+            described=described,
+            best=best,
+            plan=launch.read_plan(self, start),
+            eval_test=cfg.eval_test,
+        )
+
+    def begin_epoch(self, epoch, model):
+        if self.run:
+            self.run.begin_epoch(epoch, surgery.unwrap(model))
+
+    def begin_valid_epoch(self, epoch, model):
+        if self.run:
+            self.run.begin_validation(epoch, surgery.unwrap(model))
+
+    def post_validate(self, model, stats, agg):
+        """Called after each split of a validation, which is recorded.
+
+        Args:
+            stats: what fairseq is about to print.
+            agg: the meters of the split.
+        """
+        if not self.run:
+            return
+        targets = self.datasets[self._split].targets
+        found = (None, None)
+        if targets is not None:
+            found = self.run.predictions.end_subset(self._split, targets)
+        result = scores.of_validation(agg, self.kind, *found)
+        if self.run.best.choice.f1_class is not None:
+            result[self.run.best.choice.metric] = self._f1(agg)
+        self.run.end_subset(self._split, result, stats["num_updates"], surgery.unwrap(model))
+
+    def _f1(self, meters) -> float:
+        """F1 of the class that chooses; 0 in training, which has no answers."""
+        if scores.COUNTS not in meters:
+            return 0.0
+        return round(
+            scores.f1_of_class(meters, self.labels.index(self.run.best.choice.f1_class)), 6
+        )
 
     # Checkpoints
 
@@ -242,6 +382,9 @@ class AnswersTask(FairseqTask):
         dataset = AnswerDataset(
             rows, self.layout, room, self.cfg.max_answer_tokens, f"{path / split}"
         )
+        dataset.split = split
+        if self.label_ids:
+            dataset.targets = np.array([self.label_ids.index(answer) for _, answer in rows])
         logger.info(f"{split}: {len(dataset)} rows, {dataset.num_cut} cut")
         self.datasets[split] = dataset
         return dataset
@@ -251,6 +394,8 @@ class AnswersTask(FairseqTask):
         --required-batch-size-multiple would be left out, of validation, too. It tells how long the
         run will be."""
         kwargs["required_batch_size_multiple"] = 1
+        dataset.seed = kwargs.get("seed", 1)
+        self._split = dataset.split
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
         if dataset is self.datasets.get(self.cfg.train_subset):
             limits = (self.cfg.max_epoch, self.cfg.max_update)
@@ -277,8 +422,10 @@ class AnswersTask(FairseqTask):
 
     def valid_step(self, sample, model, criterion):
         loss, sample_size, log = super().valid_step(sample, model, criterion)
+        if self.run and criterion.predicted is not None:
+            self.run.predictions.add(sample["id"], criterion.predicted)
         if self.cfg.eval_rouge:
-            log[ROUGE_SUMS] = self.rouge(sample, model)
+            log[scores.ROUGE_SUMS] = self.rouge(sample, model)
         return loss, sample_size, log
 
     def rouge(self, sample, model) -> torch.Tensor:
@@ -290,12 +437,12 @@ class AnswersTask(FairseqTask):
                 "--eval-rouge needs the package rouge-score, which is not installed: pip install "
                 "'fairseq-peft[hf]'."
             ) from error
-        scorer = RougeScorer(ROUGE, use_stemmer=True)
-        sums = torch.zeros(len(ROUGE) + 1, dtype=torch.float64)
+        scorer = RougeScorer(scores.ROUGE, use_stemmer=True)
+        sums = torch.zeros(len(scores.ROUGE) + 1, dtype=torch.float64)
         written = self.write_answers(model, [prompt for prompt, _ in sample["rows"]])
         for (_, answer), text in zip(sample["rows"], written):
             found = scorer.score(self.tokenizer.decode(answer), text)
-            sums += torch.tensor([*(found[name].fmeasure for name in ROUGE), 1.0])
+            sums += torch.tensor([*(found[name].fmeasure for name in scores.ROUGE), 1.0])
         return sums
 
     # Writing answers
@@ -381,12 +528,14 @@ class AnswersTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion):
         type(criterion).reduce_metrics(logging_outputs)
+        if self.run and self.run.best.choice.f1_class is not None:
+            metrics.log_derived(self.run.best.choice.metric, self._f1)
 
 
 class CausalLMTask(AnswersTask):
     """Prompt and answer are one text, with a space between."""
 
-    names = ("prompt", "answer")
+    names = pairs.COLUMNS["causal_lm"]
     causal = True
 
     def answer_text(self, text):
@@ -396,7 +545,7 @@ class CausalLMTask(AnswersTask):
 class TextToTextTask(AnswersTask):
     """An input and a target."""
 
-    names = ("input", "target")
+    names = pairs.COLUMNS["text_to_text"]
 
 
 for name, task in (("causal_lm", CausalLMTask), ("text_to_text", TextToTextTask)):

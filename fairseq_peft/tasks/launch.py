@@ -39,7 +39,8 @@ def launch(task, cfg):
     and a file that does not fit is to be refused before the data is read.
 
     Args:
-        task: a ``SentenceClassificationTask`` whose model has not been built.
+        task: a ``SentenceClassificationTask`` whose model has not been built. (``tasks/answers.py``
+            launches its runs itself.)
         cfg: the model's config.
 
     Returns:
@@ -98,8 +99,10 @@ def prepare(task, cfg):
     """
     # Where training starts.
     checks.flags(task.cfg)
-    start = checks.start(task.cfg)
+    start = task.start()
     choice = choose(task.cfg, task.labels, start, task.kind)
+    if not task.cfg.no_save:
+        check_validates(task.cfg)
     state = read_start(start)
     if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
         began = ((state or {}).get("cfg") or {}).get("model") or {}
@@ -142,7 +145,7 @@ def take_folder(task, start: checks.Start) -> None:
         return
     save_dir = task.cfg.save_dir
     lock.take(save_dir)
-    if checks.start(task.cfg) != start:
+    if task.start() != start:
         raise InputError(
             f"{save_dir} was trained by another process in the meantime. Start again: the run goes "
             "on from there."
@@ -166,15 +169,13 @@ def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     """What chooses the best validation of a run.
 
     Raises:
-        InputError: the flags contradict each other, no validation would ever be made, or the run
-            that goes on was chosen by something else so far.
+        InputError: the flags contradict each other, or the run that goes on was chosen by something
+            else so far.
     """
     subsets = cfg.valid_subset.split(",")
     choice = choices.choice(
         cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, subsets, labels, kind
     )
-    if not cfg.no_save:
-        check_validates(cfg)
     before = run_log.read_choice(cfg.save_dir) if start.resumes else None
     if before is not None and before != choice.described():
         was = choices.Choice.of_run({"chosen_by": before})

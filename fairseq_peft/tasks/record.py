@@ -20,6 +20,8 @@ from fairseq_peft.models import folder
 from fairseq_peft.models.roberta import HEADS
 from fairseq_peft.runs import log as run_log
 
+#: Flags of models, of Hugging Face's only the last: the others are in their folder.
+DROPOUTS = ("dropout", "attention_dropout", "frozen_dropout")
 #: Knobs of methods that change what trained tensors compute, and not their shapes.
 FUNCTION = {
     *("alpha", "alpha_pattern", "rslora", "scaling", "activation", "style", "placement"),
@@ -71,9 +73,7 @@ def describe_run(cfg, model, start, labels, kind, datasets, choice) -> dict:
             "max_epoch": cfg.max_epoch,
             "update_freq": cfg.update_freq[0],
             "precision": model.args.precision,
-            "dropout": model.args.dropout,
-            "attention_dropout": model.args.attention_dropout,
-            "frozen_dropout": model.args.frozen_dropout,
+            **{name: getattr(model.args, name) for name in DROPOUTS if hasattr(model.args, name)},
         },
         "versions": versions(),
         "device": "cuda" if torch.cuda.is_available() and not cfg.cpu else "cpu",

@@ -38,7 +38,7 @@ class Run:
             validation, or only at a new best.
         verify_frozen: whether every validation compares the frozen tensors with the start.
         base_ref: what its checkpoints leave out; None: they hold the whole model.
-        best_adapter: keeps SAVE_DIR/adapter; None: nothing is saved.
+        best_adapter: keeps SAVE_DIR/adapter; None: nothing is saved, or ``stock.py`` keeps it.
         clock: the seconds that the run has had, counted from any moment.
         guard: the frozen tensors as they were when the first epoch began; None before that, and
             without ``verify_frozen``.
@@ -126,6 +126,7 @@ class Run:
         done = split == self.subsets[-1] or not self.goes_on(num_updates)
         line = self.recorder.end_subset(split, result, num_updates, done)
         if line:
-            self.predictions.write(self.save_dir, line["epoch"], line["num_updates"])
+            if self.predictions.found.predicted:  # texts are no answers to compare
+                self.predictions.write(self.save_dir, line["epoch"], line["num_updates"])
             if self.best_adapter:
                 self.best_adapter.offer(model, line)

@@ -21,7 +21,7 @@ from fairseq_peft.data.text_encoder import start_tokens
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.runs import plan
-from fairseq_peft.tasks.launch import launch
+from fairseq_peft.tasks.launch import launch, prepare
 from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text.kinds import kind_of
 
@@ -130,6 +130,14 @@ class SentenceClassificationTask(FairseqTask):
         else:
             model, self.run = launch(self, cfg)
         return model
+
+    def start(self) -> checks.Start:
+        """Where training starts, from its flags."""
+        return checks.start(self.cfg)
+
+    def prepare(self, cfg):
+        """Called by a sweep, before its first run: the model that a run would train, checked."""
+        return prepare(self, cfg)[0]
 
     def build_classifier(self, cfg):
         """The model with a fresh head for ``labels``; takes note of the room for the text.

@@ -94,6 +94,9 @@ def _load_checkpoint(original):
     @functools.wraps(original)
     def load_checkpoint(cfg, trainer, **kwargs):
         start = start_of(cfg, trainer.checkpoint_suffix)
+        begin_run = getattr(trainer.task, "begin_run", None)
+        if begin_run is not None:
+            begin_run(surgery.unwrap(trainer.model))
         found = original(cfg, trainer, **kwargs)
         # Of other models, and of the task that decides itself, this is no matter.
         model = surgery.unwrap(trainer.model)

@@ -9,6 +9,8 @@ from fairseq_peft.errors import InputError
 
 #: In a data folder: the kind, where it is not ``classes``.
 KIND_NAME = "kind.txt"
+#: The kinds that such a folder may be of.
+KINDS = (scores.CLASSES, scores.LABELS, scores.NUMBER)
 
 
 def kind_of(data: str | Path) -> str:
@@ -21,10 +23,8 @@ def kind_of(data: str | Path) -> str:
     path = data / KIND_NAME
     if path.is_file():
         kind = path.read_text(encoding="utf-8", errors="replace").strip()
-        if kind not in scores.METRICS:
-            raise InputError(
-                f"{path} says {kind[:40]!r}; expected one of {', '.join(scores.METRICS)}."
-            )
+        if kind not in KINDS:
+            raise InputError(f"{path} says {kind[:40]!r}; expected one of {', '.join(KINDS)}.")
         return kind
     has_numbers = (data / "label" / "train.label").is_file()
     return scores.NUMBER if has_numbers and not _has_classes(data) else scores.CLASSES

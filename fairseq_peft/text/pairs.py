@@ -9,6 +9,8 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of
 
 ENDS = (".jsonl", ".tsv")
+#: Task -> what its two texts are called.
+COLUMNS = {"causal_lm": ("prompt", "answer"), "text_to_text": ("input", "target")}
 
 
 def read(folder: str | Path, split: str, names: tuple[str, str]) -> list[tuple[str, str]]:
@@ -53,6 +55,13 @@ def _tsv_rows(file):
 
 
 def _pair(row, names, place):
+    for others in COLUMNS.values():
+        if isinstance(row, dict) and set(others) <= row.keys() and not set(names) <= row.keys():
+            raise InputError(
+                f"{place} has {' and '.join(others)}; expected {' and '.join(names)}. "
+                "Encoder-decoders (T5, BART) read input and target, models of one stack (GPT-2, "
+                "BLOOM, Llama) prompt and answer: rename them, or give a model of the other kind."
+            )
     values = [row.get(name) for name in names] if isinstance(row, dict) else [None, None]
     for name, value in zip(names, values):
         if not isinstance(value, str) or (name == names[1] and not value.strip()):

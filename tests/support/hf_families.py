@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import types
 
 import torch
@@ -113,6 +114,35 @@ def write_tokenizer(folder, words=WORDS):
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_base(folder, config):
+    """A folder as Hugging Face's are: a model with random weights, its config and tokenizer."""
+    kind = config["model_type"]
+    auto = next(arch.auto for arch in hf_models.ARCHS.values() if kind in arch.known)
+    torch.manual_seed(1)
+    values = {name: value for name, value in config.items() if name != "model_type"}
+    hf_base.save(hf_base.build(kind, values, "", auto), folder)
+    return write_tokenizer(folder)
+
+
+def write_rows(folder, names, **sizes):
+    """train.jsonl and so on: the answer, good or bad, is told by one word of the text.
+
+    Args:
+        names: what the two texts of a row are called.
+        sizes: split -> rows.
+    """
+    rng = random.Random(1)
+    folder.mkdir()
+    for split, number in sizes.items():
+        lines = []
+        for row in range(number):
+            words = [("w0", "w1")[row % 2], *rng.choices(WORDS[10:], k=rng.randint(2, 8))]
+            rng.shuffle(words)
+            lines.append(json.dumps(dict(zip(names, (" ".join(words), ("good", "bad")[row % 2])))))
+        (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return folder
 
 

@@ -17,7 +17,7 @@ from kinds import LABELS, labels_rows, write_labels, write_numbers  # noqa: E402
 
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.runs import lock, plan  # noqa: E402
-from fairseq_peft.sweeps import finetune  # noqa: E402
+from fairseq_peft.sweeps import bases, finetune  # noqa: E402
 from fairseq_peft.sweeps import knobs as knobs_of  # noqa: E402
 
 
@@ -88,7 +88,7 @@ def test_a_run_from_a_base_is_the_same_whether_its_size_is_named_or_not(knobs, b
     ],
 )
 def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updates):
-    assert knobs_of.num_rows(data_folder) == 67
+    assert bases.num_rows(data_folder) == 67
     words = knobs_of.command(replace(knobs, flags=flags))
     found = plan.make(words)
     assert (found.total_updates, found.warmup_updates) == (updates, updates // 10)

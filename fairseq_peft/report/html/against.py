@@ -141,9 +141,9 @@ def _levels(levels: list[dict], names: dict, y: dict) -> dict:
 def frontier(points: list[dict], score: Score, cost: str) -> list[dict]:
     """The rows that no other one beats at the same cost or less; at most MAX_LABELS, the best."""
     found, best = [], None
-    for row in sorted(points, key=lambda row: (row[cost], -score.mean(row))):
-        if best is None or score.mean(row) > best:
-            best = score.mean(row)
+    for row in sorted(points, key=lambda row: (row[cost], -score.rank(row))):
+        if best is None or score.rank(row) > best:
+            best = score.rank(row)
             found.append(row)
     return found[-MAX_LABELS:]
 

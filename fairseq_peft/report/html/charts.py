@@ -201,7 +201,7 @@ def few_shot(draw, rows: list[dict], results: list[dict], score: Score):
     lines = {name: dict(sorted(line.items())) for name, line in lines.items() if len(line) > 1}
     if not lines:
         return None
-    best = sorted(lines, key=lambda name: -score.mean(list(lines[name].values())[-1]))[:MAX_LINES]
+    best = sorted(lines, key=lambda name: -score.rank(list(lines[name].values())[-1]))[:MAX_LINES]
     x = axis(
         "training rows (log scale)",
         {"type": "log", "nice": False, "padding": 16},

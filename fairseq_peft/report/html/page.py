@@ -19,7 +19,7 @@ from fairseq_peft.report.html.words import headline, name_of, score_of
 from fairseq_peft.report.references import BASELINE, without_drawn
 from fairseq_peft.report.result import write_atomic
 from fairseq_peft.report.runs import LeftOut, Run
-from fairseq_peft.scores import LABELS, NUMBER
+from fairseq_peft.scores import LABELS, NUMBER, TEXT, has_accuracy
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_MATRICES = 12
@@ -84,6 +84,12 @@ SCORES = {
         _mean("Pearson", "test_pearson", cells.plain_score),
         _mean("Spearman", "test_spearman", cells.plain_score),
         _mean("MSE", "test_mse", cells.plain_score),
+    ),
+    TEXT: (
+        _mean("loss a token", "test_loss", cells.plain_score),
+        _mean("ROUGE-1", "test_rouge1", cells.mean_sd, "%"),
+        _mean("ROUGE-2", "test_rouge2", cells.mean_sd, "%"),
+        _mean("ROUGE-L", "test_rougeL", cells.mean_sd, "%"),
     ),
 }
 COSTS = (
@@ -203,6 +209,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     """What the template shows of one data set."""
     score = score_of(rows)
     results = [run.result for run in runs]
+    judged = has_accuracy(rows[0]["kind"])
     whole = without_drawn(rows)
     panels, panels_note = charts.curves(draw, whole, results)
     differ, shared = origins.differing(rows, runs)
@@ -217,7 +224,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
         "panels": panels,
         "panels_note": panels_note,
         "matrices": matrices(whole),
-        "examples": None if rows[0]["kind"] == NUMBER else examples.choose(whole, runs, with_texts),
+        "examples": examples.choose(whole, runs, with_texts) if judged else None,
         "differ": differ,
         "shared": shared,
         "commands": commands[: origins.MAX_COMMANDS],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fairseq_peft.report import cells
 from fairseq_peft.report.comparisons import verdict
 from fairseq_peft.report.references import BASELINE
-from fairseq_peft.scores import CLASSES, LABELS, NUMBER
+from fairseq_peft.scores import CLASSES, LABELS, NUMBER, TEXT
 
 MAX_NAMES = 6  # in a sentence
 
@@ -20,11 +20,13 @@ class Score:
         key: of a row, without ``_mean`` and ``_sd``.
         name: in a sentence and on an axis.
         factor: 100 where people read per cent.
+        lowest: less is better.
     """
 
     key: str
     name: str
     factor: int = 100
+    lowest: bool = False
 
     @property
     def unit(self) -> str:
@@ -34,6 +36,10 @@ class Score:
         """As people read it; None where the runs have none."""
         value = row.get(f"{self.key}_mean")
         return None if value is None else self.factor * value
+
+    def rank(self, row: dict) -> float:
+        """More is better, whatever the score."""
+        return -self.mean(row) if self.lowest else self.mean(row)
 
     def spread(self, row: dict) -> float | None:
         value = row.get(f"{self.key}_sd")
@@ -50,6 +56,7 @@ SCORES = {
     CLASSES: Score("test_accuracy", "test accuracy"),
     LABELS: Score("test_micro_f1", "test micro-F1"),
     NUMBER: Score("test_pearson", "test Pearson correlation", 1),
+    TEXT: Score("test_loss", "test loss", 1, lowest=True),
 }
 
 
@@ -77,7 +84,7 @@ def headline(rows: list[dict]) -> str:
     measured = [row for row in rows if score.mean(row) is not None]
     if not measured:
         return "Nothing may be concluded: no run was evaluated on test."
-    best = max(measured, key=score.mean)
+    best = max(measured, key=score.rank)
     if len(measured) == 1:
         return (
             f"{name_of(best)} reaches {score.text(best)}{score.unit} {score.name} with "
@@ -87,8 +94,9 @@ def headline(rows: list[dict]) -> str:
     compared = [row for row in measured if row.get("paired_with")]
     if not compared:
         return (
-            f"No difference may be concluded, as no runs are compared row by row; the highest "
-            f"{score.name} of {len(measured)} is that of {name_of(best)}, "
+            "No difference may be concluded, as no runs are compared row by row; the "
+            f"{'lowest' if score.lowest else 'highest'} {score.name} of {len(measured)} is that of "
+            f"{name_of(best)}, "
             f"{score.text(best)}{score.unit}."
         )
     return _compared(compared)
