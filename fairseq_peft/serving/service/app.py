@@ -70,7 +70,7 @@ def create_app(service: Service):
 
     @app.exception_handler(HTTPException)
     async def http_error(request, error):
-        paths = f"POST {service.path}, GET /adapters, /health, /metrics and /docs"
+        paths = f"POST {' and '.join(service.paths)}, GET /adapters, /health, /metrics and /docs"
         texts = {
             400: f"The body is no JSON. {service.expected}",
             404: f"There is nothing at {request.url.path}. There are {paths}.",

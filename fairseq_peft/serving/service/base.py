@@ -88,6 +88,11 @@ class Service:
         )
         self.num_requests = collections.Counter()  # by status
 
+    @property
+    def paths(self) -> list[str]:
+        """All paths where it is asked."""
+        return [self.path]
+
     def compute(self, rows: list, adapters: list[str], lane: Hashable) -> list:
         """The answer to each row of a batch; in the thread that computes."""
         raise NotImplementedError
