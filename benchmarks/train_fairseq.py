@@ -41,6 +41,8 @@ def main():
         meter.end_step()
         return result
 
+    # fairseq forgets the peak at each step; what is measured is that of the run.
+    torch.cuda.reset_peak_memory_stats = lambda *device: None
     Trainer.train_step = timed_step
     cli_main()
     if not trainers:

@@ -86,7 +86,7 @@ cell() {  # METHOD SEED
   case $1 in
     lora) flags+=(--peft-targets "all-linear,embed_tokens" --lora-rank 16) ;;
     adapter) flags+=(--adapter-bottleneck 64) ;;
-    prefix) flags+=(--num-prefix-tokens 20) ;;
+    prefix) flags+=(--prefix-num-tokens 20) ;;
   esac
   adapt "$DATA" "$BASE" "$1" "$2" "${flags[@]}" --lr "$rate" --max-epoch "$EPOCHS" --max-update "$UPDATES" \
     --warmup-updates $((UPDATES / 20 + 1)) -- "${REFERENCES[@]}"

@@ -82,11 +82,13 @@ ENCODER_DECODER = Beside(
     before_end=r"^model\.(encoder|decoder)\.layers\.\d+\.((self|encoder)_attn\.)?",
     layers="layers",
     has_embeddings=False,
-    types=("LORA", "IA3"),
+    types=("LORA", "IA3", "PROMPT_TUNING"),
     reasons={
         **_REASONS,
-        "prompt": "PEFT's prompts of encoder-decoders are not written here",
-        "prefix": "PEFT's prefixes stand in the decoder alone, ours in every attention",
+        # And the decoder's layer l reads the vectors of layer 2 l mod L: of an even number of
+        # layers half of what PEFT keeps is read twice, and half never.
+        "prefix": "PEFT's prefixes stand in the decoder alone, where two layers share one, ours in "
+        "every attention",
         "--lora-bias all": "PEFT saves the bias of the logits with all others, and there is none "
         "here",
         "--peft-targets embed_tokens": "the library has one table of words under several names, "

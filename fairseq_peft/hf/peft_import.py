@@ -74,6 +74,7 @@ def load(
             no counterpart here.
     """
     config, tensors, names, told = peft_folder.read(path)
+    tensors = peft_read.read_there(config, tensors)
     found = base_model.read_any(base, dictionary, trust, added)
     if found.kind is not None:
         if labels or num_texts > 1:
@@ -197,6 +198,7 @@ def load_of_folder(path: Path, base: Path, labels: Sequence[str] = ()) -> Import
         InputError: as ``load`` does.
     """
     config, tensors, _, _ = peft_folder.read(path)
+    tensors = peft_read.read_there(config, tensors)
     _, plain = finetuned.plain_of_folder(base)
     beside = peft_beside.of(plain)
     peft, knobs = peft_read.as_flags(config, peft_match.places(plain), beside)

@@ -15,6 +15,7 @@ from fairseq_peft.hf.peft_match import (
     our_end,
     shortened,
 )
+from fairseq_peft.hf.peft_names import PROMPT
 from fairseq_peft.injection import targets
 from fairseq_peft.methods import ia3
 from fairseq_peft.methods.shared import low_rank
@@ -65,7 +66,7 @@ def as_flags(config: dict, theirs: dict[str, str], beside: Beside) -> tuple[str,
         others["modules_to_save"] = config["modules_to_save"]
     if config.get("layers_pattern") not in (None, [], "", beside.layers, [beside.layers]):
         others["layers_pattern"] = config["layers_pattern"]
-    if (config.get("num_transformer_submodules") or 1) != 1:
+    if (config.get("num_transformer_submodules") or 1) not in (1, 2 if _has_two(config) else 1):
         others["num_transformer_submodules"] = config["num_transformer_submodules"]
     if f"--lora-bias {config.get('bias')}" in beside.reasons:
         others["bias"] = config["bias"]
@@ -84,6 +85,29 @@ def as_flags(config: dict, theirs: dict[str, str], beside: Beside) -> tuple[str,
             f"The config of PEFT cannot be understood ({type(error).__name__}: {error}). Give the "
             "one that save_pretrained wrote."
         ) from error
+
+
+def _has_two(config) -> bool:
+    """Whether it may have a prompt for encoder and decoder each, of which PEFT reads the first."""
+    return config.get("peft_type") == "PROMPT_TUNING" and config.get("task_type") == "SEQ_2_SEQ_LM"
+
+
+def read_there(config: dict, tensors: dict) -> dict:
+    """The tensors of a folder that PEFT computes with: without the second prompt, which is its
+    default for encoder-decoders, and which nothing reads.
+
+    Raises:
+        InputError: there are not two.
+    """
+    if not (_has_two(config) and config.get("num_transformer_submodules") == 2):
+        return tensors
+    number, prompts = config.get("num_virtual_tokens"), tensors.get(PROMPT)
+    if prompts is None or len(prompts) != 2 * number:
+        raise InputError(
+            f"{PROMPT} has {0 if prompts is None else len(prompts)} vectors, expected 2 prompts of "
+            f"{number} (num_transformer_submodules 2). Save the folder again."
+        )
+    return {**tensors, PROMPT: prompts[:number]}
 
 
 def _as_lora(config, ours, beside):

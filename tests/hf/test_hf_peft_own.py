@@ -138,7 +138,8 @@ def test_what_cannot_come_or_be_merged_is_refused(based, tmp_path, capsys):
     path = tmp_path / "theirs" / "adapter_config.json"
     config = json.loads(path.read_text())
     for values, word in (
-        ({"num_transformer_submodules": 2}, "num_transformer_submodules 2 cannot be imported"),
+        ({"num_transformer_submodules": 2}, "expected 2 prompts of 20"),
+        ({"num_transformer_submodules": 3}, "num_transformer_submodules 3 cannot be imported"),
         ({"task_type": "CAUSAL_LM"}, "SEQ_2_SEQ_LM"),
         ({"peft_type": "PREFIX_TUNING"}, "Those that can: LORA, IA3, PROMPT_TUNING"),
         ({"num_virtual_tokens": 5}, "expected (5, 16)"),

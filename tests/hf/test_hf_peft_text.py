@@ -30,6 +30,7 @@ PLACES = [
     ("mbart", "patterns"),
     ("m2m_100", "cross-attention"),
     ("mbart", "ia3"),
+    ("mbart", "prompt"),
 ]
 
 
@@ -100,7 +101,7 @@ def test_an_imported_adapter_writes(kind, tmp_path):
     "peft, flags, words",
     [
         ("prefix", {}, ["--peft prefix", "in the decoder alone"]),
-        ("prompt", {}, ["--peft prompt", "not written here"]),
+        ("prompt", {}, ["--prompt-placement after_bos", "before <s>"]),
         ("lora", {"peft_targets": "embed_tokens,q_proj"}, ["several names"]),
         ("lora", {"lora_bias": "all"}, ["--lora-bias all", "bias of the logits"]),
     ],
@@ -134,7 +135,7 @@ def test_a_folder_of_text_that_cannot_come_is_refused(bases, tmp_path, capsys):
     config, _ = there(tmp_path / "theirs")
     for values, word in (
         ({"task_type": "SEQ_CLS"}, "SEQ_2_SEQ_LM"),
-        ({"peft_type": "PREFIX_TUNING"}, "Those that can: LORA, IA3"),
+        ({"peft_type": "PREFIX_TUNING"}, "Those that can: LORA, IA3, PROMPT_TUNING"),
         ({"bias": "all"}, "bias 'all' cannot be imported"),
         ({"target_modules": ["q_proj", "v_proj", "fc1"]}, "is missing"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),

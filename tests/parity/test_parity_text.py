@@ -13,10 +13,9 @@ from pathlib import Path
 import hf_models
 import pytest
 import torch
-from comparison import Differences
+from comparison import Differences, learn_and_compare, part
 from hf_cases import TEXT_CASES
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from fairseq_peft import cli
 from fairseq_peft.checkpoints import finetuned
@@ -27,10 +26,9 @@ pytestmark = pytest.mark.parity
 KINDS = tuple(hf_models.ENCODER_DECODERS)
 MADE = (
     *("lora", "lora-all-linear", "lora-expression", "lora-one-layer", "lora-patterns"),
-    *("lora-bias", "dora", "pissa", "ia3"),
+    *("lora-bias", "dora", "pissa", "ia3", "prompt"),
 )
 NAME = str.maketrans(" ", "-")
-NUM_STEPS = 3  # as in reference.py
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -98,28 +96,15 @@ def logits(model):
 def compare(model, record) -> Differences:
     """What a model computes and learns, against a record of text_folder.py."""
     names = peft_names.table(model, None)
-    trained = {names[n].name: (n, p) for n, p in model.named_parameters() if p.requires_grad}
-    theirs = {name[len("grad.") :] for name in record if name.startswith("grad.")}
-    assert theirs == set(trained), "what trains"
-    differences = Differences()
-    parameters = [parameter for _, parameter in trained.values()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, eps=1e-4)
-    for step in range(NUM_STEPS):
-        optimizer.zero_grad()
-        scores = logits(model)
-        answer = random_batch()["answer"]
-        nn.functional.cross_entropy(scores.flatten(0, 1), answer.flatten()).backward()
-        if step == 0:
-            differences.see("logits", "logits", scores, record["logits"])
-            for theirs, (ours, parameter) in trained.items():
-                wanted = record[f"grad.{theirs}"].reshape(parameter.shape)
-                assert wanted.abs().max() > 1e-6, f"{theirs} learns nothing"
-                differences.see("gradients", ours, parameter.grad, wanted)
-        optimizer.step()
-    for theirs, (ours, parameter) in trained.items():
-        wanted = record[f"after.{theirs}"].reshape(parameter.shape)
-        differences.see("after", ours, parameter, wanted)
-    return differences
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert set(part(record, "grad")) == {names[name].name for name in trained}, "what trains"
+
+    def theirs(record, what, name):
+        return record[f"{what}.{names[name].name}"].reshape(trained[name].shape)
+
+    answer, wanted = random_batch()["answer"].flatten(), record["logits"].flatten(0, 1)
+    scores = lambda: logits(model).flatten(0, 1)  # noqa: E731
+    return learn_and_compare(trained, scores, answer, record, wanted, theirs)
 
 
 @every_kind
@@ -136,7 +121,8 @@ def test_what_is_exported_computes_and_learns_the_same_there(kind, case, exchang
 @every_kind
 @pytest.mark.parametrize("case", MADE)
 def test_what_peft_has_trained_comes_and_goes(kind, case, exchange, tmp_path):
-    """The same logits here, and the same tensors when it goes back."""
+    """The same logits here, and the same tensors when it goes back; of PEFT's two prompts the one
+    that it reads."""
     base, made = exchange / "bases" / kind / "model.pt", exchange / "made" / kind
     run("import", made / case, tmp_path / "ours", "--base", base)
     differences = Differences()
@@ -149,6 +135,9 @@ def test_what_peft_has_trained_comes_and_goes(kind, case, exchange, tmp_path):
         load_file(place / "adapter_model.safetensors") for place in (made / case, tmp_path / "back")
     )
     assert before.keys() == after.keys()
+    if case == "prompt":
+        assert len(before[peft_names.PROMPT]) == 6
+        before[peft_names.PROMPT] = before[peft_names.PROMPT][:3]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -15,7 +15,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from reference import perturb, steps
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
@@ -43,11 +50,14 @@ MADE = {
         target_modules=["k_proj", "v_proj", "fc2"],
         feedforward_modules=["fc2"],
     ),
+    "prompt": PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3),
 }
 
 
 def plain_name(name: str) -> str:
     """As the files of PEFT have it."""
+    if name.startswith("prompt_encoder."):
+        return "prompt_embeddings"
     name = re.sub(r"\.lora_magnitude_vector\.default\.weight$", ".lora_magnitude_vector", name)
     return re.sub(r"\.default\b", "", name)
 
@@ -76,7 +86,11 @@ def load_given(folder: Path, kind: str, batch) -> None:
         with warnings.catch_warnings():
             # PEFT only warns where tensors are missing.
             warnings.simplefilter("error", UserWarning)
-            model = PeftModel.from_pretrained(base, given, is_trainable=True)
+            # PEFT loads a prompt for inference alone; its vectors are trained all the same.
+            is_prompt = PeftConfig.from_pretrained(given).is_prompt_learning
+            model = PeftModel.from_pretrained(base, given, is_trainable=not is_prompt)
+        if is_prompt:
+            model.prompt_encoder.requires_grad_(True)
         found = record(model.eval(), batch)
         save_file(found, folder / "found" / kind / f"{given.name}.safetensors")
 

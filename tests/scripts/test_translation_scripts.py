@@ -1,5 +1,6 @@
 """The scripts of translation, from data to table, with few updates on little data."""
 
+import shlex
 import shutil
 
 import pytest
@@ -33,3 +34,23 @@ def test_quickstart(tmp_path, python):
     assert "| base | 1 | 0 | 0 | 0 |" in page and "| lora | 1 | 303,840 |" in page
     assert "bleu: nrefs:1|case:mixed" in page
     assert base.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("name", ["quickstart_translation.sh", "translation.sh"])
+def test_fairseq_knows_the_flags_of_every_method(name, tmp_path):
+    """With rates of the script's own; a flag that fairseq does not know ends its parser."""
+    options = pytest.importorskip("fairseq.options")
+    methods = ["full", "lora", "adapter", "bitfit", "prefix"]
+    knobs = {"WORK": str(tmp_path / "work"), "METHODS": " ".join(methods), "SEEDS": "1"}
+    parts = ["rows-300"] if name == "translation.sh" else []
+    script = ROOT / "scripts" / name
+    done = run_script(script, "--dry-run", *parts, cwd=tmp_path, **knobs)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "--finetune-from-model" in line]
+    assert len(lines) == len(methods)
+    for method, line in zip(methods, lines):
+        words = shlex.split(line)
+        words = words[words.index("fairseq_cli.train") + 1 :]
+        args = options.parse_args_and_arch(options.get_training_parser(), words)
+        chosen = args.peft if args.arch == "transformer_peft" else args.arch
+        assert method in chosen and args.lr[0] > 0

@@ -17,6 +17,8 @@ from fairseq_peft.text import generation
         ({"beams": 3}, "'beams' is no flag of generation"),
         ({"beam": 0}, "beam 0: give 1 or more"),
         ({"temperature": 0.0}, "temperature 0.0: give more than 0"),
+        ({"lenpen": float("inf")}, "lenpen inf: give 10 or less"),
+        ({"max_len_a": -1.0}, "max_len_a -1.0: give 0 or more"),
         ({"sampling_topk": 3}, "would be ignored without sampling"),
         ({"sampling": True, "sampling_topp": 1.5}, "give 1 or less"),
         ({"min_len": 9, "max_len_b": 8}, "min_len 9 is more than max_len_b 8"),

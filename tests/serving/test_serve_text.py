@@ -16,6 +16,7 @@ from stub_classifier import until  # noqa: E402
 from stub_generator import KEPT, StubGenerator  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
+from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.serving.generate import Generator  # noqa: E402
 from fairseq_peft.serving.service import generate as services  # noqa: E402
 from fairseq_peft.serving.service import server  # noqa: E402
@@ -166,6 +167,12 @@ def test_it_is_what_generate_writes_of_each_text_alone(folders, monkeypatch):
         responses = together(client, questions)
     assert {response.status_code for response in responses} == {200}
     assert service.batcher.num_batches == 4
+    for flags, told in (
+        ({"min_len": 90, "max_len_b": 90}, "this model writes .* at most"),
+        ({"sampling": True, "sampling_topk": 10**6}, "sampling_topk 1000000: there are"),
+    ):
+        with pytest.raises(InputError, match=told):
+            alone.search_of("legal", flags)
     expected = {}
     for question, response in zip(questions, responses):
         asked = dict(question)

@@ -132,6 +132,11 @@ TEXT_CASES = {
     ),
     "biases of maps": ("lora", {"lora_bias": "lora_only"}, {"bias": "lora_only"}),
     "pissa": ("lora", {"lora_init": "pissa"}, {"init_lora_weights": "pissa"}),
+    "prompt": (
+        "prompt",
+        {"prompt_num_tokens": 3, "prompt_placement": "before_bos", "prompt_mlp": 5},
+        {"num_virtual_tokens": 3, "token_dim": 16, "num_transformer_submodules": 1},
+    ),
     "dora": ("dora", {"peft_targets": "q_proj,fc1,fc2"}, {"use_dora": True}),
     "ia3 on outputs": (
         "ia3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import waits
 from helpers import TOLERANCE
 from products import Products
 from test_members import joint_of, members, streams
@@ -39,6 +40,17 @@ def test_every_member_has_its_own_padding(dictionary, logits, peft, lengths):
     batches = [padded(dictionary, each, seed) for seed, each in enumerate(lengths)]
     for scores, model, batch in zip(scores_of(joint_of(models), batches), models, batches):
         assert (scores - logits(model, batch)).abs().max() < TOLERANCE["fp32"]
+
+
+def test_a_gpu_is_asked_once_for_the_batches_of_all(dictionary):
+    """However many members there are to compare."""
+    joint = joint_of(members(dictionary, "lora", {}, train=False))
+    batches = [padded(dictionary, (9, 4, 6), seed) for seed in range(3)]
+    joint.batches = [tokens.to(waits.DEVICE) for tokens in batches]
+    joint.streams = None
+    with waits.Waits() as found:
+        joint._leaders()
+    assert found.ours == {"sweeps/members/joint.py _on_host": 1}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

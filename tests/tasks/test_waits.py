@@ -64,6 +64,14 @@ def test_an_update_waits_for_the_norm_and_for_what_is_logged(setup, monkeypatch,
     assert len(found.found) == 2, found.found
 
 
+def test_batches_that_are_one_update_wait_no_more(setup, monkeypatch):
+    """--update-freq 3"""
+    trainer = trainer_there(setup, monkeypatch)
+    with metrics.aggregate(new_root=True), waits.Waits() as found:
+        trainer.train_step([setup[-1]] * 3)
+    assert found.ours == {NORM: 1, LOGGED: 1}
+
+
 def test_a_batch_of_validation_waits_for_what_is_logged(setup, monkeypatch):
     trainer = trainer_there(setup, monkeypatch)
     with metrics.aggregate(new_root=True), waits.Waits() as found:

@@ -118,13 +118,15 @@ class Joint:
 
     def _leaders(self) -> list[int]:
         """For each member the first one with the same rows and random numbers, maybe itself."""
-        found = []
-        for m, tokens in enumerate(self.batches):
+        if self.num_common < 0:
+            return list(range(len(self.models)))
+        found, batches = [], _on_host(self.batches)
+        for m, tokens in enumerate(batches):
             same = (
                 other
-                for other in (set(found) if self.num_common >= 0 else ())
-                if tokens.shape == self.batches[other].shape
-                and torch.equal(tokens, self.batches[other])
+                for other in set(found)
+                if tokens.shape == batches[other].shape
+                and torch.equal(tokens, batches[other])
                 and (self.streams is None or self.streams[m].same(self.streams[other]))
             )
             found.append(min(same, default=m))
@@ -211,6 +213,15 @@ def outermost(paths: set[str]) -> set[str]:
     return {
         path for path in paths if not any(path.startswith(f"{other}.") for other in paths - {path})
     }
+
+
+def _on_host(batches: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The members' tokens on the CPU, by one copy: each comparison on a GPU would wait for it."""
+    if batches[0].device.type == "cpu":
+        return batches
+    parts = torch.cat([tokens.reshape(-1) for tokens in batches]).cpu()
+    parts = parts.split([tokens.numel() for tokens in batches])
+    return [part.view(tokens.shape) for part, tokens in zip(parts, batches)]
 
 
 def _first_layer(paths, num_layers) -> int:
