@@ -3,11 +3,11 @@
     python benchmarks/gpu.py --out runs/benchmark
 
 LoRA on roberta_small at batch 16 and 256, full fine-tuning and LoRA on roberta_base at batch 32,
-and 16 members of a sweep against one; under five minutes. The contestants are train_speed.py's (the
-real programs, bf16, batches by length). They take turns as forks of processes that have done their
-imports, so that a turn costs seconds; a ratio is taken within a repeat, lowest and highest stand in
-brackets. Without a GPU the program says so and ends; --device cpu --tiny --steps 2 tries it, with
-figures that say nothing.
+and 16 members of a sweep against one; meant to take five minutes. The contestants are those of
+train_speed.py (the real programs, bf16, batches by length). They take turns as forks of processes
+that have done their imports, so that a turn costs seconds; a ratio is taken within a repeat, lowest
+and highest stand in brackets. Without a GPU the program says so and ends; --device cpu --tiny
+--steps 2 tries it, with figures that say nothing.
 
 "% of products": of the tokens a second that the matrix products alone would allow, at the speed of
 one large product in bf16 measured between the turns. "% of memory": the same for the bytes that

@@ -10,7 +10,7 @@
 #   TEXTS=2000 bash scripts/benchmark.sh predict -- --only 'ours-*,hf-bf16-*'
 #   bash scripts/benchmark.sh adapters              1 to 1,000 LoRA adapters: 16 processes a repeat; 5 GB on the disk
 #   TEXTS=300 bash scripts/benchmark.sh adapters -- --adapters 1,100 --only 'ours-*,hf-*'
-#   REPEATS=2 bash scripts/benchmark.sh gpu         every goal for a GPU in one table, in under five minutes
+#   REPEATS=2 bash scripts/benchmark.sh gpu         every goal for a GPU in one table; meant to take five minutes
 #   bash scripts/benchmark.sh gpu -- --device cpu --tiny --steps 2      tries the program where there is no GPU
 #
 # Prints the tables and leaves {train_speed,predict_speed,many_adapters,gpu}.json, train_speed.png and logs/ in OUT. Close other programs:

@@ -32,7 +32,7 @@ LR_FULL=${LR_FULL:-2e-3}                    # peak learning rates
 LR_LORA=${LR_LORA:-5e-3}                    # rank 32 on all linear maps and the words
 LR_ADAPTER=${LR_ADAPTER:-5e-3}              # bottleneck 64, and rank 32 on the words
 LR_BITFIT=${LR_BITFIT:-1e-2}                # biases, and rank 32 on the words
-LR_PREFIX=${LR_PREFIX:-5e-3}                # 20 positions in each attention, and rank 32 on the words
+LR_PREFIX=${LR_PREFIX:-1e-2}                # 20 positions in each attention, and rank 32 on the words
 
 RAW="$WORK/raw" RUNS="$WORK/runs" DATA="$WORK/data-bin" BASE="$WORK/base/checkpoint_last.pt"
 PARTS=("court=$RAW/court/test.xx" "general=$RAW/general/test.xx")

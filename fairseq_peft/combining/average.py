@@ -7,6 +7,7 @@ B A, which is another matrix, of up to k times the rank; ``combine`` makes that 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,16 +75,17 @@ def average(
     Args:
         which: ``last`` or ``best``, by what chooses in this run.
         data: the data folder, if it has moved.
-        base: the base checkpoint, if it has moved.
+        base: the base, a checkpoint or a folder of Hugging Face's, if it has moved.
 
     Raises:
         InputError: the run does not keep those checkpoints, or something has moved.
     """
-    found = adapter_folder.read(run_dir / "adapter")
+    found = adapter_folder.read(run_dir / "adapter", of_any_task=True)
     choice, lines = read_run(run_dir)
     kept = choose(run_dir, choice, lines, which, number)
-    data = data or found.description["data"]
-    if not (Path(data) / "input0" / "dict.txt").is_file():
+    told = found.description["task"] if found.is_text else found.description
+    data = data or told["data"]
+    if not (Path(data).is_dir() if found.is_text else Path(data, "input0", "dict.txt").is_file()):
         raise InputError(
             f"{data}, the run's data folder, does not exist. Say where it is: --data DIR."
         )
@@ -93,7 +95,7 @@ def average(
     splits = list(dict.fromkeys(split for line in lines for split in line["subsets"]))
     subsets, predicted = score(model, saved, task, splits, choice)
     predicted.epoch = kept[-1].line["epoch"]
-    head = found.description["head"]["name"]
+    head = None if found.is_text else found.description["head"]["name"]
     tensors, described = folder.content(model, head, found.description["base"])
     of_the_files = ("tensors", "files", "json_sha256")
     told = {key: value for key, value in found.description.items() if key not in of_the_files}
@@ -109,7 +111,9 @@ def average(
             "updates": [one.line["num_updates"] for one in kept],
         },
     }
-    copies = {adapter_folder.DICTIONARY: found.dictionary, **found.text_files}
+    copies = found.text_files
+    if not found.is_text:
+        copies = {adapter_folder.DICTIONARY: found.dictionary, **copies}
     adapter_folder.write(out, tensors, described, copies)
     return Average(kept, choice, subsets, predicted)
 
@@ -179,7 +183,7 @@ def load(path: Path, data: str, base: str | None):
     """A checkpoint's model, its configuration and its task, as fairseq-validate has them."""
     overrides = {"data": data}
     if base is not None:
-        overrides["finetune_from_model"] = base
+        overrides["hf_model" if os.path.isdir(base) else "finetune_from_model"] = base
     (model,), saved, task = checkpoint_utils.load_model_ensemble_and_task(
         [str(path)], arg_overrides=overrides
     )
@@ -232,10 +236,13 @@ def score(model, saved, task, splits: list[str], choice: Choice):
             for batch in batches:
                 sample = utils.move_to_cuda(batch) if on_gpu else batch
                 _, _, logged = task.valid_step(sample, model, criterion)
-                collector.add(sample["id"], criterion.predicted)
+                if dataset.targets is not None:
+                    collector.add(sample["id"], criterion.predicted)
                 task.reduce_metrics([logged], criterion)
-        predicted, target = collector.end_subset(split, dataset.targets)
-        found[split] = scores.of_validation(meters, task.kind, predicted, target)
+        answers = (None, None)  # of texts, which are not compared
+        if dataset.targets is not None:
+            answers = collector.end_subset(split, dataset.targets)
+        found[split] = scores.of_validation(meters, task.kind, *answers)
         if choice.f1_class is not None:
             k = task.labels.index(choice.f1_class)
             found[split][choice.metric] = scores.f1_of_class(meters, k)

@@ -25,7 +25,7 @@ def add_arguments(parser):
     which.add_argument("--best", type=int, metavar="K", help="the best K, by what chose in the run")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--data", metavar="DIR", help="the run's data folder, if it has moved")
-    parser.add_argument("--base", metavar="FILE", help="the run's base, if it has moved")
+    parser.add_argument("--base", metavar="BASE", help="the run's base, if it has moved")
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
 
 
@@ -81,5 +81,6 @@ def write_result(run_dir: Path, out: Path, name: str, made) -> None:
         valid_accuracy=valid.get("accuracy"),
         **{key: test.get(key[len("test_") :]) for key in scored},
     )
-    predictions.write(out / predictions.NAME, made.predictions)
+    if made.predictions.predicted:
+        predictions.write(out / predictions.NAME, made.predictions)
     write_result(out, result)

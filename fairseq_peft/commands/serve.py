@@ -8,7 +8,8 @@ shows all paths, to try them.
 Adapters that write text (what `fairseq-peft generate` takes) are asked at /generate:
 `--json '{"adapter": "legal", "texts": ["One word."], "beam": 4}'`. A row of the answer is what
 `fairseq-peft generate --format jsonl` writes, whatever batch the text is in. Without --adapter the
-base itself writes: a checkpoint that was trained, or a folder of Hugging Face's.
+base itself writes: a checkpoint that was trained, or a folder of Hugging Face's. Adapters that were
+trained with labels choose one at /predict, too.
 
 It listens to this machine only unless --host says more, and asks nobody for a password. Where too
 many texts wait it answers 429 and says when to come back. SIGTERM and Ctrl-C stop it once all that

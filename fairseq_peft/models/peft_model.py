@@ -100,6 +100,10 @@ class PeftModel:
         """Whether a parameter trains: what the methods added, or chose of the base."""
         return name in self.added or name in chosen
 
+    def set_num_updates(self, num_updates):
+        """Nothing. fairseq's own walks through all modules for each that has modules, at every
+        step; only its models of speech want to know the number."""
+
     def penalty(self):
         """What the methods add to the mean loss of a training batch: a scalar, or None."""
         return self.setting.penalty(self)

@@ -162,6 +162,10 @@ class Generator:
         """The flags of generation that an adapter has kept (``--generation``)."""
         return dict(names.of(self._writers, adapter).kept)
 
+    def labels_of(self, adapter: str) -> list[str]:
+        """The labels that an adapter chooses from; none where its answers are any text."""
+        return list(names.of(self._writers, adapter).labels)
+
     def search_of(self, adapter: str, given: Mapping[str, Any]) -> dict:
         """The flags of generation that hold for an adapter where these are given.
 
@@ -248,8 +252,8 @@ class Generator:
             scores = writer.label_scores(ids)
             return [predict.answer(row, writer.labels, CLASSES) for row in scores]
 
-        for name, writer in self._writers.items():
-            if not writer.labels:
+        for name in [adapter] if isinstance(adapter, str) else self._writers:
+            if not self.labels_of(name):
                 raise InputError(
                     f"The adapter {name!r} was trained without --labels, so there are none to "
                     "choose from. Use fairseq-peft generate."

@@ -119,7 +119,8 @@ def test_what_it_says_of_itself(client):
     assert post(client, adapter="cars", texts=["a"]).status_code == 404
     assert post(client, adapter="news", texts=["a"] * 6).status_code == 413
     found = client.get("/adapters").json()
-    assert found["adapters"] == [{"name": n, "generation": KEPT[n]} for n in NAMES]
+    expected = [{"name": n, "generation": KEPT[n], "labels": []} for n in NAMES]
+    assert found["adapters"] == expected
     assert found["limits"]["max_beam"] == 16
     assert "POST /generate" in client.get("/predict").json()["error"]
     post(client, adapter="news", texts=["a", "b"])

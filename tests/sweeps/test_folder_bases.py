@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
+import verbs
 from helpers import script
 from hf_families import GPT2, T5, write_base, write_rows
 
@@ -55,7 +57,7 @@ def finetune(folder, python, monkeypatch, caplog):
 
 
 def test_a_run_on_a_folder_leaves_what_a_classifiers_does(finetune, folder, tmp_path, capfd):
-    fixed = ["--", "--lr-scheduler", "fixed"]
+    fixed = ["--", "--lr-scheduler", "fixed", "--keep-last-epochs", "2"]
     status, run, text = finetune(tmp_path / "a", "--epochs", "1", *fixed)
     assert status == 0 and ": 3 updates; " in text and "epoch 1 of 1: valid " in text
     assert finetune(tmp_path / "a", "--epochs", "2", *fixed)[0] == 1
@@ -77,6 +79,21 @@ def test_a_run_on_a_folder_leaves_what_a_classifiers_does(finetune, folder, tmp_
     # As a run of two epochs from the beginning.
     status, again, _ = finetune(tmp_path / "b", "--epochs", "2", *fixed)
     assert json.loads((again / "result.json").read_text())["curve"] == result["curve"]
+    check_average(again, tmp_path / "mean")
+
+
+def check_average(run, out):
+    """The mean of its two checkpoints, scored as labels are."""
+    verbs.run("average", run, "--last", 2, "--out", out)
+    found = adapter_folder.read(out / "adapter", of_any_task=True)
+    states = [torch.load(run / f"checkpoint{epoch}.pt")["model"] for epoch in (1, 2)]
+    for name, tensor in found.tensors.items():
+        assert torch.equal(tensor, (states[0][name].double() + states[1][name]).float() / 2)
+    assert found.tensors and found.description["origin"]["updates"] == [3, 6]
+    result = json.loads((out / "result.json").read_text())
+    rows = predictions.read(out / predictions.NAME)
+    assert result["method"] == "lora-last2"
+    assert rows.num_correct("test") == round(result["test_accuracy"] * SIZES["test"])
 
 
 def test_a_sweep_without_labels_is_chosen_by_the_loss_and_reported(folder, python, tmp_path):

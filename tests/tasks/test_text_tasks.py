@@ -17,6 +17,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
 from hf_families import GPT2, T5, WORDS, write_tokenizer
 from safetensors.torch import load_file, save_file
+from starlette import testclient
 from torch.nn import functional as F
 
 from fairseq_peft.adapters import folder as adapter_folder
@@ -25,6 +26,8 @@ from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_base, hf_models
 from fairseq_peft.serving.generate import Generator
+from fairseq_peft.serving.service import generate as services
+from fairseq_peft.serving.service.app import create_app
 from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -349,6 +352,7 @@ def check_served(folder, tmp_path, capsys, accuracy):
     labels = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     hits = sum(label == gold for label, (_, gold) in zip(labels, rows))
     assert len(labels) == len(rows) and abs(hits / len(rows) - accuracy) < 1e-3
+    check_labels_over_http(Generator.load(model, adapter), [text for text, _ in rows], labels)
     verbs.run("generate", *given, "--beam", 1)
     written = capsys.readouterr().out.splitlines()
     best = Generator.load(tmp_path / "run" / "checkpoint_best.pt")
@@ -371,6 +375,22 @@ def check_served(folder, tmp_path, capsys, accuracy):
     shutil.copy(tmp_path / "other" / "tokenizer.json", model)
     message = verbs.refused(capsys, "predict", *given)
     assert "was trained with the tokenizer model, SHA-256" in message
+
+
+def check_labels_over_http(generator, texts, labels):
+    """``serve``: the labels that ``predict`` gives, beside what is written."""
+    service = services.GenerateService(generator, services.Limits())
+    with testclient.TestClient(create_app(service)) as client:
+        (one,) = client.get("/adapters").json()["adapters"]
+        assert one["labels"] == ["good", "bad"]
+        found = client.post("/predict", json={"texts": texts}).json()["predictions"]
+        assert [row["label"] for row in found] == labels
+        again = [row.as_dict() for row in generator.predictions(texts)]
+        assert [row["probability"] for row in found] == pytest.approx(
+            [row["probability"] for row in again], rel=1e-5
+        )
+        assert len(client.post("/generate", json={"texts": texts[:2]}).json()["answers"]) == 2
+        assert client.post("/predict", json={"texts": texts, "beam": 2}).status_code == 422
 
 
 def check_merged(tmp_path, adapter, model):

@@ -45,7 +45,7 @@ def create_app(service: Service):
         for status in (400, 404, 408, 413, 415, 422, 429, 503)
     }
 
-    service.add_path(app, refusals)
+    service.add_paths(app, refusals)
 
     @app.get("/adapters", response_model=service.Inventory)
     async def adapters():
@@ -75,7 +75,7 @@ def create_app(service: Service):
 
     @app.exception_handler(HTTPException)
     async def http_error(request, error):
-        paths = f"POST {service.path}, GET /adapters, /health, /metrics and /docs"
+        paths = f"POST {' and '.join(service.paths)}, GET /adapters, /health, /metrics and /docs"
         texts = {
             400: f"The body is no JSON. {service.expected}",
             404: f"There is nothing at {request.url.path}. There are {paths}.",

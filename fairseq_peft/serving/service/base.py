@@ -90,11 +90,16 @@ class Service:
         )
         self.num_requests = collections.Counter()  # by status
 
+    @property
+    def paths(self) -> list[str]:
+        """All paths where it is asked."""
+        return [self.path]
+
     def compute(self, rows: list, adapters: list[str], lane: Hashable) -> list:
         """The answer to each row of a batch; in the thread that computes."""
         raise NotImplementedError
 
-    def add_path(self, app, refusals: dict) -> None:
+    def add_paths(self, app, refusals: dict) -> None:
         """Add ``path`` to an application; ``refusals`` are its statuses that are none of success,
         as FastAPI takes them."""
         raise NotImplementedError

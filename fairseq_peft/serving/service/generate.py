@@ -1,6 +1,8 @@
 """``POST /generate``: texts for texts, by a ``Generator``.
 
-A row of an answer is what ``fairseq-peft generate --format jsonl`` writes of the text.
+A row of an answer is what ``fairseq-peft generate --format jsonl`` writes of the text. Of an
+adapter that was trained with labels, ``POST /predict`` tells the likeliest, as ``fairseq-peft
+predict`` does.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.serving.generate import BATCH_SIZE
 from fairseq_peft.serving.service import base
 from fairseq_peft.serving.service.base import Refused, Service
+from fairseq_peft.serving.service.predict import Class
 from fairseq_peft.text import generation
 
 EXAMPLES = {
@@ -62,6 +65,26 @@ Question = make_dataclass(
 
 
 @dataclass
+class Choice:
+    """Texts whose likeliest label is asked for. ``adapter`` may be left out where there is only
+    one."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    texts: list[str]
+    adapter: Optional[str] = None
+
+
+@dataclass
+class Chosen:
+    """The likeliest label of each row, in the order of the rows; probabilities are those among the
+    labels."""
+
+    adapter: str
+    predictions: list[Class]
+
+
+@dataclass
 class Text:
     """What is written for a row, and its log likelihood in nats, by the number of tokens to the
     power of lenpen."""
@@ -80,10 +103,11 @@ class Answer:
 
 @dataclass
 class Adapter:
-    """An adapter, and the flags of generation that it has kept."""
+    """An adapter, the flags of generation that it has kept, and its labels, if it has some."""
 
     name: str
     generation: dict[str, Any]
+    labels: list[str]
 
 
 @dataclass
@@ -105,9 +129,16 @@ class GenerateService(Service):
         '"beam": 4.'
     )
 
+    @property
+    def paths(self):
+        labels = any(self.model.labels_of(name) for name in self.model.adapters)
+        return [self.path, "/predict"] if labels else [self.path]
+
     def compute(self, rows, adapters, lane):
         adapter, search = lane
         most = self.limits.max_batch
+        if search is None:  # a label is asked for
+            return list(self.model.predictions(rows, adapter, batch_size=most))
         return self.model.generate(rows, adapter, batch_size=most, **dict(search))
 
     async def answer(self, question: Question) -> dict:
@@ -121,6 +152,15 @@ class GenerateService(Service):
         lane = name, tuple(sorted(self.search_of(name, question).items()))
         found = await self.answers(name, question.texts, lane)
         return {"adapter": name, "answers": [row.as_dict() for row in found]}
+
+    async def choose(self, question: Choice) -> dict:
+        """As ``answer``: labels."""
+        name = self.name_of(question.adapter)
+        if not self.model.labels_of(name):
+            raise Refused(422, f"The adapter {name} has no labels to choose from: ask {self.path}.")
+        self.check_rows(question.texts)
+        found = await self.answers(name, question.texts, (name, None))
+        return {"adapter": name, "predictions": [row.as_dict() for row in found]}
 
     def search_of(self, name: str, question: Question) -> Mapping[str, Any]:
         """All flags that the texts of a question are answered by."""
@@ -140,9 +180,10 @@ class GenerateService(Service):
 
     def inventory(self):
         own = self.model
-        return Adapters([Adapter(name, own.kept_of(name)) for name in own.adapters], self.limits)
+        found = [Adapter(name, own.kept_of(name), own.labels_of(name)) for name in own.adapters]
+        return Adapters(found, self.limits)
 
-    def add_path(self, app, refusals):
+    def add_paths(self, app, refusals):
         from fastapi import Body
         from fastapi.responses import JSONResponse
 
@@ -150,3 +191,10 @@ class GenerateService(Service):
         async def generate(question: Question = Body(openapi_examples=EXAMPLES)):  # noqa: B008
             """What is written for each text, by one adapter."""
             return JSONResponse(await self.answer(question))
+
+        if "/predict" in self.paths:
+
+            @app.post("/predict", response_model=Chosen, responses=refusals)
+            async def predict(question: Choice):
+                """The likeliest label of each text, by one adapter that has labels."""
+                return JSONResponse(await self.choose(question))

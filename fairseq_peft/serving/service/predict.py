@@ -121,7 +121,7 @@ class PredictService(Service):
         ]
         return Adapters(found, self.limits)
 
-    def add_path(self, app, refusals):
+    def add_paths(self, app, refusals):
         from fastapi import Body
         from fastapi.responses import JSONResponse
 
