@@ -15,13 +15,17 @@ def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
         "took no part in the choice. All scores on test are that epoch's.",
         f"Seeds: {_seeds(rows)}. ± is the sample standard deviation over seeds; worst and best are "
         "single seeds.",
-        "Difference to full: points of test accuracy, paired by seed with full fine-tuning of the "
-        "same init on as many training rows; Student's t interval over seeds.",
-        "Best epoch on test: mean over seeds of each run's highest test accuracy, so chosen ON "
-        "TEST and too high; only for comparison with figures made that way.",
     ]
+    are_right = any(has_accuracy(row["kind"]) for row in rows)
+    if are_right:
+        lines += [
+            "Difference to full: points of test accuracy, paired by seed with full fine-tuning of "
+            "the same init on as many training rows; Student's t interval over seeds.",
+            "Best epoch on test: mean over seeds of each run's highest test accuracy, so chosen ON "
+            "TEST and too high; only for comparison with figures made that way.",
+        ]
     lines += _test_rows(rows)
-    if not any(has_accuracy(row["kind"]) for row in rows):
+    if not are_right:
         lines.append(
             "Not compared row by row: where a row has a number or a text, no answer is quite right."
         )

@@ -139,6 +139,8 @@ def test_other_kinds(tmp_path, kind):
     assert "What was taken for what" not in text
     assert ("micro-F1 %" if kind == "labels" else "Pearson") in text
     assert ("Wrong with every seed" in text) == (kind == "labels")
+    for told in ("Difference to full: points", "highest test accuracy"):
+        assert (told in text) == (kind == "labels")
     assert ("Not compared row by row: where a row has a number" in text) == (kind == "number")
 
 
