@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+
 import pytest
+import torch
 import verbs
 
 from fairseq_peft.commands.generate import folders_of
@@ -45,6 +49,28 @@ def test_the_command_says_it_in_one_sentence(capsys, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.txt").write_text("a\n")
     assert message in verbs.refused(capsys, "generate", "lines.txt", *words)
+
+
+class Payload:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
+def test_a_checkpoint_with_a_payload_is_not_run(capsys, tmp_path, legacy):
+    """Also where there is no adapter folder, so that fairseq's own loader reads it."""
+    path, trace = tmp_path / "model.pt", tmp_path / "the-payload-ran"
+    state = {"model": {}, "x": Payload(trace)}
+    path.write_bytes(pickle.dumps(state)) if legacy else torch.save(state, path)
+    (tmp_path / "lines.txt").write_text("a\n")
+    words = ("generate", tmp_path / "lines.txt", "--base", path, "--data", tmp_path)
+    assert "is not opened, because that could run code" in verbs.refused(capsys, *words)
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize(
