@@ -71,6 +71,14 @@ def log_as_at_first():
             logger.setLevel(logging.NOTSET)
 
 
+@pytest.fixture(autouse=True)
+def meters_as_at_first():
+    """fairseq's meters belong to the process: no test counts the rows of another."""
+    yield
+    if "fairseq.logging.metrics" in sys.modules:
+        sys.modules["fairseq.logging.metrics"].reset()
+
+
 @pytest.fixture(scope="session")
 def dictionary():
     """30 words, with fairseq's specials and <mask> 35 rows."""
