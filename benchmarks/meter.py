@@ -50,6 +50,7 @@ class Meter:
         self.count = 0
         self.end = None
         self.first = None
+        self.cpu = self.cpu_first = 0.0
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.batches = []  # token ids (B, T) of every step, read after training
 
@@ -96,7 +97,9 @@ class Meter:
         if edge or self.flags.split:
             self.end = self.now()
         if self.count == self.flags.warmup:
-            self.first = self.end
+            self.first, self.cpu_first = self.end, time.process_time()
+        elif edge:
+            self.cpu = time.process_time() - self.cpu_first
 
     def report(self, model, **more) -> None:
         """Print everything as the last line of stdout."""
@@ -122,6 +125,7 @@ class Meter:
             "startup_s": self.startup,
             "steps": flags.steps,
             "seconds": seconds,
+            "cpu_seconds": self.cpu,  # of all threads together
             "parts_s": parts if flags.split else None,
             "real_tokens": sum(int((batch != flags.pad).sum()) for batch in timed),
             "padded_tokens": sum(batch.numel() for batch in timed),
