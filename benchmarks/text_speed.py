@@ -202,8 +202,8 @@ def main(argv=None) -> int:
     hf = hf or harness.find_hf_python()[0]
     if hf is None:
         raise InputError(
-            "The models are made by Hugging Face's library, which is not here: "
-            "bash scripts/test.sh parity makes its environment."
+            "The models are made by Hugging Face's library, for which there is no environment: "
+            "bash scripts/test.sh parity makes it."
         )
     args.out = args.out.resolve()
     logs, load = args.out / "logs", os.getloadavg()[0]

@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -27,16 +28,25 @@ def token_losses(logits, target, pad: int) -> torch.Tensor:
     return losses.sum(1)
 
 
+def predictions(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits (B, P, V) of the last P tokens, and their targets (B, P): of an encoder-decoder's
+    whole answers; of a language model from where the first answer of a batch begins, for the
+    vocabulary is a third of GPT-2, and most of a row is its prompt."""
+    inputs, target = batch["net_input"], batch["target"]
+    if "num_predicted" not in batch:
+        return model(**inputs)[0], target
+    number = batch["num_predicted"]
+    return model(**inputs, num_logits=number)[0], target[:, -number:]
+
+
 def label_losses(model, layout, prompts, labels) -> torch.Tensor:
     """(B, K) the negative log likelihood, in nats, of each label, token ids, as the whole answer to
     each prompt, with the end of the answer."""
     device = next(model.parameters()).device
     losses = []
     for ids in labels:
-        batch = layout.batch([(prompt, ids) for prompt in prompts])
-        inputs = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
-        logits, _ = model(**inputs)
-        losses.append(token_losses(logits, batch["target"].to(device), layout.pad))
+        batch = utils.move_to_cuda(layout.batch([(prompt, ids) for prompt in prompts]), device)
+        losses.append(token_losses(*predictions(model, batch), layout.pad))
     return torch.stack(losses, 1)
 
 
@@ -58,8 +68,7 @@ class AnswersCriterion(FairseqCriterion):
         """Returns (summed loss, number of answers' tokens, logging output). The methods' penalty is
         in the loss that is minimised, not in the one that is logged."""
         pad = self.task.layout.pad
-        logits, _ = model(**sample["net_input"])
-        loss = token_losses(logits, sample["target"], pad).sum()
+        loss = token_losses(*predictions(model, sample), pad).sum()
         num_tokens = sample["ntokens"]
         log = {
             "loss": loss.detach(),

@@ -32,7 +32,8 @@ class Layout:
 
     def batch(self, rows) -> dict:
         """rows, a list of (prompt ids, answer ids) -> ``net_input`` and ``target`` (B, T), the ids
-        of the answers and of ``eos`` where they are predicted, padding elsewhere."""
+        of the answers and of ``eos`` where they are predicted, padding elsewhere; of a causal model
+        ``num_predicted``, the last tokens of T in front of which nothing is."""
         answers = [[*answer, self.eos] for _, answer in rows]
         if self.causal:
             texts = [[*prompt, *answer] for (prompt, _), answer in zip(rows, answers)]
@@ -50,7 +51,11 @@ class Layout:
             }
         lengths = [len(prompt) + self.causal * len(answer) for prompt, answer in rows]
         inputs["src_lengths"] = torch.tensor(lengths)
-        return {"net_input": inputs, "target": self.padded(targets)}
+        batch = {"net_input": inputs, "target": self.padded(targets)}
+        if self.causal:
+            first = min(len(prompt) for prompt, _ in rows) - 1
+            batch["num_predicted"] = batch["target"].shape[1] - first
+        return batch
 
     def padded(self, rows) -> torch.Tensor:
         """(B, longest), padded at the right."""

@@ -67,3 +67,10 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class QuickDropout(nn.Dropout):
+    """``dropout`` in the place of torch's module, which a model of another library has made."""
+
+    def forward(self, x):
+        return dropout(x, self.p) if self.training else x

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_peft.layers.dropout import dropout as drop
+
 
 def attend(
     module, query, key, value, attention_mask, dropout=0.0, scaling=None, position_bias=None, **_
@@ -33,9 +35,15 @@ def attend(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     bias = None if bias is None else bias.to(query.dtype)
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
-    )
+    if dropout and query.device.type == "cpu":  # torch's own draws a double for each weight
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = torch.matmul(query * scale, key.transpose(-2, -1))
+        weights = F.softmax(scores if bias is None else scores + bias, -1)
+        out = torch.matmul(drop(weights, dropout), value)
+    else:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+        )
     return out.transpose(1, 2), None
 
 
@@ -59,4 +67,4 @@ class BloomAttention(nn.Module):
             position_bias=alibi.unflatten(0, (-1, self.num_heads)),
         )
         h = self.dense(context.flatten(2))
-        return residual + F.dropout(h, self.hidden_dropout, self.training), None
+        return residual + (drop(h, self.hidden_dropout) if self.training else h), None

@@ -240,9 +240,11 @@ class HFCausalLM(HFModel):
         super().__init__(hf, family)
         self.__dict__["decoder"] = CausalDecoder(self)  # no child: it is the model itself
 
-    def forward(self, src_tokens, src_lengths=None, incremental_state=None, **unused):
+    def forward(
+        self, src_tokens, src_lengths=None, incremental_state=None, num_logits=None, **unused
+    ):
         """src_tokens (B, T) -> logits (B, T, V) and fairseq's extras; with ``incremental_state``
-        (B, Q, V) for the Q tokens that are new.
+        (B, Q, V) for the Q tokens that are new; with ``num_logits`` of so many tokens, the last.
 
         A prompt stands in front of the text, or behind its first token; the logits that predict
         the second token are then those of the prompt's last.
@@ -267,6 +269,8 @@ class HFCausalLM(HFModel):
         prefix = getattr(owner, "prefix", None)
         positions = keep.cumsum(1) - 1 + (prefix.num_reserved if prefix is not None else 0)
         given = {"position_ids": positions.clamp(min=0)[:, -x.shape[1] :]}
+        if num_logits is not None:
+            given["logits_to_keep"] = num_logits
         with precision.autocast(x, precision.half(self.args.precision)):
             out = self.hf(
                 inputs_embeds=x,

@@ -12,6 +12,7 @@ from torch import nn
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
+from fairseq_peft.layers.dropout import QuickDropout
 from fairseq_peft.layers.hf_attention import BloomAttention
 from fairseq_peft.models.decoder import OutputProjection
 
@@ -41,6 +42,8 @@ def add(model: nn.Module, half_dtype=None) -> None:
             if block.name in ADAPTED:
                 setattr(place.layer, f"{block.name}_adapter", None)
     for module in hf.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = QuickDropout
         if type(module).__name__ == "BloomAttention":
             known = {"__module__": type(module).__module__}
             module.__class__ = type("BloomAttention", (BloomAttention, type(module)), known)

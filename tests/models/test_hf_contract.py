@@ -16,6 +16,7 @@ from torch import nn
 from fairseq_peft import methods
 from fairseq_peft.architectures.decoder_only import SIZES as DECODERS
 from fairseq_peft.architectures.t5 import SIZES as T5_SIZES
+from fairseq_peft.criterions.answers import predictions, token_losses
 from fairseq_peft.data.answers import Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_base
@@ -389,3 +390,32 @@ def test_counts_equal_the_formulas(kind, start, peft, given):
     chosen = sum(p.numel() for n, p in trained(start).items() if n not in start.added)
     assert setting.count(dims).total == added
     assert setting.count_base(dims).total == chosen
+
+
+@pytest.mark.parametrize("peft, given", [("lora", {}), ("prompt", {"prompt_num_tokens": 3})])
+@pytest.mark.parametrize("name", [name for name in KINDS if "t5" not in name and name != "bart"])
+def test_logits_of_the_answers_alone_are_those_of_all_tokens(name, peft, given, tmp_path):
+    """A prompt's are not computed: the loss and what it teaches are the same without."""
+    kind = Kind(name, tmp_path)
+    model = kind.build(peft, **given)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    rows = [([3, 4, 5, 6, 7, 8], [9, 4]), ([5, 6, 7, 3, 9], [6]), ([9, 8, 7, 6, 5, 4, 3], [2])]
+    batch = Layout(True, PAD, eos=1, start=0).batch(rows)
+    assert batch["num_predicted"] < batch["target"].shape[1]
+    seen = []
+    head = model.hf.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    found = []
+    for number in (batch["target"].shape[1], batch["num_predicted"]):
+        model.zero_grad()
+        loss = token_losses(*predictions(model, {**batch, "num_predicted": number}), PAD)
+        loss.sum().backward()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append([loss.detach(), *(p.grad.clone() for p in trained)])
+    assert seen[1] == batch["num_predicted"] < seen[0]
+    for every, answers_alone in zip(*found):
+        assert torch.allclose(every, answers_alone, atol=TOLERANCE["fp32"])
+    assert all(gradient.any() for gradient in found[0][1:])

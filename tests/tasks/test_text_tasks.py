@@ -97,6 +97,19 @@ def test_a_causal_row_has_its_loss_on_the_answer_alone():
     batch = layout.batch([([5, 6, 7], [8]), ([5], [9])])
     assert batch["net_input"]["src_tokens"].tolist() == [[5, 6, 7, 8], [5, 9, 99, 99]]
     assert batch["target"].tolist() == [[99, 99, 8, 1], [9, 1, 99, 99]]
+    assert batch["num_predicted"] == 4
+
+
+def test_what_is_in_front_of_all_answers_is_not_predicted():
+    """The prompts of the three rows have 5, 4 and 6 tokens, and the longest text 7."""
+    layout = Layout(causal=True, pad=99, eos=1, start=None)
+    rows = [([5] * 5, [8]), ([6] * 4, [9, 9]), ([7] * 6, [])]
+    batch = layout.batch(rows)
+    assert batch["target"].shape == (3, 6)
+    assert batch["num_predicted"] == 3
+    left_out = batch["target"][:, : -batch["num_predicted"]]
+    assert (left_out == 99).all() and (batch["target"][:, -3] != 99).any()
+    assert "num_predicted" not in Layout(causal=False, pad=99, eos=1, start=0).batch(rows)
 
 
 def test_an_answer_of_an_encoder_decoder_begins_with_the_start():
