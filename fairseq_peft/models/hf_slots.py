@@ -17,6 +17,9 @@ from fairseq_peft.layers.hf_attention import BloomAttention
 from fairseq_peft.models.decoder import OutputProjection
 
 ADAPTED = ("attention", "ffn")
+#: What transformers computes in eight passes, all of them kept for the backward pass, and torch in
+#: one: GELU by tanh.
+GELUS = ("NewGELUActivation", "BloomGelu")
 
 
 def add(model: nn.Module, half_dtype=None) -> None:
@@ -32,6 +35,8 @@ def add(model: nn.Module, half_dtype=None) -> None:
             tied = isinstance(child, nn.Embedding) and child.weight is words.weight
             if tied:  # one module, where transformers has several with one tensor
                 setattr(owner, name, plain)
+            if type(child).__name__ in GELUS:
+                setattr(owner, name, nn.GELU(approximate="tanh"))
     hf.set_output_embeddings(OutputProjection(hf.get_output_embeddings().weight, half_dtype))
     for stack in family.stacks:
         owner = model.get_submodule(family.path(stack.path))

@@ -63,3 +63,18 @@ def test_dropouts_of_its_layers_are_quick_ones(name, tmp_path):
         module.p = 0.5
         assert module.eval()(x) is x
         assert module.train()(x).unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "t5-gated"])
+def test_their_gelu_is_torchs(name, tmp_path):
+    """The same function, and what it teaches, as the module that transformers has there."""
+    kind = Kind(name, tmp_path)
+    ours, theirs = kind.build().hf, kind.stock(kind.build().state_dict())
+    gelus = [path for path, module in ours.named_modules() if isinstance(module, nn.GELU)]
+    assert gelus
+    for path in gelus:
+        x = torch.linspace(-6, 6, 101, requires_grad=True)
+        found, wanted = ours.get_submodule(path)(x), theirs.get_submodule(path)(x)
+        assert torch.allclose(found, wanted, atol=1e-6)
+        both = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, wanted)]
+        assert torch.allclose(*both, atol=1e-5)
