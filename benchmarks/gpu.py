@@ -20,7 +20,6 @@ Files in the folder --out: gpu.json and gpu-logs/.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -382,23 +381,13 @@ def judged(goals, found: dict) -> list[dict]:
 
 
 def read_args(argv=None):
-    text = __doc__.split("\n\n")
-    flags = argparse.ArgumentParser(
-        description=text[0],
-        epilog="\n\n".join(text[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    flags = harness.parser(__doc__, "*-lora-16", repeats=2, sizes=False)
+    flags.set_defaults(threads=min(8, os.cpu_count()))
     add = flags.add_argument
-    add("--out", type=Path, default=harness.ROOT / "runs" / "benchmark", help="folder for results")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only tries the program")
     add("--tiny", action="store_true", help="models of 2 layers, to try the program")
-    add("--repeats", type=int, default=2, help="times that every contestant runs (2)")
     add("--steps", type=int, default=60, help="steps on the clock (60)")
     add("--warmup", type=int, default=30, help="steps before them, in which shapes are new (30)")
-    add("--threads", type=int, default=min(8, os.cpu_count()), help="of each process (8 at most)")
-    add("--only", default="", help="names or patterns with commas between, e.g. '*-lora-16'")
-    add("--list", action="store_true", help="name the contestants and end")
     args = flags.parse_args(argv)
     harness.check_positive(args, "repeats", "steps", "warmup", "threads")
     return args

@@ -39,12 +39,14 @@ class Failed(Exception):
 # Flags
 
 
-def parser(doc: str, only: str) -> argparse.ArgumentParser:
+def parser(doc: str, only: str, repeats: int = 3, sizes: bool = True) -> argparse.ArgumentParser:
     """The flags that every benchmark with contestants has.
 
     Args:
         doc: the program's docstring: its first line, and all behind its second paragraph.
         only: an example of what --only takes.
+        repeats: how often each contestant runs, by default.
+        sizes: whether the model's are flags, too.
     """
     text = doc.split("\n\n")
     flags = argparse.ArgumentParser(
@@ -55,11 +57,12 @@ def parser(doc: str, only: str) -> argparse.ArgumentParser:
     )
     add = flags.add_argument
     add("--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for the results")
-    add("--repeats", type=int, default=3, help="times that every contestant runs (3)")
+    help = f"times that every contestant runs ({repeats})"
+    add("--repeats", type=int, default=repeats, help=help)
     add("--threads", type=int, default=os.cpu_count(), help="threads of each process (all)")
     add("--only", default="", help=f"names or patterns with commas between, e.g. '{only}'")
     add("--list", action="store_true", help="name the contestants and end")
-    for name, default in SIZES.items():
+    for name, default in SIZES.items() if sizes else ():
         add(f"--{name.replace('_', '-')}", type=int, default=default)
     return flags
 

@@ -14,7 +14,6 @@ Files in the folder ``--out``: text_speed.json and logs/.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -177,17 +176,8 @@ def text_of(result: dict) -> str:
 
 
 def read_args(argv=None):
-    flags = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    flags = harness.parser(__doc__, "*-gpt2", sizes=False)
     add = flags.add_argument
-    add("--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for the results")
-    add("--repeats", type=int, default=3, help="times that every contestant runs (3)")
-    add("--threads", type=int, default=os.cpu_count(), help="threads of each process (all)")
-    add("--only", default="", help="names or patterns with commas between, e.g. '*-gpt2'")
     add("--steps", type=int, default=20, help="steps on the clock (20)")
     add("--warmup", type=int, default=3, help="steps before it (3)")
     add("--batch-size", type=int, default=8, help="rows a step (8)")
@@ -198,7 +188,11 @@ def read_args(argv=None):
 
 def main(argv=None) -> int:
     args = read_args(argv)
-    chosen, hf, left_out = harness.leave_out_hf(harness.choose(contestants(), args.only))
+    chosen = harness.choose(contestants(), args.only)
+    if args.list:
+        print("\n".join(one.name for one in chosen))
+        return 0
+    chosen, hf, left_out = harness.leave_out_hf(chosen)
     hf = hf or harness.find_hf_python()[0]
     if hf is None:
         raise InputError(

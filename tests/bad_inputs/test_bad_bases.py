@@ -5,13 +5,13 @@ Each case goes through the command line of fairseq-train.
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from payload import Payload
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -89,16 +89,6 @@ def test_base_that_is_another_zip(bench):
 
 def test_base_that_is_a_folder(bench):
     refused(bench, bench.train(finetune_from_model=bench.folder), "does not exist")
-
-
-class Payload:
-    """Unpickled carelessly, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])

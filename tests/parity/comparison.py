@@ -87,6 +87,18 @@ class Differences:
         return "  ".join(f"{kind} {difference:.1e}" for kind, (difference, _) in self.found.items())
 
 
+def random_texts() -> tuple:
+    """source (4, 9), padded at the right; target (4, 6) that begins with </s>; answer (4, 6)."""
+    generator = torch.Generator().manual_seed(7)
+    source = torch.randint(4, 50, (4, 9), generator=generator)
+    for row, length in zip(source, (9, 7, 5, 2)):
+        row[length - 1] = 2
+        row[length:] = 1
+    target = torch.randint(4, 50, (4, 6), generator=generator)
+    target[:, 0] = 2
+    return source, target, torch.randint(4, 50, (4, 6), generator=generator)
+
+
 def write_records(variable: str, script: str, folder: Path, *words: str) -> dict:
     """Run a reference script with the Python that ``variable`` names; case -> record."""
     python = os.environ.get(variable)

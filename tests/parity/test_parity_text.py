@@ -13,7 +13,7 @@ from pathlib import Path
 import hf_models
 import pytest
 import torch
-from comparison import Differences, learn_and_compare, part
+from comparison import Differences, learn_and_compare, part, random_texts
 from hf_cases import TEXT_CASES
 from safetensors.torch import load_file, save_file
 
@@ -37,19 +37,8 @@ def run(*words):
 
 
 def random_batch():
-    """source (4, 9), padded at the right; target (4, 6) that begins with </s>; answer (4, 6)."""
-    generator = torch.Generator().manual_seed(7)
-    source = torch.randint(4, 50, (4, 9), generator=generator)
-    for row, length in zip(source, (9, 7, 5, 2)):
-        row[length - 1] = 2
-        row[length:] = 1
-    target = torch.randint(4, 50, (4, 6), generator=generator)
-    target[:, 0] = 2
-    return {
-        "source": source,
-        "target": target,
-        "answer": torch.randint(4, 50, (4, 6), generator=generator),
-    }
+    """What text_folder.py reads."""
+    return dict(zip(("source", "target", "answer"), random_texts()))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import re
 import hf_models
 import pytest
 import torch
-from comparison import Differences, learn_and_compare, part, write_records
+from comparison import Differences, learn_and_compare, part, random_texts, write_records
 from safetensors.torch import save_file
 
 from fairseq_peft import cli
@@ -35,18 +35,12 @@ PREFIXES = r"prefix_tunings\.a\.(encoder|self|cross)_prefix\.control_trans$"
 
 def random_batch():
     """What their forward takes, the rows padded at the right, and the answers (4, 6)."""
-    generator = torch.Generator().manual_seed(7)
-    source = torch.randint(4, 50, (4, 9), generator=generator)
-    for row, length in zip(source, (9, 7, 5, 2)):
-        row[length - 1] = 2
-        row[length:] = 1
-    target = torch.randint(4, 50, (4, 6), generator=generator)
-    target[:, 0] = 2
+    source, target, answer = random_texts()
     return {
         "input_ids": source,
         "attention_mask": source.ne(1).long(),
         "decoder_input_ids": target,
-        "answer": torch.randint(4, 50, (4, 6), generator=generator),
+        "answer": answer,
     }
 
 

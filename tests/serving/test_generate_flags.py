@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 
 import pytest
 import torch
 import verbs
+from payload import Payload
 
 from fairseq_peft.commands.generate import folders_of
 from fairseq_peft.errors import InputError
@@ -49,16 +49,6 @@ def test_the_command_says_it_in_one_sentence(capsys, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.txt").write_text("a\n")
     assert message in verbs.refused(capsys, "generate", "lines.txt", *words)
-
-
-class Payload:
-    """Makes a folder where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
