@@ -119,6 +119,28 @@ class Watch(TrainerCallback):
         self.meter.end_step()
 
 
+def arguments_of(flags, **more):
+    """What the Trainer of a contestant is told."""
+    return TrainingArguments(
+        output_dir=flags.output,
+        per_device_train_batch_size=flags.batch_size,
+        max_steps=flags.warmup + flags.steps,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        use_cpu=flags.device == "cpu",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=flags.device == "cuda",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **more,
+    )
+
+
 def train(flags):
     meter = Meter(flags)
     model = RobertaForSequenceClassification.from_pretrained(flags.base)
@@ -135,27 +157,9 @@ def train(flags):
             target_modules=["query", "value"],
         )
         model = peft.get_peft_model(model, config)
-    by_length = {"train_sampling_strategy": "group_by_length"} if flags.by_length else {}
-    arguments = TrainingArguments(
-        output_dir=flags.output,
-        per_device_train_batch_size=flags.batch_size,
-        max_steps=flags.warmup + flags.steps,
-        learning_rate=1e-5,
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        bf16=flags.precision == "bf16",
-        optim="adamw_torch_fused",
-        use_cpu=flags.device == "cpu",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=flags.device == "cuda",
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-        seed=flags.seed,
-        **by_length,
+    more = {"train_sampling_strategy": "group_by_length"} if flags.by_length else {}
+    arguments = arguments_of(
+        flags, weight_decay=0.01, bf16=flags.precision == "bf16", seed=flags.seed, **more
     )
     trainer = TimedTrainer(
         model=model,

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import transformers
 from meter import Meter, parser
-from train_hf import TimedTrainer, Watch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, TrainingArguments
+from train_hf import TimedTrainer, Watch, arguments_of
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 AUTO = {"text_to_text": AutoModelForSeq2SeqLM, "causal_lm": AutoModelForCausalLM}
 COLUMNS = {"text_to_text": ("input", "target"), "causal_lm": ("prompt", "answer")}
@@ -79,26 +79,9 @@ def train(flags):
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
     model = peft.get_peft_model(model, config)
-    arguments = TrainingArguments(
-        output_dir=flags.output,
-        per_device_train_batch_size=flags.batch_size,
-        max_steps=flags.warmup + flags.steps,
-        learning_rate=1e-5,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        use_cpu=flags.device == "cpu",
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-        seed=1,
-    )
     trainer = TimedTrainer(
         model=model,
-        args=arguments,
+        args=arguments_of(flags, seed=1, train_sampling_strategy="group_by_length"),
         train_dataset=read_rows(
             Path(flags.data), Path(flags.base), flags.task, model.config.eos_token_id
         ),

@@ -15,6 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
 from fairseq_peft import scores
+from fairseq_peft.criterions.kinds import Classes
 from fairseq_peft.criterions.on_host import on_host
 from fairseq_peft.injection import surgery
 
@@ -78,7 +79,7 @@ class AnswersCriterion(FairseqCriterion):
             "num_read": sum(len(prompt) + len(answer) + 1 for prompt, answer in sample["rows"]),
         }
         if not model.training and self.task.label_ids:
-            log[scores.COUNTS] = self.counts(model, sample).cpu()
+            log[scores.COUNTS] = self.counts(model, sample)
         penalty = surgery.unwrap(model).penalty() if model.training else None
         if penalty is not None:
             loss = loss + num_tokens * penalty
@@ -90,10 +91,9 @@ class AnswersCriterion(FairseqCriterion):
         labels, layout = self.task.label_ids, self.task.layout
         prompts = [prompt for prompt, _ in sample["rows"]]
         self.predicted = label_losses(model, layout, prompts, labels).argmin(1)
-        predicted = self.predicted.cpu()
-        target = torch.tensor([labels.index(list(answer)) for _, answer in sample["rows"]])
-        parts = (target[predicted == target], target, predicted)
-        return torch.stack([torch.bincount(part, minlength=len(labels)) for part in parts])
+        target = [labels.index(list(answer)) for _, answer in sample["rows"]]
+        target = torch.tensor(target, device=self.predicted.device)
+        return Classes.counts(self.predicted, target, len(labels))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
