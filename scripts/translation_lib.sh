@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What the scripts of translation share; source lib.sh first. A cell is one run, RUNS/<method>/seed<k>.
 
+SEARCH=(--max-len-a 1.5 --max-len-b 10)  # how long what is written may be, and what else the search heeds
+METRICS=bleu,chrf                        # of the scores
 WORKER=  # where a worker listens that has imported all; empty: each program is a process of its own
 
 # start_worker FOLDER: spare the programs to come their seconds of imports. Each has THREADS threads.
@@ -44,9 +46,9 @@ score_checkpoint() {
   shift 3
   run mkdir -p "$folder"
   program generate "$data" --user-dir "$ROOT/fairseq_peft" --task translation --path "$checkpoint" --gen-subset test \
-    --beam "$BEAM" --max-len-a 1.5 --max-len-b 10 --max-tokens 8000 --required-batch-size-multiple 1 \
+    --beam "$BEAM" "${SEARCH[@]}" --max-tokens 8000 --required-batch-size-multiple 1 \
     --remove-bpe sentencepiece --results-path "$folder"
-  peft_cli score "$folder/generate-test.txt" "$@" --out "$folder/scores.json"
+  peft_cli score "$folder/generate-test.txt" "$@" --metrics "$METRICS" --out "$folder/scores.json"
 }
 
 # adapt DATA BASE METHOD SEED FLAGS... -- NAME=FILE...: one cell: train, translate, score.

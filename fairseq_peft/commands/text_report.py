@@ -13,11 +13,14 @@ from pathlib import Path
 
 def add_arguments(parser) -> None:
     parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of the runs")
+    parser.add_argument(
+        "--beside", metavar="SCORES", type=Path, help="scores of other systems, a part each"
+    )
     parser.add_argument("--command", default="", help="what made them, for the table's notes")
 
 
 def run(args) -> int:
     from fairseq_peft.report import text_runs
 
-    sys.stdout.write(text_runs.write(args.runs, args.command))
+    sys.stdout.write(text_runs.write(args.runs, args.command, args.beside))
     return 0

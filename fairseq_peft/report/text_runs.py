@@ -1,7 +1,8 @@
 """The table of runs whose models write texts: RUNS/<method>/seed<k>/ with scores.json, train.log.
 
 scores.json is what ``fairseq-peft score`` writes. Its first part is what the runs learned, its last
-one what they could forget of it, against the run ``base``, which learned nothing.
+one what they could forget of it, against the run ``base``, which learned nothing. Texts that others
+wrote may stand beside: another file of scores, whose parts are systems.
 """
 
 from __future__ import annotations
@@ -85,20 +86,23 @@ def columns(rows: list[dict]) -> tuple:
     base = next((one for one in rows if one["method"] == BASE), None)
 
     def score(part, metric):
-        return lambda one: mean_sd(one["parts"][part][metric])
+        return lambda one: mean_sd(one["parts"][part][metric]) if part in one["parts"] else "-"
+
+    def of_a_run(show):
+        return lambda one: show(one) if one["num_seeds"] else "-"
 
     def forgotten(one):
-        if one is base:
+        if one is base or not one["num_seeds"]:
             return "-"
         lost = mean(base, parts[-1], metrics[0]) - mean(one, parts[-1], metrics[0])
         return f"{lost:+.2f}"
 
     return (
         ("<method", lambda one: one["method"]),
-        ("seeds", lambda one: str(one["num_seeds"])),
-        ("trainable\nparameters", lambda one: f"{one['trainable_parameters']:,}"),
-        ("kB\nkept", lambda one: f"{one['kept_bytes'] / 1000:,.0f}"),
-        ("seconds", lambda one: f"{one['seconds']:.0f}"),
+        ("seeds", of_a_run(lambda one: str(one["num_seeds"]))),
+        ("trainable\nparameters", of_a_run(lambda one: f"{one['trainable_parameters']:,}")),
+        ("kB\nkept", of_a_run(lambda one: f"{one['kept_bytes'] / 1000:,.0f}")),
+        ("seconds", of_a_run(lambda one: f"{one['seconds']:.0f}")),
         *((f"{part}\n{metric}", score(part, metric)) for part in parts for metric in metrics),
         *([(f"{parts[-1]}\nlost", forgotten)] if base and len(parts) > 1 else []),
     )
@@ -125,9 +129,10 @@ def notes(rows: list[dict], command: str) -> list[str]:
         differences = [
             f"{name} {mean(one, learned, metric) - mean(by_name[FULL], learned, metric):+.2f}"
             for name, one in by_name.items()
-            if name not in (BASE, FULL)
+            if name not in (BASE, FULL) and one["num_seeds"]
         ]
-        found.append(f"Points of {metric} on {learned} beside full: {', '.join(differences)}.")
+        if differences:
+            found.append(f"Points of {metric} on {learned} beside full: {', '.join(differences)}.")
     found += [f"{name}: {text}" for name, text in rows[0]["signatures"].items()]
     found.append(f"Machine: {machine()}.")
     return [*found, f"Command: {command}"] if command else found
@@ -140,9 +145,43 @@ def machine() -> str:
     return f"{os.cpu_count()} CPUs, {model[1] if model else platform.machine()}"
 
 
-def write(runs: Path, command: str = "") -> str:
+def read_beside(path: Path, like: dict) -> list[dict]:
+    """A row for each system whose texts were scored: a part of ``path`` each.
+
+    Args:
+        path: of ``fairseq-peft score --out``.
+        like: a row of the runs; its first part is what the systems wrote, too.
+
+    Raises:
+        InputError: the file cannot be read, or has other metrics than the runs.
+    """
+    try:
+        systems = json.loads(path.read_bytes())["parts"]
+    except OSError as error:
+        raise InputError(f"--beside {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"--beside {path} is no file of fairseq-peft score --out.") from None
+    part, wanted = next(iter(like["parts"].items()))
+    for name, scores in systems.items():
+        if not set(wanted) <= set(scores):
+            raise InputError(
+                f"--beside {path}: {name} has {', '.join(scores)}. The runs have "
+                f"{', '.join(wanted)}: score both with the same --metrics."
+            )
+    empty = {"num_seeds": 0, "trainable_parameters": 0, "kept_bytes": 0, "seconds": 0.0}
+    return [
+        {
+            **{"method": name, **empty, "signatures": like["signatures"]},
+            "parts": {part: {metric: [scores[metric]] for metric in wanted}},
+        }
+        for name, scores in systems.items()
+    ]
+
+
+def write(runs: Path, command: str = "", beside: Path | None = None) -> str:
     """report.md and report.json in ``runs``; the table as text."""
     rows = read(runs)
+    rows += read_beside(beside, rows[0]) if beside else []
     shown, told = columns(rows), notes(rows, command)
     page = tables.markdown_table(shown, rows) + "\n\n" + "".join(f"- {line}\n" for line in told)
     content = json.dumps({"rows": rows, "notes": told}, indent=1) + "\n"

@@ -1,5 +1,6 @@
 """The scripts of translation, from data to table, with few updates on little data."""
 
+import lzma
 import shlex
 import shutil
 
@@ -36,13 +37,45 @@ def test_quickstart(tmp_path, python):
     assert base.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("name", ["quickstart_translation.sh", "translation.sh"])
+def test_summaries(tmp_path, python):
+    """From tables to ROUGE, with what others wrote beside; again, nothing is done twice."""
+    pytest.importorskip("rouge_score")
+    rows = [f"Le {n} mai, il a plu sur la ville. Puis il a neigé {n} jours." for n in range(40)]
+    for split in ("train", "valid", "test"):
+        lines = [f"{text}\tIl a plu {n}\tPluie {n}" for n, text in enumerate(rows)]
+        text = "\n".join(["article\tabstract\ttheirs", *lines, ""])
+        (tmp_path / f"{split}.tsv.xz").write_bytes(lzma.compress(text.encode()))
+    work = tmp_path / "work"
+    knobs = {
+        **{"WORK": str(work), "RAW": str(tmp_path), "PYTHON": python, "SYSTEMS": "theirs"},
+        **{"METHODS": "lora", "SEEDS": "1", "BEAM": "1", "TEST_ROWS": "3", "HELD_OUT": "5"},
+        **{"LAYERS": "1", "WIDTH": "16", "VOCAB_SIZE": "70", "THREADS": "1"},
+        **{"UPDATES_BASE": "2", "UPDATES": "2", "PRECISION": "fp32"},
+    }
+    script = ROOT / "scripts" / "summarization.sh"
+    done = run_script(script, "rows-20", cwd=tmp_path, **knobs)
+    assert done.returncode == 1 and "run the part base before" in done.stderr
+    done = run_script(script, "published", "base", "rows-20", cwd=tmp_path, **knobs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (work / "rows-20" / "report.md").read_text("utf-8")
+    named = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")]
+    assert named[2:] == ["base", "lora", "theirs", "first sentence of article"]
+    assert "rouge1" in page and "bleu" not in page
+    written = {path: path.stat().st_mtime_ns for path in work.glob("**/checkpoint_best.pt")}
+    assert len(written) == 2
+    assert run_script(script, "base", "rows-20", cwd=tmp_path, **knobs).returncode == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart_translation.sh", "translation.sh", "summarization.sh"]
+)
 def test_fairseq_knows_the_flags_of_every_method(name, tmp_path):
     """With rates of the script's own; a flag that fairseq does not know ends its parser."""
     options = pytest.importorskip("fairseq.options")
     methods = ["full", "lora", "adapter", "bitfit", "prefix"]
     knobs = {"WORK": str(tmp_path / "work"), "METHODS": " ".join(methods), "SEEDS": "1"}
-    parts = ["rows-300"] if name == "translation.sh" else []
+    parts = [] if name.startswith("quickstart") else ["rows-300"]
     script = ROOT / "scripts" / name
     done = run_script(script, "--dry-run", *parts, cwd=tmp_path, **knobs)
     assert done.returncode == 0, done.stderr

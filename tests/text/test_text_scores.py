@@ -125,3 +125,26 @@ def test_table_of_runs(tmp_path, capsys):
     (tmp_path / "lora" / "seed1" / "scores.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         text_runs.read(tmp_path)
+
+
+def test_table_beside_what_others_wrote(tmp_path, capsys):
+    """A system has scores of the first part, and nothing that a run has."""
+    runs, beside = tmp_path / "runs", tmp_path / "published.json"
+    for method, seen in (("base", 10), ("full", 30)):
+        (runs / method / "seed1").mkdir(parents=True)
+        parts = {"test": {"rows": 9, "rouge1": seen}, "old": {"rows": 9, "rouge1": 50}}
+        content = {"parts": parts, "signatures": {"rouge": "how"}}
+        (runs / method / "seed1" / "scores.json").write_text(json.dumps(content))
+    words = ("text-report", runs, "--beside", beside)
+    assert "cannot be read" in verbs.refused(capsys, *words)
+    beside.write_text("[]")
+    assert "is no file of fairseq-peft score" in verbs.refused(capsys, *words)
+    beside.write_text(json.dumps({"parts": {"theirs": {"rows": 9, "bleu": 31.4}}}))
+    assert "theirs has rows, bleu. The runs have" in verbs.refused(capsys, *words)
+    beside.write_text(json.dumps({"parts": {"theirs": {"rows": 9, "rouge1": 31.4}}}))
+    assert not (runs / "report.md").exists()
+    verbs.run(*words)
+    printed = capsys.readouterr().out
+    assert "theirs - - - - 31.40 - -" in " ".join(printed.split())
+    assert "beside full" not in printed  # no method is there to hold against it
+    assert json.loads((runs / "report.json").read_text())["rows"][2]["num_seeds"] == 0
