@@ -131,10 +131,12 @@ def size(flags: dict) -> str | None:
 
 def build(flags: dict, dictionary, seed: int = 1, **more):
     """The model that ``flags`` (with ``more``, ``peft`` for example) build, with random weights; a
-    method's own are those of a run with ``seed``."""
+    method's own are those of a run with ``seed``. It computes in fp32 unless they say otherwise:
+    what is compared with another library, or written, is no matter of this machine's speed."""
     from fairseq import models
 
-    given = Namespace(**{**flags, "_name": f"{flags['_name']}_{more.get('peft', 'full')}", **more})
+    name = f"{flags['_name']}_{more.get('peft', 'full')}"
+    given = Namespace(**{"precision": "fp32", **flags, "_name": name, **more})
     task = SimpleNamespace(
         source_dictionary=dictionary,
         target_dictionary=dictionary,

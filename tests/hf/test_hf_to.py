@@ -13,6 +13,7 @@ from adapter_folders import save_base  # noqa: E402
 from hf_models import weights_of  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
+from fairseq_peft import precision  # noqa: E402
 from fairseq_peft.text import raw_text  # noqa: E402
 
 
@@ -191,3 +192,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, tmp_path, capsy
     assert "it is no fairseq checkpoint" in line(path)
     path.write_bytes((folder / "lm.pt").read_bytes()[:5000])
     assert "cannot be read as a checkpoint" in line(path)
+
+
+def test_what_is_compared_is_in_fp32_on_every_processor(folder, tmp_path, monkeypatch, capsys):
+    """Where ``auto`` is bf16 for training, both ways of conversion still agree to rounding: the
+    difference of bf16 would be a thousand times the limit."""
+    pytest.importorskip("transformers")
+    monkeypatch.setenv(precision.VARIABLE, "bf16")
+    run("to-hf", folder / "classifier.pt", tmp_path / "hf")
+    run("from-hf", tmp_path / "hf", tmp_path / "back")
+    assert capsys.readouterr().out.count("largest differences") == 2
