@@ -57,6 +57,24 @@ class Layout:
             batch["num_predicted"] = batch["target"].shape[1] - first
         return batch
 
+    def packed(self, rows) -> dict:
+        """rows of a causal model -> ``net_input``: all tokens (1, N) one behind the other, how many
+        are of each row, and the A places that predict answers and ``eos``; ``target`` (1, A)."""
+        tokens, lengths, places, target = [], [], [], []
+        for prompt, answer in rows:
+            first = len(tokens) + len(prompt) - 1
+            places += range(first, first + len(answer) + 1)
+            target += [*answer, self.eos]
+            tokens += [*prompt, *answer]
+            lengths.append(len(prompt) + len(answer))
+        inputs = {
+            "src_tokens": torch.tensor([tokens]),
+            "src_lengths": torch.tensor(lengths),
+            "packed": lengths,
+            "predicted": torch.tensor(places),
+        }
+        return {"net_input": inputs, "target": torch.tensor([target])}
+
     def padded(self, rows) -> torch.Tensor:
         """(B, longest), padded at the right."""
         out = torch.full((len(rows), max(map(len, rows))), self.pad)
@@ -70,6 +88,7 @@ class AnswerDataset(FairseqDataset):
 
     Attributes:
         num_cut: rows whose prompt, or answer, was cut at its end.
+        pack: whether the rows of a batch are one sequence (``Layout.packed``).
         split: what the split is called.
         targets: (N,) the number of each row's label; None where answers are any text.
         seed: of the order of its rows.
@@ -77,7 +96,9 @@ class AnswerDataset(FairseqDataset):
 
     split, targets, seed = "", None, 1
 
-    def __init__(self, rows, layout: Layout, max_prompt: int, max_answer: int, place: str):
+    def __init__(
+        self, rows, layout: Layout, max_prompt: int, max_answer: int, place: str, pack=False
+    ):
         """
         Args:
             rows: (prompt ids, answer ids) each.
@@ -88,7 +109,8 @@ class AnswerDataset(FairseqDataset):
         Raises:
             InputError: a prompt has no token, or no room beside its answer.
         """
-        self.layout, self.rows, self.num_cut = layout, [], 0
+        self.layout, self.rows, self.pack = layout, [], pack
+        self._cut = []
         for number, (prompt, answer) in enumerate(rows, 1):
             kept = answer[: max_answer - 1]
             room = max_prompt - (len(kept) + 1) * layout.causal
@@ -99,9 +121,19 @@ class AnswerDataset(FairseqDataset):
                     "a token, and shorter answers (--max-answer-tokens) or more room "
                     "(--max-prompt-tokens)."
                 )
-            self.num_cut += len(prompt) > room or len(answer) > len(kept)
+            self._cut.append(len(prompt) > room or len(answer) > len(kept))
             self.rows.append((prompt[:room], kept))
         self.sizes = np.array([len(prompt) + len(answer) + 1 for prompt, answer in self.rows])
+
+    @property
+    def num_cut(self) -> int:
+        return sum(self._cut)
+
+    def keep(self, numbers) -> None:
+        """Leave out all rows but these, in their order."""
+        self.rows, self._cut = [self.rows[i] for i in numbers], [self._cut[i] for i in numbers]
+        self.sizes = self.sizes[numbers]
+        self.targets = None if self.targets is None else self.targets[numbers]
 
     def __len__(self):
         return len(self.rows)
@@ -118,8 +150,9 @@ class AnswerDataset(FairseqDataset):
         if not samples:
             return {}
         rows = [row for _, row in samples]
+        make = self.layout.packed if self.pack else self.layout.batch
         return {
-            **self.layout.batch(rows),
+            **make(rows),
             "id": torch.tensor([index for index, _ in samples]),
             "nsentences": len(rows),
             "ntokens": sum(len(answer) + 1 for _, answer in rows),

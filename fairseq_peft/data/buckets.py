@@ -1,4 +1,5 @@
-"""Batches of similar length: little padding, and another composition and order every epoch."""
+"""Batches of similar length: little padding, and another composition and order every epoch; and
+batches of any lengths, for rows that need no padding."""
 
 from __future__ import annotations
 
@@ -39,6 +40,22 @@ def bucket_batches(
         batches = [batches[i] for i in rng.permutation(len(batches))]
     assert sum(len(batch) for batch in batches) == len(sizes), "a batch was lost"
     return batches
+
+
+def packed_batches(sizes, max_sentences, max_tokens, rng) -> list[list[int]]:
+    """Batches of indices, in an order that ``rng`` draws, that hold every index exactly once.
+
+    Args: as ``bucket_batches``; ``max_tokens`` counts those of the items, for none is padded.
+    """
+    batches, batch, tokens = [], [], 0
+    for index in rng.permutation(len(sizes)).tolist():
+        full = len(batch) == max_sentences
+        if full or (batch and max_tokens and tokens + sizes[index] > max_tokens):
+            batches.append(batch)
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += sizes[index]
+    return batches + [batch] if batch else batches
 
 
 def _cut(indices, sizes, max_sentences, max_tokens):

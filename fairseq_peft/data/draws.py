@@ -36,6 +36,14 @@ def drawn_rows(targets: np.ndarray, num_examples: int, seed: int) -> np.ndarray:
     return np.sort(first[:num_examples])
 
 
+def drawn_of(cfg, split: str, targets: np.ndarray) -> np.ndarray | None:
+    """Numbers of the rows of ``split`` that a task's flags leave; None: all. Only the first rows to
+    train on are drawn from."""
+    if not cfg.train_examples or split != cfg.train_subset:
+        return None
+    return drawn_rows(targets, cfg.train_examples, cfg.seed)
+
+
 class Rows:
     """Rows ``numbers`` of an indexed data set."""
 

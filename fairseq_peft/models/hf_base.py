@@ -34,10 +34,10 @@ def library():
             "--arch hf_causal_lm and hf_seq2seq need transformers 5, which is not installed. "
             "Install the extra hf: pip install 'fairseq-peft[hf]'."
         ) from error
-    from fairseq_peft.layers.hf_attention import attend
+    from fairseq_peft.layers.hf_attention import attend, mask_by
 
     AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    AttentionMaskInterface.register(ATTENTION, mask_by(eager_mask))
     return transformers
 
 

@@ -27,6 +27,7 @@ from fairseq.models import (
 from fairseq_peft import methods, precision
 from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
+from fairseq_peft.layers.hf_attention import apart
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models import hf_base, hf_families, hf_slots
 from fairseq_peft.models.options import (
@@ -241,14 +242,24 @@ class HFCausalLM(HFModel):
         self.__dict__["decoder"] = CausalDecoder(self)  # no child: it is the model itself
 
     def forward(
-        self, src_tokens, src_lengths=None, incremental_state=None, num_logits=None, **unused
+        self,
+        src_tokens,
+        src_lengths=None,
+        incremental_state=None,
+        num_logits=None,
+        packed=None,
+        predicted=None,
+        **unused,
     ):
         """src_tokens (B, T) -> logits (B, T, V) and fairseq's extras; with ``incremental_state``
-        (B, Q, V) for the Q tokens that are new; with ``num_logits`` of so many tokens, the last.
+        (B, Q, V) for the Q tokens that are new; with ``num_logits`` of so many tokens, the last;
+        with ``packed`` and ``predicted`` what ``packed_logits`` says.
 
         A prompt stands in front of the text, or behind its first token; the logits that predict
         the second token are then those of the prompt's last.
         """
+        if packed is not None:
+            return self.packed_logits(src_tokens, packed, predicted), {}
         num_tokens = src_tokens.shape[1]
         self.check_length(num_tokens)
         state = incremental_state.setdefault(CACHE, {}) if incremental_state is not None else {}
@@ -283,9 +294,43 @@ class HFCausalLM(HFModel):
             state.update(cache=out.past_key_values, num_tokens=num_tokens)
         return out.logits[:, seen - num_tokens :], {}
 
+    def packed_logits(self, tokens, lengths: list[int], predicted):
+        """tokens (1, N), rows of ``lengths`` one behind the other -> logits (1, A, V) at the places
+        ``predicted`` (A,).
+
+        Each row is what it would be alone: it sees itself, the prompt that it gets and the prefix,
+        and its positions begin anew. So N may be more than there are positions.
+        """
+        self.check_length(max(lengths))
+        owner = self.entrance(0)
+        x = self.embed(tokens, 0)
+        prompt = owner.soft_prompt
+        if prompt is not None:
+            of_row = torch.bucketize(predicted, _ends(lengths).to(predicted.device), right=True)
+            predicted = predicted + prompt.num_tokens * (of_row + 1)
+            rows = zip(x.split(lengths, 1), tokens.split(lengths, 1))
+            x = torch.cat([prompt.insert(row, ids)[0] for row, ids in rows], 1)
+            lengths = [length + prompt.num_tokens for length in lengths]
+        prefix = getattr(owner, "prefix", None)
+        first = prefix.num_reserved if prefix is not None else 0
+        positions = torch.cat([torch.arange(first, first + length) for length in lengths])
+        with apart(lengths), precision.autocast(x, precision.half(self.args.precision)):
+            out = self.hf(
+                inputs_embeds=x,
+                position_ids=positions.to(tokens.device)[None],
+                use_cache=False,
+                logits_to_keep=predicted,
+            )
+        return out.logits
+
     def max_positions(self):
         """The tokens that there is room for."""
         return self.longest_text
+
+
+def _ends(lengths) -> torch.Tensor:
+    """Where rows of ``lengths`` end, one behind the other."""
+    return torch.tensor(lengths).cumsum(0)
 
 
 @register_model("hf_seq2seq", dataclass=HFConfig)

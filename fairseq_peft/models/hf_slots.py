@@ -65,10 +65,38 @@ def connect(model: nn.Module) -> None:
     for stack in family.stacks:
         owner = model.get_submodule(family.path(stack.path))
         if getattr(owner, "prefix", None) is not None:
+            check_attention(model, "a prefix")
             prefixes = _Prefixes(owner, stack, family.num_heads)
-            prefixes.check()
             owner.register_forward_pre_hook(prefixes.hand_out)
             owner.register_forward_hook(prefixes.take_back)
+
+
+def attentions(model: nn.Module) -> list[nn.Module]:
+    """All attentions of ``model.hf``."""
+    family = model.family
+    owners = [model.get_submodule(family.path(stack.path)) for stack in family.stacks]
+    return [one for pair in zip(owners, family.stacks) for one in _attentions(*pair)]
+
+
+def _attentions(owner, stack):
+    return [
+        layer.get_submodule(block.attention)
+        for layer in owner.get_submodule(stack.layers)
+        for block in stack.blocks
+        if "attention" in block.name
+    ]
+
+
+def check_attention(model: nn.Module, what: str) -> None:
+    """Raise InputError where an attention computes by itself, as those of older versions, and would
+    not read ``what`` is told to ``layers/hf_attention.py``."""
+    for attention in attentions(model):
+        reads = "ALL_ATTENTION_FUNCTIONS" in type(attention).forward.__code__.co_names
+        if not reads and not isinstance(attention, BloomAttention):
+            raise InputError(
+                f"{type(attention).__name__} of this version of transformers would not read "
+                f"{what}. Install transformers 5.23 or later, or do without."
+            )
 
 
 class _End:
@@ -115,22 +143,7 @@ class _Prefixes:
         self.owner, self.stack, self.num_heads = owner, stack, num_heads
 
     def attentions(self):
-        return [
-            layer.get_submodule(block.attention)
-            for layer in self.owner.get_submodule(self.stack.layers)
-            for block in self.stack.blocks
-            if "attention" in block.name
-        ]
-
-    def check(self) -> None:
-        """Raise InputError where an attention computes by itself, as those of older versions."""
-        for attention in self.attentions():
-            reads = "ALL_ATTENTION_FUNCTIONS" in type(attention).forward.__code__.co_names
-            if not reads and not isinstance(attention, BloomAttention):
-                raise InputError(
-                    f"{type(attention).__name__} of this version of transformers would not read a "
-                    "prefix. Install transformers 5.23 or later, or choose another method."
-                )
+        return _attentions(self.owner, self.stack)
 
     def hand_out(self, module, inputs):
         for attention, pair in zip(self.attentions(), self.owner.prefix(self.num_heads)):

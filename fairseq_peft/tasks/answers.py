@@ -26,13 +26,18 @@ from fairseq_peft import scores
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.data import checks
 from fairseq_peft.data.answers import AnswerDataset, Layout
+from fairseq_peft.data.buckets import packed_batches
+from fairseq_peft.data.draws import drawn_of
+from fairseq_peft.data.epochs import drawn_anew
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
+from fairseq_peft.models import hf_slots
 from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.models.hf_search import Words, Writer
 from fairseq_peft.runs import choice as choices
 from fairseq_peft.runs import plan
 from fairseq_peft.tasks import launch, record
+from fairseq_peft.tasks.options import TRAIN_EXAMPLES
 from fairseq_peft.tasks.running import Run
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -70,6 +75,17 @@ class AnswersConfig(FairseqDataclass):
     eval_rouge: bool = field(
         default=False,
         metadata={"help": "write answers in validation, word by word, and score them by ROUGE"},
+    )
+    train_examples: int = field(
+        default=0,
+        metadata={"help": TRAIN_EXAMPLES["help"].replace("of each class", "of each of --labels")},
+    )
+    pack: bool = field(
+        default=False,
+        metadata={
+            "help": "causal_lm: rows of a batch one behind the other in training, without padding, "
+            "each as if it were alone; batches are drawn anew each epoch, not by length"
+        },
     )
     eval_test: str = field(
         default="each",
@@ -144,6 +160,11 @@ class AnswersTask(FairseqTask):
             InputError: the model is not for this task, the tokenizer not for the model, or labels
                 are not to be told apart.
         """
+        if self.cfg.pack and not self.causal:
+            raise InputError(
+                f"--pack would be ignored by --task {self.cfg._name}, which has a source and a "
+                "target: it is for causal_lm, where a row is one text. Leave it out."
+            )
         name = getattr(cfg, "_name", None)
         kind = ARCH_MODEL_REGISTRY.get(name, MODEL_REGISTRY.get(name, object))
         wanted = "hf_causal_lm" if self.causal else "hf_seq2seq"
@@ -162,6 +183,8 @@ class AnswersTask(FairseqTask):
         if from_checkpoint:
             model.accepts_base = False
         self.model = model
+        if self.cfg.pack:
+            hf_slots.check_attention(model, "packed rows")
         config = model.hf.config
         if len(self.tokenizer) > config.vocab_size:
             raise InputError(
@@ -379,12 +402,17 @@ class AnswersTask(FairseqTask):
                     f"--labels {self.cfg.labels}. Name it there, too, or leave the flag out."
                 )
         room = min(self.cfg.max_prompt_tokens, self.room)
+        pack = self.cfg.pack and split == self.cfg.train_subset
         dataset = AnswerDataset(
-            rows, self.layout, room, self.cfg.max_answer_tokens, f"{path / split}"
+            rows, self.layout, room, self.cfg.max_answer_tokens, f"{path / split}", pack
         )
         dataset.split = split
         if self.label_ids:
             dataset.targets = np.array([self.label_ids.index(answer) for _, answer in rows])
+        of_class = np.zeros(len(rows), dtype=int) if dataset.targets is None else dataset.targets
+        drawn = drawn_of(self.cfg, split, of_class)
+        if drawn is not None:
+            dataset.keep(drawn)
         logger.info(f"{split}: {len(dataset)} rows, {dataset.num_cut} cut")
         self.datasets[split] = dataset
         return dataset
@@ -392,15 +420,32 @@ class AnswersTask(FairseqTask):
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """fairseq's, with every row: a last batch that is no multiple of
         --required-batch-size-multiple would be left out, of validation, too. It tells how long the
-        run will be."""
+        run will be.
+
+        With --pack a batch of training is --batch-size rows, as without, or as many as have
+        together --max-tokens tokens, for none is padded. Lengths are no matter, so each epoch draws
+        its batches by seed and epoch; a row is in one of them."""
         kwargs["required_batch_size_multiple"] = 1
         dataset.seed = kwargs.get("seed", 1)
         self._split = dataset.split
-        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if dataset.pack:
+            batches = self.packed_iterator(dataset, *args, **kwargs)
+        else:
+            batches = super().get_batch_iterator(dataset, *args, **kwargs)
         if dataset is self.datasets.get(self.cfg.train_subset):
             limits = (self.cfg.max_epoch, self.cfg.max_update)
             self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
         return batches
+
+    @staticmethod
+    def packed_iterator(dataset, max_tokens=None, max_sentences=None, seed=1, **given):
+        """As ``get_batch_iterator``, of rows that are packed."""
+
+        def sampler(dataset, epoch):
+            rng = np.random.default_rng([seed, epoch])
+            return packed_batches(dataset.sizes, max_sentences, max_tokens, rng)
+
+        return drawn_anew(dataset, sampler, seed, **given)
 
     def max_positions(self):
         """None: rows are cut already."""

@@ -7,6 +7,11 @@ from typing import Any, List, Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
 
+#: What is said of a flag that several tasks have.
+TRAIN_EXAMPLES = {
+    "help": "train on so many rows alone, drawn by --seed, of each class as many (0: all)"
+}
+
 
 @dataclass
 class SentenceClassificationConfig(FairseqDataclass):
@@ -30,12 +35,7 @@ class SentenceClassificationConfig(FairseqDataclass):
     from_scratch: bool = field(
         default=False, metadata={"help": "train from random weights, without a base checkpoint"}
     )
-    train_examples: int = field(
-        default=0,
-        metadata={
-            "help": "train on so many rows alone, drawn by --seed, of each class as many (0: all)"
-        },
-    )
+    train_examples: int = field(default=0, metadata=TRAIN_EXAMPLES)
     eval_test: str = field(
         default="each",
         metadata={

@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.data import iterators
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
@@ -15,7 +14,8 @@ from fairseq_peft import scores
 from fairseq_peft.criterions.sentence_classification import SentenceClassificationCriterion
 from fairseq_peft.data import checks, targets
 from fairseq_peft.data.buckets import bucket_batches
-from fairseq_peft.data.draws import Rows, drawn_rows
+from fairseq_peft.data.draws import Rows, drawn_of
+from fairseq_peft.data.epochs import drawn_anew
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.data.text_encoder import start_tokens
 from fairseq_peft.errors import InputError
@@ -232,9 +232,9 @@ class SentenceClassificationTask(FairseqTask):
             texts, found = checks.load_split(
                 self.cfg.data, split, self.dictionary, self.labels, self.kind
             )
-            if self.cfg.train_examples and split == self.cfg.train_subset:
-                of_class = found if self.kind == scores.CLASSES else np.zeros(len(found), dtype=int)
-                rows = drawn_rows(of_class, self.cfg.train_examples, self.cfg.seed)
+            of_class = found if self.kind == scores.CLASSES else np.zeros(len(found), dtype=int)
+            rows = drawn_of(self.cfg, split, of_class)
+            if rows is not None:
                 texts, found = [Rows(text, rows) for text in texts], found[rows]
             dataset = SentenceDataset(
                 texts,
@@ -252,20 +252,7 @@ class SentenceClassificationTask(FairseqTask):
             )
         return self.datasets[split]
 
-    def get_batch_iterator(
-        self,
-        dataset,
-        max_tokens=None,
-        max_sentences=None,
-        seed=1,
-        num_shards=1,
-        shard_id=0,
-        num_workers=0,
-        epoch=1,
-        data_buffer_size=0,
-        skip_remainder_batch=False,
-        **unused,
-    ):
+    def get_batch_iterator(self, dataset, max_tokens=None, max_sentences=None, seed=1, **given):
         """Called for ``train`` before each epoch, and for each evaluated split at each validation:
         batches by length, drawn anew each epoch for ``train``, fixed for the other splits.
 
@@ -279,18 +266,7 @@ class SentenceClassificationTask(FairseqTask):
             sizes, order_sizes = dataset.sizes, dataset.order_sizes
             return bucket_batches(sizes, max_sentences, max_tokens, rng, order_sizes)
 
-        batches = iterators.EpochBatchIterator(
-            dataset=dataset,
-            collate_fn=dataset.collater,
-            batch_sampler=sampler,
-            seed=seed,
-            num_shards=num_shards,
-            shard_id=shard_id,
-            num_workers=num_workers,
-            epoch=epoch,
-            buffer_size=data_buffer_size,
-            skip_remainder_batch=skip_remainder_batch,
-        )
+        batches = drawn_anew(dataset, sampler, seed, **given)
         if train:
             limits = (self.cfg.max_epoch, self.cfg.max_update)
             self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])

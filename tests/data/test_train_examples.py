@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 from helpers import task_config
@@ -58,3 +60,57 @@ def test_only_train_is_drawn_from(data_folder):
         (train[row]["tokens"], train[row]["target"]) for row in rows
     ]
     assert drawn.sizes.tolist() == train.sizes[rows].tolist()
+
+
+@pytest.fixture
+def answers_task(tmp_path):
+    """``answers_task(labels="good,bad")``: the task causal_lm on 12 rows, half of them good."""
+    from hf_families import GPT2, write_base, write_rows
+
+    base = write_base(tmp_path / "base", GPT2)
+    data = write_rows(tmp_path / "rows", ("prompt", "answer"), train=12, valid=5)
+
+    def make(**given):
+        from fairseq_peft.tasks.answers import AnswersConfig, CausalLMTask
+
+        cfg = AnswersConfig(data=str(data), train_subset="train", seed=4, **given)
+        cfg._name = "causal_lm"
+        task = CausalLMTask.setup_task(cfg)
+        args = {"hf_model": str(base), "peft": "lora", "precision": "fp32"}
+        task.build_model(argparse.Namespace(_name="hf_causal_lm", **args))
+        return task
+
+    return make
+
+
+def test_answers_are_drawn_as_classes_are(answers_task):
+    """Of each label as many; where answers are any text, so many rows."""
+    whole, few, text = (
+        answers_task(**given)
+        for given in (
+            {"labels": "good,bad"},
+            {"labels": "good,bad", "train_examples": 6},
+            {"train_examples": 5, "max_prompt_tokens": 6},
+        )
+    )
+    assert len(few.load_dataset("valid")) == len(text.load_dataset("valid")) == 5
+    train, drawn = whole.load_dataset("train"), few.load_dataset("train")
+    numbers = drawn_rows(train.targets, 6, seed=4)
+    assert drawn.rows == [train.rows[number] for number in numbers]
+    assert drawn.targets.tolist() == train.targets[numbers].tolist()
+    assert np.bincount(drawn.targets).tolist() == [3, 3]
+    assert drawn.sizes.tolist() == train.sizes[numbers].tolist()
+    numbers = drawn_rows(np.zeros(12, dtype=int), 5, seed=4)
+    drawn = text.load_dataset("train")
+    assert [row[0] for row in drawn.rows] == [train.rows[n][0][: 6 - 2] for n in numbers]
+    assert 0 < drawn.num_cut == sum(len(train.rows[number][0]) > 4 for number in numbers) <= 5
+
+
+def test_answers_that_cannot_be_drawn_are_refused(answers_task):
+    for number, given, message in (
+        (13, {}, "there are 12 training rows. Give a number between 1 and 12"),
+        (1, {"labels": "good,bad"}, "rows of 2 classes. Give a number between 2 and 12"),
+        (-1, {}, "--train-examples -1: there are 12"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answers_task(train_examples=number, **given).load_dataset("train")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import verbs
@@ -15,6 +17,7 @@ from hf_families import GPT2, T5, write_base, write_rows
 from fairseq_peft import cli
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.architectures import hf_configs
+from fairseq_peft.data.buckets import packed_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_families
 from fairseq_peft.report.html.words import headline
@@ -23,6 +26,7 @@ from fairseq_peft.sweeps import cells
 from fairseq_peft.sweeps.bases import TASKS
 from fairseq_peft.sweeps.knobs import Knobs, command
 from fairseq_peft.sweeps.sweep import Sweep
+from fairseq_peft.tasks.answers import AnswersConfig, CausalLMTask
 from fairseq_peft.text import pairs
 
 SIZES = {"train": 24, "valid": 8, "test": 9}
@@ -100,7 +104,8 @@ def test_a_sweep_without_labels_is_chosen_by_the_loss_and_reported(folder, pytho
     knobs = {"BASE": folder / "gpt2", "DATA": folder / "gpt2-rows", "RUNS": tmp_path / "runs"}
     knobs |= {"CELLS": "pretrained/full pretrained/lora", "SEEDS": "1", "LR_LORA": "1e-2 1e-9"}
     knobs |= {"LR_FULL": "1e-2", "EPOCHS": 1, "BATCH_SIZE": 8, "THREADS": 1, "PRECISION": "fp32"}
-    done = script("sweep.sh", **knobs, TMPDIR=tmp_path, PYTHON=python, FORK_SWEEPS="1")
+    few = ("--", "--pack", "--train-examples", "16")
+    done = script("sweep.sh", *few, **knobs, TMPDIR=tmp_path, PYTHON=python, FORK_SWEEPS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     rows = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -109,6 +114,7 @@ def test_a_sweep_without_labels_is_chosen_by_the_loss_and_reported(folder, pytho
         ("lora", "text", "loss"),
     ]
     assert rows[1]["learning_rate"] == 1e-2  # whose loss is the lower one
+    assert {row["num_train_rows"] for row in rows} == {16}
     assert 0 < rows[0]["test_loss_mean"] < 5 and rows[0]["test_accuracy_mean"] is None
     text = (tmp_path / "report" / "report.txt").read_text()
     assert "loss and ROUGE" in text and "macro-F1" not in text
@@ -137,6 +143,25 @@ def test_base_and_labels_tell_what_runs(knobs, folder, name):
     assert "--maximize-best-checkpoint-metric" in words and "accuracy" in words
     assert dict(zip(words, words[1:]))["--total-num-update"] == "4"
     assert "--eval-rouge" in command(replace(own, metric="rougeL"))
+    words = command(replace(own, flags=["--train-examples", "10"]))
+    assert dict(zip(words, words[1:]))["--total-num-update"] == "4"  # 10 rows, batches of 8
+
+
+def test_packed_epochs_are_as_long_as_they_will_be(knobs, folder):
+    """Where tokens limit a batch, each epoch draws as many batches as come out."""
+    own = {"base": str(folder / "gpt2"), "data": str(folder / "gpt2-rows"), "epochs": 9}
+    words = command(replace(knobs, **own, flags=["--pack", "--max-tokens", "20"]))
+    task = CausalLMTask.setup_task(
+        AnswersConfig(data=own["data"], hf_tokenizer=own["base"], pack=True, train_subset="train")
+    )
+    task.build_model(Namespace(_name="hf_causal_lm", hf_model=own["base"], peft="lora"))
+    sizes = task.load_dataset("train").sizes
+    each = [
+        len(packed_batches(sizes, 8, 20, np.random.default_rng([1, epoch])))
+        for epoch in range(1, 10)
+    ]
+    assert len(set(each)) > 1
+    assert dict(zip(words, words[1:]))["--total-num-update"] == str(sum(each))
 
 
 @pytest.mark.parametrize(
