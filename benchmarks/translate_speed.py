@@ -2,12 +2,14 @@
 
     python benchmarks/translate_speed.py --out runs/benchmark
 
-A stock `transformer` of fairseq's, trained in full, against ours with a LoRA on all linear maps, on
-the same random weights and the same random words; then fairseq's beam search with stock's model,
-with ours while the LoRA is beside the weights, and with ours once it is merged. All are in one
-process and take turns, on one thread unless --threads says more; a ratio is taken within one
-repeat. On the clock is the process's CPU time, which other programs disturb less than the time of
-day. No text ends early, so all search as many steps.
+A stock `transformer` of fairseq's, trained in full, against ours in full and with a LoRA on all
+linear maps, in fp32 and in bf16, on the same random weights and the same random words; then
+fairseq's beam search with stock's model, with ours while the LoRA is beside the weights, and with
+ours once it is merged. An update is fairseq's: its label-smoothed loss, the mean, the clipping, and
+an optimizer; stock's is its adam, ours the plugin's peft_adamw. All are in one process and take
+turns, on one thread unless --threads says more; a ratio is taken within one repeat. On the clock is
+the process's CPU time, which other programs disturb less than the time of day. No text ends early,
+so all search as many steps.
 
 Files in the folder ``--out``: translate_speed.json.
 """
@@ -24,29 +26,39 @@ import harness
 import torch
 from harness import range_of, ratios, spread, table
 
-VOCAB, BEAM = 7996, 5
+BEAM, BETAS = 5, (0.9, 0.98)
 
 
 @dataclass(frozen=True)
 class Contestant:
     """One line of the table: what is done, by which model."""
 
-    name: str
     software: str
+    precision: str
     what: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.software}-{self.precision}-{self.what}"
 
 
 CONTESTANTS = [
-    Contestant("stock-full-train", "stock-full", "train"),
-    Contestant("ours-full-train", "ours-full", "train"),
-    Contestant("ours-lora-train", "ours-lora", "train"),
-    Contestant("stock-search", "stock-full", "search"),
-    Contestant("ours-lora-search", "ours-lora", "search"),
-    Contestant("ours-merged-search", "ours-merged", "search"),
+    Contestant("stock-full", "fp32", "train"),
+    *(
+        Contestant(software, precision, "train")
+        for precision in ("fp32", "bf16")
+        for software in ("ours-full", "ours-lora")
+    ),
+    Contestant("stock-full", "fp32", "search"),
+    *(
+        Contestant(software, precision, "search")
+        for precision in ("fp32", "bf16")
+        for software in ("ours-lora", "ours-merged")
+    ),
 ]
 
 
-def build(software: str, args, words):
+def build(software: str, args, words, precision: str = "fp32"):
     """A model on the same random weights as all others; the LoRA has moved from its start."""
     from fairseq.models import ARCH_CONFIG_REGISTRY
     from fairseq.models.transformer import TransformerModel
@@ -66,7 +78,7 @@ def build(software: str, args, words):
     if software == "stock-full":
         return stock
     method = "full" if software == "ours-full" else "lora"
-    own = argparse.Namespace(**flags, peft=method, precision="fp32")
+    own = argparse.Namespace(**flags, peft=method, precision=precision)
     if method == "lora":
         own.peft_targets = "all-linear"
     ARCH_CONFIG_REGISTRY["transformer_full"](own)
@@ -90,22 +102,32 @@ def rows(args, words):
     before = torch.cat([torch.full((args.batch_size, 1), words.eos()), target[:, :-1]], 1)
     lengths = torch.full((args.batch_size,), args.length)
     net_input = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": before}
-    return {"net_input": net_input, "target": target}
+    return {"net_input": net_input, "target": target, "ntokens": target.numel()}
 
 
-def trainer(model, batch):
-    """One update: forward, loss, backward, Adam."""
-    from fairseq.optim.adam import Adam
+def trainer(model, batch, words):
+    """One update, as fairseq's trainer makes it."""
+    from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+    from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+
+    from fairseq_peft.models.peft_model import PeftModel
+    from fairseq_peft.optim.peft_adamw import PeftAdamW, PeftAdamWConfig
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = Adam(trained, lr=1e-5)
+    if isinstance(model, PeftModel):
+        optimizer = PeftAdamW(PeftAdamWConfig(str(BETAS), lr=[1e-5], amp=False), trained)
+    else:
+        optimizer = FairseqAdam(FairseqAdamConfig(lr=[1e-5], adam_betas=str(BETAS)), trained)
+    task = types.SimpleNamespace(target_dictionary=words)
+    criterion = LabelSmoothedCrossEntropyCriterion(task, False, label_smoothing=0.1)
     model.train()
 
     def step():
-        logits, _ = model(**batch["net_input"])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["target"].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss, size, _ = criterion(model, batch)
+        optimizer.backward(loss)
+        optimizer.multiply_grads(1 / size)
+        optimizer.clip_grad_norm(1.0)
         optimizer.step()
 
     return step
@@ -130,10 +152,11 @@ def main() -> int:
     flags = harness.parser(__doc__, "*-search")
     flags.add_argument("--batch-size", type=int, default=32, help="sentences at once (32)")
     flags.add_argument("--length", type=int, default=20, help="words of each (20)")
+    flags.add_argument("--words", type=int, default=8000, help="in the dictionary (8000)")
     flags.add_argument("--steps", type=int, default=2, help="updates or batches on the clock (2)")
     flags.set_defaults(embed_dim=256, ffn_dim=512, threads=1)
     args = flags.parse_args()
-    harness.check_positive(args, "repeats", "threads", "batch_size", "length", "steps")
+    harness.check_positive(args, "repeats", "threads", "batch_size", "length", "words", "steps")
     chosen = harness.choose(CONTESTANTS, args.only)
     if args.list:
         print("\n".join(one.name for one in chosen))
@@ -146,14 +169,14 @@ def main() -> int:
     import fairseq_peft.plugin  # noqa: F401
 
     words = Dictionary()
-    for number in range(VOCAB):
+    for number in range(args.words - len(words)):
         words.add_symbol(f"w{number}")
     batch, steps, trained = rows(args, words), {}, {}
     for one in chosen:
-        model = build(one.software, args, words)
+        model = build(one.software, args, words, one.precision)
         trained[one.name] = sum(t.numel() for t in model.parameters() if t.requires_grad)
         step = (
-            trainer(model, batch)
+            trainer(model, batch, words)
             if one.what == "train"
             else searcher(model, batch, words, args.length)
         )
@@ -184,7 +207,7 @@ def main() -> int:
             {"name": one.name, "words_per_s": speed, "x_first": ratio, "runs": runs[one.name]}
         )
     sizes = {name: getattr(args, name) for name in harness.SIZES}
-    names = ("repeats", "threads", "batch_size", "length", "steps")
+    names = ("repeats", "threads", "batch_size", "length", "words", "steps")
     result = {**harness.about(args, names, sizes, load), "contestants": entries}
     header = ["contestant", "words a CPU second", "x first of its kind", "trainable"]
     print(table(header, lines))

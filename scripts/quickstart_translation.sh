@@ -26,6 +26,7 @@ UPDATES=${UPDATES:-400}                     # of each run
 GENERAL=${GENERAL:-12000}                   # general sentences to pre-train on
 TEST=${TEST:-300}                           # sentences of each domain to translate
 VOCAB_SIZE=${VOCAB_SIZE:-480}               # pieces of both languages
+PRECISION=${PRECISION:-fp32}                # of all training: fp32 (the base by stock fairseq), bf16, or auto: the faster one here
 BEAM=${BEAM:-4}                             # of the search
 FORK=${FORK:-1}                             # 1: programs are forks of one process; 0: each imports everything itself
 LR_FULL=${LR_FULL:-2e-3}                    # peak learning rates
@@ -44,6 +45,7 @@ TINY=(--share-all-embeddings --encoder-layers 2 --decoder-layers 2 --encoder-emb
   --decoder-ffn-embed-dim 256 --encoder-attention-heads 4 --decoder-attention-heads 4)
 started=$SECONDS
 for method in $METHODS; do rate_of "$method" >/dev/null; done
+choose_precision
 headline() { printf '\n== %s\n' "$1"; }
 
 cell() {  # METHOD SEED

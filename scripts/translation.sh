@@ -7,7 +7,7 @@
 #   bash scripts/translation.sh base rows-3000            # two cores: hours for the base; resumable
 #
 # Parts, in order; all of them without an argument:
-#   base         stock fairseq's transformer, English to German, 29,000 rows; every other part starts from it
+#   base         fairseq's transformer, English to German, 29,000 rows; every other part starts from it
 #   rows-29000   to French with all rows: all weights, LoRA, adapters, biases, prefix; 3 seeds
 #   rows-3000    the same with 3,000 rows       rows-300   with 300
 #   scratch      to French from random weights, with all rows
@@ -34,6 +34,7 @@ THREADS=${THREADS:-$((($(getconf _NPROCESSORS_ONLN) + JOBS - 1) / JOBS))} # CPU 
 DEVICE=${DEVICE:-cpu}                           # cpu or cuda
 FORK=${FORK:-1}                                 # 1: programs are forks of one process; 0: each imports everything itself
 VOCAB_SIZE=${VOCAB_SIZE:-10000}                 # pieces of all three languages
+PRECISION=${PRECISION:-auto}                    # of all training: fp32 (the base by stock fairseq), bf16, or auto: the faster one here
 LAYERS=${LAYERS:-4}                             # of each stack
 WIDTH=${WIDTH:-256}                             # of the model; its feed-forward maps are 4 times as wide
 MAX_TOKENS=${MAX_TOKENS:-4000}                  # of a batch
@@ -123,6 +124,7 @@ part() {
   esac
 }
 
+choose_precision
 run mkdir -p "$WORK"
 start_worker "$WORK"
 for part in "${PARTS[@]}"; do part "$part"; done

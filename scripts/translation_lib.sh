@@ -29,13 +29,28 @@ rate_of() {
   printf %s "${!name}"
 }
 
-# train_base DATA SAVE_DIR FLAGS...: stock fairseq's transformer from random weights.
+# choose_precision: what all training runs compute in. PRECISION=auto becomes the faster one on DEVICE.
+choose_precision() {
+  local cuda=False
+  case $PRECISION in
+    fp32 | bf16) ;;
+    auto)
+      [ "${DEVICE:-cpu}" = cpu ] || cuda=True
+      PRECISION=$(cd "$ROOT" && "$PYTHON" -c "from fairseq_peft import precision as p; print(p.resolve('auto', $cuda))")
+      [ "$PRECISION" != fp16 ] || die "FAIRSEQ_PEFT_PRECISION=fp16 is not for these runs: unset it, or give PRECISION=fp32 or bf16" ;;
+    *) die "PRECISION=$PRECISION is unknown: give auto, fp32 or bf16" ;;
+  esac
+}
+
+# train_base DATA SAVE_DIR FLAGS...: fairseq's transformer from random weights. Stock fairseq trains it in fp32; in bf16, which
+# stock does not compute in on a CPU, the plugin's transformer_full does, whose tensors have the names of stock's.
 train_base() {
-  local data=$1 save=$2
+  local data=$1 save=$2 model=(--arch transformer)
   shift 2
+  [ "$PRECISION" = fp32 ] || model=(--user-dir "$ROOT/fairseq_peft" --arch transformer_full --precision "$PRECISION")
   [ ! -e "$save/done" ] || return 0
   run mkdir -p "$save"
-  program train "$data" --task translation --arch transformer --save-dir "$save" \
+  program train "$data" --task translation "${model[@]}" --save-dir "$save" \
     --log-file "$save/train.log" --seed 1 "${COMMON[@]}" "$@"
   run touch "$save/done"
 }
@@ -61,7 +76,8 @@ adapt() {
   run rm -rf "$folder"
   run mkdir -p "$folder"
   program train "$data" --user-dir "$ROOT/fairseq_peft" --task translation --finetune-from-model "$base" \
-    --no-save-optimizer-state --save-dir "$folder" --log-file "$folder/train.log" --seed "$seed" "${COMMON[@]}" "${flags[@]}"
+    --no-save-optimizer-state --save-dir "$folder" --log-file "$folder/train.log" --seed "$seed" \
+    --precision "$PRECISION" "${COMMON[@]}" "${flags[@]}"
   score_checkpoint "$data" "$folder/checkpoint_best.pt" "$folder" "$@"
   run rm -f "$folder/checkpoint_last.pt"
 }

@@ -9,6 +9,7 @@ import torch
 import translate_speed as program
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
+from helpers import TOLERANCE
 
 ARGS = argparse.Namespace(layers=1, embed_dim=16, ffn_dim=24, heads=2, batch_size=2, length=4)
 
@@ -34,13 +35,26 @@ def test_all_start_from_the_same_weights_and_merged_is_what_lora_computes(words)
 
 
 def test_a_search_writes_as_many_words_as_it_says_and_a_step_trains(words):
-    model, batch = program.build("ours-lora", ARGS, words), program.rows(ARGS, words)
-    program.searcher(model, batch, words, 4)()
-    search = {"beam_size": program.BEAM, "max_len_b": 4, "min_len": 4}
+    batch, search = program.rows(ARGS, words), {"beam_size": program.BEAM, "max_len_b": 4}
+    for software, trains in (("stock-full", ""), ("ours-full", ""), ("ours-lora", "lora")):
+        model = program.build(software, ARGS, words)
+        program.searcher(model, batch, words, 4)()
+        generator = SequenceGenerator([model], words, min_len=4, **search)
+        with torch.no_grad():
+            found = generator.generate([model], batch)
+        assert {len(one["tokens"]) for row in found for one in row} == {5}
+        before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        program.trainer(model, batch, words)()
+        now = dict(model.named_parameters())
+        moved = {name for name in before if (now[name] != before[name]).any()}
+        assert moved == {name for name in before if trains in name}
+
+
+def test_in_bf16_the_model_is_the_same_but_for_its_rounding(words):
+    batch = program.rows(ARGS, words)["net_input"]
     with torch.no_grad():
-        found = SequenceGenerator([model], words, **search).generate([model], batch)
-    assert {len(one["tokens"]) for row in found for one in row} == {5}
-    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    program.trainer(model, batch)()
-    moved = {name for name, tensor in model.named_parameters() if (tensor != before[name]).any()}
-    assert moved == {name for name in before if "lora" in name}
+        fp32, bf16 = (
+            program.build("ours-lora", ARGS, words, precision).eval()(**batch)[0].float()
+            for precision in ("fp32", "bf16")
+        )
+    assert 0 < (fp32 - bf16).abs().max() < TOLERANCE["bf16"]

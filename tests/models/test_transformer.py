@@ -112,6 +112,19 @@ def test_logits_and_gradients_equal_stock(dictionary, source, target, kind, give
         assert distance(found, expected) < TOLERANCE["fp32"]
 
 
+def test_a_base_that_was_trained_in_bf16_is_one_of_stock_fairseq(dictionary, source, target):
+    """``scripts/translation.sh`` trains its base so: the same keys, in fp32."""
+    family = Transformer(dictionary)
+    model = family.build("full", precision="bf16").train()
+    model(source, None, target)[0].float().logsumexp(-1).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1e-2).step()
+    stock = stock_of(family, model.eval())
+    assert all(tensor.dtype == torch.float32 for tensor in stock.parameters())
+    with torch.no_grad():
+        found, expected = model(source, None, target)[0], stock(source, None, target)[0]
+    assert 0 < distance(found, expected) < TOLERANCE["bf16"]
+
+
 @every_variant
 @pytest.mark.parametrize("beam", [1, 3])
 def test_beam_search_is_that_of_the_merged_model(dictionary, source, kind, given, beam):

@@ -87,3 +87,30 @@ def test_fairseq_knows_the_flags_of_every_method(name, tmp_path):
         args = options.parse_args_and_arch(options.get_training_parser(), words)
         chosen = args.peft if args.arch == "transformer_peft" else args.arch
         assert method in chosen and args.lr[0] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_training_is_in_the_precision_that_was_asked_for(tmp_path, precision):
+    """In fp32 stock fairseq trains the base, without the plugin; ``auto`` is asked of the machine,
+    which a variable may answer for."""
+    script = ROOT / "scripts" / "translation.sh"
+    lines = {}
+    for asked, known in ((precision, {}), ("auto", {"FAIRSEQ_PEFT_PRECISION": precision})):
+        knobs = {"WORK": str(tmp_path / "work"), "PRECISION": asked, "SEEDS": "1", **known}
+        parts = ["base", "rows-300", "scratch"]
+        done = run_script(script, "--dry-run", *parts, cwd=tmp_path, **knobs)
+        assert done.returncode == 0, done.stderr
+        found = [shlex.split(line) for line in done.stdout.splitlines()]
+        lines[asked] = [words for words in found if "fairseq_cli.train" in words]
+    assert lines["auto"] == lines[precision]
+    bases = [words for words in lines["auto"] if "--finetune-from-model" not in words]
+    assert len(bases) == 2 and len(lines["auto"]) == 7
+    for words in lines["auto"]:
+        stock = precision == "fp32" and words in bases
+        assert ("--user-dir" not in words) == stock
+        assert stock or words[words.index("--precision") + 1] == precision
+        arch = "transformer" if stock else "transformer_full"
+        assert words not in bases or words[words.index("--arch") + 1] == arch
+
+    done = run_script(script, "--dry-run", cwd=tmp_path, PRECISION="half")
+    assert done.returncode == 1 and "PRECISION=half is unknown" in done.stderr
