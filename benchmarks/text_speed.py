@@ -8,6 +8,7 @@ process of its own, on the same folder, rows and words, batches by length, fp32.
 ratio is taken within one repeat. Tokens are those of the prompts (of GPT-2 with their answers),
 without padding; a CPU second is one of the process, all threads together, which other programs
 lengthen less than one of the clock. Memory is the process's peak, imports and all.
+``packed`` is ``ours`` with ``--pack``: batches of any lengths, without padding.
 
 Files in the folder ``--out``: text_speed.json and logs/.
 """
@@ -65,7 +66,7 @@ def contestants() -> list[Contestant]:
         Contestant(f"{software}-{config}{'-made-small' * small}", software, config, small)
         for small in (True, False)
         for config in TASKS
-        for software in ("ours", "hf")
+        for software in ("ours", *(["packed"] if TASKS[config] == "causal_lm" else []), "hf")
     ]
 
 
@@ -120,6 +121,7 @@ def command(one: Contestant, args, work: Path, hf: str) -> list[str]:
         *("--lr", "1e-5", "--clip-norm", "1", "--batch-size", str(args.batch_size), "--cpu"),
         *("--max-update", str(args.warmup + args.steps), "--disable-validation", "--no-save"),
         *("--num-workers", "0", "--save-dir", str(work / "output"), "--seed", "1"),
+        *(["--pack"] if one.software == "packed" else []),
     ]
 
 
@@ -132,6 +134,7 @@ def summarise(chosen, runs: dict) -> list[dict]:
     found = []
     for one in chosen:
         mine, theirs = runs.get(one.name, {}), f"hf-{one.model}"
+        padded = f"ours-{one.model}"
         if not mine:
             continue
         memory = {k: run["peak_rss_bytes"] for k, run in mine.items()}
@@ -141,6 +144,7 @@ def summarise(chosen, runs: dict) -> list[dict]:
         for key, what in (("seconds", "clock"), ("cpu_seconds", "cpu")):
             entry[f"tokens_per_{what}_s"] = spread(list(speeds(one.name, key).values()))
             entry[f"{what}_ratio_to_hf"] = ratios(speeds(one.name, key), speeds(theirs, key))
+            entry[f"{what}_ratio_to_ours"] = ratios(speeds(one.name, key), speeds(padded, key))
         entry["peak_rss_bytes"] = spread(list(memory.values()))
         entry["memory_to_hf"] = ratios(memory, others)
         found.append({**entry, "runs": harness.listed(mine)})
@@ -150,12 +154,13 @@ def summarise(chosen, runs: dict) -> list[dict]:
 def text_of(result: dict) -> str:
     """What is printed."""
     settings = result["settings"]
-    header = ["contestant", "tokens a CPU s", "x HF", "tokens a s", "x HF", "peak MB", "of HF"]
+    header = ["contestant", "tokens a CPU s", "x HF", "x ours", "tokens a s", "x HF", "peak MB"]
     lines = [
         [
             entry["name"],
             range_of(entry["tokens_per_cpu_s"]),
             range_of(entry["cpu_ratio_to_hf"], 2),
+            range_of(entry["cpu_ratio_to_ours"], 2),
             range_of(entry["tokens_per_clock_s"]),
             range_of(entry["clock_ratio_to_hf"], 2),
             range_of(entry["peak_rss_bytes"], 0, 1e-6),
@@ -169,7 +174,7 @@ def text_of(result: dict) -> str:
             f"LoRA, fp32, batches of {settings['batch_size']}, {settings['steps']} steps, repeats: "
             f"{settings['repeats']}, threads: {settings['threads']}. "
             f"{harness.machine_sentence(result)}\nMedian (lowest-highest) over the repeats.",
-            table([*header, "trainable"], lines),
+            table([*header, "of HF", "trainable"], lines),
             *(f"Left out: {line}" for line in result["left_out"]),
         ]
     )

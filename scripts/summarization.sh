@@ -75,7 +75,7 @@ REFERENCES=("test=$TEXT/test.$TARGET")
 SEARCH=(--max-len-a 0 --max-len-b 80 --no-repeat-ngram-size 3 --max-source-positions "$POSITIONS" --truncate-source)
 COMMON=(--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --optimizer adam --adam-betas "(0.9,0.98)"
   --clip-norm 1 --dropout 0.1 --num-workers 0 --no-epoch-checkpoints --log-format simple --log-interval 100
-  --precision "$PRECISION" --max-tokens "$MAX_TOKENS")
+  --max-tokens "$MAX_TOKENS")
 [ "$DEVICE" != cpu ] || COMMON+=(--cpu)
 CUT=(--max-source-positions "$POSITIONS" --truncate-source)  # in pieces; an abstract is never cut
 SIZES=(--share-all-embeddings --max-source-positions "$POSITIONS" --max-target-positions "$POSITIONS")
@@ -119,7 +119,7 @@ denoise() {  # the base: a third of an article's pieces, in spans of 3 on averag
     run touch "$WORK/data-bin/base/done"
   fi
   run mkdir -p "$WORK/base"
-  program train "$WORK/data-bin/base" --user-dir "$ROOT/fairseq_peft" --task denoising --arch bart_full --save-dir "$WORK/base" \
+  program train "$WORK/data-bin/base" --user-dir "$ROOT/fairseq_peft" --task denoising --arch bart_full --precision "$PRECISION" --save-dir "$WORK/base" \
     --log-file "$WORK/base/train.log" --seed 1 "${SIZES[@]}" --tokens-per-sample "$POSITIONS" --sample-break-mode none --mask 0.3 \
     --mask-length span-poisson --poisson-lambda 3 --replace-length 1 --mask-random 0.1 --rotate 0 --permute-sentences 0 \
     --lr-scheduler polynomial_decay --lr "$LR_BASE" --warmup-updates $((UPDATES_BASE / 10 + 1)) --total-num-update "$UPDATES_BASE" \
@@ -161,7 +161,7 @@ part() {
       prepare 8000
       run mkdir -p "$WORK/scratch/full/seed1"
       [ -e "$WORK/scratch/full/seed1/done" ] ||
-        program train "$WORK/data-bin/8000" --user-dir "$ROOT/fairseq_peft" --task translation --arch bart_full \
+        program train "$WORK/data-bin/8000" --user-dir "$ROOT/fairseq_peft" --task translation --arch bart_full --precision "$PRECISION" \
           --save-dir "$WORK/scratch/full/seed1" --log-file "$WORK/scratch/full/seed1/train.log" --seed 1 "${SIZES[@]}" --truncate-source \
           --lr-scheduler polynomial_decay --lr "$LR_BASE" --warmup-updates $((UPDATES_BASE / 10 + 1)) --total-num-update "$UPDATES_BASE" \
           --max-update "$UPDATES_BASE" "${COMMON[@]}"
@@ -182,6 +182,7 @@ part() {
   esac
 }
 
+choose_precision
 run mkdir -p "$WORK"
 start_worker "$WORK"
 for part in "${PARTS[@]}"; do part "$part"; done

@@ -22,6 +22,7 @@ def test_ratios_are_to_hugging_face_on_the_same_model_in_the_same_repeat():
     chosen = [one for one in text_speed.contestants() if "gpt2" in one.name]
     runs = {
         "ours-gpt2": {1: a_run(3, 2, 50), 2: a_run(6, 2, 50)},
+        "packed-gpt2": {1: a_run(3, 1), 2: a_run(3, 2)},
         "hf-gpt2": {1: a_run(6, 3), 2: a_run(6, 5)},
         "hf-gpt2-made-small": {1: a_run(1, 1), 2: a_run(1, 1)},
     }
@@ -32,6 +33,8 @@ def test_ratios_are_to_hugging_face_on_the_same_model_in_the_same_repeat():
     assert ours["cpu_ratio_to_hf"] == pytest.approx({"median": 2, "min": 1.5, "max": 2.5})
     assert ours["clock_ratio_to_hf"] == pytest.approx({"median": 1.5, "min": 1, "max": 2})
     assert ours["memory_to_hf"]["median"] == 0.5
+    packed = found["packed-gpt2"]["cpu_ratio_to_ours"]
+    assert packed == pytest.approx({"median": 1.5, "min": 1, "max": 2})
     assert found["hf-gpt2-made-small"]["cpu_ratio_to_hf"]["median"] == 1
 
 
@@ -44,6 +47,7 @@ def test_both_sides_train_the_same_rows_in_batches_of_one_size(tmp_path):
         assert str(tmp_path / f"{one.model}-data") in words
         assert words[words.index("--batch-size") + 1] == "5"
         assert one.task in words
+        assert ("--pack" in words) == one.name.startswith("packed-gpt2")
 
 
 def test_without_hugging_face_it_says_what_to_do(monkeypatch, tmp_path):
