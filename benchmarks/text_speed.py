@@ -4,10 +4,11 @@
 
 LoRA of rank 8 where PEFT puts it, on T5-small and GPT-2 with random weights, and on small models of
 the same families: the real ``fairseq-train`` with this plugin, and ``Trainer`` with PEFT, each a
-process of its own, on the same folder, rows and words, batches by length, fp32. They take turns; a
-ratio is taken within one repeat. Tokens are those of the prompts (of GPT-2 with their answers),
-without padding; a CPU second is one of the process, all threads together, which other programs
-lengthen less than one of the clock. Memory is the process's peak, imports and all.
+process of its own, on the same folder, rows and words, batches by length, in fp32 or with
+--precision bf16. They take turns; a ratio is taken within one repeat. Tokens are those of the
+prompts (of GPT-2 with their answers), without padding; a CPU second is one of the process, all
+threads together, which other programs lengthen less than one of the clock. Memory is the process's
+peak, imports and all.
 ``packed`` is ``ours`` with ``--pack``: batches of any lengths, without padding.
 
 Files in the folder ``--out``: text_speed.json and logs/.
@@ -109,7 +110,7 @@ def command(one: Contestant, args, work: Path, hf: str) -> list[str]:
         return [
             *(hf, str(HERE / "train_text_hf.py"), *meter, "--pad", "0", "--task", one.task),
             *("--base", base, "--data", data, "--output", str(work / "output")),
-            *("--batch-size", str(args.batch_size)),
+            *("--batch-size", str(args.batch_size), "--precision", args.precision),
         ]
     config = json.loads((work / one.model / "config.json").read_text())
     return [
@@ -117,7 +118,7 @@ def command(one: Contestant, args, work: Path, hf: str) -> list[str]:
         *("--pad", str(config["vocab_size"]), "--", data),
         *("--user-dir", str(ROOT / "fairseq_peft"), "--task", one.task, "--criterion", "answers"),
         *("--arch", ARCHS[one.task], "--hf-model", base, "--peft", "lora", "--lora-rank", "8"),
-        *("--lora-alpha", "16", "--precision", "fp32", "--optimizer", "peft_adamw"),
+        *("--lora-alpha", "16", "--precision", args.precision, "--optimizer", "peft_adamw"),
         *("--lr", "1e-5", "--clip-norm", "1", "--batch-size", str(args.batch_size), "--cpu"),
         *("--max-update", str(args.warmup + args.steps), "--disable-validation", "--no-save"),
         *("--num-workers", "0", "--save-dir", str(work / "output"), "--seed", "1"),
@@ -171,8 +172,9 @@ def text_of(result: dict) -> str:
     ]
     return "\n\n".join(
         [
-            f"LoRA, fp32, batches of {settings['batch_size']}, {settings['steps']} steps, repeats: "
-            f"{settings['repeats']}, threads: {settings['threads']}. "
+            f"LoRA, {settings['precision']}, batches of {settings['batch_size']}, "
+            f"{settings['steps']} steps, repeats: {settings['repeats']}, "
+            f"threads: {settings['threads']}. "
             f"{harness.machine_sentence(result)}\nMedian (lowest-highest) over the repeats.",
             table([*header, "of HF", "trainable"], lines),
             *(f"Left out: {line}" for line in result["left_out"]),
@@ -186,6 +188,7 @@ def read_args(argv=None):
     add("--steps", type=int, default=20, help="steps on the clock (20)")
     add("--warmup", type=int, default=3, help="steps before it (3)")
     add("--batch-size", type=int, default=8, help="rows a step (8)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of all (fp32)")
     args = flags.parse_args(argv)
     harness.check_positive(args, "repeats", "threads", "steps", "warmup", "batch_size")
     return args
@@ -221,7 +224,7 @@ def main(argv=None) -> int:
             return f"{name:30} {run['real_tokens'] / run['cpu_seconds']:8,.0f} tokens a CPU second"
 
         runs, failures = harness.take_turns(chosen, args.repeats, measure, told=told)
-    names = ("repeats", "threads", "steps", "warmup", "batch_size")
+    names = ("repeats", "threads", "steps", "warmup", "batch_size", "precision")
     result = {
         **harness.about(args, names, {}, load),
         "contestants": summarise(chosen, runs),

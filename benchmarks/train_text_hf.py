@@ -81,7 +81,12 @@ def train(flags):
     model = peft.get_peft_model(model, config)
     trainer = TimedTrainer(
         model=model,
-        args=arguments_of(flags, seed=1, train_sampling_strategy="group_by_length"),
+        args=arguments_of(
+            flags,
+            seed=1,
+            bf16=flags.precision == "bf16",
+            train_sampling_strategy="group_by_length",
+        ),
         train_dataset=read_rows(
             Path(flags.data), Path(flags.base), flags.task, model.config.eos_token_id
         ),
@@ -105,6 +110,7 @@ def main():
     for name in ("base", "data", "output", "task"):
         flags.add_argument(f"--{name}", required=True)
     flags.add_argument("--batch-size", type=int, required=True)
+    flags.add_argument("--precision", choices=("fp32", "bf16"), required=True)
     return train(flags.parse_args([*rest, "--task", known.task]))
 
 

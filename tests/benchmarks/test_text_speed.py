@@ -39,13 +39,14 @@ def test_ratios_are_to_hugging_face_on_the_same_model_in_the_same_repeat():
 
 
 def test_both_sides_train_the_same_rows_in_batches_of_one_size(tmp_path):
-    args = text_speed.read_args(["--batch-size", "5", "--steps", "2"])
+    args = text_speed.read_args(["--batch-size", "5", "--steps", "2", "--precision", "bf16"])
     for one in text_speed.contestants():
         (tmp_path / one.model).mkdir(exist_ok=True)
         (tmp_path / one.model / "config.json").write_text(json.dumps({"vocab_size": 9}))
         words = text_speed.command(one, args, tmp_path, "python")
         assert str(tmp_path / f"{one.model}-data") in words
         assert words[words.index("--batch-size") + 1] == "5"
+        assert words[words.index("--precision") + 1] == "bf16"
         assert one.task in words
         assert ("--pack" in words) == one.name.startswith("packed-gpt2")
 
