@@ -4,13 +4,16 @@ On a processor a product whose result has 8 columns takes up to four times what 
 takes with 8 rows, and each sum is a pass over (N, out) numbers. So here results lie down, (r, N) in
 place of (N, r), and sums are part of the products.
 
-Shape letters: N rows, all but the last dimension of x; r rank.
+Shape letters: N rows, all but the last dimension of x; r rank; M updates of one map.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from fairseq_peft.layers.factors import times
 
 
 def linear_with_update(x, weight, bias, a, b, scale: float):
@@ -32,6 +35,26 @@ def linear_with_update(x, weight, bias, a, b, scale: float):
     else:
         parts = [x, weight, bias, a, b]
     return _LinearWithUpdate.apply(*parts, scale)
+
+
+def add_updates(y, x, factors, scales):
+    """``y + scale x A^T B^T`` for M parts of a batch with an update each, in two products for all.
+
+    Args:
+        y, x: (M, N, out) and (M, N, in).
+        factors: M pairs A (r, in) and B (out, r); r may differ.
+        scales: M numbers.
+    """
+    if len({len(a) for a, _ in factors}) == 1:
+        a, b = (torch.stack(each) for each in zip(*factors))
+        for stacked in (a, b):  # bmm gives gradients that lie the other way: turned once for all
+            if stacked.requires_grad:
+                stacked.register_hook(torch.Tensor.contiguous)
+        b = b.transpose(1, 2)
+    else:  # rows of zeros below the lower ranks
+        a, b = (pad_sequence(each, True) for each in zip(*((a, b.t()) for a, b in factors)))
+    low = times(torch.bmm(x, a.transpose(1, 2)), scales)  # (M, N, r)
+    return torch.baddbmm(y, low, b)
 
 
 class _LinearWithUpdate(torch.autograd.Function):

@@ -36,7 +36,7 @@ from torch import nn
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
-from fairseq_peft.layers.low_rank import linear_with_update
+from fairseq_peft.layers.low_rank import add_updates, linear_with_update
 from fairseq_peft.methods.base import Method
 from fairseq_peft.methods.shared import low_rank
 from fairseq_peft.methods.shared.adapted_linear import BesideLinear
@@ -87,18 +87,12 @@ class LoRALinear(BesideLinear):
         return y + F.linear(update, self.lora_B)
 
     def stacks_with(self, other):
-        return (
-            type(other) is LoRALinear
-            and other.scale == self.scale
-            and other.lora_A.shape == self.lora_A.shape
-        )
+        return type(other) is LoRALinear
 
     @staticmethod
-    def beside_each(layers, y, x):  # no dropout: for models in eval mode
-        a = torch.stack([layer.lora_A for layer in layers])  # (B, r, in)
-        b = torch.stack([layer.lora_B for layer in layers])  # (B, out, r)
-        update = layers[0].scale * torch.bmm(x, a.transpose(1, 2))  # (B, T, r)
-        return torch.baddbmm(y, update, b.transpose(1, 2))
+    def beside_each(layers, y, x):
+        factors = [(layer.lora_A, layer.lora_B) for layer in layers]
+        return add_updates(y, x, factors, [layer.scale for layer in layers])
 
     def delta(self):
         return self.scale * (self.lora_B.float() @ self.lora_A.float())

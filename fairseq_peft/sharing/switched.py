@@ -5,8 +5,16 @@ from __future__ import annotations
 from torch import nn
 
 from fairseq_peft.layers.attention import Attend
+from fairseq_peft.layers.dropout import Dropout
 from fairseq_peft.sharing.differences import by_rows
-from fairseq_peft.sharing.switches import AttentionSwitch, PrefixSwitch, PromptSwitch, Switch
+from fairseq_peft.sharing.rows import Batch
+from fairseq_peft.sharing.switches import (
+    AttentionSwitch,
+    DropoutSwitch,
+    PrefixSwitch,
+    PromptSwitch,
+    Switch,
+)
 
 
 class Switched:
@@ -15,14 +23,14 @@ class Switched:
     Attributes:
         model: in eval mode.
         root: path of its encoder (``Family.root``).
-        batch: the pieces of the next pass (``rows.Piece``), which all switches look at.
+        batch: the pieces of the next pass, which all switches look at.
         switches: path -> switch.
     """
 
     def __init__(self, model: nn.Module, root: str):
         self.model = model
         self.root = root
-        self.batch = []
+        self.batch = Batch()
         self.switches = {}
         self._by_rows = by_rows(model, root)
         self._paths = {}
@@ -74,6 +82,8 @@ class Switched:
             return PrefixSwitch(base, self.batch, len(self.encoder.layers))
         if isinstance(base, Attend):
             return AttentionSwitch(base, self.batch)
+        if isinstance(base, Dropout):
+            return DropoutSwitch(base, self.batch)
         return Switch(base, self.batch)
 
     def _put(self, path, module):

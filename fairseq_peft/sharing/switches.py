@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_peft.layers.attention import Attend
+from fairseq_peft.layers.dropout import Dropout, dropout
 from fairseq_peft.methods.shared.adapted_linear import BesideLinear
-from fairseq_peft.sharing.rows import Piece, join, pad
+from fairseq_peft.sharing.rows import Batch, join, pad
 
 
 class Switch(nn.Module):
@@ -27,41 +28,56 @@ class Switch(nn.Module):
         parts: member -> its module. A plain dict: they are no part of the base.
     """
 
-    def __init__(self, base: nn.Module | None, batch: list[Piece]):
+    def __init__(self, base: nn.Module | None, batch: Batch):
         super().__init__()
         self.base = base
         self.parts = {}
         self.batch = batch
 
-    def part(self, name) -> nn.Module | None:
-        return self.parts.get(name, self.base)
+    def own(self) -> list[nn.Module | None]:
+        """The module of each piece."""
+        return [self.parts.get(piece.name, self.base) for piece in self.batch]
 
     def forward(self, *inputs):
         """Each input is cut along its rows; a switch among them is the module of the same
         member."""
-        parts = [self.part(piece.name) for piece in self.batch]
+        parts = self.own()
         if len(parts) > 1 and _one_product(parts):
             return self._updated(parts, *inputs)
         found = []
-        for part, piece in zip(parts, self.batch):
-            own = [_own(value, piece) for value in inputs]
+        for part, piece, *own in zip(parts, self.batch, *map(self._cut, inputs)):
             found.append(own[0] if part is None else piece.run(part, *own))
         return join(found)
+
+    def _cut(self, value) -> list:
+        """What each piece has of an input."""
+        if isinstance(value, torch.Tensor):
+            return self.batch.cut(value)
+        return value.own() if isinstance(value, Switch) else [value] * len(self.batch)
 
     def _updated(self, parts, x):
         """Where all parts are updates beside one frozen map: its product once for all rows."""
         y = F.linear(x, parts[0].weight, parts[0].bias)
-        # Few rows a member: a product for each takes longer than their factors side by side.
-        draws = any(piece.stream for piece in self.batch)
-        if not draws and 2 * len(parts) > len(x) and _stack(parts):
-            each = [part for part, piece in zip(parts, self.batch) for _ in range(piece.num_rows)]
-            return parts[0].beside_each(each, y, x)
+        if _stack(parts):
+            if self.batch.stacks(x):
+                return self._stacked(parts, y, x)
+            # Few rows a member: a product for each takes longer than their factors side by side.
+            draws = any(piece.stream for piece in self.batch)
+            if not draws and 2 * len(parts) > len(x):
+                each = [part for part, n in zip(parts, self.batch.counts) for _ in range(n)]
+                return parts[0].beside_each(each, y, x)
         found = []
-        for part, piece in zip(parts, self.batch):
-            own = piece.cut(y)
-            plain = type(part) is nn.Linear
-            found.append(own if plain else piece.run(part.beside, own, piece.cut(x)))
+        for part, piece, *own in zip(parts, self.batch, self.batch.cut(y), self.batch.cut(x)):
+            found.append(own[0] if type(part) is nn.Linear else piece.run(part.beside, *own))
         return join(found)
+
+    def _stacked(self, parts, y, x):
+        """The updates of all parts at once, each with its member's rows one after the other."""
+        rates = [part.dropout if part.training else 0.0 for part in parts]
+        x = self.batch.dropped(x, rates, F.dropout)
+        y, x = self.batch.stack(y), self.batch.stack(x)
+        found = parts[0].beside_each(parts, y.flatten(1, 2), x.flatten(1, 2))
+        return self.batch.unstack(found.view_as(y))
 
 
 def _one_product(parts) -> bool:
@@ -82,10 +98,15 @@ def _stack(parts) -> bool:
     return isinstance(first, BesideLinear) and all(map(first.stacks_with, parts))
 
 
-def _own(value, piece):
-    if isinstance(value, torch.Tensor):
-        return piece.cut(value)
-    return value.part(piece.name) if isinstance(value, Switch) else value
+class DropoutSwitch(Switch):
+    """Dropout: each member draws, and the product with what they have drawn is one."""
+
+    def forward(self, x):
+        parts = self.own()
+        if not self.batch.is_at_once(x.device) or any(type(part) is not Dropout for part in parts):
+            return super().forward(x)
+        rates = [part.p if part.training else 0.0 for part in parts]
+        return self.batch.dropped(x, rates, dropout)
 
 
 class PromptSwitch(Switch):
@@ -99,8 +120,7 @@ class PromptSwitch(Switch):
     def insert(self, x, padding):
         """x (B, T, C) and padding (B, T) -> (B, P + T, C) and (B, P + T), P the longest."""
         found = []
-        for piece in self.batch:
-            part, own = self.part(piece.name), (piece.cut(x), piece.cut(padding))
+        for part, piece, *own in zip(self.own(), self.batch, *map(self._cut, (x, padding))):
             if part is not None:
                 own = part.insert(*own)
                 piece.length += part.num_tokens
@@ -111,8 +131,7 @@ class PromptSwitch(Switch):
         """Features (B, P + T, C) -> (B, T, C), each row without its own prompt; (B, 1, C) of the
         first position stay."""
         found = []
-        for piece in self.batch:
-            part, own = self.part(piece.name), piece.cut(x)
+        for part, piece, own in zip(self.own(), self.batch, self._cut(x)):
             if part is not None:
                 own = part.remove(own)
                 piece.length -= part.num_tokens
@@ -136,13 +155,13 @@ class PrefixSwitch(Switch):
 
     @property
     def num_tokens(self) -> int:
-        parts = [self.part(piece.name) for piece in self.batch]
+        parts = self.own()
         return max((part.num_tokens for part in parts if part is not None), default=0)
 
     def forward(self, num_heads: int) -> list:
         """For each layer keys and values (B, H, P, D), P the longest; None without any."""
         longest = self.num_tokens
-        parts = [self.part(piece.name) for piece in self.batch]
+        parts = self.own()
         for part, piece in zip(parts, self.batch):
             piece.num_prefix = 0 if part is None else part.num_tokens
         if longest == 0:
@@ -168,25 +187,31 @@ class AttentionSwitch(Switch):
 
     def forward(self, query, key, value, keep=None, causal=False):
         """query (B, H, Q, D), key and value (B, H, P + T, D), P the longest prefix."""
-        parts = [self.part(piece.name) for piece in self.batch]
+        parts = self.own()
         longest = max(piece.num_prefix for piece in self.batch)
-        if all(type(part) is Attend for part in parts) and all(
-            piece.num_prefix == longest and piece.stream is None for piece in self.batch
-        ):
-            return parts[0](query, key, value, keep, causal)
+        plain = all(type(part) is Attend for part in parts)
+        if plain and all(piece.num_prefix == longest for piece in self.batch):
+            # What is dropped of attention is drawn within it: in one call, from one stream alone.
+            draws = any(part.training and part.dropout_module.p > 0 for part in parts)
+            trains = any(piece.stream for piece in self.batch)
+            if not trains or (not draws and self.batch.is_at_once(query.device)):
+                return parts[0](query, key, value, keep, causal)
 
         def seen(x, piece, dim):
             """Its own prefix and positions along ``dim``."""
-            x = x[piece.rows]
             if piece.num_prefix == longest:
                 return x.narrow(dim, 0, longest + piece.length)
             own = x.narrow(dim, 0, piece.num_prefix), x.narrow(dim, longest, piece.length)
             return torch.cat(own, dim)
 
+        inputs = [
+            [None] * len(parts) if x is None else x.split(self.batch.counts)
+            for x in (query, key, value, keep)
+        ]
         found = []
-        for part, piece in zip(parts, self.batch):
+        for part, piece, query, key, value, keep in zip(parts, self.batch, *inputs):
             own = (
-                query[piece.rows, :, : piece.length],
+                query[:, :, : piece.length],
                 seen(key, piece, 2),
                 seen(value, piece, 2),
                 None if keep is None else seen(keep, piece, 3),

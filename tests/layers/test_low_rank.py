@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_peft.layers.low_rank import linear_with_update
+from fairseq_peft.layers.low_rank import add_updates, linear_with_update
 
 SCALE = 1.5
 
@@ -59,3 +59,31 @@ def test_autocast_computes_in_its_type_and_gradients_keep_theirs():
     assert [one.dtype for one in found] == [torch.bfloat16, *[torch.float32] * 4]
     for one, other in zip(found, results(written_out, given)):
         assert F.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("scales", [(1.5, 1.5), (1.5, 0.25)])
+@pytest.mark.parametrize("ranks", [(3, 3), (2, 4)])
+def test_many_updates_are_each_that_of_its_own(ranks, scales):
+    """Output and gradients, in the layout of what they are gradients of where ranks are equal."""
+    draw = torch.Generator().manual_seed(2)
+
+    def made(*shape):
+        return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+
+    y, x = made(2, 5, 4), made(2, 5, 6)
+    factors = [(made(rank, 6), made(4, rank)) for rank in ranks]
+    wanted = [y, x, *(part for pair in factors for part in pair)]
+    weights = torch.arange(40.0).view(2, 5, 4)
+    expected = torch.stack(
+        [y[m] + scales[m] * x[m] @ a.t() @ b.t() for m, (a, b) in enumerate(factors)]
+    )
+    found = add_updates(y, x, factors, scales)
+    torch.testing.assert_close(found, expected)
+    of_found, of_expected = (
+        torch.autograd.grad((weights * z).sum(), wanted) for z in (found, expected)
+    )
+    for one, other in zip(of_found, of_expected):
+        torch.testing.assert_close(one, other)
+        assert one.is_contiguous() or ranks != (3, 3)
+    turned = add_updates(y, x, factors[::-1], scales)
+    assert (turned - expected).abs().max() > 0.1

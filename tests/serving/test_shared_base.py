@@ -118,14 +118,16 @@ def test_every_setting_shares_a_base(made, batch, setting):
     assert not any(module._forward_pre_hooks for module in shared.model.modules())
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("normalize_before", [False, True])
-def test_all_settings_in_one_batch(made, batch, normalize_before):
+def test_all_settings_in_one_batch(made, batch, normalize_before, at_once):
     """As many adapters at once as there are settings of one base."""
     more = {"encoder_normalize_before": True} if normalize_before else {}
     chosen = {name: s for name, s in SETTINGS.items() if base_flags(s[1]) == more}
     assert len(chosen) > 2
     models = {name: made(*setting)[0] for name, setting in chosen.items()}
     shared = plain_base(made, "full", more)
+    shared._switched.batch.at_once = at_once
     for name, model in models.items():
         add(shared, name, model)
     names = list(models)
@@ -133,6 +135,19 @@ def test_all_settings_in_one_batch(made, batch, normalize_before):
     for number, name in enumerate(names):
         expected = scores(models[name], batch)[number % 4]
         assert torch.allclose(found[number], expected, atol=TOLERANCE["fp32"], rtol=0), name
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("names", ["abc", "aabbbc", "aaaaaaaaabbbc"], ids=["1", "few", "many"])
+def test_adapters_of_several_ranks_and_alphas(made, batch, names, at_once):
+    """With as many rows each as make one product of all rows, one of all adapters, or their own."""
+    given = ({"lora_rank": 2}, {"lora_rank": 5, "lora_alpha": 40.0}, {"lora_dropout": 0.5})
+    models = {name: made("lora", knobs)[0] for name, knobs in zip("abc", given)}
+    shared = plain_base(made, "lora", {})
+    shared._switched.batch.at_once = at_once
+    for name, model in models.items():
+        add(shared, name, model)
+    check_rows(shared, batch[torch.arange(len(names)) % 4], models, list(names))
 
 
 def test_a_setting_that_leaves_nothing_of_the_base_is_served_alone(made, batch):

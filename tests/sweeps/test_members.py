@@ -11,7 +11,7 @@ from settings import collect, parametrize
 from fairseq_peft.models.encoder import EncoderLayer
 from fairseq_peft.models.kept_features import KeptFeatures
 from fairseq_peft.sharing import switches
-from fairseq_peft.sharing.rows import Piece, Stream
+from fairseq_peft.sharing.rows import Batch, Stream
 from fairseq_peft.sweeps.members.joint import Joint, share
 
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.1}
@@ -38,8 +38,8 @@ def members(dictionary, peft, given, seeds=(1, 2, 3), train=True):
     return models
 
 
-def joint_of(models):
-    joint = Joint(models, models[0].training)
+def joint_of(models, at_once=None):
+    joint = Joint(models, models[0].training, at_once)
     assert joint.possible
     return joint
 
@@ -87,10 +87,10 @@ def largest_difference(one, other):
     return max(((a - b).abs().max().item() for a, b in pairs), default=0.0)
 
 
-def check_equal(models, tokens, seeds=(1, 2, 3), tolerance=TOLERANCE["fp32"]):
+def check_equal(models, tokens, seeds=(1, 2, 3), tolerance=TOLERANCE["fp32"], at_once=None):
     expected = [alone(*parts) for parts in zip(models, tokens, streams(seeds))]
     ended = streams(seeds)
-    scores = joint_of(models)(tokens, ended, "head")
+    scores = joint_of(models, at_once)(tokens, ended, "head")
     for model, score, (own_score, own_gradients), stream, own_stream in zip(
         models, scores, expected, ended, own_streams(models, tokens, seeds)
     ):
@@ -124,10 +124,12 @@ def gradients_kept(model, scores):
     return dict(zip(trained, found))
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["by_member", "at_once"])
 @parametrize([setting for setting in collect() if setting[0] != "full"])
-def test_joint_pass_is_that_of_each_member(dictionary, peft, given):
+def test_joint_pass_is_that_of_each_member(dictionary, peft, given, at_once):
     """Scores, gradients and random numbers, with every kind of dropout on."""
-    check_equal(members(dictionary, peft, {**given, **DROPOUT}), batches(dictionary))
+    models = members(dictionary, peft, {**given, **DROPOUT})
+    check_equal(models, batches(dictionary), at_once=at_once)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -249,7 +251,7 @@ def test_what_is_shared_is_computed_once(dictionary):
 
 def test_this_test_sees_rows_that_change_places(dictionary, monkeypatch):
     models = members(dictionary, "lora", {})
-    monkeypatch.setattr(Piece, "cut", lambda self, value: value[: self.num_rows, : self.length])
+    monkeypatch.setattr(Batch, "cut", lambda self, x: [x[: p.num_rows, : p.length] for p in self])
     with pytest.raises((AssertionError, RuntimeError)):
         check_equal(models, batches(dictionary))
 

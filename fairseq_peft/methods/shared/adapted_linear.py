@@ -43,8 +43,13 @@ class BesideLinear(AdaptedLinear):
     """``y = x W^T + b + update``. A sub-class adds its parameters, ``beside`` and ``delta``.
 
     Many adapters of one base, in prediction and in training, compute ``x W^T + b`` once and ask
-    each layer for ``beside`` (``sharing/switches.py``).
+    each layer for ``beside``, or all of them for ``beside_each`` (``sharing/switches.py``).
+
+    Attributes:
+        dropout: share of the update's input that is dropped in training, by torch's dropout.
     """
+
+    dropout = 0.0
 
     def forward(self, x):
         return self.beside(F.linear(x, self.weight, self.bias), x)
@@ -59,11 +64,12 @@ class BesideLinear(AdaptedLinear):
 
     @staticmethod
     def beside_each(layers, y, x):
-        """``beside`` for B rows that each have a layer of their own, in a few products for all.
+        """``beside`` for M parts of a batch that each have a layer of their own, in a few products
+        for all.
 
         Args:
-            layers: B layers, of which each ``stacks_with`` the first. A layer may come twice.
-            y, x: (B, T, out) and (B, T, in).
+            layers: M layers, of which each ``stacks_with`` the first. A layer may come twice.
+            y, x: (M, N, out) and (M, N, in); what is dropped from x is so already.
         """
         raise NotImplementedError
 

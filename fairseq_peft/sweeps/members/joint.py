@@ -51,15 +51,21 @@ def share(model: nn.Module, base: dict[str, torch.Tensor]) -> int:
 class Joint:
     """Models of one architecture that share their frozen tensors (``share``), as one.
 
+    Args:
+        models: the members'.
+        training: whether they train.
+        at_once: as ``sharing.rows.Batch`` has it.
+
     Attributes:
         possible: whether a switch fits wherever they differ; else each runs by itself.
         num_common: layers from the first on that are the same for all; -1 if what is before the
             layers is not.
     """
 
-    def __init__(self, models: list[nn.Module], training: bool):
+    def __init__(self, models: list[nn.Module], training: bool, at_once: bool | None = None):
         self.models = models
         self.switched = Switched(copied(models[0]).eval(), ROOT)
+        self.switched.batch.at_once = at_once
         differ = {
             added_around(models[0], path)
             for model in models[1:]
@@ -102,8 +108,8 @@ class Joint:
         self._set_batch(leaders)
         tokens = join([batches[member] for member in leaders], value=padding)
         x, _ = self.switched.model.encoder(tokens, features_only=True, first_only=first)
-        owners = {piece.name: piece for piece in self.switched.batch}
-        x = [owners.get(m, owners[self.leaders[m]]).cut(x) for m in range(len(self.models))]
+        own = dict(zip((p.name for p in self.switched.batch), self.switched.batch.cut(x)))
+        x = [own[m if m in own else leader] for m, leader in enumerate(self.leaders)]
         if self.rows is None:
             self._part_streams()
         scores = []
@@ -147,6 +153,8 @@ class Joint:
         """Before each layer in which members may differ: rows of its own for each, where several
         owned the same until now."""
         x, keep, *rest = inputs
+        if self.leaders == list(range(len(self.models))):
+            return inputs
         if self.rows is None:
             owners = {piece.name: piece for piece in self.switched.batch}
             rows = [torch.arange(p.rows.start, p.rows.stop) for p in map(owners.get, self.leaders)]
