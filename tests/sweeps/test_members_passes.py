@@ -9,7 +9,7 @@ from test_members import DROPOUT, alone, batches, largest_difference, members, s
 
 from fairseq_peft.sweeps.members import joint, passes
 from fairseq_peft.sweeps.members.group import Group
-from fairseq_peft.sweeps.members.joint import Joint
+from fairseq_peft.sweeps.members.joint import Joint, share
 from fairseq_peft.sweeps.members.task import Asking, Backward, Forward
 from fairseq_peft.sweeps.members.turns import Turn
 
@@ -71,6 +71,35 @@ def test_a_joint_pass_has_no_errors(three):
     assert backward(requests) == [None] * 3
     for request, own in zip(requests, expected):
         check(request, own)
+
+
+def stepped(models, tokens, one):
+    """What trains after a pass and a step of torch's fused AdamW, joint or one by one."""
+    requests = requests_of(models, tokens)
+    assert passes.forward(requests, one) == backward(requests) == [None] * 3
+    assert all(request.joint == (one is not None) for request in requests)
+    trained = dict.fromkeys(p for model in models for _, p in named(model))
+    torch.optim.AdamW(trained, lr=0.1, eps=1.0, fused=True).step()
+    return list(trained)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("peft", "more"),
+    [("compacter", [{}] * 3), ("lora", [{"peft_targets": "embed_tokens"}] * 3)]
+    + [("lora", [{"lora_rank": rank} for rank in ranks]) for ranks in ((4, 4, 4), (4, 2, 3))],
+)
+def test_a_fused_step_after_a_joint_pass(dictionary, peft, more, at_once):
+    """It takes numbers of gradients in the order of memory, whatever their strides say."""
+    tokens, found = batches(dictionary), []
+    for joint_too in (False, True):
+        models, shared = [], {}
+        for seed, given in enumerate(more):
+            models += members(dictionary, peft, {**given, **DROPOUT}, seeds=[seed])
+            share(models[-1], shared)
+        found.append(stepped(models, tokens, Joint(models, True, at_once) if joint_too else None))
+    for own, together in zip(*found):
+        assert (own - together).abs().max() < TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])

@@ -85,8 +85,11 @@ def _differentiate_together(requests):
         allow_unused=True,
     )
     for parameter, gradient in zip(parameters, found):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if gradient is None:
+            continue
+        if gradient.stride() != parameter.stride():  # torch's fused AdamW would mistake its numbers
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def _differentiate_alone(request):
