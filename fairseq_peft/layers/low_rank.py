@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from fairseq_peft.layers.factors import times
+from fairseq_peft.layers.stacks import stacked, stacked_inputs, times
 
 
 def linear_with_update(x, weight, bias, a, b, scale: float):
@@ -45,16 +44,9 @@ def add_updates(y, x, factors, scales):
         factors: M pairs A (r, in) and B (out, r); r may differ.
         scales: M numbers.
     """
-    if len({len(a) for a, _ in factors}) == 1:
-        a, b = (torch.stack(each) for each in zip(*factors))
-        for stacked in (a, b):  # bmm gives gradients that lie the other way: turned once for all
-            if stacked.requires_grad:
-                stacked.register_hook(torch.Tensor.contiguous)
-        b = b.transpose(1, 2)
-    else:  # rows of zeros below the lower ranks
-        a, b = (pad_sequence(each, True) for each in zip(*((a, b.t()) for a, b in factors)))
-    low = times(torch.bmm(x, a.transpose(1, 2)), scales)  # (M, N, r)
-    return torch.baddbmm(y, low, b)
+    each_a, each_b = zip(*factors)
+    low = times(torch.bmm(x, stacked(each_a).transpose(1, 2)), scales)  # (M, N, r)
+    return torch.baddbmm(y, low, stacked_inputs(each_b))
 
 
 class _LinearWithUpdate(torch.autograd.Function):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fairseq_peft.layers.factors import times
+from fairseq_peft.layers.stacks import times
 
 
 class Stream:
@@ -143,7 +143,7 @@ class Batch(list):
 @functools.lru_cache(maxsize=256)
 def _places(counts: tuple[int, ...], device):
     """For ``Batch.stack`` and ``unstack``: from which row each comes. Made once, see
-    ``layers.factors``."""
+    ``layers/stacks.py``."""
     most, into, back = max(counts), [], []
     for member, count in enumerate(counts):
         start = sum(counts[:member])

@@ -16,6 +16,7 @@ from torch import nn
 from fairseq_peft.layers.attention import Attend
 from fairseq_peft.layers.dropout import Dropout, dropout
 from fairseq_peft.methods.shared.adapted_linear import BesideLinear
+from fairseq_peft.methods.shared.bottleneck import Bottleneck
 from fairseq_peft.sharing.rows import Batch, join, pad
 
 
@@ -42,8 +43,12 @@ class Switch(nn.Module):
         """Each input is cut along its rows; a switch among them is the module of the same
         member."""
         parts = self.own()
-        if len(parts) > 1 and _one_product(parts):
-            return self._updated(parts, *inputs)
+        if len(parts) > 1:
+            if _one_product(parts):
+                return self._updated(parts, *inputs)
+            adapted = isinstance(parts[0], Bottleneck) and _stack(parts)
+            if adapted and self.batch.stacks(inputs[0]):
+                return self._adapted(parts, *inputs)
         found = []
         for part, piece, *own in zip(parts, self.batch, *map(self._cut, inputs)):
             found.append(own[0] if part is None else piece.run(part, *own))
@@ -73,11 +78,21 @@ class Switch(nn.Module):
 
     def _stacked(self, parts, y, x):
         """The updates of all parts at once, each with its member's rows one after the other."""
-        rates = [part.dropout if part.training else 0.0 for part in parts]
-        x = self.batch.dropped(x, rates, F.dropout)
+        x = self.batch.dropped(x, _rates(parts), F.dropout)
         y, x = self.batch.stack(y), self.batch.stack(x)
         found = parts[0].beside_each(parts, y.flatten(1, 2), x.flatten(1, 2))
         return self.batch.unstack(found.view_as(y))
+
+    def _adapted(self, parts, h, x, norm):
+        """The adapters of all at once, as ``_stacked``."""
+        z = self.batch.stack(parts[0].read(h, x, norm))
+        update = self.batch.unstack(parts[0].update_each(parts, z.flatten(1, 2)).view_as(z))
+        return h + self.batch.dropped(update, _rates(parts), F.dropout)
+
+
+def _rates(parts) -> list[float]:
+    """What share of its input each part drops."""
+    return [part.dropout if part.training else 0.0 for part in parts]
 
 
 def _one_product(parts) -> bool:
@@ -87,15 +102,23 @@ def _one_product(parts) -> bool:
         (type(part) is nn.Linear or isinstance(part, BesideLinear))
         and part.weight is first.weight
         and part.bias is first.bias
-        and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+        and _as_written(part)
         for part in parts
     )
 
 
+def _as_written(module) -> bool:
+    """Whether a module is called as its class says."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not (hooks or "forward" in vars(module))
+
+
 def _stack(parts) -> bool:
-    """Whether ``beside_each`` takes them together."""
+    """Whether the first part can compute for all of them."""
     first = parts[0]
-    return isinstance(first, BesideLinear) and all(map(first.stacks_with, parts))
+    return isinstance(first, (BesideLinear, Bottleneck)) and all(
+        first.stacks_with(part) and all(map(_as_written, part.modules())) for part in parts
+    )
 
 
 class DropoutSwitch(Switch):

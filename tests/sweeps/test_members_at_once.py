@@ -12,6 +12,7 @@ from test_members import DROPOUT, check_equal, gradients, joint_of, members, str
 
 from fairseq_peft.layers.dropout import dropout
 from fairseq_peft.methods.lora import LoRALinear
+from fairseq_peft.methods.shared.bottleneck import Bottleneck
 from fairseq_peft.sharing.rows import Batch, Piece
 from fairseq_peft.sweeps.members import joint as joint_module
 from fairseq_peft.sweeps.members.joint import share
@@ -86,6 +87,63 @@ def test_in_validation_and_in_bf16(dictionary, peft):
     check_equal([model.eval() for model in unlike(dictionary, peft)], tokens, at_once=True)
 
 
+ADAPTERS = {
+    "plain": ({}, {"adapter_bottleneck": 5}, {"adapter_dropout": 0.3}),
+    "normed": (
+        {"adapter_layer_norm": True, "adapter_scaling": "learned"},
+        {"adapter_layer_norm": True, "adapter_scaling": "learned", "adapter_bottleneck": 5},
+        {"adapter_layer_norm": True, "adapter_scaling": "learned", "adapter_dropout": 0.3},
+    ),
+    "parallel": (
+        {"adapter_style": "parallel"},
+        {"adapter_style": "parallel", "adapter_scaling": "0.5"},
+        {"adapter_style": "parallel"},
+    ),
+}
+
+
+def adapted(dictionary, knobs):
+    models, shared = [], {}
+    for seed, given in enumerate(knobs, start=1):
+        models += members(dictionary, "adapter", {**DROPOUT, **given}, seeds=[seed])
+        assert share(models[-1], shared) > 0
+    return models
+
+
+@pytest.fixture
+def adapted_at_once(monkeypatch):
+    """How many adapters have been computed in one go."""
+    found, update_each = [], Bottleneck.update_each
+
+    def seen(layers, z):
+        found.append(len(layers))
+        return update_each(layers, z)
+
+    monkeypatch.setattr(Bottleneck, "update_each", staticmethod(seen))
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("knobs", ADAPTERS.values(), ids=ADAPTERS)
+def test_adapters_of_several_widths_scales_and_rates(dictionary, adapted_at_once, knobs, size):
+    models = adapted(dictionary, knobs)
+    check_equal(models, batches(dictionary, SIZES[size]), at_once=True)
+    assert set(adapted_at_once) == (set() if size == "one of many rows" else {3})
+
+
+def test_adapters_that_read_or_compute_something_else_are_not_stacked(dictionary, adapted_at_once):
+    other = (
+        {"adapter_activation": "relu"},
+        {"adapter_style": "parallel"},
+        {"adapter_scaling": "2"},
+    )
+    for given in (*other, {"adapter_layer_norm": True}, {"adapter_scaling": "learned"}):
+        models = adapted(dictionary, ({}, {}, given))
+        check_equal(models, batches(dictionary, SIZES["rows"]), at_once=True)
+        assert bool(adapted_at_once) == (given == other[-1])
+        adapted_at_once.clear()
+
+
 def test_attention_that_drops_nothing(dictionary):
     """Behind prefixes of one length it is one call for all."""
     models = members(dictionary, "prefix", {**DROPOUT, "attention_dropout": 0.0})
@@ -97,10 +155,13 @@ def turned(function):
     return lambda first, *args: function([first[-1], *first[:-1]], *args)
 
 
-@pytest.mark.parametrize("what", ["factors", "masks"])
+@pytest.mark.parametrize("what", ["factors", "adapters", "masks"])
 def test_this_test_sees_members_that_change_places(dictionary, monkeypatch, what):
     models, tokens = unlike(dictionary), batches(dictionary, SIZES["one size"])
-    if what == "factors":
+    if what == "adapters":
+        models = adapted(dictionary, ADAPTERS["plain"])
+        monkeypatch.setattr(Bottleneck, "update_each", staticmethod(turned(Bottleneck.update_each)))
+    elif what == "factors":
         monkeypatch.setattr(LoRALinear, "beside_each", staticmethod(turned(LoRALinear.beside_each)))
     else:
         monkeypatch.setattr(joint_module, "Piece", lambda m, *rest: Piece(m, *rest[:2], _other(m)))
@@ -122,11 +183,11 @@ def test_not_finite_numbers_stay_with_their_member(dictionary):
     assert all(g.isfinite().all() for g in gradients(models[0], scores[0]).values())
 
 
-def products(dictionary, monkeypatch, number, **more):
+def products(dictionary, monkeypatch, number, peft="lora", **more):
     """Matrix products of a joint pass, forward and backward, without the heads."""
     monkeypatch.setattr(joint_module.heads, "scores", lambda head, x, text: x[:, 0])
-    given = {"lora_dropout": 0.3, **LORA, **DROPOUT, **more}
-    models = members(dictionary, "lora", given, seeds=range(number))
+    knobs = {"lora": {"lora_dropout": 0.3, **LORA}, "adapter": {"adapter_dropout": 0.3}}
+    models = members(dictionary, peft, {**knobs[peft], **DROPOUT, **more}, seeds=range(number))
     tokens = batches(dictionary, [(3, 9 + n % 2) for n in range(number)])
     found = []
     for at_once in (True, False):
@@ -137,16 +198,18 @@ def products(dictionary, monkeypatch, number, **more):
     return found
 
 
-def test_more_members_are_not_more_products(dictionary, monkeypatch):
+@pytest.mark.parametrize("peft", ["lora", "adapter"])
+def test_more_members_are_not_more_products(dictionary, monkeypatch, peft):
     """All that is left by member is attention that drops, which draws within itself."""
     quiet = {"attention_dropout": 0.0}
     (two, two_by_member), (eight, eight_by_member) = (
-        products(dictionary, monkeypatch, number, **quiet) for number in (2, 8)
+        products(dictionary, monkeypatch, number, peft, **quiet) for number in (2, 8)
     )
     assert two == eight < two_by_member < eight_by_member
-    two, eight = (products(dictionary, monkeypatch, number)[0] for number in (2, 8))
-    attention = 2 * 2 + 2 * 4  # two layers, two products forward and four backward
-    assert eight - two == 6 * attention
+    two, eight = (products(dictionary, monkeypatch, number, peft)[0] for number in (2, 8))
+    # Two products forward and four backward; below the first adapter there is no backward.
+    attention = {"lora": 2 * 2 + 2 * 4, "adapter": 2 * 2 + 1 * 4}
+    assert eight - two == 6 * attention[peft]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

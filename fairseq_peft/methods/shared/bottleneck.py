@@ -22,6 +22,7 @@ from torch import nn
 from fairseq_peft.architectures import Count
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
+from fairseq_peft.layers.stacks import linear_each, stacked, times
 
 PLACEMENTS = {"attention": ("attention",), "ffn": ("ffn",), "both": ("attention", "ffn")}
 ACTIVATIONS = {
@@ -209,6 +210,32 @@ class Bottleneck(nn.Module):
         if self.norm is not None:
             z = self.norm(z)
         return self.scale * self.up(self.activation(self.down(z)))
+
+    def stacks_with(self, other: nn.Module) -> bool:
+        """Whether ``update_each`` takes a list with both: two plain maps each, of any width."""
+        return (
+            type(other) is Bottleneck
+            and all(type(each) is nn.Linear for each in (self.down, self.up, other.down, other.up))
+            and (self.reads, self.activation) == (other.reads, other.activation)
+            and (self.norm is None) == (other.norm is None)
+            and type(self.scale) is type(other.scale)
+        )
+
+    @staticmethod
+    def update_each(layers: list[Bottleneck], z: torch.Tensor) -> torch.Tensor:
+        """``update`` for M parts of a batch that each have an adapter of their own, in a few steps
+        for all. Shapes: z (M, N, C) -> (M, N, C)."""
+        first = layers[0]
+        if first.norm is not None:
+            weight = stacked([layer.norm.weight for layer in layers]).unsqueeze(1)
+            bias = stacked([layer.norm.bias for layer in layers]).unsqueeze(1)
+            z = F.layer_norm(z, z.shape[-1:], eps=first.norm.eps) * weight + bias
+        # What a narrower one lacks is 0, of which every activation makes 0.
+        z = first.activation(linear_each([layer.down for layer in layers], z))
+        z = linear_each([layer.up for layer in layers], z)
+        scales = [layer.scale for layer in layers]
+        learned = isinstance(first.scale, nn.Parameter)
+        return torch.stack(scales).unsqueeze(1) * z if learned else times(z, scales)
 
 
 def slots(model: nn.Module, family, config: BottleneckConfig):
