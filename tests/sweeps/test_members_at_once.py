@@ -6,9 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import waits
 from helpers import TOLERANCE
 from products import Products
 from test_members import DROPOUT, check_equal, gradients, joint_of, members, streams
+from torch import nn
 
 from fairseq_peft.layers.dropout import dropout
 from fairseq_peft.methods.lora import LoRALinear
@@ -234,9 +236,38 @@ def test_dropout_draws_what_each_member_draws(dtype, drop, rates):
         assert piece.stream.same(ended)
 
 
-def test_what_is_at_once_by_default():
-    """On a GPU all that can be; on a CPU it is no quicker."""
-    batch = Batch()
-    assert batch.is_at_once(torch.device("cuda")) and not batch.is_at_once(torch.device("cpu"))
-    batch.at_once = True
-    assert batch.is_at_once(torch.device("cpu"))
+def put_there(joint):
+    """The models of a joint pass on the device that stands for a GPU, sharing what they share."""
+    kept, there = [], {}
+    for model in (*joint.models, joint.switched.model):
+        for module in model.modules():
+            for own in (module._parameters, module._buffers):
+                for name, tensor in own.items():
+                    if tensor is not None and id(tensor) not in there:
+                        kept.append(tensor)  # so that no other gets its id
+                        new = tensor.detach().to(waits.DEVICE).requires_grad_(tensor.requires_grad)
+                        trains = isinstance(tensor, nn.Parameter)
+                        there[id(tensor)] = nn.Parameter(new, new.requires_grad) if trains else new
+                    own[name] = there.get(id(tensor))
+    return joint
+
+
+@pytest.mark.parametrize("size", ["one size", "rows"])
+def test_a_gpu_computes_at_once_and_is_not_waited_for(dictionary, monkeypatch, stacked, size):
+    """By default; the first pass also copies scales and places of rows, which are kept."""
+    waits.make_like_a_gpu(monkeypatch)
+    joint = put_there(joint_of(unlike(dictionary)))
+    tokens = [each.to(waits.DEVICE) for each in batches(dictionary, SIZES[size])]
+    for _ in range(2):
+        with waits.Waits() as found:
+            scores = joint(tokens, streams(), "head")
+            torch.autograd.backward(scores, list(map(torch.ones_like, scores)))
+    assert found.ours == {}
+    assert set(stacked) == {3}
+
+
+def test_a_cpu_computes_by_member(dictionary, stacked):
+    """By default: there it is no slower."""
+    models, tokens = unlike(dictionary), batches(dictionary, SIZES["rows"])
+    joint_of(models)(tokens, streams(), "head")
+    assert not stacked
