@@ -7,7 +7,9 @@ B A, which is another matrix, of up to k times the rank; ``combine`` makes that 
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,10 @@ from fairseq_peft.runs.choice import Choice
 from fairseq_peft.tasks.best_adapter import metrics_of
 from fairseq_peft.tasks.predictions import Collector
 
+logger = logging.getLogger(__name__)
+
+#: Seconds after which whoever waits is told how far it is.
+EVERY = 30
 #: What is said of checkpoints that are not there.
 KEEP = {
     "last": "--keep-last-epochs {k}, and without --no-epoch-checkpoints",
@@ -232,8 +238,13 @@ def score(model, saved, task, splits: list[str], choice: Choice):
             max_tokens=saved.dataset.max_tokens_valid,
             max_sentences=saved.dataset.batch_size_valid,
         ).next_epoch_itr(shuffle=False)
+        logger.info(f"scoring {split}: {len(dataset):,} rows")
+        told = time.monotonic()
         with metrics.aggregate(new_root=True) as meters:
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                if time.monotonic() - told > EVERY:
+                    logger.info(f"  {number:,} of {len(batches):,} batches")
+                    told = time.monotonic()
                 sample = utils.move_to_cuda(batch) if on_gpu else batch
                 _, _, logged = task.valid_step(sample, model, criterion)
                 if dataset.targets is not None:

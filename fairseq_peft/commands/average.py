@@ -41,6 +41,8 @@ def run(args) -> int:
 
     for name in ("fairseq.data.data_utils", "fairseq.tasks", "fairseq_peft"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Scoring takes as long as a validation.
+    logging.getLogger("fairseq_peft.combining").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message="'pin_memory'")  # fairseq always asks for it
     which, number = ("last", args.last) if args.last is not None else ("best", args.best)
     made = average(args.run_dir, which, number, args.out / "adapter", args.data, args.base)

@@ -99,12 +99,16 @@ def test_a_run_on_numbers(fairseq, tmp_path):
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(("which", "number"), [("last", 2), ("best", 3)])
 def test_the_folder_holds_the_mean_of_the_parameters(
-    trained, base_checkpoint, tmp_path, capsys, which, number
+    trained, base_checkpoint, tmp_path, capsys, caplog, monkeypatch, which, number
 ):
     out = tmp_path / "mean"
     capsys.readouterr()
+    monkeypatch.setattr(average, "EVERY", -1)  # tell it at each batch
     verb("average", trained, f"--{which}", number, "--out", out)
     printed = capsys.readouterr().out
+    told = [one.message for one in caplog.records if one.name == average.__name__]
+    assert "scoring valid" in told[0] and "scoring test" in "".join(told)
+    assert " of " in told[1]
     lines = metrics(trained)
     expected = lines[-2:]
     if which == "best":
