@@ -13,6 +13,7 @@
 #   epochs    the cells of main with one seed and 3, 12 and 24 epochs: does a method underfit?
 #   few       scratch, full, LoRA, prompt, head alone from 16, 64 and 256 training rows, drawn by the seed; rates as main
 #             picked, the last epoch's weights
+#   titles    full and LoRA with each review's title before its text, at the rates that main picked
 #   old       the cells of main from OLD, a poor checkpoint
 #   hf        full and LoRA in Hugging Face's Trainer and PEFT, at the rates that main picked
 #   e5        a published encoder of 12 layers, as multilingual-e5-small: head alone, LoRA, adapter, full; averages of three
@@ -51,9 +52,10 @@ E5_LR_LORA=${E5_LR_LORA:-5e-4 1e-3 2e-3}               # LoRA
 E5_SEEDS=${E5_SEEDS:-1 2 3}                            # of that part
 export EPOCHS JOBS PRECISION LR_SCRATCH
 MAIN="scratch/full pretrained/full pretrained/lora pretrained/adapter pretrained/head_only pretrained/prompt"
+TITLED=$DATA_BIN/titled
 FLAGS=()
 PARTS=("${ARGS[@]+"${ARGS[@]}"}")
-[ "${#PARTS[@]}" -gt 0 ] || PARTS=(main targets methods epochs few old hf e5 reports)
+[ "${#PARTS[@]}" -gt 0 ] || PARTS=(main targets methods epochs few titles old hf e5 reports)
 
 prepare() {  # FOLDER MODEL [RAW NAME POSITIONS]: the reviews in the pieces of a model, as FOLDER/NAME
   local name=${4:-cls-books}
@@ -110,12 +112,20 @@ picked() {  # METHOD: the rate of its runs in part main; scratch is full fine-tu
   fi
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["lr"])' \
     "$RUNS-main/cls-books/$cell/seed1/plan.json" 2>/dev/null ||
-    die "the parts few and hf take the rates that the part main picked, and $RUNS-main has no $cell of seed 1. Run main first."
+    die "the parts few, titles and hf take the rates that the part main picked, and $RUNS-main has no $cell of seed 1. Run main first."
 }
 
-report() {  # PART
+fix_rates() {  # METHOD...: one rate each from here on, that which main picked
+  local method rate
+  for method in "$@"; do
+    rate=$(picked "$method")
+    printf -v "LR_$(printf %s "$method" | tr "[:lower:]" "[:upper:]")" %s "$rate"
+  done
+}
+
+report() {  # PART [RAW NAME]
   [ -e "$RUNS-$1" ] || return 0
-  run env RAW="$RAW" NAME=cls-books OUT="$OUT/$1" bash "$ROOT/scripts/compare.sh" "$RUNS-$1"
+  run env RAW="${2:-$RAW}" NAME="${3:-cls-books}" OUT="$OUT/$1" bash "$ROOT/scripts/compare.sh" "$RUNS-$1"
 }
 
 part() {
@@ -138,16 +148,18 @@ part() {
       for rows in 3 12 24; do sweep "epochs-$rows" 1 "$MAIN" EPOCHS=$rows; done ;;
     few)
       # Who has 16 rows has no 400 others to choose with: the rates are those that main picked, the last epoch counts.
-      for method in scratch full lora prompt head_only; do
-        rate=$(picked "$method")
-        printf -v "LR_$(printf %s "$method" | tr "[:lower:]" "[:upper:]")" %s "$rate"
-      done
+      fix_rates scratch full lora prompt head_only
       for rows in 16:60 64:40 256:20; do
         FLAGS=(-- --train-examples "${rows%:*}" --validate-interval "${rows#*:}")
         sweep "few-${rows%:*}" "1 2 3" "scratch/full pretrained/full pretrained/lora pretrained/prompt pretrained/head_only" \
           EPOCHS="${rows#*:}" BATCH_SIZE=8
       done
       FLAGS=() ;;
+    titles)
+      fix_rates full lora
+      [ -e "$TITLED/raw" ] || peft_cli prefix-texts "$RAW" "$TITLED/raw" --prefix "" --titles "$TITLES"
+      prepare "$TITLED" "$MODEL" "$TITLED/raw" cls-books-titled
+      sweep titles "1 2 3" "pretrained/full pretrained/lora" DATA="$TITLED/cls-books-titled" ;;
     old)
       prepare "$DATA_BIN/old" "$OLD"
       sweep old "1 2 3" "$MAIN" DATA="$DATA_BIN/old/cls-books" BASE="$OLD/model.pt" ;;
@@ -162,6 +174,7 @@ part() {
     e5) e5 ;;
     reports)
       for method in main targets methods epochs-3 epochs-12 epochs-24 few-16 few-64 few-256 old e5; do report "$method"; done
+      report titles "$TITLED/raw" cls-books-titled
       curve epochs "epochs (batches of 16)" 3 12 24 "$EPOCHS=$RUNS-main"
       curve few "training rows" 16 64 256 "1600=$RUNS-main" ;;
   esac
@@ -181,9 +194,10 @@ curve() {  # PART X-LABEL NUMBERS... NUMBER=RUNS: accuracy against a number
 
 for name in "${PARTS[@]}"; do
   case $name in
-    main | targets | methods | epochs | few | old | hf | e5 | reports) ;;
-    *) die "'$name' is no part: expected main, targets, methods, epochs, few, old, hf, e5 or reports" ;;
+    main | targets | methods | epochs | few | titles | old | hf | e5 | reports) ;;
+    *) die "'$name' is no part: expected main, targets, methods, epochs, few, titles, old, hf, e5 or reports" ;;
   esac
 done
 prepare "$DATA_BIN" "$MODEL"
-for name in "${PARTS[@]}"; do part "$name"; done
+# Each in a shell of its own: the rates that one sets are no other's.
+for name in "${PARTS[@]}"; do (part "$name"); done
