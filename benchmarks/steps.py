@@ -186,12 +186,12 @@ def _drawn_by_torch():
     """Masks of dropout from ``bernoulli_``."""
     import torch
 
-    from fairseq_peft.layers import attention, dropout
+    from fairseq_peft.layers import dropout
 
     def keep_mask(shape, p, dtype):
         return torch.empty(shape, dtype=dtype).bernoulli_(1 - p)
 
-    return [(dropout, "keep_mask", keep_mask), (attention, "keep_mask", keep_mask)]
+    return [(dropout, "keep_mask", keep_mask)]
 
 
 def _attention_of_torch():

@@ -305,8 +305,9 @@ def rebuild(path: Path, state: dict):
             f"{path} is no model of this plugin (its architecture is {name!r}), so there is "
             "nothing to merge. Give a checkpoint of fairseq-train with --peft."
         )
-    # Neither the autocast nor the files of training are needed to compute what it computes.
-    given = OmegaConf.create({**given, "precision": "fp32", "init_embeddings": ""})
+    # Neither autocast, graphs nor files of training are needed to compute what it computes.
+    plain = {"precision": "fp32", "compile": "off", "init_embeddings": ""}
+    given = OmegaConf.create({**given, **plain})
     words = target = placeholder(len(embedding))
     last = family.stacks[-1]
     own = weights.get(family.path(join(last.path, f"{last.embedding}.weight")), embedding)

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fairseq_peft import compiling
 from fairseq_peft.errors import InputError
 from fairseq_peft.precision import resolve
 from fairseq_peft.scores import CLASSES, NUMBER
@@ -59,6 +60,12 @@ def add_arguments(parser):
     )
     parser.add_argument("--format", choices=["tsv", "jsonl"], help="of lines (tsv)")
     flags.add_precision_argument(parser)
+    parser.add_argument(
+        "--compile",
+        choices=compiling.NAMES,
+        default="off",
+        help="run layers as graphs of torch.compile; graphs: CUDA graphs, too (%(default)s)",
+    )
     flags.add_batch_arguments(parser, batch_size=64, window=2048)
 
 
@@ -131,6 +138,7 @@ def load(args):
         bpe=args.bpe,
         precision=args.precision and resolve(args.precision),
         device=args.device,
+        compile=args.compile,
         allow_other_base=args.allow_other_base,
     )
 
@@ -156,6 +164,11 @@ class Labels:
                     f"--{flag} {getattr(args, flag)} would be ignored: {args.adapter} belongs to a "
                     "folder of Hugging Face's, with a tokenizer, and is in fp32. Leave it out."
                 )
+        if args.compile != "off":
+            raise InputError(
+                f"--compile {args.compile} is not for a folder of Hugging Face's, whose layers are "
+                "another library's. Leave it out."
+            )
         common = {"device": args.device, "allow_other_base": args.allow_other_base}
         self.generator = Generator.load(args.base, args.adapter, **common)
 

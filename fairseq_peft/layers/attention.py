@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import nn
 
-from fairseq_peft.layers.dropout import Dropout, keep_mask
+from fairseq_peft.layers.dropout import Dropout, mask_like
 
 #: Where incremental_state keeps what the last reordering asked of the memory.
 ORDER = "fairseq_peft.order"
@@ -34,19 +34,9 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, bias, p):
         ctx.scale, ctx.gain = query.shape[-1] ** -0.5, 1 / (1 - p)
-        query = query * ctx.scale
-        scores = torch.bmm(query, key.transpose(1, 2))
-        if bias is not None:
-            scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
-        # In bf16 torch's softmax takes twice the time, where K is no multiple of 32.
-        weights = torch.softmax(scores.float(), -1).to(scores.dtype)
-        mask, kept = None, weights
-        if p > 0:
-            mask = keep_mask(weights.shape, p, weights.dtype)
-            kept = weights * mask
-        ctx.save_for_backward(query, key, value, weights, mask, kept)
-        out = torch.bmm(kept, value)
-        return out.mul_(ctx.gain) if p > 0 else out
+        out, *kept = _attended(query, key, value, bias, p)
+        ctx.save_for_backward(*kept)
+        return out
 
     @staticmethod
     def backward(ctx, gradient):
@@ -66,6 +56,22 @@ class _Attend(torch.autograd.Function):
             if wanted[1]:
                 of_key = torch.bmm(of_scores.transpose(1, 2), query)
         return of_query, of_key, of_value, None, None
+
+
+def _attended(query, key, value, bias, p):
+    """What ``_Attend`` computes, and what its gradient needs."""
+    query = query * query.shape[-1] ** -0.5
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if bias is not None:
+        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+    # In bf16 torch's softmax takes twice the time, where K is no multiple of 32.
+    weights = torch.softmax(scores.float(), -1).to(scores.dtype)
+    mask, kept = None, weights
+    if p > 0:
+        mask = mask_like(weights, p)
+        kept = weights * mask
+    out = torch.bmm(kept, value)
+    return out.mul_(1 / (1 - p)) if p > 0 else out, query, key, value, weights, mask, kept
 
 
 def may_see(num_queries: int, num_keys: int, device) -> torch.Tensor:
@@ -109,6 +115,8 @@ def attend(query, key, value, keep=None, dropout_p=0.0, causal=False):
     if keep is not None:
         bias = torch.zeros(keep.shape, dtype=query.dtype).masked_fill_(~keep, float("-inf"))
     parts = [part.reshape(-1, *part.shape[2:]).contiguous() for part in (query, key, value)]
+    if torch.compiler.is_compiling():  # a graph finds the gradient by itself
+        return _attended(*parts, bias, dropout_p)[0].view(query.shape)
     return _Attend.apply(*parts, bias, dropout_p).view(query.shape)
 
 
@@ -215,7 +223,7 @@ class CausalSelfAttention(SelfAttention):
             key, value = prepend(earlier[0], key), prepend(earlier[1], value)
         if incremental_state is not None:
             self._set_input_buffer(incremental_state, {"prev_key": key, "prev_value": value})
-        alone = key.shape[2] == query.shape[2]
+        alone = bool(key.shape[2] == query.shape[2])  # in a graph a symbol is compared
         if keep is None and not alone and query.shape[2] > 1:
             keep = may_see(query.shape[2], key.shape[2], x.device)
         causal = keep is None and alone

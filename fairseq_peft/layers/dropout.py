@@ -27,6 +27,35 @@ def keep_mask(shape, p: float, dtype: torch.dtype) -> torch.Tensor:
     return mask.zero_() if threshold > 255 else torch.ge(values, threshold, out=mask)
 
 
+def mask_like(x: torch.Tensor, p: float) -> torch.Tensor:
+    """``keep_mask`` of the shape and type of x.
+
+    In a graph (``compiling.py``) it is one opaque step, which draws what is drawn without a graph.
+    It takes x itself, so no order of steps lets it draw before what x was made with has drawn.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.fairseq_peft.keep_mask(x.detach(), p)
+    return keep_mask(x.shape, p, x.dtype)
+
+
+# A step that draws is computed once, and not again in the backward pass: so says its tag.
+torch.library.define(
+    "fairseq_peft::keep_mask",
+    "(Tensor x, float p) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+
+
+@torch.library.impl("fairseq_peft::keep_mask", "cpu")
+def _keep_mask(x, p):
+    return keep_mask(x.shape, p, x.dtype)
+
+
+@torch.library.register_fake("fairseq_peft::keep_mask")
+def _mask_without_content(x, p):
+    return x.new_empty(x.shape)
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, p):
@@ -52,6 +81,8 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
+    if torch.compiler.is_compiling():  # a graph finds the gradient by itself
+        return x.mul(mask_like(x, p)).mul(1 / (1 - p))
     return _Dropout.apply(x, p)
 
 

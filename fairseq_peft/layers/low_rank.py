@@ -33,6 +33,8 @@ def linear_with_update(x, weight, bias, a, b, scale: float):
         parts = [None if part is None else part.to(dtype) for part in (x, weight, bias, a, b)]
     else:
         parts = [x, weight, bias, a, b]
+    if torch.compiler.is_compiling():  # a graph finds the gradient by itself
+        return _updated(*parts, scale)[0]
     return _LinearWithUpdate.apply(*parts, scale)
 
 
@@ -49,16 +51,22 @@ def add_updates(y, x, factors, scales):
     return torch.baddbmm(y, low, stacked_inputs(each_b))
 
 
+def _updated(x, weight, bias, a, b, scale):
+    """The result; and of x and of the update, rows (N, in) and low (r, N)."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = F.linear(rows, weight, bias)
+    low = a @ rows.t()
+    y.addmm_(low.t(), b.t(), alpha=scale)
+    return y.view(*x.shape[:-1], -1), rows, low
+
+
 class _LinearWithUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scale):
-        rows = x.reshape(-1, x.shape[-1])  # (N, in)
-        y = F.linear(rows, weight, bias)
-        low = a @ rows.t()  # (r, N)
-        y.addmm_(low.t(), b.t(), alpha=scale)
+        y, rows, low = _updated(x, weight, bias, a, b, scale)
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable

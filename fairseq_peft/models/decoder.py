@@ -20,7 +20,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerDecoder
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import nn
 
-from fairseq_peft import precision
+from fairseq_peft import compiling, precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Stack
 from fairseq_peft.layers import attention
@@ -98,6 +98,7 @@ class Decoder(TransformerDecoder):
         self.dropout_module = Dropout(self.dropout_module.p)
         self.soft_prompt = None
         self.prefix = None
+        self.call = compiling.Caller(compiling.of(args))
 
     def build_decoder_layer(self, args, no_encoder_attn=True):
         return DecoderLayer(TransformerConfig.from_namespace(args))
@@ -131,10 +132,14 @@ class Decoder(TransformerDecoder):
         states = [x]
         with precision.autocast(x, self.half_dtype):
             for layer, prefix in zip(self.layers, prefixes):
-                x = layer(x, keep, prefix, incremental_state)
+                x = self.caller(incremental_state)(layer, x, keep, prefix, incremental_state)
                 states.append(x)
-        x = self.finish(x)[:, num_cached - prev_output_tokens.shape[1] :]
+        x = self.finish(self.call.end(x))[:, num_cached - prev_output_tokens.shape[1] :]
         return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
+
+    def caller(self, incremental_state) -> compiling.Caller:
+        """What calls the layers: step by step, whose keys grow with each call, no graph does."""
+        return self.call if incremental_state is None else compiling.Caller()
 
     def num_cached(self, incremental_state) -> int:
         """How many tokens ``incremental_state`` has, without those of a prompt or prefix."""
@@ -153,6 +158,7 @@ class Decoder(TransformerDecoder):
             x (B, Q, C), the new tokens, with the prompt in the first call; keep and, for each
             attention that reads one, prefix as ``DecoderLayer`` takes them.
         """
+        self.call.begin()
         padding = tokens.eq(self.padding_idx)
         x = self.embed_scale * self.embed_tokens(tokens[:, num_cached:])
         if self.soft_prompt is not None:

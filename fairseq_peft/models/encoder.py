@@ -20,7 +20,7 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch.utils.checkpoint import checkpoint
 
-from fairseq_peft import precision
+from fairseq_peft import compiling, precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Stack
 
@@ -79,6 +79,7 @@ class Encoder(TransformerEncoder):
         self.prefix = None
         self.half_dtype = precision.half(args.precision)
         self.checkpoint_activations = bool(getattr(args, "checkpoint_activations", False))
+        self.call = compiling.Caller(compiling.of(args))
         self.kept = KeptFeatures()
 
     def build_encoder_layer(self, args):
@@ -119,12 +120,12 @@ class Encoder(TransformerEncoder):
                 rest = (keep, first_only and index == len(self.layers), prefix)
                 if self.checkpoint_activations and self.training:
                     # Its inside is computed again in the backward pass, with the same dropout.
-                    x = checkpoint(layer, x, *rest, use_reentrant=False)
+                    x = checkpoint(self.call, layer, x, *rest, use_reentrant=False)
                 else:
-                    x = layer(x, *rest)
+                    x = self.call(layer, x, *rest)
                 if return_all_hiddens:
                     states.append(x)
-        x = self.finish(x)
+        x = self.finish(self.call.end(x))
         padding = src_tokens.eq(self.padding_idx)
         return {
             "encoder_out": [x.transpose(0, 1)],
@@ -142,8 +143,8 @@ class Encoder(TransformerEncoder):
         x, keep, _, _ = self.embed(src_tokens)
         with precision.autocast(x, self.half_dtype):
             for index, layer in zip(range(1, number + 1), self.layers):
-                x = layer(x, keep, first_only and index == number)
-        return x
+                x = self.call(layer, x, keep, first_only and index == number)
+        return self.call.end(x)
 
     def embed(self, src_tokens, token_embeddings=None):
         """What the layers work on.
@@ -152,6 +153,7 @@ class Encoder(TransformerEncoder):
             x (B, T + P, C); keep and, for each layer, prefix as ``EncoderLayer`` takes them; the
             token embeddings (B, T, C).
         """
+        self.call.begin()
         padding = src_tokens.eq(self.padding_idx)
         embedding = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
         x = self.embed_scale * embedding
@@ -163,7 +165,7 @@ class Encoder(TransformerEncoder):
         x = self.dropout_module(x)
 
         keep = None
-        if attention.may_have_padding(padding):
+        if self.call.compiles or attention.may_have_padding(padding):
             x = x.masked_fill(padding.unsqueeze(-1), 0)
             keep = ~padding[:, None, None, :]
         prefixes = [None] * len(self.layers)

@@ -209,18 +209,18 @@ class TargetDecoder(Decoder):
                 memory_keep = ~padding[:, None, None]
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
-        weights, states = [], [x]
+        call, weights, states = self.caller(incremental_state), [], [x]
         with precision.autocast(x, self.half_dtype):
             for number, layer in enumerate(self.layers):
                 seen = weights if number == alignment_layer and not self.training else None
                 own = prefixes[2 * number : 2 * number + 2]
                 rest = (keep, own, memory, memory_keep, incremental_state, seen)
                 if self.checkpoint_activations and self.training:
-                    x = checkpoint(layer, x, *rest, use_reentrant=False)
+                    x = checkpoint(call, layer, x, *rest, use_reentrant=False)
                 else:
-                    x = layer(x, *rest)
+                    x = call(layer, x, *rest)
                 states.append(x)
-        x = self.finish(x)[:, num_cached - prev_output_tokens.shape[1] :]
+        x = self.finish(self.call.end(x))[:, num_cached - prev_output_tokens.shape[1] :]
         attn = None
         if weights:
             num_source = encoder_out["encoder_embedding"][0].shape[1]

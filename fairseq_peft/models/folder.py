@@ -24,7 +24,7 @@ from fairseq_peft.models import heads
 from fairseq_peft.models.roberta import FAMILY, HEADS
 
 #: What is a matter of the machine or of the start of training, and no part of a finished model.
-FORGOTTEN = ("init_embeddings", "load_checkpoint_heads", "reset_head")
+FORGOTTEN = ("init_embeddings", "load_checkpoint_heads", "reset_head", "compile")
 
 
 def content(model, head: str | None, base: dict | None) -> tuple[dict, dict]:

@@ -78,6 +78,7 @@ class HFModel(PeftModel, BaseFairseqModel):
 
     arch = other = auto = ""
     known = {}
+    compiles = False
     classification_heads = {}  # a classifier has some; what writes checkpoints asks for them
     untold = (
         "which this task does not tell it: here it would train as something else. Choose another "

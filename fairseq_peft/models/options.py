@@ -45,6 +45,12 @@ COMMON = {
         "fp32, bf16 (layers under autocast, weights stay fp32), fp16 (the same with a scaled loss, "
         "for GPUs without bf16), or auto: the faster of fp32 and bf16 here (auto)",
     ),
+    "compile": (
+        str,
+        "off",
+        "run layers as graphs that torch.compile makes: off, on, or graphs (CUDA graphs, too, for a "
+        "GPU); compiling takes a minute at first, and gains nothing on a CPU (off)",
+    ),
     "frozen_dropout": (
         str,
         "on",

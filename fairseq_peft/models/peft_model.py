@@ -7,7 +7,7 @@ import logging
 import torch
 from fairseq.tasks import FairseqTask
 
-from fairseq_peft import methods
+from fairseq_peft import compiling, methods
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import frozen, maps, surgery
@@ -33,6 +33,7 @@ class PeftModel:
         accepts_base: whether a checkpoint may lack what the method adds, and the head. True for
             training from a base, False for a model that is rebuilt from its own checkpoint.
         encode_text: text -> token ids, where the task can read text; else None.
+        compiles: whether its layers are called through a ``compiling.Caller``.
         untold: what to say of a method that follows the run where the task does not tell it.
     """
 
@@ -42,6 +43,7 @@ class PeftModel:
     added = frozenset()
     accepts_base = True
     encode_text = None
+    compiles = True
     untold = (
         "which only --task sentence_classification tells it: here it would train as something "
         "else. Give that task, or another method."
@@ -54,6 +56,7 @@ class PeftModel:
             InputError: a flag says what cannot be, or the task does not tell a method what it must
                 hear.
         """
+        self.check_compile(args)
         encode = getattr(task, "encode_text", None)
         if encode is not None:
             # A function, not the task's method: a copy of the model would copy the task as well.
@@ -71,6 +74,22 @@ class PeftModel:
         if self.setting.follows_updates and not tells:
             raise InputError(
                 f"--peft {self.setting.name} follows the run update by update, {self.untold}"
+            )
+
+    def check_compile(self, args) -> None:
+        """Raise InputError unless this model can do what ``--compile`` says."""
+        name = compiling.of(args)
+        compiling.check(name)
+        if name != "off" and not self.compiles:
+            raise InputError(
+                f"--compile {name} is not for this model: its layers are another library's. Leave it "
+                "out."
+            )
+        if name == "graphs" and getattr(args, "checkpoint_activations", False):
+            raise InputError(
+                "--compile graphs and --checkpoint-activations do not go together: a recorded pass "
+                "cannot be computed again in the middle of the backward pass. Give --compile on, or "
+                "leave one out."
             )
 
     def inject(self, peft: str, given: dict, seed: int) -> None:

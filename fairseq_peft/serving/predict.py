@@ -20,6 +20,7 @@ from typing import NamedTuple, Optional, Union
 import numpy as np
 import torch
 
+from fairseq_peft import compiling
 from fairseq_peft import precision as precisions
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
@@ -109,8 +110,11 @@ class Classifier:
     Not for two threads at once.
     """
 
-    def __init__(self, model, precision: str, device: str):
-        self._shared = shared(model.to(device))
+    def __init__(self, model, precision: str, device: str, compile: str = "off"):
+        compiling.check(compile)
+        compiling.check_device(compile, torch.device(device).type == "cuda")
+        compiling.install(model, compile)
+        self._shared = shared(model.to(device), compile != "off")
         self._readers = {}
         self._base = None
         self.device = torch.device(device)
@@ -129,6 +133,7 @@ class Classifier:
         bpe: Optional[str] = None,
         precision: Optional[str] = None,
         device: str = "cpu",
+        compile: str = "off",
         allow_other_base: bool = False,
     ) -> Classifier:
         """Load a base and an adapter, or a checkpoint that is fine-tuned as a whole.
@@ -142,6 +147,8 @@ class Classifier:
             bpe: for a checkpoint without folder: its ``--bpe`` (what ``data`` says by default).
             precision: fp32, bf16 or fp16 (as in training by default).
             device: cpu, cuda, ...
+            compile: off, on or graphs: as ``--compile`` (``compiling.py``). The rows of each
+                adapter are a pass of their own then.
             allow_other_base: take a base that the adapter was not trained on.
 
         Raises:
@@ -151,7 +158,8 @@ class Classifier:
             if base is None:
                 raise InputError("There is neither a base nor an adapter. Give at least one.")
             model, head, reader, trained = served.from_checkpoint(base, data, bpe)
-            return cls(model, precision or trained, device)._whole(head, reader, name)._ready()
+            own = cls(model, precision or trained, device, compile)
+            return own._whole(head, reader, name)._ready()
         if bpe is not None:
             raise InputError(
                 f"--bpe {bpe} would be ignored: the adapter folder says how it reads text. Leave "
@@ -170,9 +178,9 @@ class Classifier:
                     f"{base} would be ignored: {adapter} holds a whole model. Leave the base out."
                 )
             model, head, reader = served.from_complete(folder)
-            return cls(model, precision, device)._whole(head, reader, name)._ready()
+            return cls(model, precision, device, compile)._whole(head, reader, name)._ready()
         found = served.Base(base, folder)
-        own = cls(found.model, precision, device)
+        own = cls(found.model, precision, device, compile)
         own._base, own._allow_other_base = found, allow_other_base
         own.add(name, folder)
         return own._ready()
@@ -375,10 +383,12 @@ class Classifier:
         return self._shared.logits(torch.from_numpy(tokens).to(self.device), names)
 
 
-def shared(model):
-    """A base for adapters: of one encoder, whose rows switches cut, or of any other model."""
+def shared(model, compiles: bool = False):
+    """A base for adapters: of one encoder, whose rows switches cut, or of any other model, or of
+    one whose layers are compiled."""
     one_encoder = hasattr(model.encoder, "sentence_encoder")
-    return SharedBase(model, served.ROOT) if one_encoder else SeparateModels(model)
+    cuts = one_encoder and not compiles
+    return SharedBase(model, served.ROOT) if cuts else SeparateModels(model)
 
 
 def windows(rows, size, largest):

@@ -1,5 +1,6 @@
-"""One frozen model, many adapters, as ``shared_base``, for models whose rows no switch cuts: each
-adapter is a model of its own around the base's tensors, and its rows are a pass of their own.
+"""One frozen model, many adapters, as ``shared_base``, for models whose rows no switch cuts, and for
+compiled layers, whose graphs know no switch: each adapter is a model of its own around the base's
+tensors, and its rows are a pass of their own.
 
 Shape letters: B batch, T tokens.
 """
@@ -37,7 +38,7 @@ class SeparateModels:
     def halves(self):
         """What has a ``half_dtype``."""
         for model in (self.model, *(model for model, _ in self.adapters.values())):
-            yield from (model.encoder, model.decoder)
+            yield from (module for module in model.modules() if hasattr(module, "half_dtype"))
 
     def logits(self, tokens: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         """tokens (B, T), names of B adapters -> for each row its logits (classes,)."""

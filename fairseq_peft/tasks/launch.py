@@ -10,10 +10,11 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY
 
-from fairseq_peft import scores
+from fairseq_peft import compiling, scores
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
@@ -50,6 +51,7 @@ def launch(task, cfg):
         InputError: whatever the run would fail at, or ignore.
     """
     model, start, state, choice = prepare(task, cfg)
+    compiling.check_device(compiling.of(model.args), torch.cuda.is_available() and not task.cfg.cpu)
 
     # Every row of every split; they are cut to the room that the model leaves.
     load_data(task)

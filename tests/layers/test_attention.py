@@ -34,7 +34,7 @@ def test_the_unfused_way_equals_torchs(parts, masked, monkeypatch):
     tensors, keep = parts
     keep = keep if masked else None
     expected = F.scaled_dot_product_attention(*tensors, attn_mask=keep) / 0.9
-    monkeypatch.setattr(attention, "keep_mask", lambda shape, p, dtype: torch.ones(shape))
+    monkeypatch.setattr(attention, "mask_like", lambda x, p: torch.ones_like(x))
     found = attention.attend(*tensors, keep, dropout_p=0.1)
     assert (found - expected).abs().max() < TOLERANCE["fp32"]
     for one, other in zip(grads(found, tensors), grads(expected, tensors)):
@@ -47,7 +47,7 @@ def test_dropout_and_its_gradients_are_those_of_the_formula(parts, dtype, monkey
     tensors = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
     generator = torch.Generator().manual_seed(1)
     mask = (torch.rand(12, 7, 7, generator=generator) > 0.3).float()
-    monkeypatch.setattr(attention, "keep_mask", lambda shape, p, dtype: mask.to(dtype))
+    monkeypatch.setattr(attention, "mask_like", lambda x, p: mask.to(x.dtype))
     found = attention.attend(*tensors, keep, dropout_p=0.3)
 
     query, key, value = exact = [tensor.detach().float().requires_grad_() for tensor in tensors]

@@ -9,6 +9,7 @@ from pathlib import Path
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from fairseq_peft import compiling
 from fairseq_peft.errors import InputError
 from fairseq_peft.sweeps.members.group import Group
 
@@ -62,6 +63,12 @@ def check(configs: list) -> None:
             raise InputError(
                 f"--task {getattr(cfg.task, '_name', None)} cannot be a member: give --task "
                 "sentence_classification, or run it with fairseq-train."
+            )
+        choice = compiling.of(cfg.model)
+        if choice != "off":
+            raise InputError(
+                f"Members share their passes, whose pieces differ from batch to batch: no graph of "
+                f"--compile {choice} would serve twice. Leave it out, or run it with fairseq-train."
             )
         if cfg.distributed_training.distributed_world_size > 1:
             raise InputError(
