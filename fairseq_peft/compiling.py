@@ -138,7 +138,8 @@ class Caller:
             self.compiles = False
             logger.warning(
                 f"--compile {self.name}: nothing is compiled, and layers run as they are, with the "
-                f"same results: {reason}"
+                f"same results: {reason} (If that is a file below {os.environ.get(VARIABLE)}, a "
+                "process was killed while it compiled: remove the file.)"
             )
         if numbers is not None:
             torch.set_rng_state(numbers)
@@ -178,7 +179,7 @@ def _compile(name: str, backend: str):
     elif backend == "inductor" and not torch.cuda.is_available():
         # torch's own dropout draws as without a graph.
         options = {"config_patches": {"fallback_random": True}}
-    settings = {key: value for key, value in SETTINGS.items() if key in dir(config)}
+    settings = {key: value for key, value in SETTINGS.items() if hasattr(config, key)}
 
     def compiled(graph, inputs):
         with config.patch(settings):
