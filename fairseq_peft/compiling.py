@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: What may be asked for.
 NAMES = ("off", "on", "graphs")
+#: What makes graphs fast: torch's own.
+BACKEND = "inductor"
 #: Where torch keeps what it has compiled.
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 #: Kinds of layers, each in training and in evaluation: beyond so many, layers run as they are.
@@ -98,13 +100,11 @@ class Caller:
 
     Attributes:
         name: one of ``NAMES``.
-        backend: torch.compile's.
         compiles: whether layers run as graphs.
     """
 
-    def __init__(self, name: str = "off", backend: str = "inductor"):
+    def __init__(self, name: str = "off"):
         self.name = name
-        self.backend = backend
         self.compiles = name != "off"
         self._compiled = None
 
@@ -159,7 +159,7 @@ class Caller:
     def _graph(self):
         if self._compiled is None:
             keep_cache()
-            self._compiled = _compile(self.name, self.backend)
+            self._compiled = _compile(self.name, BACKEND)
         return self._compiled
 
 
@@ -215,8 +215,8 @@ def _reason(error: Exception) -> str | None:
 
     if not isinstance(error, (CannotCompile, TorchDynamoException)):
         return None
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while inner := getattr(error, "inner_exception", None) or error.__cause__:
+        error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "error:" in line), lines[0] if lines else "")
     return f"{type(error).__name__}: {told[:300]}"
