@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py --out runs/benchmark
 
-LoRA on roberta_small at batch 16 and 256, full fine-tuning and LoRA on roberta_base at batch 32,
-and 16 members of a sweep against one; meant to take five minutes. The contestants are those of
+LoRA on roberta_small at batch 16 (as it is, compiled, and as CUDA graphs) and 256, full fine-tuning
+and LoRA on roberta_base at batch 32, and 16 members of a sweep against one; meant to take five
+minutes. The contestants are those of
 train_speed.py (the real programs, bf16, batches by length). They take turns as forks of processes
 that have done their imports, so that a turn costs seconds; a ratio is taken within a repeat, lowest
 and highest stand in brackets. Without a GPU the program says so and ends; --device cpu --tiny
@@ -50,6 +51,8 @@ TRAINED = (
     ("base", "full", 32),
     ("base", "lora", 32),
 )
+#: What layers run as, in one row each, beside the first of ``TRAINED``.
+COMPILED = {"compiled": ("--compile", "on"), "graphs": ("--compile", "graphs")}
 OURS = ("fairseq", "fairseq_cli.train", "fairseq_peft.plugin")
 THEIRS = ("torch", "transformers", "peft")
 VOCAB, POSITIONS, MEMBERS = 32_000, 256, 16
@@ -57,7 +60,8 @@ VOCAB, POSITIONS, MEMBERS = 32_000, 256, 16
 
 @dataclass(frozen=True)
 class Contestant:
-    """One line of the table; ``members`` is 0 where a training step is timed."""
+    """One line of the table; ``members`` is 0 where a training step is timed. ``rival``: whom it is
+    compared with; ``flags``: more flags of fairseq-train."""
 
     name: str
     software: str
@@ -65,14 +69,24 @@ class Contestant:
     method: str
     batch: int
     members: int = 0
+    rival: str = ""
+    flags: tuple = ()
 
 
-def contestants(tiny: bool) -> list[Contestant]:
+def contestants(tiny: bool, device: str = "cuda") -> list[Contestant]:
     found = []
     for arch, method, batch in TRAINED:
         name = f"{arch}-{method}-{batch}"
         batch = min(batch, 4) if tiny else batch
-        found += [Contestant(f"{s}-{name}", s, arch, method, batch) for s in ("ours", "hf")]
+        hf = f"hf-{name}"
+        found.append(Contestant(f"ours-{name}", "ours", arch, method, batch, rival=hf))
+        if len(found) == 1:
+            found += [
+                Contestant(f"ours-{name}-{way}", "ours", arch, method, batch, 0, hf, flags)
+                for way, flags in COMPILED.items()
+                if way != "graphs" or device == "cuda"
+            ]
+        found.append(Contestant(hf, "hf", arch, method, batch))
     most = 2 if tiny else MEMBERS
     return found + [
         Contestant(f"ours-members-{n}", "ours", "small", "lora", 4 if tiny else 16, n)
@@ -168,7 +182,9 @@ class Machine:
             parts="no",
             batch_size=one.batch,
         )
-        contestant = train_speed.Contestant(one.name, one.software, one.method, "bf16", "by length")
+        contestant = train_speed.Contestant(
+            one.name, one.software, one.method, "bf16", "by length", one.flags
+        )
         words = train_speed.command(contestant, asked, self.sizes(one.arch), folder, repeat, "hf")
         words = [words[1], "--started", repr(time.time()), *words[2:]]
         log = f"{one.name}-{repeat}"
@@ -277,7 +293,7 @@ def summarise(chosen, runs: dict, products: list, sizes, data: dict) -> dict:
             found[one.name] = {"seconds": spread(list(seconds.values()))}
             found[one.name]["x_one"] = ratios(seconds, first) if one.members > 1 else None
             continue
-        rival = runs.get(one.name.replace("ours", "hf", 1), {}) if one.software == "ours" else {}
+        rival = runs.get(one.rival, {})
         speeds, peaks = train_speed.speeds(mine), memory(mine)
         flop = {
             entry["method"]: entry["flop_per_token"]
@@ -395,7 +411,7 @@ def read_args(argv=None):
 
 def main(argv=None) -> int:
     args, start = read_args(argv), time.perf_counter()
-    chosen = harness.choose(contestants(args.tiny), args.only)
+    chosen = harness.choose(contestants(args.tiny, args.device), args.only)
     if args.list:
         print("\n".join(one.name for one in chosen))
         return 0

@@ -48,8 +48,8 @@ COMMON = {
     "compile": (
         str,
         "off",
-        "run layers as graphs that torch.compile makes: off, on, or graphs (CUDA graphs, too, for a "
-        "GPU); compiling takes a minute at first, and gains nothing on a CPU (off)",
+        "run layers as graphs that torch.compile makes: off, on, or graphs (CUDA graphs, too, for "
+        "a GPU); compiling takes a minute at first, and gains nothing on a CPU (off)",
     ),
     "frozen_dropout": (
         str,

@@ -82,14 +82,14 @@ class PeftModel:
         compiling.check(name)
         if name != "off" and not self.compiles:
             raise InputError(
-                f"--compile {name} is not for this model: its layers are another library's. Leave it "
-                "out."
+                f"--compile {name} is not for this model: its layers are another library's. Leave "
+                "it out."
             )
         if name == "graphs" and getattr(args, "checkpoint_activations", False):
             raise InputError(
                 "--compile graphs and --checkpoint-activations do not go together: a recorded pass "
-                "cannot be computed again in the middle of the backward pass. Give --compile on, or "
-                "leave one out."
+                "cannot be computed again in the middle of the backward pass. Give --compile on, "
+                "or leave one out."
             )
 
     def inject(self, peft: str, given: dict, seed: int) -> None:

@@ -1,6 +1,6 @@
-"""One frozen model, many adapters, as ``shared_base``, for models whose rows no switch cuts, and for
-compiled layers, whose graphs know no switch: each adapter is a model of its own around the base's
-tensors, and its rows are a pass of their own.
+"""One frozen model, many adapters, as ``shared_base``, for models whose rows no switch cuts, and
+for compiled layers, whose graphs know no switch: each adapter is a model of its own around the
+base's tensors, and its rows are a pass of their own.
 
 Shape letters: B batch, T tokens.
 """

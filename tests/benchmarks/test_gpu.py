@@ -47,6 +47,19 @@ def test_without_a_gpu_it_says_what_to_do(python, tmp_path):
     assert "torch sees no GPU here." in line and "--device cpu --tiny --steps 2" in line
 
 
+def test_one_row_is_compiled_and_one_recorded():
+    """Against the same rival; on a CPU nothing is recorded."""
+    found = {one.name: one for one in gpu.contestants(False)}
+    plain, compiled, graphs = (
+        found[f"ours-small-lora-16{way}"] for way in ("", "-compiled", "-graphs")
+    )
+    assert compiled.flags == ("--compile", "on") and graphs.flags == ("--compile", "graphs")
+    assert plain.flags == () and {one.rival for one in (plain, compiled, graphs)} == {
+        "hf-small-lora-16"
+    }
+    assert set(found) - {one.name for one in gpu.contestants(False, "cpu")} == {graphs.name}
+
+
 def test_the_script_runs_it():
     done = script("benchmark.sh", "--dry-run", "gpu", "--", "--only", "ours-members-*")
     words = shlex.split(done.stdout)

@@ -49,6 +49,7 @@ PARTS = {
     "scores": part(0, inside="numpy"),
     "digests": part(0, TORCH),
     "keys": part(1),
+    "compiling": part(1, inside="torch"),
     "precision": part(1, inside="torch"),
     # Rooms, from the lowest.
     "layers": part(1, FAIRSEQ),
