@@ -223,10 +223,11 @@ class CausalSelfAttention(SelfAttention):
             key, value = prepend(earlier[0], key), prepend(earlier[1], value)
         if incremental_state is not None:
             self._set_input_buffer(incremental_state, {"prev_key": key, "prev_value": value})
-        alone = bool(key.shape[2] == query.shape[2])  # in a graph a symbol is compared
-        if keep is None and not alone and query.shape[2] > 1:
+        causal = False
+        if keep is None and key.shape[2] == query.shape[2]:
+            causal = True  # decided here: in a graph the sizes are symbols
+        elif keep is None and query.shape[2] > 1:
             keep = may_see(query.shape[2], key.shape[2], x.device)
-        causal = keep is None and alone
         return self.output(self.attend(query, key, value, keep, causal=causal))
 
 
