@@ -49,7 +49,7 @@ COMMON = {
         str,
         "off",
         "run layers as graphs that torch.compile makes: off, on, or graphs (CUDA graphs, too, for "
-        "a GPU); compiling takes a minute at first, and gains nothing on a CPU (off)",
+        "a GPU); compiling takes a minute at first, and gains little on a CPU (off)",
     ),
     "frozen_dropout": (
         str,
