@@ -16,6 +16,7 @@ import shutil
 
 import pytest
 from helpers import TOLERANCE, fairseq_command, train_flags
+from verbs import run as verb
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("fairseq")
@@ -351,6 +352,18 @@ def test_a_run_goes_on_with_and_without(data_folder, tmp_path):
     name = "adapter.safetensors"
     assert (plain / name).read_bytes() == (other / name).read_bytes()
     assert "compile" not in json.loads((other / "adapter.json").read_text())["model"]
+
+
+@pytest.mark.end_to_end
+def test_a_checkpoint_of_graphs_is_merged_without_them(data_folder, tmp_path):
+    train(data_folder, tmp_path / "run", compile="on", max_epoch=1)
+    checkpoint = tmp_path / "run" / "checkpoint_last.pt"
+    counters.clear()
+    verb("merge", checkpoint, tmp_path / "merged.pt")
+    assert not counters["stats"]
+    merged = torch.load(tmp_path / "merged.pt", weights_only=False)
+    assert "lora" not in " ".join(merged["model"])
+    assert "compile" not in merged["cfg"]["model"]
 
 
 # What is refused
