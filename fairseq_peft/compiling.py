@@ -74,14 +74,24 @@ def of(args) -> str:
 
 def keep_cache() -> None:
     """Let torch keep its graphs in the user's cache folder, so that the next run finds them, unless
-    ``TORCHINDUCTOR_CACHE_DIR`` says where."""
-    if VARIABLE in os.environ:
+    ``TORCHINDUCTOR_CACHE_DIR`` says where. torch itself, when it is imported to compile, sets the
+    variable to a folder of its own in the temporary one, which is nobody's choice."""
+    if os.environ.get(VARIABLE) not in (None, _folder_of_torch()):
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     folder = folder / "fairseq_peft" / "compiled"
     with contextlib.suppress(OSError):  # else they lie where torch puts them
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[VARIABLE] = str(folder)
+
+
+def _folder_of_torch() -> str | None:
+    """Where torch keeps graphs if nobody says where; None where this version of it has no word."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    except ImportError:
+        return None
+    return default_cache_dir()
 
 
 def install(model, name: str) -> None:

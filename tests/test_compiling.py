@@ -26,6 +26,7 @@ from families import FAMILIES, Roberta  # noqa: E402
 from runs import same  # noqa: E402
 from settings import parametrize  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
+from torch._inductor.runtime import cache_dir_utils  # noqa: E402
 
 from fairseq_peft import compiling, methods  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
@@ -203,7 +204,8 @@ def test_the_gradient_of_what_is_fp32_in_bf16_is_so_in_a_graph(backend, monkeypa
 def test_the_real_compiler(roberta, backend, monkeypatch, tmp_path):
     """torch's own dropout, LoRA's, draws as without a graph, too; graphs are where they belong."""
     backend("inductor")
-    monkeypatch.delenv(compiling.VARIABLE, raising=False)
+    # As torch leaves it in a process that has imported torch._dynamo.
+    monkeypatch.setenv(compiling.VARIABLE, cache_dir_utils.default_cache_dir())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # No processes that would import torch to hand a few files to g++.
     monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
@@ -214,7 +216,6 @@ def test_the_real_compiler(roberta, backend, monkeypatch, tmp_path):
     assert caller_of(model).compiles
     assert 0 < difference(found, expected) < TOLERANCE["fp32"]
     assert list((tmp_path / "fairseq_peft" / "compiled").rglob("*.so"))
-    monkeypatch.delenv(compiling.VARIABLE)  # which keep_cache has set
 
 
 # Where nothing is compiled
@@ -415,6 +416,9 @@ def test_where_graphs_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv(compiling.VARIABLE, "elsewhere")
     compiling.keep_cache()
     assert os.environ[compiling.VARIABLE] == "elsewhere" and not list(tmp_path.iterdir())
+    monkeypatch.setenv(compiling.VARIABLE, cache_dir_utils.default_cache_dir())
+    compiling.keep_cache()
+    assert os.environ[compiling.VARIABLE] == str(tmp_path / "fairseq_peft" / "compiled")
     monkeypatch.delenv(compiling.VARIABLE)
     compiling.keep_cache()
     assert os.environ[compiling.VARIABLE] == str(tmp_path / "fairseq_peft" / "compiled")
