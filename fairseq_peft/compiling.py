@@ -27,9 +27,9 @@ import contextlib
 import inspect
 import logging
 import os
-from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ def keep_cache() -> None:
     variable to a folder of its own in the temporary one, which is nobody's choice."""
     if os.environ.get(VARIABLE) not in (None, _folder_of_torch()):
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    folder = folder / "fairseq_peft" / "compiled"
+    folder = user_cache() / "compiled"
     with contextlib.suppress(OSError):  # else they lie where torch puts them
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[VARIABLE] = str(folder)

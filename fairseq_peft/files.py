@@ -58,3 +58,9 @@ def remove_leftovers(folder: Path | str, *names: str) -> None:
     for name in names:
         for path in Path(folder).glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def user_cache() -> Path:
+    """Where what can be made anew is kept for this user, from run to run; it may not exist yet."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder) / "fairseq_peft"

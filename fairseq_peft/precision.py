@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import json_of, whole
+from fairseq_peft.files import json_of, user_cache, whole
 
 logger = logging.getLogger(__name__)
 
@@ -178,5 +178,4 @@ def machine(cuda: bool) -> str:
 
 def cache_path() -> Path:
     """The file of measurements: ``precision.json`` in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "fairseq_peft" / "precision.json"
+    return user_cache() / "precision.json"

@@ -129,10 +129,10 @@ class Decoder(TransformerDecoder):
         """
         num_cached = self.num_cached(incremental_state)
         x, keep, prefixes = self.embed(prev_output_tokens, num_cached)
-        states = [x]
+        call, states = self.caller(incremental_state), [x]
         with precision.autocast(x, self.half_dtype):
             for layer, prefix in zip(self.layers, prefixes):
-                x = self.caller(incremental_state)(layer, x, keep, prefix, incremental_state)
+                x = call(layer, x, keep, prefix, incremental_state)
                 states.append(x)
         x = self.finish(self.call.end(x))[:, num_cached - prev_output_tokens.shape[1] :]
         return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
