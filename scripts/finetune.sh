@@ -33,7 +33,7 @@ ARCH_ARGS=${ARCH_ARGS:-}                # more flags of the architecture, e.g. "
 METRIC=${METRIC:-}                      # chooses the checkpoint: accuracy (default), macro_f1, mcc, loss, f1_<class>;
 #                                         of labels micro_f1 (default), of numbers pearson (default), spearman, mse; of texts
 #                                         loss (default), rouge1, rouge2, rougeL
-EVAL_TEST=${EVAL_TEST:-each}            # each, or best: test is evaluated only at a new best on valid
+EVAL_TEST=${EVAL_TEST:-each}            # each epoch, or best: test is evaluated once, with the best weights
 PATIENCE=${PATIENCE:-0}                 # end after so many epochs without a better one; 0: never
 CLASS_WEIGHTS=${CLASS_WEIGHTS:-none}    # none, balanced, or one number a class with commas
 WAIT=${WAIT:-0}                         # 1: wait while another process has the run

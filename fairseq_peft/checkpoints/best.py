@@ -20,6 +20,8 @@ from pathlib import Path
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from fairseq_peft.checkpoints import last_test
+
 #: Where fairseq-train's own functions are: as a command, as a program, or in a spawned process.
 TRAIN = ("fairseq_cli.train", "__main__", "__mp_main__")
 
@@ -40,12 +42,16 @@ def _load_checkpoint(original):
         for module in _train_modules():
             if not hasattr(module.validate_and_save, "__wrapped__"):
                 module.validate_and_save = _validate_and_save(module.validate_and_save)
+            last_test.at_end_of(module)
         found = original(cfg, trainer, **more)
+        last_test.begin(trainer)
         best = _best(trainer.task)
         if best is not None and best.value is not None:
             for module in _train_modules():
                 module.should_stop_early.best = best.value
                 module.should_stop_early.num_runs = best.waited
+        if last_test.is_over(trainer.cfg, found[1]):  # it was killed behind its last epoch
+            last_test.test(trainer, _train_modules()[0].validate)
         return found
 
     return load_checkpoint

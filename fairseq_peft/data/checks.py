@@ -213,8 +213,8 @@ def validation(cfg) -> None:
     subsets = cfg.valid_subset.split(",")
     if cfg.eval_test not in ("each", "best"):
         raise InputError(
-            f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (new bests "
-            "alone)."
+            f"--eval-test {cfg.eval_test} is unknown: give each (validation) or best (once, with "
+            "the best weights)."
         )
     if cfg.max_valid_steps is not None:
         raise InputError(

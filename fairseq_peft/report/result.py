@@ -148,6 +148,11 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
     tested = [i for i, accuracy in enumerate(test) if accuracy is not None]
     if len(tested) < len(lines):  # --eval-test best: what test would have chosen is not known
         tested = []
+        if "test" in run["rows"] and not at_best:
+            raise InputError(
+                f"the best validation, of epoch {chosen['epoch']}, has no 'test' yet, which "
+                "--eval-test best evaluates when training has ended; start the run again, it resumes"
+            )
     best_test = max(tested, key=lambda i: test[i], default=None)
     train = list({line["epoch"]: line["train"] for line in lines}.values())  # the last of each
     train_seconds = sum(part["seconds"] for part in train)

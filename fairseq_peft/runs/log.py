@@ -180,13 +180,34 @@ class RunLog:
         come to by then: at its number of updates, as a validation within an epoch has the epoch's
         number, too."""
         add_line(os.path.join(self.directory, "metrics.jsonl"), json.dumps(record))
+        shown = {"train": record["train"], **record["subsets"]}
+        self._show(shown, record["num_updates"], learning_rate=record["lr"])
+
+    def complete(self, record: dict, subsets: dict) -> None:
+        """Write an earlier line again, to which ``subsets`` have been added."""
+        path = Path(self.directory, "metrics.jsonl")
+        lines = path.read_bytes().splitlines()
+        place = max(
+            i
+            for i, line in enumerate(lines)
+            for found in lines_of(line)
+            if found["num_updates"] == record["num_updates"]
+        )
+        lines[place] = json.dumps(record).encode("utf-8")
+        with whole(path) as temporary:
+            temporary.write_bytes(b"\n".join([*lines, b""]))
+        self._show(subsets, record["num_updates"])
+
+    def _show(self, subsets, num_updates, **more):
+        """In TensorBoard, if it is there."""
         if self._make_writer is None:
             return
         if self.writer is None:
             self.writer = self._make_writer(self.directory)
-        for subset, numbers in {"train": record["train"], **record["subsets"]}.items():
+        for subset, numbers in subsets.items():
             for name, value in numbers.items():
                 if name in SHOWN or name.startswith("f1_"):
-                    self.writer.add_scalar(f"{name}/{subset}", value, record["num_updates"])
-        self.writer.add_scalar("learning_rate", record["lr"], record["num_updates"])
+                    self.writer.add_scalar(f"{name}/{subset}", value, num_updates)
+        for name, value in more.items():
+            self.writer.add_scalar(name, value, num_updates)
         self.writer.flush()

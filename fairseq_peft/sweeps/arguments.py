@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--eval-test",
         choices=("each", "best"),
         default="each",
-        help="the splits behind the first: at each epoch, or only at a new best (each)",
+        help="the splits behind the first: at each epoch, or once, with the best weights (each)",
     )
     text("--patience", type=int, default=0, help="end after so many epochs without a better one")
     text("--class-weights", default="none", help="none, balanced, or numbers with commas (none)")

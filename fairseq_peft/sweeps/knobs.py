@@ -36,7 +36,7 @@ class Knobs:
         flags: more flags of fairseq-train.
         metric: what chooses the checkpoint; empty: the usual one of what the data has
             (``scores.METRICS``).
-        eval_test: each, or best: the splits behind the first only at a new best.
+        eval_test: each, or best: the splits behind the first once, with the best weights.
         patience: validations without a better one after which training ends; 0: never.
         class_weights: none, balanced, or numbers with commas.
         keep: checkpoints to keep when done: best or none.

@@ -91,7 +91,7 @@ class AnswersConfig(FairseqDataclass):
         default="each",
         metadata={
             "help": "when the splits behind the first of --valid-subset are evaluated: at each "
-            "validation (each), or only where that one finds a new best (best)"
+            "validation (each), or once, when training has ended, with the best weights (best)"
         },
     )
     method_label: str = field(

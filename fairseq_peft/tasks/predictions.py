@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from fairseq.distributed import utils as distributed_utils
 
@@ -22,6 +24,11 @@ class Collector:
         """A validation begins."""
         self.found = files.Predictions()
         self.batches = []
+
+    def go_on(self, run_dir: str, num_updates: int) -> None:
+        """What begins is the rest of the validation after so many updates."""
+        with contextlib.suppress(FileNotFoundError):  # texts are no answers to compare
+            self.found = files.read(files.path_of(run_dir, num_updates))
 
     def add(self, ids: torch.Tensor, predicted: torch.Tensor) -> None:
         """A batch: the rows' numbers (B,) and their answers, (B,) or (B, labels)."""

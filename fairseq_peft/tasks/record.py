@@ -194,14 +194,20 @@ class EpochRecorder:
         self.subset_start = self.validation_start = self.clock()
         self.results = {}
 
-    def end_subset(self, split: str, result: dict, num_updates, done: bool) -> dict | None:
+    def end_subset(
+        self, split: str, result: dict, num_updates, done: bool, earlier: dict | None = None
+    ) -> dict | None:
         """Take note of a subset's scores; when the validation is done, write its line and return
-        it."""
+        it: a new one, or ``earlier``, which lacked these subsets."""
         now = self.clock()
         self.results[split] = {**result, "seconds": now - self.subset_start}
         self.subset_start = now
         if not done:
             return None
+        if earlier:
+            line = {**earlier, "subsets": {**earlier["subsets"], **self.results}}
+            self.log.complete(line, self.results)
+            return line
         self.validation_seconds += now - self.validation_start
         line = self._line(now, int(num_updates))
         self.log.epoch(line)

@@ -35,7 +35,10 @@ class Run:
         described: the content of run.json, which is written when the first epoch begins.
         plan: that of plan.json, which is written then, too; None where no command line tells it.
         eval_test: ``each`` or ``best``: whether the splits that do not choose are evaluated at each
-            validation, or only at a new best.
+            validation, or only for the best.
+        tests_at_end: with ``best``: they are evaluated once, when training has ended, by
+            ``checkpoints/last_test.py``; else at each new best.
+        tested: the line of metrics.jsonl for which that goes on; None while training does.
         verify_frozen: whether every validation compares the frozen tensors with the start.
         base_ref: what its checkpoints leave out; None: they hold the whole model.
         best_adapter: keeps SAVE_DIR/adapter; None: nothing is saved, or ``stock.py`` keeps it.
@@ -54,6 +57,8 @@ class Run:
     best: Best
     plan: plans.Plan | None = None
     eval_test: str = "each"
+    tests_at_end: bool = False
+    tested: dict | None = None
     verify_frozen: bool = False
     base_ref: slim.BaseRef | None = None
     best_adapter: BestAdapter | None = None
@@ -67,6 +72,12 @@ class Run:
         """Before the first batch of an epoch; ``epoch`` is not 1 where a run goes on."""
         if self.verify_frozen and self.guard is None:
             self._guard_frozen(model)
+        self._begin_record()
+        if self.recorder:
+            self.recorder.begin_epoch(epoch)
+
+    def _begin_record(self):
+        """Write what the run is, and open its log; once, in the first process."""
         if self.recorder is None and distributed_utils.get_global_rank() == 0:
             remove_leftovers(self.save_dir, "checkpoint*", "run.json")
             if self.plan:
@@ -74,8 +85,6 @@ class Run:
                 plans.write(Path(self.save_dir), self.plan)
             log = run_log.RunLog(self.save_dir, self.described)
             self.recorder = record.EpochRecorder(log, self.clock)
-        if self.recorder:
-            self.recorder.begin_epoch(epoch)
 
     def _guard_frozen(self, model):
         """Take note of the frozen tensors; on a resumed run, compare them with its beginning.
@@ -109,12 +118,27 @@ class Run:
             self.guard.check(model)
             logger.info(f"{self.guard}, unchanged after epoch {epoch}")
         self.predictions.begin()
+        if self.tested:
+            self.predictions.go_on(self.save_dir, self.tested["num_updates"])
         if self.recorder:
             self.recorder.begin_validation()
 
     def goes_on(self, num_updates: int) -> bool:
         """Whether the validation after so many updates goes on behind the split that chooses."""
+        if self.tests_at_end:
+            return False
         return self.eval_test == "each" or self.best.update == int(num_updates)
+
+    def begin_test(self) -> list[str]:
+        """Training has ended, with ``tests_at_end``: the splits that its best validation lacks, to
+        be evaluated with the weights of that moment."""
+        lines = run_log.read_lines(self.save_dir, 2**62)
+        line = next((line for line in lines if line["num_updates"] == self.best.update), None)
+        missing = [name for name in self.subsets if line and name not in line["subsets"]]
+        if missing:
+            self.tested = line
+            self._begin_record()  # where training had ended before
+        return missing
 
     def end_subset(self, split: str, result: dict, num_updates: int, model) -> None:
         """After a split was evaluated, of which the first chooses; after the last one, the line and
@@ -123,8 +147,8 @@ class Run:
             self.best.offer(self.best.choice.value({split: result}), int(num_updates))
         if self.recorder is None:
             return
-        done = split == self.subsets[-1] or not self.goes_on(num_updates)
-        line = self.recorder.end_subset(split, result, num_updates, done)
+        done = split == self.subsets[-1] or not (self.tested or self.goes_on(num_updates))
+        line = self.recorder.end_subset(split, result, num_updates, done, self.tested)
         if line:
             if self.predictions.found.predicted:  # texts are no answers to compare
                 self.predictions.write(self.save_dir, line["epoch"], line["num_updates"])

@@ -60,6 +60,28 @@ def finetune(folder, python, monkeypatch, caplog):
     return call
 
 
+@pytest.mark.parametrize("method, lr, epochs", [("lora", 5, 3), ("full", 1, 2)])
+def test_test_is_evaluated_once_with_the_best_weights(finetune, tmp_path, method, lr, epochs):
+    more = ["--method", method, "--epochs", str(epochs), "--metric", "loss", "--lr", str(lr)]
+    fixed = ["--", "--lr-scheduler", "fixed"]
+    results, lines = [], []
+    for name in ("each", "best"):
+        status, run, _ = finetune(tmp_path / name, "--eval-test", name, *more, *fixed)
+        run = run.parents[1] / method / "seed1"
+        assert status == 0
+        results.append(json.loads((run / "result.json").read_text()))
+        lines.append([json.loads(text) for text in open(run / "metrics.jsonl")])
+        found = predictions.read(run / "predictions.npz")
+        assert found.num_correct("test") == round(results[-1]["test_accuracy"] * SIZES["test"])
+    print([line["subsets"]["valid"]["loss"] for line in lines[0]])
+    each, best = results
+    for key in ("best_epoch", "valid_accuracy", "test_accuracy", "test_macro_f1", "best_value"):
+        assert each[key] == best[key]
+    assert each["best_epoch"] < epochs and best["best_test_epoch"] is None
+    tested = [line["epoch"] for line in lines[1] if "test" in line["subsets"]]
+    assert tested == [best["best_epoch"]]
+
+
 def test_a_run_on_a_folder_leaves_what_a_classifiers_does(finetune, folder, tmp_path, capfd):
     fixed = ["--", "--lr-scheduler", "fixed", "--keep-last-epochs", "2"]
     status, run, text = finetune(tmp_path / "a", "--epochs", "1", *fixed)

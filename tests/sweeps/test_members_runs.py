@@ -118,6 +118,32 @@ def test_members_leave_what_runs_by_themselves_leave(
         assert str(folder) in log and not any(other in log for other in others)
 
 
+@pytest.mark.parametrize("together", ["auto", "always"])
+def test_members_test_once_at_their_ends(
+    sweep, alone, data_folder, base_checkpoint, tmp_path, together
+):
+    """One ends an epoch before the others."""
+    commands = [
+        flags(
+            data_folder,
+            base_checkpoint,
+            tmp_path / f"m{n}",
+            **{"max_epoch": 2, "eval_test": "best", **more},
+        )
+        for n, more in enumerate(MEMBERS)
+    ]
+    done = sweep(commands, "--together", together)
+    assert done.returncode == 0, done.stderr
+    for number, own in enumerate(alone):
+        lines, expected = curve(tmp_path / f"m{number}"), curve(own)
+        best = max(expected, key=lambda at: (at["subsets"]["valid"]["accuracy"], at["epoch"]))
+        assert [at["epoch"] for at in lines if "test" in at["subsets"]] == [best["epoch"]]
+        tested = lines[best["epoch"] - 1]["subsets"]["test"]
+        if together == "auto":
+            assert tested == best["subsets"]["test"]
+        assert tested["loss"] == pytest.approx(best["subsets"]["test"]["loss"], rel=1e-4)
+
+
 def test_members_of_other_methods(sweep, fairseq, data_folder, base_checkpoint, tmp_path):
     """One group of several methods, without dropout, and with gradients of two batches an update:
     AdaLoRA has a penalty and a schedule of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from math import nan
 
 import pytest
@@ -188,31 +189,96 @@ def test_all_that_is_kept_is_of_one_validation(train, tmp_path, name):
     assert kept == {at["num_updates"] for at in ranked[-number:] if number}
 
 
+def without_times(line):
+    return {
+        name: {key: value for key, value in scores.items() if key != "seconds"}
+        for name, scores in line["subsets"].items()
+    }
+
+
 @pytest.mark.end_to_end
-def test_test_may_be_evaluated_at_new_bests_alone(train, tmp_path):
-    """Nothing else changes: valid, the choice, the weights; the report has no best test epoch."""
-    for name in ("each", "best"):
-        train(tmp_path / name, eval_test=name)
+@pytest.mark.parametrize("peft", ["lora", "full", "compacter"])
+def test_test_may_be_evaluated_once_at_the_end(train, tmp_path, peft):
+    """With the weights of the best validation, which is not the last. Nothing else changes: valid,
+    the choice, the weights; the report has no best test epoch."""
+    more = {"peft": peft, **LOSS, "max_epoch": 6, "lr": {"full": 3e-3}.get(peft, 3e-2)}
+    logs = {name: train(tmp_path / name, eval_test=name, **more) for name in ("each", "best")}
     each, best = (metrics(tmp_path / name) for name in ("each", "best"))
-    so_far = Best(Choice())
+    expected = chosen(each, "loss")
+    print([(at["num_updates"], round(at["subsets"]["valid"]["loss"], 4)) for at in each])
+    assert expected != each[-1] and len(each) == len(best)
     for one, two in zip(each, best):
-        chosen_now = so_far.offer(two["subsets"]["valid"]["accuracy"], two["num_updates"])
-        assert list(two["subsets"]) == (["valid", "test"] if chosen_now else ["valid"])
-        for subset, found in two["subsets"].items():
-            found.pop("seconds")
-            assert found.items() <= one["subsets"][subset].items()
-    assert len(each) == len(best) > sum("test" in at["subsets"] for at in best) > 1
+        subsets = without_times(one)
+        if one is not expected:
+            subsets.pop("test")
+        assert without_times(two) == subsets
+    assert logs["best"].count("on 'test' subset") == logs["each"].count("on 'test' subset") / 6 > 0
     for name in ("each", "best"):
-        check(tmp_path / name, chosen(each, "accuracy"))
+        check(tmp_path / name, expected)
     results = [
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("each", "best")
     ]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
     assert results[0]["best_test_epoch"] and results[1]["best_test_epoch"] is None
-    tensors = [
-        adapter_folder.read(tmp_path / name / "adapter").tensors for name in ("each", "best")
-    ]
+    folders = [adapter_folder.read(tmp_path / name / "adapter") for name in ("each", "best")]
+    tensors = [found.tensors for found in folders]
     assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    told = [found.description["metrics"] for found in folders]
+    assert [without_times(found) for found in told] == [without_times(expected)] * 2
+    shown = tensorboard(tmp_path / "best", "accuracy/test")
+    assert list(shown) == [expected["num_updates"]]
+
+
+@pytest.mark.end_to_end
+def test_a_run_that_was_killed_before_its_test_makes_it_when_it_is_started_again(train, tmp_path):
+    """No result is told of it in between, and nothing is trained."""
+    folder = tmp_path / "run"
+    train(folder, eval_test="best", max_epoch=3)
+    lines = metrics(folder)
+    expected = without_times(chosen(lines, "accuracy"))
+    before = {path.name: path.read_bytes() for path in folder.glob("checkpoint*.pt")}
+    for line in lines:
+        line["subsets"].pop("test", None)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.main(["result", str(folder)]) != 0
+    shutil.rmtree(folder / "adapter")  # the test writes it, too
+    train(folder, eval_test="best", max_epoch=3)
+    assert chosen(metrics(folder), "accuracy")["subsets"].keys() == {"valid", "test"}
+    assert without_times(chosen(metrics(folder), "accuracy")) == expected
+    assert before == {path.name: path.read_bytes() for path in folder.glob("checkpoint*.pt")}
+    check(folder, chosen(metrics(folder), "accuracy"))
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("more", [{"max_update": 40}, {"patience": 1}, {"stop_min_lr": 0}])
+def test_however_training_ends_the_best_is_tested(train, tmp_path, more):
+    """Where fairseq does not tell that it ends, at each new best."""
+    train(tmp_path / "run", eval_test="best", **more)
+    lines = metrics(tmp_path / "run")
+    expected = chosen(lines, "accuracy")
+    check(tmp_path / "run", expected)
+    tested = [line for line in lines if "test" in line["subsets"]]
+    so_far = Best(Choice())
+    bests = [
+        at
+        for at in lines
+        if so_far.offer(at["subsets"]["valid"]["accuracy"], at["num_updates"])
+    ]
+    assert tested == (bests if "stop_min_lr" in more else [expected]) and bests != [expected]
+
+
+@pytest.mark.end_to_end
+def test_a_test_of_other_weights_is_refused(train, tmp_path):
+    folder = tmp_path / "run"
+    train(folder, eval_test="best", max_epoch=3)
+    lines = metrics(folder)
+    chosen(lines, "accuracy")["subsets"].pop("test")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = torch.load(folder / "checkpoint_best.pt", weights_only=False)
+    other["optimizer_history"][-1]["num_updates"] += 1
+    torch.save(other, folder / "checkpoint_best.pt")
+    refused = train(folder, ok=False, eval_test="best", max_epoch=3)
+    assert "checkpoint_best.pt was written after" in refused and "Traceback" not in refused
 
 
 @pytest.mark.end_to_end
