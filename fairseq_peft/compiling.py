@@ -27,6 +27,7 @@ import contextlib
 import inspect
 import logging
 import os
+import re
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import user_cache
@@ -93,6 +94,19 @@ def _folder_of_torch() -> str | None:
     return default_cache_dir()
 
 
+def remove_broken(reason: str) -> bool:
+    """Remove the compiled file that ``reason`` names, if there is one: a process that was killed
+    while it compiled has left half of it, and torch takes what is there for whole."""
+    folder = os.environ.get(VARIABLE)
+    found = re.search(re.escape(folder) + r"[^\s:]+\.so(?=\W)", reason) if folder else None
+    try:
+        os.remove(found[0])
+    except (TypeError, OSError):  # none is named, or it is nobody's to remove
+        return False
+    logger.info(f"{found[0]} is half a file, which is compiled anew")
+    return True
+
+
 def install(model, name: str) -> None:
     """Let ``model`` call its layers as ``--compile name`` says."""
     caller = Caller(name)
@@ -138,20 +152,21 @@ class Caller:
         check_device(self.name, x.device.type != "cpu")
         # A layer that fails in the middle begins again with the numbers that it began with.
         numbers = torch.get_rng_state() if x.device.type == "cpu" else None
-        try:
-            return self._graph()(layer, _dynamic(x, 0, 1), _dynamic(keep, 0, 2, 3), *rest)
-        except Exception as error:
-            reason = _reason(error)
-            if reason is None:
-                raise
-            self.compiles = False
-            logger.warning(
-                f"--compile {self.name}: nothing is compiled, and layers run as they are, with the "
-                f"same results: {reason} (If that is a file below {os.environ.get(VARIABLE)}, a "
-                "process was killed while it compiled: remove the file.)"
-            )
-        if numbers is not None:
-            torch.set_rng_state(numbers)
+        while self.compiles:
+            try:
+                return self._graph()(layer, _dynamic(x, 0, 1), _dynamic(keep, 0, 2, 3), *rest)
+            except Exception as error:
+                reason = _reason(error)
+                if reason is None:
+                    raise
+            if numbers is not None:
+                torch.set_rng_state(numbers)
+            if not remove_broken(reason):
+                self.compiles = False
+                logger.warning(
+                    f"--compile {self.name}: nothing is compiled, and layers run as they are, with "
+                    f"the same results: {reason}"
+                )
         return layer(x, keep, *rest)
 
     def begin(self) -> None:

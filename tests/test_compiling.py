@@ -13,6 +13,8 @@ import logging
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 from helpers import TOLERANCE, fairseq_command, train_flags
@@ -293,6 +295,51 @@ def test_a_run_without_a_compiler(fairseq, data_folder, tmp_path):
     assert (done.stdout + done.stderr).count("--compile on: nothing is compiled") == 1
     assert "No working C++ compiler" in done.stdout + done.stderr
     assert same(tmp_path / "on" / "checkpoint_last.pt", tmp_path / "off" / "checkpoint_last.pt")
+
+
+PROCESS = """
+import logging, sys, torch
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+from fairseq_peft import compiling
+caller = compiling.Caller("on")
+layer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU())
+layer.forward = lambda x, keep: torch.nn.Sequential.forward(layer, x)
+with torch.no_grad():
+    found = caller(layer, torch.ones(2, 3, 8), None)
+    assert torch.allclose(found, layer(torch.ones(2, 3, 8), None), atol=1e-6)
+assert caller.compiles
+"""
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_half_a_file_of_a_process_that_was_killed_is_compiled_anew(tmp_path, zeros):
+    """What killed ones have left: nothing, or room for what was to come."""
+    env = {**os.environ, compiling.VARIABLE: str(tmp_path)}
+    words = [sys.executable, "-c", PROCESS]
+    first = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    libraries = sorted(tmp_path.rglob("*.main.so"))
+    whole = [path.read_bytes() for path in libraries]
+    assert libraries
+    for path, content in zip(libraries, whole):
+        path.write_bytes(bytes(len(content) if zeros else 0))
+    second = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert all(f"{path} is half a file" in second.stdout for path in libraries), second.stdout
+    assert [path.stat().st_size for path in libraries] == [len(content) for content in whole]
+
+
+def test_only_files_of_the_cache_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv(compiling.VARIABLE, str(tmp_path / "graphs"))
+    (tmp_path / "graphs").mkdir()
+    for name in ("other.so", "graphs/a.main.so", "graphs/b.py"):
+        path = tmp_path / name
+        path.write_text("")
+        removed = compiling.remove_broken(f"ImportError: {path}: file too short")
+        assert removed == (name == "graphs/a.main.so") == (not path.exists())
+    assert not compiling.remove_broken(f"ImportError: {tmp_path}/graphs/gone.so: none")
+    monkeypatch.delenv(compiling.VARIABLE)
+    assert not compiling.remove_broken("ImportError: /lib/x.so: file too short")
 
 
 # What stays as it is
