@@ -151,7 +151,7 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
         if "test" in run["rows"] and not at_best:
             raise InputError(
                 f"the best validation, of epoch {chosen['epoch']}, has no 'test' yet, which "
-                "--eval-test best evaluates when training has ended; start the run again, it resumes"
+                "--eval-test best evaluates at the end; start the run again, it resumes"
             )
     best_test = max(tested, key=lambda i: test[i], default=None)
     train = list({line["epoch"]: line["train"] for line in lines}.values())  # the last of each

@@ -9,18 +9,13 @@ DATA has train.jsonl, valid.jsonl and so on, or .tsv. The loss is that of the an
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
 
 import numpy as np
-import torch
-from fairseq.dataclass import FairseqDataclass
-from fairseq.dataclass.configs import GenerationConfig
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
-from omegaconf import II, MISSING
 
 from fairseq_peft import scores
 from fairseq_peft.checkpoints import file as checkpoint_file
@@ -33,11 +28,12 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.models import hf_slots
 from fairseq_peft.models.hf_models import HFModel
-from fairseq_peft.models.hf_search import Words, Writer
+from fairseq_peft.models.hf_search import Words
 from fairseq_peft.runs import choice as choices
 from fairseq_peft.runs import plan
 from fairseq_peft.tasks import launch, record
-from fairseq_peft.tasks.options import TRAIN_EXAMPLES
+from fairseq_peft.tasks.answers_options import AnswersConfig
+from fairseq_peft.tasks.answers_written import WritesAnswers
 from fairseq_peft.tasks.running import Run
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -45,82 +41,7 @@ from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class AnswersConfig(FairseqDataclass):
-    data: str = field(
-        default=MISSING,
-        metadata={"help": "folder with train.jsonl, valid.jsonl, ... or .tsv"},
-    )
-    hf_tokenizer: str = field(
-        default="",
-        metadata={"help": "folder with tokenizer.json (the one of --hf-model)"},
-    )
-    labels: str = field(
-        default="",
-        metadata={
-            "help": "the answers that there are, with commas between: validation says which of "
-            "them is the likeliest, and has an accuracy ('')"
-        },
-    )
-    max_prompt_tokens: int = field(
-        default=512,
-        metadata={
-            "help": "longest prompt or input; with causal_lm, with its answer. Longer ones lose "
-            "their end (512)"
-        },
-    )
-    max_answer_tokens: int = field(
-        default=128, metadata={"help": "longest answer, with its end (128)"}
-    )
-    eval_rouge: bool = field(
-        default=False,
-        metadata={"help": "write answers in validation, word by word, and score them by ROUGE"},
-    )
-    train_examples: int = field(
-        default=0,
-        metadata={"help": TRAIN_EXAMPLES["help"].replace("of each class", "of each of --labels")},
-    )
-    pack: bool = field(
-        default=False,
-        metadata={
-            "help": "causal_lm: rows of a batch one behind the other in training, without padding, "
-            "each as if it were alone; batches are drawn anew each epoch, not by length"
-        },
-    )
-    eval_test: str = field(
-        default="each",
-        metadata={
-            "help": "when the splits behind the first of --valid-subset are evaluated: at each "
-            "validation (each), or once, when training has ended, with the best weights (best)"
-        },
-    )
-    method_label: str = field(
-        default="", metadata={"help": "name of the method in reports (that of --peft)"}
-    )
-    seed: int = II("common.seed")
-    # Read for the length of the run, for the checks before training, and for run.json.
-    cpu: bool = II("common.cpu")
-    save_dir: str = II("checkpoint.save_dir")
-    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
-    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
-    restore_file: str = II("checkpoint.restore_file")
-    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
-    train_subset: str = II("dataset.train_subset")
-    valid_subset: str = II("dataset.valid_subset")
-    combine_valid_subsets: Optional[bool] = II("dataset.combine_valid_subsets")
-    disable_validation: bool = II("dataset.disable_validation")
-    validate_interval: int = II("dataset.validate_interval")
-    validate_after_updates: int = II("dataset.validate_after_updates")
-    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
-    batch_size: Optional[int] = II("dataset.batch_size")
-    max_tokens: Optional[int] = II("dataset.max_tokens")
-    max_epoch: int = II("optimization.max_epoch")
-    max_update: int = II("optimization.max_update")
-    lr: List[float] = II("optimization.lr")
-    update_freq: List[int] = II("optimization.update_freq")
-
-
-class AnswersTask(FairseqTask):
+class AnswersTask(WritesAnswers, FairseqTask):
     """What both tasks share.
 
     Attributes:
@@ -472,104 +393,6 @@ class AnswersTask(FairseqTask):
         if self.cfg.eval_rouge:
             log[scores.ROUGE_SUMS] = self.rouge(sample, model)
         return loss, sample_size, log
-
-    def rouge(self, sample, model) -> torch.Tensor:
-        """(4,) sums of ROUGE-1, -2 and -L (F1, stemmed) over the rows, and their number."""
-        try:
-            from rouge_score.rouge_scorer import RougeScorer
-        except ImportError as error:
-            raise InputError(
-                "--eval-rouge needs the package rouge-score, which is not installed: pip install "
-                "'fairseq-peft[hf]'."
-            ) from error
-        scorer = RougeScorer(scores.ROUGE, use_stemmer=True)
-        sums = torch.zeros(len(scores.ROUGE) + 1, dtype=torch.float64)
-        written = self.write_answers(model, [prompt for prompt, _ in sample["rows"]])
-        for (_, answer), text in zip(sample["rows"], written):
-            found = scorer.score(self.tokenizer.decode(answer), text)
-            sums += torch.tensor([*(found[name].fmeasure for name in scores.ROUGE), 1.0])
-        return sums
-
-    # Writing answers
-
-    @property
-    def search(self) -> GenerationConfig:
-        """How answers are searched where nothing else is said: the likeliest token at each step,
-        until ``eos`` or the room for answers ends."""
-        return GenerationConfig(beam=1, min_len=0, max_len_b=self.cfg.max_answer_tokens)
-
-    def write_answers(self, model, prompts, search=None) -> list[str]:
-        """The model's best answers to ``prompts``, lists of token ids, as texts; see ``written``.
-
-        search = GenerationConfig(beam=4, max_len_b=64)   # of fairseq.dataclass.configs
-        texts = task.write_answers(model, [task.encode_prompt(text) for text in batch], search)
-        """
-        return [self.tokenizer.decode(ids) for ids in self.answer_ids(model, prompts, search)]
-
-    def answer_ids(self, model, prompts, search=None) -> list[list[int]]:
-        """The token ids of the best answers, without ``eos``."""
-        return [found[0]["tokens"].tolist()[:-1] for found in self.written(model, prompts, search)]
-
-    def written(self, model, prompts, search=None) -> list[list[dict]]:
-        """What fairseq's generator finds for each of ``prompts``, lists of token ids of any
-        lengths: hypotheses, the best first, each with ``tokens``, which end with ``eos``, and
-        ``score``. The model is in eval mode then.
-
-        Args:
-            search: fairseq's flags of generation: beam or sampling, lengths, penalties.
-
-        Raises:
-            InputError: a prompt has no token, or more than the model has room for.
-        """
-        model = surgery.unwrap(model)
-        for number, prompt in enumerate(prompts, 1):
-            if not prompt or len(prompt) > self.room:
-                raise InputError(
-                    f"Text {number} has {len(prompt)} tokens, and there is room for 1 to "
-                    f"{self.room}. Give a text that is none of these."
-                )
-        found = [None] * len(prompts)
-        for rows in self.together(model, prompts):
-            batch = self.written_together(model, [prompts[i] for i in rows], search or self.search)
-            for i, hypotheses in zip(rows, batch):
-                found[i] = hypotheses
-        return found
-
-    def together(self, model, prompts) -> list[list[int]]:
-        """The numbers of the prompts that can be one batch: those of one length where a soft prompt
-        stands behind the first token of a causal model, else all."""
-        soft = model.entrance(0).soft_prompt
-        if not (self.causal and soft is not None and soft.start):
-            return [list(range(len(prompts)))]
-        groups = {}
-        for i, prompt in enumerate(prompts):
-            groups.setdefault(len(prompt), []).append(i)
-        return list(groups.values())
-
-    def written_together(self, model, prompts, search):
-        """As ``written``, in one batch."""
-        layout = self.layout
-        device = next(model.parameters()).device
-        generator = self.build_generator([model], search)
-        tokens = layout.padded(prompts)
-        first = layout.start
-        if self.causal:
-            # Padding stands in front, so that all rows go on at the same place.
-            longest = tokens.shape[1]
-            tokens = torch.tensor([[layout.pad] * (longest - len(p)) + list(p) for p in prompts])
-            tokens = tokens.to(device)
-            generator.model.single_model.decoder.prompts = tokens[:, :-1]
-            first = tokens[:, -1].repeat_interleave(generator.beam_size)
-            generator.max_len = self.room - longest + 1
-        longest_answer = int(generator.max_len_a * tokens.shape[1] + generator.max_len_b)
-        generator.min_len = min(generator.min_len, longest_answer, generator.max_len - 1)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        inputs = {"src_tokens": tokens.to(device), "src_lengths": lengths.to(device)}
-        return generator.generate([model], {"net_input": inputs}, bos_token=first)
-
-    def build_generator(self, models, args, *more, **kwargs):
-        """fairseq's generator, of models as it asks for them."""
-        return super().build_generator([Writer(model) for model in models], args, *more, **kwargs)
 
     def reduce_metrics(self, logging_outputs, criterion):
         type(criterion).reduce_metrics(logging_outputs)

@@ -70,7 +70,7 @@ def test_test_is_evaluated_once_with_the_best_weights(finetune, tmp_path, method
         run = run.parents[1] / method / "seed1"
         assert status == 0
         results.append(json.loads((run / "result.json").read_text()))
-        lines.append([json.loads(text) for text in open(run / "metrics.jsonl")])
+        lines.append(list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines())))
         found = predictions.read(run / "predictions.npz")
         assert found.num_correct("test") == round(results[-1]["test_accuracy"] * SIZES["test"])
     print([line["subsets"]["valid"]["loss"] for line in lines[0]])

@@ -260,9 +260,7 @@ def test_however_training_ends_the_best_is_tested(train, tmp_path, more):
     tested = [line for line in lines if "test" in line["subsets"]]
     so_far = Best(Choice())
     bests = [
-        at
-        for at in lines
-        if so_far.offer(at["subsets"]["valid"]["accuracy"], at["num_updates"])
+        at for at in lines if so_far.offer(at["subsets"]["valid"]["accuracy"], at["num_updates"])
     ]
     assert tested == (bests if "stop_min_lr" in more else [expected]) and bests != [expected]
 
