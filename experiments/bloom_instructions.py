@@ -228,7 +228,7 @@ def main(argv=None, tiny: Setting = TINY) -> None:
     base, setting = args.base, args.setting
     jobs.prepare(args, lambda: write_data(args.data, args.out, setting), "BloomForCausalLM")
     task = [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens]
-    jobs.make_tiny_base(args, task, CONFIG, batch_size=32)
+    jobs.make_base(args, task, CONFIG, batch_size=32)
     runs = [lora_run(seed, base, setting, args) for seed in args.seeds]
     jobs.run_all(runs, args.jobs, args.dry_run)
     if not args.dry_run:

@@ -163,7 +163,7 @@ def with_mistake(tokenizer, row: dict, setting: Setting) -> dict[str, str]:
 def write_data(args, setting: Setting, base: Path) -> None:
     from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
-    news = read_news(args.data, args.target or ("title" if args.tiny else ""))
+    news = read_news(args.data, args.target or ("title" if args.made else ""))
     if setting.pretraining:
         articles = [row["article"] for row in news["train"]]
         size = CONFIG["vocab_size"]
@@ -305,7 +305,7 @@ def main(argv=None, tiny: Setting = TINY) -> None:
     jobs.prepare(args, lambda: write_data(args, setting, base), "GPT2LMHeadModel")
     room = setting.max_tokens
     limits = ["--max-prompt-tokens", room, "--max-answer-tokens", room - 8]
-    jobs.make_tiny_base(args, [*TASK, "--arch", "hf_causal_lm", *limits], CONFIG, batch_size=32)
+    jobs.make_base(args, [*TASK, "--arch", "hf_causal_lm", *limits], CONFIG, batch_size=32)
     runs = [our_run(name, seed, base, setting, args) for name in ROWS for seed in args.seeds]
     jobs.run_all([rouge_run(args, "published"), rouge_run(args, "lead")], args.jobs, args.dry_run)
     jobs.run_all(runs, args.jobs, args.dry_run)

@@ -156,7 +156,7 @@ def parser(text: str, family: str, model: str, data: str, out: str) -> argparse.
         out: name of its folder in runs/.
     """
     made = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
-    made.add_argument("--tiny", action="store_true", help=f"a small {family}, pre-trained here")
+    made.add_argument("--tiny", action="store_true", help=f"a tiny {family}, pre-trained here")
     made.add_argument("--model", type=Path, help=f"folder of {model}, without --tiny")
     made.add_argument("--data", type=Path, help=data)
     made.add_argument("--out", type=Path, default=ROOT / "runs" / out)
@@ -172,17 +172,22 @@ def parse(flags: argparse.ArgumentParser, argv, settings: tuple):
     """The arguments, with ``base``, the folder of the model, and ``setting``.
 
     Args:
-        settings: that of real weights, and that of --tiny.
+        settings: that of real weights, that of --tiny, and that of --small, where there is one.
 
     Raises:
         InputError: there is no model, or there are two.
     """
     args = flags.parse_args(argv)
-    if args.tiny == bool(args.model):
-        raise InputError("Give either --tiny or --model with the folder of the weights.")
+    made = [name for name in ("tiny", "small") if getattr(args, name, False)]
+    if len(made) + bool(args.model) != 1:
+        names = [f"--{name}" for name in ("tiny", "small") if hasattr(args, name)]
+        raise InputError(
+            f"Give one of these: {', '.join(names)}, or --model with the folder of the weights."
+        )
     args.out = args.out.resolve()
-    args.base = args.out / "base" if args.tiny else args.model.resolve()
-    setting = settings[args.tiny]
+    args.made = bool(made)
+    args.base = args.out / "base" if made else args.model.resolve()
+    setting = settings[("tiny", "small").index(made[0]) + 1 if made else 0]
     args.setting = replace(setting, epochs=args.epochs or setting.epochs)
     return args
 
@@ -260,7 +265,7 @@ def logged(log: Path, tag: str) -> list[dict]:
     return found
 
 
-# ---- The base of a tiny experiment ---------------------------------------------------------------
+# ---- The base that an experiment makes -----------------------------------------------------------
 
 
 def prepare(args, write_data: Callable[[], None], model: str) -> None:
@@ -278,11 +283,11 @@ def prepare(args, write_data: Callable[[], None], model: str) -> None:
     import_all(model)
 
 
-def make_tiny_base(args, task: list, config: dict, batch_size: int) -> None:
-    """``args.base``, where it is a tiny one: pre-trained on ``args.out``/pretraining-data."""
-    if args.tiny:
+def make_base(args, task: list, config: dict, batch_size: int, precision: str = "fp32") -> None:
+    """``args.base``, where no weights were given: pre-trained on ``args.out``/pretraining-data."""
+    if args.made:
         data, updates = args.out / "pretraining-data", args.setting.pretraining
-        how = {"batch_size": batch_size, "threads": args.jobs}
+        how = {"batch_size": batch_size, "threads": args.jobs, "precision": precision}
         make = pretraining(args.base, data, task, config, updates, 3e-3, **how)
         run_all([make], 1, args.dry_run)
 
@@ -328,16 +333,17 @@ def pretraining(folder: Path, data: Path, task: list, config: dict, updates: int
     random weights on ``data``; ``folder`` has the tokenizer already.
 
     Args:
-        how: ``batch_size`` and ``threads``.
+        how: ``batch_size``, ``threads`` and ``precision``.
     """
     log = folder.parent / "pretraining"
     words = [
         *(data, "--user-dir", ROOT / "fairseq_peft", *task, "--hf-config", folder / "config.json"),
-        *("--hf-tokenizer", folder, "--peft", "full", "--precision", "fp32", "--num-workers", 0),
+        *("--hf-tokenizer", folder, "--peft", "full", "--precision", how["precision"]),
         *("--optimizer", "peft_adamw", "--lr", lr, "--clip-norm", 1.0, "--max-update", updates),
         *("--lr-scheduler", "polynomial_decay", "--warmup-updates", updates // 10),
         *("--total-num-update", updates, "--batch-size", how["batch_size"]),
-        *("--disable-validation", "--no-epoch-checkpoints", "--save-dir", log),
+        *("--disable-validation", "--no-epoch-checkpoints", "--save-dir", log, "--num-workers", 0),
+        *("--save-interval-updates", 250, "--keep-interval-updates", 1),
         *("--log-format", "json", "--log-interval", 20),
     ]
 
@@ -349,7 +355,8 @@ def pretraining(folder: Path, data: Path, task: list, config: dict, updates: int
         last = log / "checkpoint_last.pt"
         ((model,), _, _) = checkpoint_utils.load_model_ensemble_and_task([str(last)])
         save_hf(model, folder)
-        last.unlink()
+        for path in log.glob("checkpoint*.pt"):
+            path.unlink()
         return {"losses": [line["loss"] for line in logged(log / "log", "train_inner")]}
 
     return Run(log, [["fairseq-train", *words]], call, how["threads"])

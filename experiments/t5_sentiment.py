@@ -2,8 +2,8 @@
 soft prompts, adapters and LoRA, each with seeds, beside PEFT's and AdapterHub's on the same model,
 rows and rates.
 
-scripts/t5_sentiment.sh calls it. What it leaves in --out: data/, base/ (with --tiny), runs/, and
-table.md and table.json.
+scripts/t5_sentiment.sh calls it. What it leaves in --out: data/, base/ (if it makes one), runs/,
+and table.md and table.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jobs
@@ -62,6 +62,23 @@ ROWS = (
 )
 
 
+#: Of the model that --tiny makes.
+CONFIG = {
+    "model_type": "t5",
+    "vocab_size": 4000,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
+
 @dataclass(frozen=True)
 class Setting:
     """
@@ -70,8 +87,9 @@ class Setting:
         labels: the answer to a bad one, and to a good one.
         rows: of train, valid and test; 0 for all.
         words: the last words of a review that are read; 0 for all.
-        pretraining: updates of span corruption; 0 where a model is given.
         rates: method -> learning rate.
+        pretraining: updates of span corruption; 0 where a model is given.
+        config: of the model that is made.
     """
 
     form: str
@@ -83,6 +101,7 @@ class Setting:
     batch_size: int
     rates: dict
     pretraining: int = 0
+    config: dict = field(default_factory=lambda: CONFIG)
 
 
 PUBLISHED = Setting(
@@ -107,20 +126,25 @@ TINY = Setting(
     rates={"full": 1e-2, "prompt": 5e-2, "adapter": 2e-2, "lora": 2e-2},
     pretraining=500,
 )
-CONFIG = {
-    "model_type": "t5",
-    "vocab_size": 4000,
-    "d_model": 64,
-    "d_kv": 16,
-    "d_ff": 128,
-    "num_layers": 1,
-    "num_decoder_layers": 1,
-    "num_heads": 4,
-    "dropout_rate": 0.0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-}
+SMALL = replace(
+    TINY,
+    rows=(3000, 300, 2000),
+    words=160,
+    max_tokens=256,
+    epochs=4,
+    rates={"full": 1e-3, "prompt": 5e-2, "adapter": 3e-3, "lora": 3e-3},
+    pretraining=1500,
+    config={
+        **CONFIG,
+        "vocab_size": 8000,
+        "d_model": 256,
+        "d_kv": 32,
+        "d_ff": 512,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "num_heads": 8,
+    },
+)
 
 
 # ---- Data ----------------------------------------------------------------------------------------
@@ -212,7 +236,9 @@ def write_data(source: Path, out: Path, setting: Setting) -> None:
     if not setting.pretraining:
         return
     texts = [text for text, _ in reviews["train"]]
-    jobs.train_tokenizer(texts[:5000], out / "base", CONFIG["vocab_size"], SPECIAL, lowercase=True)
+    jobs.train_tokenizer(
+        texts[:5000], out / "base", setting.config["vocab_size"], SPECIAL, lowercase=True
+    )
     draw, rows = random.Random(1), []
     for text in texts:
         words = text.split()
@@ -387,6 +413,7 @@ def flags() -> argparse.ArgumentParser:
         __doc__, "T5", "T5-small", "reviews (FAIRSEQ_PEFT_SHARED/data/imdb)", "t5_sentiment"
     )
     made.set_defaults(data=SHARED / "data" / "imdb")
+    made.add_argument("--small", action="store_true", help="a larger one than --tiny: hours")
     made.add_argument("--only", default="", help="rows, such as ours-full,PEFT-lora-8")
     made.add_argument("--peft-python", default="", help="a Python with PEFT (.venv-peft)")
     made.add_argument("--adapters-python", default="", help="with AdapterHub (.venv-adapters)")
@@ -404,7 +431,7 @@ def choose(only: str) -> list[Row]:
 
 
 def main(argv=None, tiny: Setting = TINY) -> None:
-    args = jobs.parse(flags(), argv, (PUBLISHED, tiny))
+    args = jobs.parse(flags(), argv, (PUBLISHED, tiny, SMALL))
     base, setting = args.base, args.setting
     rows = choose(args.only)
     libraries = find_libraries(args)
@@ -412,7 +439,8 @@ def main(argv=None, tiny: Setting = TINY) -> None:
         args, lambda: write_data(args.data, args.out, setting), "T5ForConditionalGeneration"
     )
     task = [*TASK, "--arch", "hf_seq2seq", "--max-prompt-tokens", setting.max_tokens]
-    jobs.make_tiny_base(args, task, CONFIG, batch_size=64)
+    precision = "auto" if args.small else "fp32"
+    jobs.make_base(args, task, setting.config, batch_size=64, precision=precision)
     runs = [
         run
         for by, python in libraries.items()

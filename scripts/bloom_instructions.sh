@@ -12,7 +12,7 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-TAKES_TINY=1
+TAKES_MADE=tiny
 parse_args "$@"
 [ "${#ARGS[@]}" = 0 ] || die "takes no arguments; see --help"
 

@@ -12,7 +12,7 @@
 #   ROOT     the project's root                  ARGS   what stands before `--`
 #   PYTHON   the Python everything runs with     EXTRA  what follows `--`, for fairseq-train verbatim
 #   DRY_RUN  1: print the commands, change nothing
-#   TINY     1: --tiny was given, where the script has set TAKES_TINY=1 before
+#   MADE     tiny or small: --tiny or --small was given, where the script has named it in TAKES_MADE before
 #   CHANGE   --redo or --extend, where the script has set TAKES_CHANGE=1 before
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,7 +22,7 @@ LOG=${LOG:-}   # where `step` sends the output of its command; empty: to the ter
 ARGS=()
 EXTRA=()
 CHANGE=()
-TINY=0
+MADE=""
 export DRY_RUN
 
 # find_python: PYTHON as given, else the active virtual environment, else .venv, else the first python3.
@@ -68,7 +68,7 @@ show_help() {
 }
 
 # parse_args "$@": --help, --dry-run, ARGS, and EXTRA after `--`. Any other option is an error.
-# shellcheck disable=SC2034  # EXTRA and TINY are for the script that sources this file
+# shellcheck disable=SC2034  # EXTRA and MADE are for the script that sources this file
 parse_args() {
   while [ $# -gt 0 ]; do
     case $1 in
@@ -76,8 +76,10 @@ parse_args() {
       --dry-run) DRY_RUN=1 ;;
       --redo | --extend) [ "${TAKES_CHANGE:-0}" = 1 ] || die "unknown option '$1'; see $(basename "$SCRIPT") --help"
                          CHANGE=("$1") ;;
-      --tiny) [ "${TAKES_TINY:-0}" = 1 ] || die "unknown option '$1'; see $(basename "$SCRIPT") --help"
-              TINY=1 ;;
+      --tiny | --small) case " ${TAKES_MADE:-} " in
+                          *" ${1#--} "*) MADE=${1#--} ;;
+                          *) die "unknown option '$1'; see $(basename "$SCRIPT") --help" ;;
+                        esac ;;
       --) shift; EXTRA=("$@"); break ;;
       -*) die "unknown option '$1'; see $(basename "$SCRIPT") --help (flags of fairseq-train go after --)" ;;
       *) ARGS+=("$1") ;;
@@ -167,7 +169,7 @@ experiment() {
   # shellcheck disable=SC2206  # seeds are words
   local flags=(--out "$OUT" --seeds $SEEDS --jobs "$JOBS")
   [ -z "$EPOCHS" ] || flags+=(--epochs "$EPOCHS")
-  [ "$TINY" = 0 ] || flags+=(--tiny)
+  [ -z "$MADE" ] || flags+=("--$MADE")
   [ "$DRY_RUN" = 0 ] || flags+=(--dry-run)
   [ -z "$MODEL" ] || flags+=(--model "$MODEL")
   [ -z "$DATA" ] || flags+=(--data "$DATA")

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # T5 on film reviews, the answer is a word: all weights, soft prompts, adapters and LoRA, beside PEFT's and AdapterHub's.
 #
-# Usage: t5_sentiment.sh [--dry-run] [--tiny] [-- FLAGS OF fairseq-train]
+# Usage: t5_sentiment.sh [--dry-run] [--tiny | --small] [-- FLAGS OF fairseq-train]
 #
 #   bash scripts/t5_sentiment.sh --tiny                              # two cores, minutes: a small T5, made here first
+#   bash scripts/t5_sentiment.sh --small                             # hours: one that has read all reviews of train
 #   MODEL=t5-small/ DATA=aclImdb/ bash scripts/t5_sentiment.sh       # the published setting, from real weights
 #
-# --tiny pre-trains a small T5 by span corruption on the reviews of train, and runs each row on a part of them. DATA is
+# --tiny and --small pre-train a T5 by span corruption on the reviews of train, and run each row on a part of them. DATA is
 # the published folder (train/pos ...), a CSV with review and sentiment, or what prepare_data.sh reads. What is done is
 # kept. Leaves table.md and table.json in OUT. The rows of PEFT and AdapterHub need .venv-peft and .venv-adapters, which
 # `scripts/test.sh parity` makes; without them they are left out, and the output says so. All knobs are variables:
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-TAKES_TINY=1
+TAKES_MADE="tiny small"
 parse_args "$@"
 [ "${#ARGS[@]}" = 0 ] || die "takes no arguments; see --help"
 
