@@ -1,4 +1,4 @@
-"""S3 of docs/hf-models.md: LoRA on BLOOM, from instructions to answers, and the curve of its loss.
+"""LoRA on BLOOM, from instructions to answers, and the curve of its loss.
 
 scripts/bloom_instructions.sh calls it. What it leaves in --out: data/, base/ (with --tiny), runs/,
 tensorboard/, loss.png and loss.svg, table.md and table.json.

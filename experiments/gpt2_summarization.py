@@ -1,4 +1,4 @@
-"""S5 of docs/hf-models.md: GPT-2 for summaries, by prompt tuning, its last block, and LoRA; and
+"""GPT-2 for summaries, by prompt tuning, its last block, and LoRA; and
 what it costs to count the prompt and the padding in the loss.
 
 scripts/gpt2_summarization.sh calls it. What it leaves in --out: data/, data-mistake/, base/ (with
@@ -279,7 +279,7 @@ def table(setting: Setting, args) -> None:
             f"abstracts, by the same package: {checked}."
         )
     header = ["method", "test loss", "ROUGE-L F1", "trainable parameters", "CPU s", "memory GB"]
-    header += ["S5: GPT-2 small (loss, ROUGE-L, trainable)"]
+    header += ["report: GPT-2 small (loss, ROUGE-L, trainable)"]
     jobs.write_table(args.out, header, lines, note, {"runs": results, "lead": lead, "rouge": rouge})
 
 

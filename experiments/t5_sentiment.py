@@ -1,4 +1,4 @@
-"""S4 of docs/counting.md: T5 on film reviews, the answer is a word. Fine-tuning of all weights,
+"""T5 on film reviews, the answer is a word. Fine-tuning of all weights,
 soft prompts, adapters and LoRA, each with seeds, beside PEFT's and AdapterHub's on the same model,
 rows and rates.
 
@@ -397,7 +397,7 @@ def table(rows, setting: Setting, args) -> None:
         + ". PEFT's soft prompt has one prompt (num_transformer_submodules=1), drawn from the "
         "vocabulary, as OpenDelta's."
     )
-    header = ["method", "trainable", "total", "test accuracy %", "CPU s", "S4: T5-small, all rows"]
+    header = ["method", "trainable", "total", "test accuracy %", "CPU s", "report: T5-small"]
     jobs.write_table(args.out, header, lines, note, results)
 
 

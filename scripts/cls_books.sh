@@ -198,6 +198,7 @@ for name in "${PARTS[@]}"; do
     *) die "'$name' is no part: expected main, targets, methods, epochs, few, titles, old, hf, e5 or reports" ;;
   esac
 done
+case " ${PARTS[*]} " in *" hf "*) hf_packages >/dev/null ;; esac # before hours of other parts
 prepare "$DATA_BIN" "$MODEL"
 # Each in a shell of its own: the rates that one sets are no other's.
 for name in "${PARTS[@]}"; do (part "$name"); done

@@ -42,10 +42,7 @@ if [ -n "$BASE" ] && [ -n "$HF_BASE" ]; then die "BASE and HF_BASE are both set.
 export OMP_NUM_THREADS=$THREADS
 RUN=$RUNS/$(basename "$DATA")/pretrained/$LABEL/seed$SEED
 
-if [ -z "$HF_PACKAGES" ] && [ -x "$ROOT/.venv-peft/bin/python" ] &&
-  ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("transformers") is None)'; then
-  HF_PACKAGES=$("$ROOT/.venv-peft/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-fi
+[ -n "$HF_PACKAGES" ] || HF_PACKAGES=$(hf_packages)
 hf_cli() {  # VERB ARGS...: fairseq-peft VERB, with the packages of HF_PACKAGES behind PYTHON's own
   if [ -z "$HF_PACKAGES" ]; then
     peft_cli "$@"

@@ -164,6 +164,19 @@ exec_peft_cli() {
   exec env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m fairseq_peft.cli "$@"
 }
 
+# hf_packages: the site-packages folder with what PYTHON lacks of the extra hf, that of .venv-peft; nothing where it has
+# all. An error, but not under --dry-run, where neither has it.
+hf_packages() {
+  local has='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("transformers", "accelerate", "peft"))))'
+  if "$PYTHON" -c "$has"; then
+    return
+  elif [ -x "$ROOT/.venv-peft/bin/python" ]; then
+    "$ROOT/.venv-peft/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+  elif [ "$DRY_RUN" != 1 ]; then
+    die "Hugging Face's Trainer needs transformers, accelerate and peft, and $PYTHON lacks some. Install them: EXTRAS=dev,hf bash scripts/setup.sh"
+  fi
+}
+
 # experiment NAME FLAGS...: experiments/NAME.py, with the knobs that all of them have.
 experiment() {
   # shellcheck disable=SC2206  # seeds are words

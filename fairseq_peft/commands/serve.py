@@ -1,12 +1,11 @@
 """Answer over HTTP: many adapters on one base, requests joined into batches.
 
-`fairseq-peft serve --base model.pt --adapter books=DIR --adapter films=DIR2`, then
-`curl localhost:8000/predict --json '{"adapter": "books", "texts": ["Un bon livre"]}'`. A row of the
-answer is what `fairseq-peft predict --format jsonl` writes of the text. http://localhost:8000/docs
+`fairseq-peft serve --base model.pt --adapter books=DIR --adapter films=DIR2`, then `curl
+localhost:8000/predict -H 'Content-Type: application/json' -d '{"adapter": "books", "texts": ["Nul"]}'`. A row of the answer is what `fairseq-peft predict --format jsonl` writes of the text. http://localhost:8000/docs
 shows all paths, to try them.
 
 Adapters that write text (what `fairseq-peft generate` takes) are asked at /generate:
-`--json '{"adapter": "legal", "texts": ["One word."], "beam": 4}'`. A row of the answer is what
+`-d '{"adapter": "legal", "texts": ["One word."], "beam": 4}'`. A row of the answer is what
 `fairseq-peft generate --format jsonl` writes, whatever batch the text is in. Without --adapter the
 base itself writes: a checkpoint that was trained, or a folder of Hugging Face's. Adapters that were
 trained with labels choose one at /predict, too.

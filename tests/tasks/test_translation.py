@@ -288,6 +288,51 @@ OTHER_TASKS = {
 }
 
 
+def test_a_new_language_of_a_multilingual_base(fairseq, data, tmp_path):
+    """As docs/translation.md has it: a base whose task holds the languages, rows for another one,
+    data by the new dictionary, and a LoRA; old languages keep their rows."""
+    task = ("--task", "translation_multi_simple_epoch", "--encoder-langtok", "src")
+    task += ("--decoder-langtok", "--cpu", *PLUGIN)
+    flags = ("--sampling-method", "temperature", "--criterion", "label_smoothed_cross_entropy")
+    flags += ("--optimizer", "adam", "--lr", 1e-2, "--batch-size", 16, "--num-workers", 0)
+    flags += ("--no-epoch-checkpoints", "--max-update", 4, "--seed", 1)
+
+    def call(name, folder, *words):
+        done = fairseq(name, folder, *task, *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    call("train", data, *LANGUAGES, *flags, "--arch", "transformer", *SIZES,
+         "--share-all-embeddings", "--save-dir", tmp_path / "base")  # fmt: skip
+    extended, tokenizer = tmp_path / "extended", data / raw_text.MODEL_NAME
+    shutil.copy(data / "dict.en.txt", tmp_path / "dict.txt")
+    base = tmp_path / "base" / "checkpoint_best.pt"
+    verbs.run("add-tokens", base, extended, "--dict", tmp_path / "dict.txt", "--tokens", "__fr__")
+    for language in ("en", "fr"):
+        (tmp_path / f"text.{language}").write_text("w1 w2 w3\nw4 w5\n" * 8)
+    pair = f"{tmp_path}/text.en:{tmp_path}/text.fr"
+    words = ("--spm", tokenizer, "--dict", extended / "dict.txt", "--train", pair, "--valid", pair)
+    verbs.run("prepare-pairs", tmp_path / "en-fr", "-s", "en", "-t", "fr", *words)
+    languages = ("--langs", "en,xx,fr", "--lang-pairs", "en-fr")
+    given = ("--finetune-from-model", extended / "model.pt", "--peft-train-tokens", "__fr__")
+    search = json.dumps({"source_lang": "en", "target_lang": "fr", "max_len_b": 8})
+    call("train", tmp_path / "en-fr", *languages, *flags, "--arch", "transformer_lora", *given,
+         "--save-dir", tmp_path / "run", "--generation", search)  # fmt: skip
+    path = tmp_path / "run" / "checkpoint_best.pt"
+    rows, old = (weights(p)["encoder.embed_tokens.weight"] for p in (path, base))
+    moved = slim.read(str(path))["model"]["encoder.embed_tokens.token_update"]
+    assert moved.shape == (1, NUMBERS["encoder_embed_dim"]) and moved.abs().max() > 1e-3
+    new = len(Dictionary.load(str(data / "dict.en.txt")))
+    assert torch.equal(torch.cat([rows[:new], rows[new + 1 :]]), old)
+    words = (*languages, "-s", "en", "-t", "fr", "--path", path, "--gen-subset", "valid")
+    out = call("generate", tmp_path / "en-fr", *words, "--max-len-b", 8)
+    expected = re.findall(r"^H-\d+\t\S+\t(.*)$", out, re.MULTILINE)
+    generator = Generator.load(extended / "model.pt", tmp_path / "run" / "adapter")
+    texts = (tmp_path / "text.en").read_text().splitlines()
+    found = {answer.text for answer in generator.generate(texts)}
+    assert len(expected) == len(texts) and found == {words_of(row) for row in expected}
+
+
 @pytest.mark.parametrize("task", OTHER_TASKS)
 def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp_path):
     """A LoRA and the row of a language on a base of the task: they train alone, and their
