@@ -1,8 +1,9 @@
 """Answer over HTTP: many adapters on one base, requests joined into batches.
 
-`fairseq-peft serve --base model.pt --adapter books=DIR --adapter films=DIR2`, then `curl
-localhost:8000/predict -H 'Content-Type: application/json' -d '{"adapter": "books", "texts": ["Nul"]}'`. A row of the answer is what `fairseq-peft predict --format jsonl` writes of the text. http://localhost:8000/docs
-shows all paths, to try them.
+`fairseq-peft serve --base model.pt --adapter books=DIR --adapter films=DIR2`, then
+`curl localhost:8000/predict -H 'Content-Type: application/json' -d '{"texts": ["Nul"], "adapter":
+"books"}'`. A row of the answer is what `fairseq-peft predict --format jsonl` writes of the text.
+http://localhost:8000/docs shows all paths, to try them.
 
 Adapters that write text (what `fairseq-peft generate` takes) are asked at /generate:
 `-d '{"adapter": "legal", "texts": ["One word."], "beam": 4}'`. A row of the answer is what
