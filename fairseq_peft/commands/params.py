@@ -26,7 +26,9 @@ def add_arguments(parser):
     parser.add_argument("--vocab-size", type=int, help="rows of the token embedding, with specials")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "knobs", nargs="*", help="behind --: knobs as fairseq-train takes them, --lora-rank 4"
+        "knobs",
+        nargs="*",
+        help="behind --: knobs of fairseq-train, each with a value: --lora-rslora true",
     )
 
 

@@ -192,7 +192,9 @@ def _seeds(text):
     try:
         seeds = [int(word) for word in text.split()]
     except ValueError:
-        raise InputError(f"SEEDS '{text}': seeds are whole numbers, such as 1 2 3.") from None
+        raise InputError(
+            f"--seeds '{text}' (SEEDS): seeds are whole numbers, such as 1 2 3."
+        ) from None
     if not seeds:
         raise InputError("A sweep needs seeds, such as 1 2 3.")
     check_twice(seeds, "seed")

@@ -136,7 +136,7 @@ def _indexed(data, name, split, dictionary):
         raise InputError(
             f"{prefix}.bin does not exist: {data} has no split {split!r}. Prepare it "
             "(scripts/prepare_data.sh), or name "
-            "other splits with --valid-subset."
+            "other splits with --valid-subset (finetune and sweep: --subsets)."
         )
     return dataset
 

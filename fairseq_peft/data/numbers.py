@@ -25,7 +25,8 @@ def read_numbers(data: str | Path, split: str) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist: {data} has no split {split!r}. Prepare it "
-            "(scripts/prepare_data.sh), or name other splits with --valid-subset."
+            "(scripts/prepare_data.sh), or name other splits with --valid-subset (finetune and "
+            "sweep: --subsets)."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Prepare the data again.") from None

@@ -36,13 +36,18 @@ def get(name: str):
     return module.METHOD
 
 
+def names_in(peft: str) -> list[str]:
+    """``"lora,prefix"`` or ``"lora+prefix"`` as lora and prefix, as they were typed."""
+    return [name.strip() for name in peft.replace("+", ",").split(",")]
+
+
 def split(peft: str) -> list:
     """The classes of ``"lora,prefix"`` or ``"lora+prefix"``, in the order of their stages.
 
     Raises:
         InputError: one is unknown or named twice, or they do not go together.
     """
-    names = [name.strip() for name in peft.replace("+", ",").split(",")]
+    names = names_in(peft)
     found = [get(name) for name in names]
     if len(set(names)) < len(names):
         raise InputError(f"--peft {peft!r} names a method twice. Name each once.")

@@ -126,11 +126,16 @@ class HFModel(PeftModel, BaseFairseqModel):
 
     def check(self, args) -> None:
         """Raise InputError where ``args`` mean a method that this model has no place for."""
-        names = str(args.peft).split(",")
+        names = methods.names_in(str(args.peft))
         if "head_only" in names:
             raise InputError(
                 "--peft head_only trains a classification head alone, and this model has none: "
                 "nothing would train. Choose another method."
+            )
+        if "fusion" in names:
+            raise InputError(
+                "--peft fusion chooses among adapters of classifiers, and this model is none. "
+                "Choose another method."
             )
         reserved = getattr(args, "prefix_positions", None) == "reserved"
         if "prefix" in names and reserved and not self.family.learned_positions:
@@ -408,7 +413,7 @@ ARCHS = {model.arch: model for model in (HFCausalLM, HFSeq2Seq)}
 
 def _of_methods(peft: str, flags: dict) -> dict:
     """Those of ``flags`` that belong to the methods that ``peft`` names."""
-    names = [name for name in map(str.strip, peft.split(",")) if name in methods.available()]
+    names = [name for name in methods.names_in(peft) if name in methods.available()]
     own = {
         flag_name(name, knob)
         for name in names

@@ -55,7 +55,7 @@ def _shares_words(tensors):
 #: What a language model's base decides.
 BASE_SIZES = sizes.BaseSizes(
     Size("decoder_layers", sizes.num_layers("decoder.layers.")),
-    Size("decoder_embed_dim", sizes.num_columns(_WORDS)),
+    Size("decoder_embed_dim", sizes.num_columns("decoder.layers.0.fc1.weight")),
     Size("decoder_input_dim", sizes.num_columns(_WORDS)),
     Size("decoder_output_dim", sizes.num_columns(_WORDS)),
     Size("decoder_ffn_embed_dim", sizes.num_rows("decoder.layers.0.fc1.weight")),
@@ -171,7 +171,8 @@ def check(args) -> None:
         if getattr(args, name) != c:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(args, name)} is not --decoder-embed-dim {c}: "
-                "a map between them is not for this model. Give the same for both."
+                "a map between words and layers is not for this model. Give the same for both, and "
+                "a base that was trained so."
             )
 
 

@@ -203,6 +203,13 @@ def read(folder: Path) -> Plan | None:
         ) from None
 
 
+def of_begun(folder: Path) -> Plan | None:
+    """As ``read``; None, too, where the run has not begun: a launch that was refused leaves its
+    plan, which binds nobody."""
+    begun = (folder / "run.json").exists() or (folder / "result.json").exists()
+    return read(folder) if begun or any(folder.glob("checkpoint*.pt")) else None
+
+
 def _is_a(value, annotation: str) -> bool:
     """Whether a value read off JSON is what the annotation of a field says: ``str | None``."""
     kinds = {"str": str, "int": int, "list[str]": list, "dict": dict, "None": type(None)}

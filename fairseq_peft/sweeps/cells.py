@@ -105,18 +105,27 @@ def _check_used(given, known, variable, what):
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            listed = ", ".join(f"{variable}_{one}" for one in known)
+            listed = ", ".join(_called(variable, one) for one in known)
             raise InputError(
-                f"{variable}_{name} would be ignored: no cell of this sweep has such {what}. "
-                + (f"Is {variable}_{near[0]} meant?" if near else f"Those of its cells: {listed}.")
+                f"{_called(variable, name)} would be ignored: no cell of this sweep has such "
+                f"{what}. "
+                + (f"Is {_called(variable, near[0])} meant?" if near else f"There are: {listed}.")
             )
+
+
+def _called(variable, name):
+    """``--rates lora= (LR_LORA)``: as fairseq-peft has it, and as scripts/sweep.sh."""
+    flag = {"LR": "--rates", "FLAGS": "--cell-flags"}[variable]
+    return f"{flag} {name.lower()}= ({variable}_{name})"
 
 
 def _cell(start, label, flags, rates):
     try:
         words = shlex.split(flags)
     except ValueError as error:
-        raise InputError(f"FLAGS_{key(label)} cannot be read ({error}): {flags}") from None
+        raise InputError(
+            f"{_called('FLAGS', key(label))} cannot be read ({error}): {flags}"
+        ) from None
     method = label
     if words[:1] == ["--peft"]:
         method, words = (words[1:2] or [""])[0], words[2:]
@@ -124,10 +133,12 @@ def _cell(start, label, flags, rates):
     name = SCRATCH if start == "scratch" else key(label)
     grid = tuple(rates[name].replace(",", " ").split()) if name in rates else usual
     for rate in grid:
-        _check_rate(rate, f"LR_{name}")
+        _check_rate(rate, _called("LR", name))
     check_twice(list(grid), "learning rate")
     if not grid:
-        raise InputError(f"LR_{name} names no learning rate. Give one or several, such as 1e-3.")
+        raise InputError(
+            f"{_called('LR', name)} names no learning rate. Give one or several, such as 1e-3."
+        )
     return Cell(start, label, method, tuple(words), grid)
 
 
@@ -146,6 +157,8 @@ def _usual_rates(start, label, method):
     try:
         usual = methods.usual_rates(method)
     except InputError as error:
-        own = f" A name of your own needs FLAGS_{key(label)}." if method == label else ""
+        own = (
+            f" A name of your own needs {_called('FLAGS', key(label))}." if method == label else ""
+        )
         raise InputError(f"The cell {start}/{label}: {error}{own}") from None
     return FROM_SCRATCH if start == "scratch" else tuple(usual)

@@ -75,9 +75,13 @@ def places(folders: list[Path]) -> None:
     for folder in folders:
         there = _existing(folder)
         if not there.is_dir():
-            raise InputError(f"{folder} cannot be made: {there} is a file. Give another RUNS.")
+            raise InputError(
+                f"{folder} cannot be made: {there} is a file. Give another --runs (RUNS)."
+            )
         if not os.access(there, os.W_OK | os.X_OK):
-            raise InputError(f"{there} is not writable. Give rights there, or another RUNS.")
+            raise InputError(
+                f"{there} is not writable. Give rights there, or another --runs (RUNS)."
+            )
 
 
 def room(folder: Path, num_bytes: int) -> None:
@@ -86,8 +90,8 @@ def room(folder: Path, num_bytes: int) -> None:
     if free < num_bytes:
         raise InputError(
             f"The checkpoints of this sweep take about {num_bytes / 1e9:.1f} GB, and the disk of "
-            f"{folder} has {free / 1e9:.1f} GB free. Make room, give RUNS on another disk, or "
-            "KEEP=none."
+            f"{folder} has {free / 1e9:.1f} GB free. Make room, give --runs (RUNS) on another "
+            "disk, or --keep none (KEEP)."
         )
 
 

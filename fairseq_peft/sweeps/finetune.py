@@ -114,7 +114,7 @@ def is_done(folder: Path, now: plan.Plan, change: str | None = None, extends: bo
         InputError: it holds a run of another plan, and ``change`` does not make it this one.
     """
     done = (folder / "result.json").exists()
-    before = plan.read(folder)
+    before = plan.of_begun(folder)
     differ = plan.differences(before, now) if before else {}
     if differ and change == "extend":
         check_extension(folder, before, now, differ, done)
@@ -122,7 +122,7 @@ def is_done(folder: Path, now: plan.Plan, change: str | None = None, extends: bo
         ways = "--extend to go on for more epochs, or" if extends else "or"
         raise InputError(
             f"{folder} holds another run: {plan.sentence(differ)}. Give --redo to throw it away, "
-            f"{ways} another place (RUNS, LABEL) for this one."
+            f"{ways} another place (--runs or --label; RUNS, LABEL) for this one."
         )
     # What patience ended would have ended there with more epochs, too.
     return done and (not differ or (change == "extend" and _stopped_early(folder)))
@@ -138,7 +138,7 @@ def adopt(folder: Path, now: plan.Plan, change: str | None = None, extends: bool
     Raises:
         InputError: the folder holds a run of another plan.
     """
-    before = plan.read(folder)
+    before = plan.of_begun(folder)
     differ = before and plan.differences(before, now)
     if is_done(folder, now, change, extends):
         if differ:

@@ -56,11 +56,12 @@ class Sweep:
         for name in ("jobs", "members"):
             if getattr(self, name) < 1:
                 raise InputError(
-                    f"{name.upper()}={getattr(self, name)} is no number of runs: give 1 or more."
+                    f"--{name} {getattr(self, name)} ({name.upper()}) is no number of runs: give 1 "
+                    "or more."
                 )
         based = [cell for cell in self.cells if cell.start == "pretrained"]
         if based and not self.knobs.base:
-            raise InputError(f"The cell {based[0]} needs a base: give BASE, a checkpoint.")
+            raise InputError(f"The cell {based[0]} needs a base: give --base (BASE), a checkpoint.")
         if is_folder(self.knobs.base):
             self._check_folder()
 
@@ -74,8 +75,9 @@ class Sweep:
             )
         if self.members > 1:
             raise InputError(
-                f"MEMBERS={self.members} is for classifiers of fairseq's, and {self.knobs.base} is "
-                "a model of Hugging Face's. Leave it out; JOBS runs several at once."
+                f"--members {self.members} (MEMBERS) is for classifiers of fairseq's, and "
+                f"{self.knobs.base} is a model of Hugging Face's. Leave it out; --jobs (JOBS) runs "
+                "several at once."
             )
 
     # Where runs are, and which knobs they have
@@ -142,7 +144,7 @@ class Sweep:
         differs in more than that."""
         for seed in self.seeds:
             knobs = self.knobs_of(Run(cell, seed, cell.rates[0]))
-            before = plan.read(knobs.folder)
+            before = plan.of_begun(knobs.folder)
             if before:
                 now = replace(plan.make(command(knobs)), lr=before.lr)
                 finetune.is_done(knobs.folder, now)
@@ -243,12 +245,12 @@ class Sweep:
             return
         for seed in self.seeds:
             knobs = self.knobs_of(Run(cell, seed, rate))
-            before, now = plan.read(knobs.folder), plan.make(command(knobs), files=False)
+            before, now = plan.of_begun(knobs.folder), plan.make(command(knobs), files=False)
             if before and before.lr != now.lr:
                 raise InputError(
                     f"lr {now.lr} is the best on valid now, and {knobs.folder} was trained with "
                     f"lr {before.lr}. Give --redo, which trains the cell's seeds afresh, or "
-                    "another RUNS."
+                    "another --runs (RUNS)."
                 )
 
     def _adopt(self, source: Path, target: Path) -> None:

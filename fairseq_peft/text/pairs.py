@@ -28,7 +28,8 @@ def read(folder: str | Path, split: str, names: tuple[str, str]) -> list[tuple[s
         seen = " and ".join(path.name for path in found) if found else "neither"
         raise InputError(
             f"{folder} has {seen} of {' and '.join(path.name for path in paths)}. Expected one of "
-            f"them, with {names[0]} and {names[1]}."
+            f"them, with {names[0]} and {names[1]}, or other splits with --valid-subset "
+            "(finetune and sweep: --subsets)."
         )
     (path,) = found
     with open(path, encoding="utf-8", newline="") as file:
@@ -37,6 +38,8 @@ def read(folder: str | Path, split: str, names: tuple[str, str]) -> list[tuple[s
             pairs = [_pair(row, names, f"{path}, line {number}") for number, row in rows]
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 ({error}).") from None
+        except InputError:  # which is a ValueError, too
+            raise
         except ValueError as error:
             raise InputError(f"{path} has a line that is no JSON ({error}).") from None
         except csv.Error as error:

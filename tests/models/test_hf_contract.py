@@ -300,12 +300,25 @@ def test_a_prefix_that_no_attention_would_read_is_refused(kinds, monkeypatch):
         ({"hf_config": "none.json"}, "none.json cannot be read"),
         ({"hf_config": "", "hf_model": "none"}, "cannot be read"),
         ({"peft": "head_only"}, "head_only trains"),
+        ({"peft": "lora+head_only"}, "head_only trains"),
+        ({"peft": "fusion"}, "fusion chooses among adapters of classifiers"),
         ({"hf_config": "t5-small"}, "does not know models of type 't5'"),
     ],
 )
 def test_bad_input_is_one_sentence(kinds, flags, message):
     with pytest.raises(InputError, match=message):
         kinds["gpt2"][0].build(**flags)
+
+
+@pytest.mark.parametrize("peft", ["lora+prefix", "lora, bitfit", "ia3 + prompt"])
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_several_methods_have_the_defaults_of_each(kinds, name, peft):
+    """However they are joined."""
+    model = kinds[name][0].build(peft)
+    alone = [kinds[name][0].build(method.name) for method in model.setting]
+    assert len(alone) == 2
+    for one in alone:
+        assert set(one.added) <= set(model.added)
 
 
 def test_split_maps_are_for_fused_ones(kinds):

@@ -12,6 +12,7 @@ import torch
 import verbs
 from fairseq import checkpoint_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.sequence_generator import SequenceGenerator
 from families import FAMILIES, TransformerLM, parametrize
 from helpers import PACKAGE, TOLERANCE
@@ -390,6 +391,16 @@ def test_sizes_come_from_the_base(family, batch, given, tmp_path):
     model.load_state_dict(dict(stock.state_dict()))
     text = batch.ne(family.dictionary.pad())
     assert distance(model(batch)[0][text], stock(batch)[0][text]) < TOLERANCE["fp32"]
+
+    # What fairseq makes where --decoder-embed-dim is given alone.
+    args.decoder_input_dim = args.decoder_output_dim = 24
+    narrow = TransformerLanguageModel.build_model(args, task)
+    assert "decoder.project_in_dim.weight" in narrow.state_dict()
+    torch.save({**state, "model": narrow.state_dict()}, tmp_path / "narrow.pt")
+    other = argparse.Namespace(restore_file=str(tmp_path / "narrow.pt"))
+    ARCH_CONFIG_REGISTRY["transformer_lm_lora"](other)
+    with pytest.raises(InputError, match="-dim 24 is not --decoder-embed-dim 16: .* a base that"):
+        TransformerLMPeftModel.build_model(TransformerLMPeftConfig.from_namespace(other), task)
 
     other = argparse.Namespace(restore_file=str(tmp_path / "base.pt"))
     with pytest.raises(InputError, match="decoder_layers 12 .the base has 2.*transformer_lm_full"):

@@ -141,6 +141,7 @@ def test_another_plan_is_refused_with_what_differs(knobs):
     folder = knobs.folder
     now = plan.make(knobs_of.command(knobs))
     assert not finetune.adopt(folder, now)
+    (folder / "run.json").touch()
     assert not finetune.adopt(folder, now)  # the same one goes on
     for change, message in [
         ({"lr": "2e-3"}, "lr 0.001, now 0.002"),
@@ -154,6 +155,16 @@ def test_another_plan_is_refused_with_what_differs(knobs):
     assert plan.read(folder) == now
     same = plan.make(knobs_of.command(replace(knobs, lr="0.001", threads=2)))
     assert plan.differences(now, same) == {}
+
+
+def test_a_launch_that_was_refused_binds_nobody(knobs):
+    """It has left its plan and a log, and has trained nothing."""
+    assert not finetune.adopt(knobs.folder, plan.make(knobs_of.command(knobs)))
+    (knobs.folder / "train.log").write_text("fairseq-train: error: something is missing\n")
+    other = plan.make(knobs_of.command(replace(knobs, lr="2e-3")))
+    assert not finetune.is_done(knobs.folder, other)
+    assert not finetune.adopt(knobs.folder, other)
+    assert plan.read(knobs.folder) == other
 
 
 def test_other_data_is_another_plan(knobs, data_folder, tmp_path):

@@ -92,14 +92,24 @@ def test_cells_have_methods_flags_and_rates():
     [
         ([], {}, {}, "needs cells"),
         (["lora"], {}, {}, "no start/method"),
-        (["scratch/lorra"], {}, {}, "'lorra' is unknown.*needs FLAGS_LORRA"),
-        (["pretrained/lora"], {}, {"lorra": "1e-3"}, "LR_LORRA would be ignored.*LR_LORA meant"),
-        (["pretrained/lora"], {"pissa": "--peft lora"}, {}, "FLAGS_PISSA would be ignored"),
-        (["scratch/lora"], {}, {"LORA": "1e-3"}, "LR_LORA would be ignored"),
+        (["scratch/lorra"], {}, {}, "'lorra' is unknown.*needs --cell-flags lorra= .FLAGS_LORRA"),
+        (
+            ["pretrained/lora"],
+            {},
+            {"lorra": "1e-3"},
+            "--rates lorra= .LR_LORRA. would be ignored.*LR_LORA. meant",
+        ),
+        (
+            ["pretrained/lora"],
+            {"pissa": "--peft lora"},
+            {},
+            "--cell-flags pissa= .FLAGS_PISSA. would be ignored",
+        ),
+        (["scratch/lora"], {}, {"LORA": "1e-3"}, "LR_LORA. would be ignored"),
         (["pretrained/lora"], {}, {"LORA": "fast"}, "'fast' is no learning rate"),
         (["pretrained/lora"], {}, {"LORA": "-1"}, "'-1' is no learning rate"),
         (["pretrained/lora"], {}, {"LORA": "1e-3 1e-3"}, "names 1e-3 twice"),
-        (["pretrained/lora"], {"LORA": "--x 'y"}, {}, "FLAGS_LORA cannot be read"),
+        (["pretrained/lora"], {"LORA": "--x 'y"}, {}, "FLAGS_LORA. cannot be read"),
     ],
 )
 def test_what_cannot_be_a_cell_is_named(names, flags, rates, message):

@@ -91,7 +91,7 @@ def test_what_would_start_has_a_place_and_room(sweep, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="GB free. Make room"):
         one.check(one.schedule())
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(InputError, match="is a file. Give another RUNS"):
+    with pytest.raises(InputError, match="is a file. Give another --runs"):
         check.places([tmp_path / "runs" / "below"])
 
 
