@@ -44,7 +44,7 @@ POSITIONS=${POSITIONS:-256}                     # pieces of an article that are 
 MAX_TOKENS=${MAX_TOKENS:-4096}                  # of a batch
 HELD_OUT=${HELD_OUT:-200}                       # articles of train that the base is validated on
 UPDATES_BASE=${UPDATES_BASE:-8000}              # of the base, and from scratch
-EPOCHS=${EPOCHS:-10}                            # of each run, at most
+EPOCHS=${EPOCHS:-}                              # of each run, at most; empty: 10 with 8,000 rows, 30 with 1,000
 UPDATES=${UPDATES:-6000}                        # the same
 TEST_ROWS=${TEST_ROWS:-1500}                    # rows of test that the models write for
 BEAM=${BEAM:-4}                                 # of the search
@@ -128,15 +128,18 @@ denoise() {  # the base: a third of an article's pieces, in spans of 3 on averag
 }
 
 cell() {  # METHOD SEED
-  local rate flags=()
+  local rate epochs updates every warmup flags=()
   rate=$(rate_of "$1")
+  case ${DATA##*/} in 8000) epochs=10 ;; *) epochs=30 ;; esac
+  schedule "${DATA##*/}" "$POSITIONS"
   case $1 in
     lora) flags+=(--peft-targets all-linear --lora-rank 16) ;;
     adapter) flags+=(--adapter-bottleneck 64) ;;
     prefix) flags+=(--prefix-num-tokens 20) ;;
   esac
   adapt "$DATA" "$BASE" "$1" "$2" --arch "bart_$1" ${flags[@]+"${flags[@]}"} "${CUT[@]}" --lr-scheduler polynomial_decay --lr "$rate" \
-    --total-num-update "$UPDATES" --max-epoch "$EPOCHS" --max-update "$UPDATES" --warmup-updates $((UPDATES / 20 + 1)) -- "${REFERENCES[@]}"
+    --total-num-update "$updates" --max-epoch "$epochs" --max-update "$updates" --warmup-updates "$warmup" \
+    --validate-interval "$every" --save-interval "$every" -- "${REFERENCES[@]}"
 }
 
 table() {  # RUNS PART: with what others wrote beside

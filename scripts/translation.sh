@@ -40,7 +40,7 @@ WIDTH=${WIDTH:-256}                             # of the model; its feed-forward
 MAX_TOKENS=${MAX_TOKENS:-4000}                  # of a batch
 UPDATES_BASE=${UPDATES_BASE:-8000}              # of the base, and from scratch
 EPOCHS=${EPOCHS:-}                              # of each run, at most; empty: 20 with 29,000 rows, 40 with 3,000, 100 with 300
-UPDATES=${UPDATES:-4000}                        # the same
+UPDATES=${UPDATES:-5000}                        # the same
 BEAM=${BEAM:-5}                                 # of the search
 LR_FULL=${LR_FULL:-5e-4}                        # peak learning rates
 LR_LORA=${LR_LORA:-5e-3}                        # rank 16 on all linear maps and the words
@@ -81,25 +81,17 @@ prepare() {  # ROWS: English to French with so many rows, tested in both languag
   run touch "$WORK/data-bin/$1/done"
 }
 
-schedule() {  # ROWS: sets epochs, every (validations are some 20) and warmup (a twentieth of all updates)
-  local updates
-  case $1 in 29000) epochs=20 ;; 3000) epochs=40 ;; *) epochs=100 ;; esac
-  epochs=${EPOCHS:-$epochs}
-  every=$(((epochs + 19) / 20))
-  updates=$((epochs * ($1 * 30 / MAX_TOKENS + 1))) # 30 tokens a row, of the longer side
-  warmup=$(((updates < UPDATES ? updates : UPDATES) / 20 + 1))
-}
-
 cell() {  # METHOD SEED
-  local rate epochs every warmup flags=(--arch "transformer_$1")
+  local rate epochs updates every warmup flags=(--arch "transformer_$1")
   rate=$(rate_of "$1")
-  schedule "$(basename "$DATA")"
+  case ${DATA##*/} in 29000) epochs=20 ;; 3000) epochs=40 ;; *) epochs=100 ;; esac
+  schedule "${DATA##*/}" 30
   case $1 in
     lora) flags+=(--peft-targets "all-linear,embed_tokens" --lora-rank 16) ;;
     adapter) flags+=(--adapter-bottleneck 64) ;;
     prefix) flags+=(--prefix-num-tokens 20) ;;
   esac
-  adapt "$DATA" "$BASE" "$1" "$2" "${flags[@]}" --lr "$rate" --max-epoch "$epochs" --max-update "$UPDATES" \
+  adapt "$DATA" "$BASE" "$1" "$2" "${flags[@]}" --lr "$rate" --max-epoch "$epochs" --max-update "$updates" \
     --validate-interval "$every" --save-interval "$every" --warmup-updates "$warmup" -- "${REFERENCES[@]}"
 }
 

@@ -55,6 +55,16 @@ train_base() {
   run touch "$save/done"
 }
 
+# schedule ROWS TOKENS: of a run on so many rows of so many tokens, with EPOCHS passes, or the $epochs that are set: how many updates,
+# UPDATES at most, how many of them to warm up, and after how many passes each to validate, so that there are some 20 validations.
+schedule() {
+  epochs=${EPOCHS:-$epochs}
+  updates=$((epochs * ($1 * $2 / MAX_TOKENS + 1)))
+  [ "$updates" -lt "$UPDATES" ] || updates=$UPDATES
+  warmup=$((updates / 20 + 1))
+  every=$(((epochs + 19) / 20))
+}
+
 # score_checkpoint DATA CHECKPOINT RUN NAME=FILE...: translate test and score its parts, as RUN/scores.json.
 score_checkpoint() {
   local data=$1 checkpoint=$2 folder=$3
