@@ -57,6 +57,7 @@ train_base() {
 
 # schedule ROWS TOKENS: of a run on so many rows of so many tokens, with EPOCHS passes, or the $epochs that are set: how many updates,
 # UPDATES at most, how many of them to warm up, and after how many passes each to validate, so that there are some 20 validations.
+# shellcheck disable=SC2034,SC2153  # for the caller; UPDATES is a knob
 schedule() {
   epochs=${EPOCHS:-$epochs}
   updates=$((epochs * ($1 * $2 / MAX_TOKENS + 1)))

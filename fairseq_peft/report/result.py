@@ -148,7 +148,8 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
     tested = [i for i, accuracy in enumerate(test) if accuracy is not None]
     if len(tested) < len(lines):  # --eval-test best: what test would have chosen is not known
         tested = []
-        if "test" in run["rows"] and not at_best:
+        at_end = (run.get("validated") or {}).get("test") == "best"
+        if at_end and "test" in run["rows"] and not at_best:
             raise InputError(
                 f"the best validation, of epoch {chosen['epoch']}, has no 'test' yet, which "
                 "--eval-test best evaluates at the end; start the run again, it resumes"

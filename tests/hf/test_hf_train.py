@@ -215,6 +215,7 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
 
     def diverge(asked):
         begun.append(asked.lr)
+        (asked.save_dir / "run.json").touch()
         raise InputError("The loss is not finite.")
 
     monkeypatch.setattr(train, "run", diverge)
@@ -240,7 +241,7 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
         ({"BASE": "a.pt", "HF_BASE": "b"}, "both set"),
         ({"BASE": "a.pt", "METHOD": "adapter"}, "METHOD=adapter is unknown here"),
         ({"BASE": "a.pt", "PATIENCE": "3"}, "PATIENCE=3 would be ignored"),
-        ({"BASE": "a.pt", "DATA": "nowhere"}, "label/train.idx does not exist"),
+        ({"BASE": "a.pt", "DATA": "nowhere", "HF_PACKAGES": "."}, "label/train.idx does not exist"),
     ],
 )
 def test_the_script_refuses_bad_knobs(knobs, message, place):

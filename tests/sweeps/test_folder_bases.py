@@ -212,7 +212,11 @@ def test_what_cannot_be_is_one_sentence(knobs, folder, more, message):
     ("names", "given", "message"),
     [
         (["scratch/full"], {}, "The cell scratch/full: runs on .* start from its weights"),
-        (["pretrained/lora"], {"members": 2}, "MEMBERS=2 is for classifiers of fairseq's"),
+        (
+            ["pretrained/lora"],
+            {"members": 2},
+            "--members 2 .MEMBERS. is for classifiers of fairseq's",
+        ),
     ],
 )
 def test_a_sweep_refuses_what_only_classifiers_do(knobs, names, given, message):

@@ -141,7 +141,7 @@ def test_failures_are_listed_and_the_rest_runs(data, knobs):
         ({"METHODS": "lora"}, "METHODS=lora would be ignored"),
         ({"SEED": "1"}, "SEED=1 would be ignored"),
         ({"LR_LORA": "1e-3"}, "LR_LORA) would be ignored: no cell of this sweep"),
-        ({"FLAGS_LORAA": "--lora-rank 4"}, "Is FLAGS_LORA meant?"),
+        ({"FLAGS_LORAA": "--lora-rank 4"}, "(FLAGS_LORA) meant?"),
         ({"SEEDS": "1 1"}, "'1 1' names 1 twice"),
         ({"CELLS": "scratch/lora scratch/lora"}, "names scratch/lora twice"),
     ],
