@@ -40,3 +40,22 @@ def test_a_row_that_is_in_no_file_is_an_error():
     page = MARK.search((ROOT / "README.md").read_text())[0]
     with pytest.raises(KeyError, match="report.json has no row pretrained, lohra"):
         written(page.replace("| lora |", "| lohra |"))
+
+
+ROWS = re.compile(r"^<!-- rows: (\S+) -->\n((?:\|.*\n)+)", re.M)
+OF_TEXTS = [
+    (p.name, *found) for p in (ROOT / "docs").glob("*.md") for found in ROWS.findall(p.read_text())
+]
+
+
+@pytest.mark.parametrize("page, file, table", OF_TEXTS)
+def test_tables_of_texts_are_those_of_the_files(page, file, table):
+    """What ``text-report`` has written stands in the page, line for line."""
+    written = [line for line in (ROOT / file).read_text().splitlines() if line.startswith("|")]
+    assert table.splitlines() == written and len(written) > 2
+
+
+def test_there_is_one():
+    assert [(page, file) for page, file, _ in OF_TEXTS] == [
+        ("translation.md", "docs/results/multi30k-3000/report.md")
+    ]
