@@ -136,9 +136,12 @@ def make_trainer(options: Options, model, datasets):
     from transformers import Trainer, TrainingArguments
 
     num_updates = len(Batches(datasets["train"], options.batch_size)) * options.epochs
+    if options.max_update:  # the schedule ends with the last update, as that of finetune
+        num_updates = min(num_updates, options.max_update)
     arguments = TrainingArguments(
         output_dir=str(options.save_dir),
         num_train_epochs=options.epochs,
+        max_steps=num_updates if options.max_update else -1,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.lr,
         lr_scheduler_type="linear",
