@@ -224,7 +224,7 @@ def main(argv=None, tiny: Setting = TINY) -> None:
         "JSON lines, instruction and output (generated)",
         "bloom_instructions",
     )
-    args = jobs.parse(flags, argv, (PUBLISHED, tiny))
+    args = jobs.parse(flags, argv, PUBLISHED, {"tiny": tiny})
     base, setting = args.base, args.setting
     jobs.prepare(args, lambda: write_data(args.data, args.out, setting), "BloomForCausalLM")
     task = [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens]

@@ -300,7 +300,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 def main(argv=None, tiny: Setting = TINY) -> None:
-    args = jobs.parse(flags(), argv, (PUBLISHED, tiny))
+    args = jobs.parse(flags(), argv, PUBLISHED, {"tiny": tiny})
     base, setting = args.base, args.setting
     jobs.prepare(args, lambda: write_data(args, setting, base), "GPT2LMHeadModel")
     room = setting.max_tokens

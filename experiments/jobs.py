@@ -168,26 +168,26 @@ def parser(text: str, family: str, model: str, data: str, out: str) -> argparse.
     return made
 
 
-def parse(flags: argparse.ArgumentParser, argv, settings: tuple):
-    """The arguments, with ``base``, the folder of the model, and ``setting``.
+def parse(flags: argparse.ArgumentParser, argv, real, made: dict):
+    """The arguments, with ``base``, the folder of the model, ``made``, whether it is made here, and
+    ``setting``.
 
     Args:
-        settings: that of real weights, that of --tiny, and that of --small, where there is one.
+        real: the setting of real weights.
+        made: ``tiny`` (and ``small``), a flag each -> its setting.
 
     Raises:
         InputError: there is no model, or there are two.
     """
     args = flags.parse_args(argv)
-    made = [name for name in ("tiny", "small") if getattr(args, name, False)]
-    if len(made) + bool(args.model) != 1:
-        names = [f"--{name}" for name in ("tiny", "small") if hasattr(args, name)]
-        raise InputError(
-            f"Give one of these: {', '.join(names)}, or --model with the folder of the weights."
-        )
+    chosen = [name for name in made if getattr(args, name)]
+    if len(chosen) + bool(args.model) != 1:
+        names = " or ".join(f"--{name}" for name in [*made, "model"])
+        raise InputError(f"Give {names}, the last with the folder of the weights.")
     args.out = args.out.resolve()
-    args.made = bool(made)
-    args.base = args.out / "base" if made else args.model.resolve()
-    setting = settings[("tiny", "small").index(made[0]) + 1 if made else 0]
+    args.made = bool(chosen)
+    args.base = args.out / "base" if chosen else args.model.resolve()
+    setting = made[chosen[0]] if chosen else real
     args.setting = replace(setting, epochs=args.epochs or setting.epochs)
     return args
 

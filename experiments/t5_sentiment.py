@@ -431,7 +431,7 @@ def choose(only: str) -> list[Row]:
 
 
 def main(argv=None, tiny: Setting = TINY) -> None:
-    args = jobs.parse(flags(), argv, (PUBLISHED, tiny, SMALL))
+    args = jobs.parse(flags(), argv, PUBLISHED, {"tiny": tiny, "small": SMALL})
     base, setting = args.base, args.setting
     rows = choose(args.only)
     libraries = find_libraries(args)

@@ -6,7 +6,7 @@ from typing import List, Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
 
-from fairseq_peft.tasks.options import TRAIN_EXAMPLES
+from fairseq_peft.tasks.options import EVAL_TEST, METHOD_LABEL, TRAIN_EXAMPLES
 
 
 @dataclass
@@ -51,16 +51,8 @@ class AnswersConfig(FairseqDataclass):
             "each as if it were alone; batches are drawn anew each epoch, not by length"
         },
     )
-    eval_test: str = field(
-        default="each",
-        metadata={
-            "help": "when the splits behind the first of --valid-subset are evaluated: at each "
-            "validation (each), or once, when training has ended, with the best weights (best)"
-        },
-    )
-    method_label: str = field(
-        default="", metadata={"help": "name of the method in reports (that of --peft)"}
-    )
+    eval_test: str = field(default="each", metadata=EVAL_TEST)
+    method_label: str = field(default="", metadata=METHOD_LABEL)
     seed: int = II("common.seed")
     # Read for the length of the run, for the checks before training, and for run.json.
     cpu: bool = II("common.cpu")

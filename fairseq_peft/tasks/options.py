@@ -7,10 +7,15 @@ from typing import Any, List, Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
 
-#: What is said of a flag that several tasks have.
+#: What is said of flags that several tasks have.
 TRAIN_EXAMPLES = {
     "help": "train on so many rows alone, drawn by --seed, of each class as many (0: all)"
 }
+EVAL_TEST = {
+    "help": "when the splits behind the first of --valid-subset are evaluated: at each validation "
+    "(each), or once, when training has ended, with the best weights (best)"
+}
+METHOD_LABEL = {"help": "name of the method in reports (that of --peft)"}
 
 
 @dataclass
@@ -36,13 +41,7 @@ class SentenceClassificationConfig(FairseqDataclass):
         default=False, metadata={"help": "train from random weights, without a base checkpoint"}
     )
     train_examples: int = field(default=0, metadata=TRAIN_EXAMPLES)
-    eval_test: str = field(
-        default="each",
-        metadata={
-            "help": "when the splits behind the first of --valid-subset are evaluated: at each "
-            "validation (each), or once, when training has ended, with the best weights (best)"
-        },
-    )
+    eval_test: str = field(default="each", metadata=EVAL_TEST)
     keep_features: int = field(
         default=500,
         metadata={
@@ -68,9 +67,7 @@ class SentenceClassificationConfig(FairseqDataclass):
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head"}
     )
-    method_label: str = field(
-        default="", metadata={"help": "name of the method in reports (that of --peft)"}
-    )
+    method_label: str = field(default="", metadata=METHOD_LABEL)
     seed: int = II("common.seed")
     # Read for the checks before training and for run.json.
     cpu: bool = II("common.cpu")

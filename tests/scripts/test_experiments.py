@@ -174,10 +174,10 @@ def test_instructions_come_as_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("main", "words", "said"),
     [
-        (t5.main, [], "--tiny, .*or --model"),
+        (t5.main, [], "Give --tiny or --small or --model, the last with the folder"),
         (t5.main, ["--tiny", "--data", "nowhere"], "nowhere does not exist: the reviews of IMDB"),
         (t5.main, ["--tiny", "--only", "ours-full,mine"], "mine is no row"),
-        (bloom.main, [], "--tiny, .*or --model"),
+        (bloom.main, [], "Give --tiny or --model, the last with the folder"),
         (gpt2.main, ["--tiny", "--data", "nowhere"], "nowhere has no train.jsonl"),
     ],
 )
