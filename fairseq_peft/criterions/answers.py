@@ -9,7 +9,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -42,13 +41,21 @@ def predictions(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def label_losses(model, layout, prompts, labels) -> torch.Tensor:
     """(B, K) the negative log likelihood, in nats, of each label, token ids, as the whole answer to
-    each prompt, with the end of the answer."""
+    each prompt, with the end of the answer. A prompt is read once, however many labels there are.
+    """
+    model = surgery.unwrap(model)
     device = next(model.parameters()).device
-    losses = []
-    for ids in labels:
-        batch = utils.move_to_cuda(layout.batch([(prompt, ids) for prompt in prompts]), device)
-        losses.append(token_losses(*predictions(model, batch), layout.pad))
-    return torch.stack(losses, 1)
+    losses = torch.zeros(len(prompts), len(labels), device=device)
+    for rows in model.read_together(prompts):
+        read = model.read(layout.padded_prompts([prompts[i] for i in rows]).to(device))
+        for number, ids in enumerate(labels):
+            target = torch.tensor([*ids, layout.eos], device=device).expand(len(rows), -1)
+            before = target[:, :-1]
+            if not layout.causal:
+                before = F.pad(before, (1, 0), value=layout.start)
+            logits = model.logits_after(read, before)
+            losses[rows, number] = token_losses(logits, target, layout.pad)
+    return losses
 
 
 class AnswersCriterion(FairseqCriterion):
@@ -68,9 +75,11 @@ class AnswersCriterion(FairseqCriterion):
     def forward(self, model, sample, reduce=True):
         """Returns (summed loss, number of answers' tokens, logging output). The methods' penalty is
         in the loss that is minimised, not in the one that is logged."""
-        pad = self.task.layout.pad
-        loss = token_losses(*predictions(model, sample), pad).sum()
-        num_tokens = sample["ntokens"]
+        pad, num_tokens, counts = self.task.layout.pad, sample["ntokens"], None
+        if model.training or not self.task.label_ids:
+            loss = token_losses(*predictions(model, sample), pad).sum()
+        else:
+            loss, counts = self.of_labels(model, sample)
         log = {
             "loss": loss.detach(),
             "ntokens": num_tokens,
@@ -78,22 +87,24 @@ class AnswersCriterion(FairseqCriterion):
             "sample_size": num_tokens,
             "num_read": sum(len(prompt) + len(answer) + 1 for prompt, answer in sample["rows"]),
         }
-        if not model.training and self.task.label_ids:
-            log[scores.COUNTS] = self.counts(model, sample)
+        if counts is not None:
+            log[scores.COUNTS] = counts
         penalty = surgery.unwrap(model).penalty() if model.training else None
         if penalty is not None:
             loss = loss + num_tokens * penalty
         return loss, num_tokens, log
 
-    def counts(self, model, sample) -> torch.Tensor:
-        """(3, K), the integers of ``scores.KINDS``: each row's answer is the label that the model
-        finds likeliest, with the end of the answer."""
-        labels, layout = self.task.label_ids, self.task.layout
-        prompts = [prompt for prompt, _ in sample["rows"]]
-        self.predicted = label_losses(model, layout, prompts, labels).argmin(1)
-        target = [labels.index(list(answer)) for _, answer in sample["rows"]]
-        target = torch.tensor(target, device=self.predicted.device)
-        return Classes.counts(self.predicted, target, len(labels))
+    def of_labels(self, model, sample) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of the answers, each of which is a label; and (3, K), the integers of
+        ``scores.KINDS``: each row's answer is the label that the model finds likeliest, with the
+        end of the answer."""
+        labels, rows = self.task.label_ids, sample["rows"]
+        losses = label_losses(model, self.task.layout, [prompt for prompt, _ in rows], labels)
+        self.predicted = losses.argmin(1)
+        target = [labels.index(list(answer)) for _, answer in rows]
+        target = torch.tensor(target, device=losses.device)
+        loss = losses.gather(1, target[:, None]).sum()
+        return loss, Classes.counts(self.predicted, target, len(labels))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

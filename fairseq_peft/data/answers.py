@@ -75,6 +75,14 @@ class Layout:
         }
         return {"net_input": inputs, "target": torch.tensor([target])}
 
+    def padded_prompts(self, prompts) -> torch.Tensor:
+        """(B, longest): a source is padded at the right; a causal model's prompts in front, so that
+        all rows go on at the same place."""
+        if not self.causal:
+            return self.padded(prompts)
+        longest = max(map(len, prompts))
+        return torch.tensor([[self.pad] * (longest - len(p)) + list(p) for p in prompts])
+
     def padded(self, rows) -> torch.Tensor:
         """(B, longest), padded at the right."""
         out = torch.full((len(rows), max(map(len, rows))), self.pad)

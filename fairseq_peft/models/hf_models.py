@@ -12,8 +12,10 @@ Shape letters: B batch, S source tokens, T tokens, C model dim, V vocabulary, P 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +64,24 @@ HFConfig = config_class("HFConfig", FLAGS)
 CACHE = "fairseq_peft.hf"
 #: Name in a state of the SHA-256 of what it leaves out, for that is in the folder of the base.
 BASE = "base_sha256"
+#: Bytes of keys and values that prompts may have which are read at once.
+KEPT = 2**28
 #: A length that no text has, for models without a limit of their own.
 UNLIMITED = 1_000_000
+
+
+class Read(NamedTuple):
+    """Prompts that a model has read, for any number of answers.
+
+    Attributes:
+        tokens: (B, S).
+        state: the encoder's output; of a causal model its cache of keys and values.
+        logits: (B, 1, V) behind the prompts; None of an encoder-decoder.
+    """
+
+    tokens: torch.Tensor
+    state: dict
+    logits: torch.Tensor | None = None
 
 
 class HFModel(PeftModel, BaseFairseqModel):
@@ -180,6 +198,12 @@ class HFModel(PeftModel, BaseFairseqModel):
                 f"A batch has {num_tokens} tokens and {self.num_reserved} prompt or prefix tokens; "
                 f"the model has {self.room} positions. Give shorter texts."
             )
+
+    def together(self, prompts) -> list[list[int]]:
+        """The numbers of the prompts that can be one batch, of whatever lengths."""
+        return [list(range(len(prompts)))]
+
+    read_together = together
 
     @property
     def base_sha256(self) -> str:
@@ -329,9 +353,53 @@ class HFCausalLM(HFModel):
             )
         return out.logits
 
+    def together(self, prompts):
+        """As above; those of one length where a soft prompt stands behind the first token."""
+        soft = self.entrance(0).soft_prompt
+        if soft is None or not soft.start:
+            return super().together(prompts)
+        groups = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(len(prompt), []).append(i)
+        return list(groups.values())
+
+    def read_together(self, prompts):
+        """As ``together``, and no more at once than ``KEPT`` has room for."""
+        layers = len(self.entrance(0).get_submodule(self.family.stacks[0].layers))
+        a_token = 2 * layers * self.family.num_heads * self.family.head_dim
+        a_token *= 2 if precision.half(self.args.precision) else 4
+        found = []
+        for rows in self.together(prompts):
+            size = max(1, KEPT // (a_token * max(len(prompts[i]) for i in rows)))
+            found += [rows[first : first + size] for first in range(0, len(rows), size)]
+        return found
+
+    def read(self, tokens) -> Read:
+        """tokens (B, S), prompts, padded in front -> what ``logits_after`` is to be given."""
+        state = {}
+        logits, _ = self(tokens, incremental_state=state, num_logits=1)
+        return Read(tokens, state, logits)
+
+    def logits_after(self, read: Read, before):
+        """before (B, T - 1), all of an answer but its end -> logits (B, T, V) of it and its end."""
+        if not before.shape[1]:
+            return read.logits
+        kept = read.state[CACHE]
+        state = {CACHE: {**kept, "cache": _twin(kept["cache"])}}
+        logits, _ = self(torch.cat([read.tokens, before], 1), incremental_state=state)
+        return torch.cat([read.logits, logits], 1)
+
     def max_positions(self):
         """The tokens that there is room for."""
         return self.longest_text
+
+
+def _twin(cache):
+    """Another cache of the same keys and values, which may grow by itself: transformers' layers of
+    one make new tensors, and leave these as they are."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def _ends(lengths) -> torch.Tensor:
@@ -401,6 +469,15 @@ class HFSeq2Seq(HFModel):
         if incremental_state is not None:
             state.update(cache=out.past_key_values, num_tokens=num_tokens)
         return out.logits, {}
+
+    def read(self, tokens) -> Read:
+        """tokens (B, S), sources -> what ``logits_after`` is to be given."""
+        return Read(tokens, self.encode(tokens))
+
+    def logits_after(self, read: Read, before):
+        """before (B, T), what answers begin with, and all of them but their end -> logits
+        (B, T, V)."""
+        return self.decode(before, read.state)[0]
 
     def max_positions(self):
         """The tokens that there is room for, in source and target."""

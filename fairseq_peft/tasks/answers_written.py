@@ -52,42 +52,27 @@ class WritesAnswers:
                     f"{self.room}. Give a text that is none of these."
                 )
         found = [None] * len(prompts)
-        for rows in self.together(model, prompts):
+        for rows in model.together(prompts):
             batch = self.written_together(model, [prompts[i] for i in rows], search or self.search)
             for i, hypotheses in zip(rows, batch):
                 found[i] = hypotheses
         return found
-
-    def together(self, model, prompts) -> list[list[int]]:
-        """The numbers of the prompts that can be one batch: those of one length where a soft prompt
-        stands behind the first token of a causal model, else all."""
-        soft = model.entrance(0).soft_prompt
-        if not (self.causal and soft is not None and soft.start):
-            return [list(range(len(prompts)))]
-        groups = {}
-        for i, prompt in enumerate(prompts):
-            groups.setdefault(len(prompt), []).append(i)
-        return list(groups.values())
 
     def written_together(self, model, prompts, search):
         """As ``written``, in one batch."""
         layout = self.layout
         device = next(model.parameters()).device
         generator = self.build_generator([model], search)
-        tokens = layout.padded(prompts)
+        tokens = layout.padded_prompts(prompts).to(device)
         first = layout.start
         if self.causal:
-            # Padding stands in front, so that all rows go on at the same place.
-            longest = tokens.shape[1]
-            tokens = torch.tensor([[layout.pad] * (longest - len(p)) + list(p) for p in prompts])
-            tokens = tokens.to(device)
             generator.model.single_model.decoder.prompts = tokens[:, :-1]
             first = tokens[:, -1].repeat_interleave(generator.beam_size)
-            generator.max_len = self.room - longest + 1
+            generator.max_len = self.room - tokens.shape[1] + 1
         longest_answer = int(generator.max_len_a * tokens.shape[1] + generator.max_len_b)
         generator.min_len = min(generator.min_len, longest_answer, generator.max_len - 1)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        inputs = {"src_tokens": tokens.to(device), "src_lengths": lengths.to(device)}
+        inputs = {"src_tokens": tokens, "src_lengths": lengths.to(device)}
         return generator.generate([model], {"net_input": inputs}, bos_token=first)
 
     def build_generator(self, models, args, *more, **kwargs):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import TOLERANCE
-from hf_families import KINDS, PAD, Kind
+from hf_families import KINDS, PAD, WINDOWED, Kind
 from torch import nn
 
 from fairseq_peft import methods
 from fairseq_peft.architectures.decoder_only import SIZES as DECODERS
 from fairseq_peft.architectures.t5 import SIZES as T5_SIZES
-from fairseq_peft.criterions.answers import predictions, token_losses
+from fairseq_peft.criterions.answers import label_losses, predictions, token_losses
 from fairseq_peft.data.answers import Layout
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import hf_base
@@ -230,6 +230,44 @@ def test_step_by_step_is_one_pass(kind, model, peft, given):
             encoded = model.encoder.reorder_encoder_out(encoded, order)
         logits, _ = model.decoder(tokens[order, :3], encoded, incremental_state=state)
         assert (logits[:, -1] - expected[order, 2]).abs().max() < 1e-4
+
+
+@parametrize(TAKEN)
+def test_labels_are_scored_as_whole_answers(kind, model, peft, given, monkeypatch):
+    """Each prompt is read once, whatever the number of labels, all at once or a few at a time; the
+    scores are those of prompt and label in one pass."""
+    check_label_losses(kind, model.eval(), monkeypatch)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_labels_behind_prompts_that_are_longer_than_a_window(name, tmp_path, monkeypatch):
+    kind = Kind(name, tmp_path)
+    model = kind.build("lora", peft_targets="all-linear")
+    model.load_state_dict({**model.state_dict(), **kind.base()}, strict=True)
+    perturb(model)
+    check_label_losses(kind, model, monkeypatch)
+
+
+def check_label_losses(kind, model, monkeypatch):
+    layout = Layout(kind.causal, PAD, eos=1, start=0)
+    prompts = [[3, 4, 5, 6, 7, 8], [5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [4, 5, 9]]
+    labels = [[3], [4, 5, 6], [4], []]
+    expected = []
+    reads = []  # tokens of each call
+    with torch.no_grad():
+        for ids in labels:
+            batch = layout.batch([(prompt, ids) for prompt in prompts])
+            expected.append(token_losses(*predictions(model, batch), PAD))
+        before = copy.deepcopy(model.state_dict())
+        monkeypatch.setattr(model, "read", lambda t: reads.append(t) or type(model).read(model, t))
+        found = label_losses(model, layout, prompts, labels)
+        monkeypatch.setattr("fairseq_peft.models.hf_models.KEPT", 1)
+        one_by_one = label_losses(model, layout, prompts, labels)
+    assert (found - torch.stack(expected, 1)).abs().max() < 2e-4  # losses of size 10 and more
+    assert (found - one_by_one).abs().max() < 2e-4
+    assert sum(map(len, reads)) == 2 * len(prompts)
+    assert found.std(1).min() > 1e-3
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @parametrize(TAKEN)

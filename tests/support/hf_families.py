@@ -103,6 +103,20 @@ KINDS = {
     "llama": ({**LLAMA, "num_key_value_heads": 4}, {}),
     "llama-grouped": (LLAMA, {}),
 }
+#: The same of models whose tokens see 3 tokens alone, which is less than rows have.
+WINDOWED = {
+    "mistral": ({**LLAMA, "model_type": "mistral", "sliding_window": 3}, {}),
+    "qwen2": (
+        {
+            **LLAMA,
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "max_window_layers": 1,  # its second layer alone has a window
+        },
+        {},
+    ),
+}
 
 
 def write_tokenizer(folder, words=WORDS):
@@ -147,11 +161,11 @@ def write_rows(folder, names, **sizes):
 
 
 class Kind:
-    """A kind of model, by its name in ``KINDS``; its config lies in ``folder``."""
+    """A kind of model, by its name in ``KINDS`` or ``WINDOWED``; its config lies in ``folder``."""
 
     def __init__(self, name, folder):
         self.name = name
-        self.config, self.flags = KINDS[name]
+        self.config, self.flags = {**KINDS, **WINDOWED}[name]
         self.path = folder / f"{name}.json"
         self.path.write_text(json.dumps(self.config))
         self.causal = self.config["model_type"] in hf_models.HFCausalLM.known

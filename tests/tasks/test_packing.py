@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapter_folders import moved
 from helpers import PACKAGE
-from hf_families import GPT2, LLAMA, Kind, write_base, write_rows
+from hf_families import GPT2, WINDOWED, Kind, write_base, write_rows
 
 from fairseq_peft.criterions.answers import predictions, token_losses
 from fairseq_peft.data.answers import AnswerDataset, Layout
@@ -29,14 +29,9 @@ ROWS = [
     ([11, 12, 13, 14, 15, 16, 17], []),
     ([30, 31, 32], [20, 21, 22, 23, 24]),
 ]
-#: A window of 3 tokens, which is shorter than rows are.
-MISTRAL = {**LLAMA, "model_type": "mistral", "sliding_window": 3}
-QWEN = {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 3}
-QWEN |= {"max_window_layers": 1}  # its second layer alone has a window
-MORE = {"mistral": (MISTRAL, {}), "qwen2": (QWEN, {})}
 LORA = ("lora", {"peft_targets": "all-linear"})
 CASES = [
-    *((kind, *LORA) for kind in ("gpt2", "gpt2-split", "bloom", "opt", "llama-grouped", *MORE)),
+    *((kind, *LORA) for kind in ("gpt2", "gpt2-split", "bloom", "opt", "llama-grouped", *WINDOWED)),
     ("gpt2", "full", {}),
     ("bloom", "adapter", {"adapter_placement": "both"}),
     *((kind, "prompt", {"prompt_num_tokens": 3}) for kind in ("gpt2", "bloom", "llama")),
@@ -48,10 +43,8 @@ CASES = [
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(tmp_path):
     """``build("gpt2", "lora", {})``: a model whose method is away from its start."""
-    for name, kind in MORE.items():
-        monkeypatch.setitem(hf_families.KINDS, name, kind)
 
     def make(name, peft, given):
         kind = Kind(name, tmp_path)
