@@ -57,6 +57,7 @@ class HFFamily(Family):
         num_heads: how many there are.
     """
 
+    updates_in_one: bool = True
     defaults: dict = field(default_factory=dict)
     learned_positions: bool = False
     head_dim: int = 0
