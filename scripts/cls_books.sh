@@ -6,7 +6,7 @@
 #   JOBS=8 bash scripts/cls_books.sh                             # one GPU, or a large machine: everything
 #   bash scripts/cls_books.sh main                                # two cores: the table first, resumable
 #
-# Parts, in the order in which a slow machine should make them; all of them without an argument:
+# Parts, in the order in which a slow machine should make them; all of them but e5-256 without an argument:
 #   main      scratch, full, LoRA, adapter, head alone, prompt with 3 seeds; then the first four with 5
 #   targets   LoRA on fewer and on more maps
 #   methods   every other method, and mix-and-match
@@ -18,6 +18,7 @@
 #   hf        full and LoRA in Hugging Face's Trainer and PEFT, at the rates that main picked
 #   e5        a published encoder of 12 layers, as multilingual-e5-small: head alone, LoRA, adapter, full; averages of three
 #             checkpoints; LoRA on 256 positions in place of 512; LoRA and full with the review's title before its text
+#   e5-256    its four methods on 256 positions, 3 epochs (6 of the head), at one rate each, test once: hours of two cores
 #   reports   tables, figures and pictures of all that is there, to OUT
 #
 # Each part is a sweep (scripts/sweep.sh): what is done is skipped, what was interrupted goes on. Rates are picked on
@@ -63,13 +64,28 @@ prepare() {  # FOLDER MODEL [RAW NAME POSITIONS]: the reviews in the pieces of a
     MAX_POSITIONS="${5:-256}" bash "$ROOT/scripts/prepare_data.sh" "${3:-$RAW}" "$name"
 }
 
-e5() {  # base, data with and without titles, sweeps, averages
-  local base=$DATA_BIN/e5-base data=$DATA_BIN/e5 raw=$DATA_BIN/e5-raw method seed from
+e5_base() {  # for 512 positions, and for 256
+  local base=$DATA_BIN/e5-base
   [ -e "$base/model.pt" ] || peft_cli from-hf "$E5" "$base"
   [ -e "$base/short.pt" ] || peft_cli export-checkpoint "$base/model.pt" --max-positions 256 --out "$base/short.pt"
-  [ -e "$raw/plain" ] || peft_cli prefix-texts "$RAW" "$raw/plain" --prefix "$E5_PREFIX"
+  [ -e "$DATA_BIN/e5-raw/plain" ] || peft_cli prefix-texts "$RAW" "$DATA_BIN/e5-raw/plain" --prefix "$E5_PREFIX"
+  prepare "$DATA_BIN/e5" "$base" "$DATA_BIN/e5-raw/plain" cls-books 512
+}
+
+e5_256() {
+  local knobs=(DATA="$DATA_BIN/e5/cls-books" BASE="$DATA_BIN/e5-base/short.pt" EVAL_TEST=best)
+  e5_base
+  FLAGS=(-- --pooler mean)
+  sweep e5-256 "$E5_SEEDS" "pretrained/full pretrained/lora pretrained/adapter" "${knobs[@]}" \
+    EPOCHS=3 LR_FULL=5e-5 LR_LORA=1e-3 LR_ADAPTER=1e-3
+  sweep e5-256 "$E5_SEEDS" pretrained/head_only "${knobs[@]}" EPOCHS=6 LR_HEAD_ONLY=3e-3
+  FLAGS=()
+}
+
+e5() {  # base, data with and without titles, sweeps, averages
+  local base=$DATA_BIN/e5-base data=$DATA_BIN/e5 raw=$DATA_BIN/e5-raw method seed from
+  e5_base
   [ -e "$raw/titled" ] || peft_cli prefix-texts "$RAW" "$raw/titled" --prefix "$E5_PREFIX" --titles "$TITLES"
-  prepare "$data" "$base" "$raw/plain" cls-books 512
   prepare "$data" "$base" "$raw/titled" cls-books-titled 512
   local knobs=(BASE="$base/model.pt" LR_FULL="$E5_LR_FULL" LR_LORA="$E5_LR_LORA")
   FLAGS=(-- --pooler mean)
@@ -172,8 +188,9 @@ part() {
         done
       done ;;
     e5) e5 ;;
+    e5-256) e5_256 ;;
     reports)
-      for method in main targets methods epochs-3 epochs-12 epochs-24 few-16 few-64 few-256 old e5; do report "$method"; done
+      for method in main targets methods epochs-3 epochs-12 epochs-24 few-16 few-64 few-256 old e5 e5-256; do report "$method"; done
       report titles "$TITLED/raw" cls-books-titled
       curve epochs "epochs (batches of 16)" 3 12 24 "$EPOCHS=$RUNS-main"
       curve few "training rows" 16 64 256 "1600=$RUNS-main" ;;
@@ -194,8 +211,8 @@ curve() {  # PART X-LABEL NUMBERS... NUMBER=RUNS: accuracy against a number
 
 for name in "${PARTS[@]}"; do
   case $name in
-    main | targets | methods | epochs | few | titles | old | hf | e5 | reports) ;;
-    *) die "'$name' is no part: expected main, targets, methods, epochs, few, titles, old, hf, e5 or reports" ;;
+    main | targets | methods | epochs | few | titles | old | hf | e5 | e5-256 | reports) ;;
+    *) die "'$name' is no part: expected main, targets, methods, epochs, few, titles, old, hf, e5, e5-256 or reports" ;;
   esac
 done
 case " ${PARTS[*]} " in *" hf "*) hf_packages >/dev/null ;; esac # before hours of other parts
