@@ -13,7 +13,11 @@ from fairseq_peft import __version__, commands
 from fairseq_peft.errors import InputError, sentence
 
 #: What says something about training, or about fairseq's other tasks, to whoever reads a log of it.
-QUIET = ("fairseq.tasks.text_to_speech", "fairseq_peft.models.roberta")
+QUIET = (
+    "fairseq.tasks.text_to_speech",
+    "fairseq_peft.models.roberta",
+    "torch._subclasses.fake_tensor",
+)
 #: What is printed instead of a character, or an escape, to a terminal that has no such character.
 ESCAPE = "fairseq_peft.escape"
 IN_ASCII = {"±": "+-"}

@@ -47,7 +47,8 @@ def label_losses(model, layout, prompts, labels) -> torch.Tensor:
     device = next(model.parameters()).device
     losses = torch.zeros(len(prompts), len(labels), device=device)
     for rows in model.read_together(prompts):
-        read = model.read(layout.padded_prompts([prompts[i] for i in rows]).to(device))
+        tokens = layout.padded_prompts([prompts[i] for i in rows], layout.room)
+        read = model.read(tokens.to(device))
         for number, ids in enumerate(labels):
             target = torch.tensor([*ids, layout.eos], device=device).expand(len(rows), -1)
             before = target[:, :-1]

@@ -13,6 +13,17 @@ from fairseq.data import FairseqDataset, data_utils
 
 from fairseq_peft.errors import InputError
 
+#: Widths of batches beyond the first are multiples of the second, for torch keeps code and buffers
+#: for every shape of product that it has met: in bf16 fewer shapes take less time and memory.
+NARROW, MULTIPLE = 16, 8
+
+
+def width(longest: int, room: int) -> int:
+    """How wide a batch is whose longest row has ``longest`` tokens, where there is room for so
+    many."""
+    rounded = longest if longest <= NARROW else -(-longest // MULTIPLE) * MULTIPLE
+    return max(longest, min(rounded, room))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -23,12 +34,14 @@ class Layout:
         pad: id of padding, in inputs and in targets, where it is left out of the loss.
         start: id that answers of an encoder-decoder begin with.
         eos: id that ends an answer.
+        room: tokens that the model has room for; batches are not rounded up where it is 0.
     """
 
     causal: bool
     pad: int
     eos: int
     start: int
+    room: int = 0
 
     def batch(self, rows) -> dict:
         """rows, a list of (prompt ids, answer ids) -> ``net_input`` and ``target`` (B, T), the ids
@@ -41,17 +54,17 @@ class Layout:
                 [self.pad] * (len(text) - 1 - len(answer)) + answer
                 for text, answer in zip(texts, answers)
             ]
-            inputs = {"src_tokens": self.padded([text[:-1] for text in texts])}
+            inputs = {"src_tokens": self.padded([text[:-1] for text in texts], self.room)}
         else:
             targets = answers
             before = [[self.start, *answer[:-1]] for answer in answers]
             inputs = {
-                "src_tokens": self.padded([prompt for prompt, _ in rows]),
-                "prev_output_tokens": self.padded(before),
+                "src_tokens": self.padded([prompt for prompt, _ in rows], self.room),
+                "prev_output_tokens": self.padded(before, self.room),
             }
         lengths = [len(prompt) + self.causal * len(answer) for prompt, answer in rows]
         inputs["src_lengths"] = torch.tensor(lengths)
-        batch = {"net_input": inputs, "target": self.padded(targets)}
+        batch = {"net_input": inputs, "target": self.padded(targets, self.room)}
         if self.causal:
             first = min(len(prompt) for prompt, _ in rows) - 1
             batch["num_predicted"] = batch["target"].shape[1] - first
@@ -75,17 +88,17 @@ class Layout:
         }
         return {"net_input": inputs, "target": torch.tensor([target])}
 
-    def padded_prompts(self, prompts) -> torch.Tensor:
-        """(B, longest): a source is padded at the right; a causal model's prompts in front, so that
-        all rows go on at the same place."""
+    def padded_prompts(self, prompts, room: int = 0) -> torch.Tensor:
+        """(B, longest): sources are padded at the right, and rounded up with ``room``; a causal
+        model's prompts in front, so that all rows go on at the same place."""
         if not self.causal:
-            return self.padded(prompts)
+            return self.padded(prompts, room)
         longest = max(map(len, prompts))
         return torch.tensor([[self.pad] * (longest - len(p)) + list(p) for p in prompts])
 
-    def padded(self, rows) -> torch.Tensor:
-        """(B, longest), padded at the right."""
-        out = torch.full((len(rows), max(map(len, rows))), self.pad)
+    def padded(self, rows, room: int = 0) -> torch.Tensor:
+        """(B, ``width``), padded at the right."""
+        out = torch.full((len(rows), width(max(map(len, rows)), room)), self.pad)
         for row, ids in zip(out, rows):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return out

@@ -60,8 +60,8 @@ def named(given: list[str]) -> dict[str, Path]:
         name, sign, folder = one.partition("=")
         if not sign or not folder or not re.fullmatch(r"[\w.+-]+", name, re.ASCII):
             raise InputError(
-                f"--adapter {one}: expected NAME=DIR, with a name of letters, digits, and . _ + -"
-                "; such as books=runs/books/adapter."
+                f"--adapter {one}: expected NAME=DIR, with a name of ASCII letters, digits "
+                "and . _ + -; such as books=runs/books/adapter."
             )
         if name in found:
             raise InputError(f"--adapter {name}=... was given twice. Take another name for one.")

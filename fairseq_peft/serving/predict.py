@@ -83,7 +83,16 @@ def answer(logits: torch.Tensor, labels: Sequence[str], kind: str) -> Prediction
 
 
 class Predictions(list):
-    """A list of ``Prediction``, one a row, in the order of the rows."""
+    """A list of ``Prediction``, one a row, in the order of the rows.
+
+    Args:
+        rows: those.
+        classes: what they are of, where that is known without a row.
+    """
+
+    def __init__(self, rows=(), classes: Sequence[str] = ()):
+        super().__init__(rows)
+        self._classes = classes
 
     @property
     def labels(self) -> list[str]:
@@ -101,6 +110,8 @@ class Predictions(list):
                 "The rows have different classes, so their probabilities are no table. Take those "
                 "of each row."
             )
+        if not self:
+            return np.zeros((0, len(self._classes)), dtype=np.float32)
         return np.array([list(row.probabilities.values()) for row in self], dtype=np.float32)
 
 
@@ -309,7 +320,15 @@ class Classifier:
         Raises:
             InputError: an adapter is unknown, or a row has not as many texts as it was trained on.
         """
-        return Predictions(self._rows(self.logits(texts, adapter, batch_size)))
+        rows = list(self._rows(self.logits(texts, adapter, batch_size)))
+        return Predictions(rows, () if rows else self._classes_of(adapter))
+
+    def _classes_of(self, adapter) -> list[str]:
+        """The columns of a table of probabilities; none where several adapters may be meant."""
+        known = [adapter] if isinstance(adapter, str) else list(self._readers)
+        if len(known) > 1 or self.kind_of(known[0]) == NUMBER:
+            return []
+        return self.labels_of(known[0])
 
     def stream(
         self,

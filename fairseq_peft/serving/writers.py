@@ -266,7 +266,10 @@ def from_checkpoint(path, data, languages: dict):
                 )
         return OfTokenizer(*finetuned.plain_of_folder(Path(path)), {})
     finetuned.check_file(Path(path))
-    overrides = {**languages, **({} if data is None else {"data": str(data)})}
+    # In fp32, as beside an adapter folder: "auto" would be another precision on another machine.
+    overrides = {**languages, "precision": "fp32"}
+    if data is not None:
+        overrides["data"] = str(data)
     try:
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except (OSError, AssertionError) as error:

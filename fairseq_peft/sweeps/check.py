@@ -16,11 +16,18 @@ ALONE, WITH_MOMENTS = 4, 12
 
 
 def cell(name: str, words: list[str], with_data: bool) -> int:
-    """Whether a run of a cell would start: all that fairseq-train looks at before its first update,
-    with nothing written.
+    """As ``start``; ``name`` is that of the cell, for the message."""
+    try:
+        return start(words, with_data)
+    except InputError as error:
+        raise InputError(f"The cell {name} cannot start: {error}") from error
+
+
+def start(words: list[str], with_data: bool) -> int:
+    """Whether a run would start: all that fairseq-train looks at before its first update, with
+    nothing written.
 
     Args:
-        name: of the cell.
         words: of fairseq-train, behind the program.
         with_data: whether to look at every row of the data, too.
 
@@ -42,8 +49,6 @@ def cell(name: str, words: list[str], with_data: bool) -> int:
         task.build_criterion(cfg.criterion)
         if with_data:
             launch.load_data(task)
-    except InputError as error:
-        raise InputError(f"The cell {name} cannot start: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
     if cfg.checkpoint.no_save:

@@ -24,6 +24,7 @@ from fairseq_peft.report.result import conclude, in_words, summarise
 from fairseq_peft.report.runs import read_json
 from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs import log as run_log
+from fairseq_peft.sweeps import check
 from fairseq_peft.sweeps.epochs import Epochs
 from fairseq_peft.sweeps.knobs import ENDLESS, Knobs, batches, command
 
@@ -66,6 +67,8 @@ def run(knobs: Knobs, change: str | None = None, wait: bool = False) -> str:
     words = command(knobs)
     now = plan.make(words)
     with owned(knobs.folder, wait):
+        if change == "redo":
+            check_redo(knobs.folder, words, now)
         if begin(knobs.folder, now, change, wait):
             return f"{knobs.folder} is done."
         train(knobs, words, now)
@@ -126,6 +129,17 @@ def is_done(folder: Path, now: plan.Plan, change: str | None = None, extends: bo
         )
     # What patience ended would have ended there with more epochs, too.
     return done and (not differ or (change == "extend" and _stopped_early(folder)))
+
+
+def check_redo(folder: Path, words: list[str], now: plan.Plan) -> None:
+    """Raise InputError where a run of another plan would go for one that cannot start."""
+    before = plan.of_begun(folder)
+    if not before or not plan.differences(before, now):
+        return
+    try:
+        check.start([*words, "--save-dir", f"{folder}.redone"], with_data=True)
+    except InputError as error:
+        raise InputError(f"{folder} is as it was, for the new run cannot start: {error}") from error
 
 
 def adopt(folder: Path, now: plan.Plan, change: str | None = None, extends: bool = True) -> bool:

@@ -17,6 +17,7 @@ from fairseq_peft.runs import lock, plan
 from fairseq_peft.runs.log import logging_to
 from fairseq_peft.sweeps import finetune
 from fairseq_peft.sweeps.bases import num_rows
+from fairseq_peft.sweeps.knobs import check_label
 from fairseq_peft.text.kinds import check_classes
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ def run(options, change: str | None = None, keep: str = "best") -> str:
     Raises:
         InputError: the run cannot be, or has failed.
     """
+    if options.label:
+        check_label(options.label)
     check_classes(options.data, "finetune-hf")
     num_rows(options.data)
     now, folder = make_plan(options), options.save_dir

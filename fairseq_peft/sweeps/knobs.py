@@ -68,11 +68,28 @@ class Knobs:
     worker: str | None = None
     labels: str = ""
 
+    def __post_init__(self):
+        check_label(self.label)
+
+    @property
+    def data_name(self) -> str:
+        """What the data are called in reports: their folder."""
+        return os.path.basename(os.path.abspath(self.data))
+
     @property
     def folder(self) -> Path:
         init = "pretrained" if self.base else "scratch"
-        name = os.path.basename(os.path.normpath(self.data))
-        return Path(self.runs) / name / init / self.label / f"seed{self.seed}"
+        return Path(self.runs) / self.data_name / init / self.label / f"seed{self.seed}"
+
+
+def check_label(label: str) -> None:
+    """Raise InputError where ``label`` cannot be the name of a folder and of a row of a table."""
+    if label in ("", ".", "..") or "/" in label or os.sep in label or not label.isprintable():
+        raise InputError(
+            f"{label!r} cannot be what a run is called in reports, for its folder has that name. "
+            "Give one line without /, other than . and .. (--label; in a sweep what stands behind "
+            "the / of a cell)."
+        )
 
 
 def command(knobs: Knobs) -> list[str]:

@@ -102,7 +102,7 @@ class Sweep:
 
     def log_of(self, run: Run, last: str | None = None) -> str:
         """What is told of a run, or of ``last`` of its cell."""
-        name = os.path.basename(os.path.normpath(self.knobs.data))
+        name = self.knobs.data_name
         last = last or f"seed{run.seed}"
         file = f"{name}-{run.cell.start}-{run.cell.label}-{last}.log"
         return os.path.join(self._place(run), "logs", file)
@@ -168,7 +168,7 @@ class Sweep:
     def record(self) -> None:
         """Write what this sweep is going to run, for ``fairseq-peft watch``: sweep.json beside the
         runs of its data, in place of that of the sweep before."""
-        name = os.path.basename(os.path.normpath(self.knobs.data))
+        name = self.knobs.data_name
         folder = Path(self.knobs.runs, name)
         folder.mkdir(parents=True, exist_ok=True)
         cells = {str(cell): list(cell.rates) for cell in self.cells}

@@ -120,7 +120,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
                 "answers would have no end, or no beginning. Add them."
             )
         eos = eos[0] if isinstance(eos, (list, tuple)) else eos
-        self.layout = Layout(self.causal, model.pad, eos, start)
+        self.layout = Layout(self.causal, model.pad, eos, start, model.longest_text)
         self.room = model.longest_text
         self.label_ids = self.encode_labels()
         return model

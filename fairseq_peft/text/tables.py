@@ -252,7 +252,10 @@ def _quoted_rows(lines, delimiter) -> Iterator[tuple[int, list[str] | None, str]
             yield start + 1, fields or [""], "\n".join(lines[start : rows.line_num])
             start = rows.line_num
     except csv.Error as error:
-        yield start + 1, None, str(error)
+        wrong = str(error)
+        if "new-line character" in wrong:  # old Macs' end of a line
+            wrong = "a CR without LF stands outside of quotes; end lines with LF, or CR LF"
+        yield start + 1, None, wrong
 
 
 # .jsonl and .json

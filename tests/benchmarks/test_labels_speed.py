@@ -18,7 +18,7 @@ def test_each_model_is_scored_in_both_ways(tmp_path, capsys):
         path = tmp_path / f"{config['model_type']}.json"
         path.write_text(json.dumps({**config, "vocab_size": 1000}))
         archs[str(path)] = kind
-    flags = "--repeats 1 --rows 3 --lengths 5 9 --labels 2".split()
+    flags = ["--repeats", "1", "--rows", "3", "--lengths", "5", "9", "--labels", "2"]
     assert labels_speed.main(flags, archs) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(archs)

@@ -271,6 +271,26 @@ def check_label_losses(kind, model, monkeypatch):
 
 
 @parametrize(TAKEN)
+def test_a_wider_batch_has_the_same_loss(kind, model, peft, given):
+    """Widths are rounded up: padding changes nothing."""
+    rows = [([3, 4, 5] * 5 + [7], [4, 6]), ([5, 6, 7], [9]), ([9, 8, 7] * 4, [])]
+    narrow = Layout(kind.causal, PAD, eos=1, start=0)
+    wide = replace(narrow, room=model.longest_text)
+    losses = []
+    with torch.no_grad():
+        for layout in (narrow, replace(wide, room=20), wide):
+            batch = layout.batch([(prompt + [4], answer) for prompt, answer in rows])
+            width = batch["net_input"]["src_tokens"].shape[1]
+            losses.append(token_losses(*predictions(model, batch), PAD))
+            assert width == {0: 17 + 2 * kind.causal, 20: 20}.get(layout.room, 24)
+        labels = [
+            label_losses(model, lay, [p for p, _ in rows], [[3], [4]]) for lay in (narrow, wide)
+        ]
+    assert (torch.stack(losses) - losses[0]).abs().max() < 2e-4  # losses of size 10 and more
+    assert (labels[0] - labels[1]).abs().max() < 2e-4
+
+
+@parametrize(TAKEN)
 def test_generated_scores_are_those_of_one_pass(kind, model, peft, given):
     """Beams of fairseq's generator, prompts of several lengths at once: each word's score is what
     one pass over prompt and answer gives it, and so every tensor that moves logits moves it."""

@@ -101,6 +101,7 @@ def test_odd_rows_are_rows(load):
     assert found[0] == found[1] == found[2] == found[3]
     assert found.labels[5] == classifier.predict(["beau"]).labels[0]
     assert found.probabilities.shape == (len(odd), 2)
+    assert classifier.predict([]).probabilities.shape == (0, 2)
 
 
 def test_bf16(load, texts):

@@ -83,6 +83,27 @@ def test_another_plan_is_refused_and_a_run_without_end_is_extended(finetune, cap
     assert json.loads((folder / "result.json").read_text())["curve"] == extended["curve"]
 
 
+def test_redo_throws_nothing_away_for_a_run_that_cannot_start(finetune, capfd):
+    status, folder, _ = finetune("--epochs", "1")
+    assert status == 0
+
+    def there():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = there()
+    for words, message in [
+        (["--metric", "f1_typo"], "f1_typo"),
+        (["--lr", "abc"], "abc"),
+        (["--", "--peft-targets", "nope"], "nope"),
+    ]:
+        assert finetune("--epochs", "1", "--redo", *words)[0] == 1
+        told = capfd.readouterr().err
+        assert f"{folder} is as it was, for the new run cannot start: " in told and message in told
+        assert there() == before
+    assert finetune("--epochs", "1", "--redo", "--lr", "1e-3")[0] == 0
+    assert there()[folder / "result.json"] != before[folder / "result.json"]
+
+
 @pytest.fixture(scope="module")
 def trained(fairseq, data_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")

@@ -137,6 +137,18 @@ def test_batches_by_tokens_are_those_of_the_run(knobs):
     assert json.loads(lines[-1])["lr"] == 0
 
 
+@pytest.mark.parametrize("label", ["two\nlines", "../../../outside", "a/b", ".", "..", ""])
+def test_a_label_is_the_name_of_a_folder(knobs, label):
+    with pytest.raises(InputError, match="cannot be what a run is called.*Give one line without /"):
+        replace(knobs, label=label)
+
+
+def test_data_that_are_named_by_where_one_stands_have_a_name(knobs, data_folder, monkeypatch):
+    monkeypatch.chdir(data_folder)
+    assert replace(knobs, data=".").folder == knobs.folder
+    assert replace(knobs, data="label/..").folder == knobs.folder
+
+
 def test_another_plan_is_refused_with_what_differs(knobs):
     folder = knobs.folder
     now = plan.make(knobs_of.command(knobs))

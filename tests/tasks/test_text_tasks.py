@@ -8,6 +8,7 @@ import math
 import random
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -118,6 +119,18 @@ def test_an_answer_of_an_encoder_decoder_begins_with_the_start():
     assert batch["net_input"]["src_tokens"].tolist() == [[5, 6], [5, 99]]
     assert batch["net_input"]["prev_output_tokens"].tolist() == [[0, 8, 9], [0, 9, 99]]
     assert batch["target"].tolist() == [[8, 9, 1], [9, 1, 99]]
+
+
+@pytest.mark.parametrize(
+    "longest, room, found", [(16, 99, 16), (17, 99, 24), (24, 99, 24), (17, 20, 20), (17, 0, 17)]
+)
+def test_batches_have_few_widths(longest, room, found):
+    layout = Layout(causal=False, pad=99, eos=1, start=0, room=room)
+    batch = layout.batch([([5] * longest, [8]), ([5], [9] * (longest - 1))])
+    every = (*batch["net_input"].values(), batch["target"])
+    assert [part.shape[1] for part in every if part.dim() == 2] == [found] * 3
+    causal = replace(layout, causal=True).batch([([5] * (longest - 2), [8, 8]), ([5], [9])])
+    assert causal["net_input"]["src_tokens"].shape == causal["target"].shape == (2, found)
 
 
 def test_what_is_too_long_loses_the_end_of_the_prompt():
@@ -373,7 +386,8 @@ def check_served(folder, tmp_path, capsys, accuracy):
     assert written == [one.text for one in best.generate(texts, beam=1)] and len(set(written)) > 1
     generator = Generator.load(model, adapter)
     assert told["generation"] == {"beam": 2, "max_len_b": 2, "min_len": 2}
-    as_told, otherwise = generator.generate(texts), generator.generate(texts, max_len_b=3)
+    as_told = generator.generate(texts)
+    otherwise = generator.generate(texts, max_len_b=3, min_len=3)
     assert as_told == generator.generate(texts, beam=2, max_len_b=2, min_len=2) != otherwise
     assert {len(one.text.split()) for one in as_told} == {2}
     found = generator.generate(["", *texts[:3]], sampling=True, sampling_topk=2)

@@ -222,6 +222,21 @@ def test_train_validate_generate_merge(run, tmp_path, capsys):
     assert "cannot be merged" in message
 
 
+def test_texts_of_a_checkpoint_are_those_of_its_adapter_whatever_auto_means_here(
+    run, base, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FAIRSEQ_PEFT_PRECISION", "bf16")
+    given = (*PLUGIN, "--finetune-from-model", base, "--share-all-embeddings")
+    train(run, "transformer_lora", tmp_path / "run", 2, *given)
+    path = tmp_path / "run" / "checkpoint_best.pt"
+    found = []
+    for generator in (Generator.load(path), Generator.load(base, tmp_path / "run" / "adapter")):
+        (writer,) = generator._writers.values()
+        assert writer.model.args.precision == "fp32"
+        found.append(generator.generate(["w3 w4 w5", "w7"], beam=2, max_len_b=6))
+    assert found[0] == found[1]
+
+
 def test_seeds_and_resume(run, base, tmp_path):
     """--seed draws the methods' tensors, though the task knows none; a run that was stopped goes on
     as one that was not, bit for bit. Checkpoints hold what trains, unless it is asked for all."""

@@ -115,6 +115,7 @@ def test_a_packed_file_may_say_so_in_its_name(tmp_path):
         ("text,label\n".encode("utf-16-be"), r"looks like UTF-16 .*iconv -f UTF-16BE"),
         (b'text,label\n"a" b,1\n', r"train\.csv:2: .*Expected fields with quotes"),
         (b'text,label\n"a,1\n', r"train\.csv:2: .*Expected fields with quotes"),
+        (b"text,label\ra,1\r", r"train\.csv:1: a CR without LF stands outside of quotes"),
         (b"avis,label\na,1\n", r"train\.csv:1: the columns are .*Expected one 'text'"),
         (b"text,label\na,1\nb,c,0\n", r"train\.csv:3 has 3 fields, the header 2"),
     ],
