@@ -128,11 +128,11 @@ TINY = Setting(
 )
 SMALL = replace(
     TINY,
-    rows=(3000, 300, 2000),
+    rows=(0, 400, 2000),
     words=160,
     max_tokens=256,
-    epochs=4,
-    rates={"full": 1e-3, "prompt": 5e-2, "adapter": 3e-3, "lora": 3e-3},
+    epochs=2,
+    rates={"full": 2e-3, "prompt": 5e-2, "adapter": 5e-3, "lora": 5e-3},
     pretraining=1500,
     config={
         **CONFIG,
