@@ -44,7 +44,7 @@ def describe_run(cfg, model, start, labels, kind, datasets, choice) -> dict:
     counts = counting.count(model, HEADS)
     run = {
         "schema": 1,
-        "data": os.path.basename(os.path.normpath(cfg.data)),
+        "data": os.path.basename(os.path.abspath(cfg.data)),
         "init": "pretrained" if start.base else "scratch",
         "method": cfg.method_label or model.setting.name,
         "peft": model.setting.name,
