@@ -69,7 +69,8 @@ class Knobs:
     labels: str = ""
 
     def __post_init__(self):
-        check_label(self.label)
+        if self.label:  # a sweep's own have none: those of its runs are made of them
+            check_label(self.label)
 
     @property
     def data_name(self) -> str:
@@ -84,7 +85,7 @@ class Knobs:
 
 def check_label(label: str) -> None:
     """Raise InputError where ``label`` cannot be the name of a folder and of a row of a table."""
-    if label in ("", ".", "..") or "/" in label or os.sep in label or not label.isprintable():
+    if label in (".", "..") or "/" in label or os.sep in label or not label.isprintable():
         raise InputError(
             f"{label!r} cannot be what a run is called in reports, for its folder has that name. "
             "Give one line without /, other than . and .. (--label; in a sweep what stands behind "
