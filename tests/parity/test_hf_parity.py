@@ -194,6 +194,8 @@ def test_folders_go_both_ways(peft, based, tmp_path, name, case):
     theirs.save_pretrained(tmp_path / "theirs")
     verbs.run("import", tmp_path / "theirs", tmp_path / "back", "--base", base)
     _, back = finetuned.from_folder(tmp_path / "back", base, of_any_task=True)
+    # So far from its start the gated T5 makes of rounding 1.1e-5 of its largest logit, which is 16.
+    size = 2 * TOLERANCE["fp32"] * expected.abs().max()
     with torch.no_grad():
         assert (kind.logits(back) - expected).abs().max() < size
     verbs.run("export", tmp_path / "back", tmp_path / "again", "--base", base)
