@@ -68,24 +68,16 @@ def compare(name: str, kind, num_labels: int, flags) -> list[str]:
 
 def main(argv=None, archs=ARCHS) -> int:
     flags = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    flags.add_argument("--repeats", type=int, default=3, help="turns (3)")
-    flags.add_argument("--rows", type=int, default=8, help="prompts in the batch (8)")
-    flags.add_argument(
-        "--lengths", type=int, nargs=2, default=(100, 200), help="tokens of a prompt"
-    )
-    flags.add_argument("--labels", type=int, nargs="+", default=[2, 10], help="how many (2 10)")
-    flags.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    add = flags.add_argument
+    add("--repeats", type=int, default=3, help="turns (3)")
+    add("--rows", type=int, default=8, help="prompts in the batch (8)")
+    add("--lengths", type=int, nargs=2, default=(100, 200), help="tokens of a prompt (100 200)")
+    add("--labels", type=int, nargs="+", default=[2, 10], help="how many (2 10)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (fp32)")
     flags = flags.parse_args(argv)
     harness.check_positive(flags, "repeats", "rows")
     torch.set_num_threads(1)
-    header = [
-        "model",
-        "labels",
-        "a pass a label, s",
-        "prompts once, s",
-        "times",
-        "differs by, nats",
-    ]
+    header = ["model", "labels", "a pass a label, s", "prompts once, s", "times", "differ by, nats"]
     lines = [compare(*one, number, flags) for one in archs.items() for number in flags.labels]
     print(harness.table(header, lines))
     return 0

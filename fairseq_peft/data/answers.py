@@ -11,18 +11,12 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset, data_utils
 
+from fairseq_peft.data.buckets import width
 from fairseq_peft.errors import InputError
 
-#: Widths of batches beyond the first are multiples of the second, for torch keeps code and buffers
-#: for every shape of product that it has met: in bf16 fewer shapes take less time and memory.
-NARROW, MULTIPLE = 16, 8
-
-
-def width(longest: int, room: int) -> int:
-    """How wide a batch is whose longest row has ``longest`` tokens, where there is room for so
-    many."""
-    rounded = longest if longest <= NARROW else -(-longest // MULTIPLE) * MULTIPLE
-    return max(longest, min(rounded, room))
+#: Up to so many tokens a batch is as wide as its longest row: padding a label of 2 to 8 would cost
+#: more than another shape does.
+NARROW = 16
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class Layout:
 
     def padded(self, rows, room: int = 0) -> torch.Tensor:
         """(B, ``width``), padded at the right."""
-        out = torch.full((len(rows), width(max(map(len, rows)), room)), self.pad)
+        out = torch.full((len(rows), width(max(map(len, rows)), room, NARROW)), self.pad)
         for row, ids in zip(out, rows):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return out

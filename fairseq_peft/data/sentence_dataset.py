@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-#: Batches are as wide as a multiple of this: odd widths take torch's kernels longer than padding
-#: does (3 per cent of a step of LoRA in bf16 on a CPU).
-WIDTH_STEP = 8
+from fairseq_peft.data import buckets
 
 
 class SentenceDataset(FairseqDataset):
@@ -76,13 +74,13 @@ class SentenceDataset(FairseqDataset):
         return False
 
     def collater(self, items):
-        """Items as a batch: ``src_tokens`` (B, T) padded at the right, T a multiple of
-        ``WIDTH_STEP`` where the model has room; ``target`` (B,), or (B, labels); {} for no
+        """Items as a batch: ``src_tokens`` (B, T) padded at the right, T as
+        ``buckets.width`` has it; ``target`` (B,), or (B, labels); {} for no
         items."""
         if not items:
             return {}
         lengths = [len(item["tokens"]) for item in items]
-        width = min(-(-max(lengths) // WIDTH_STEP) * WIDTH_STEP, self.max_tokens)
+        width = buckets.width(max(lengths), self.max_tokens)
         tokens = torch.full((len(items), width), self.pad, dtype=torch.long)
         for row, item in zip(tokens, items):
             row[: len(item["tokens"])] = torch.tensor(item["tokens"])
