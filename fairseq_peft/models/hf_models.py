@@ -19,12 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fairseq.models import (
-    BaseFairseqModel,
-    FairseqEncoder,
-    FairseqIncrementalDecoder,
-    register_model,
-)
+from fairseq.models import BaseFairseqModel, register_model
 
 from fairseq_peft import methods, precision
 from fairseq_peft.digests import combine, digest
@@ -32,6 +27,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.layers.hf_attention import apart
 from fairseq_peft.methods.base import flag_name
 from fairseq_peft.models import hf_base, hf_families, hf_slots
+from fairseq_peft.models.hf_search import CACHE, CausalDecoder, SourceEncoder, TargetDecoder
 from fairseq_peft.models.options import (
     COMMON,
     WRITING,
@@ -60,8 +56,6 @@ FLAGS = {
 
 HFConfig = config_class("HFConfig", FLAGS)
 
-#: Where incremental_state keeps the cache of keys and values, and how many tokens are in it.
-CACHE = "fairseq_peft.hf"
 #: Name in a state of the SHA-256 of what it leaves out, for that is in the folder of the base.
 BASE = "base_sha256"
 #: Bytes of keys and values that prompts may have which are read at once.
@@ -497,68 +491,3 @@ def _of_methods(peft: str, flags: dict) -> dict:
         for knob in dataclasses.fields(methods.get(name).Config)
     }
     return {flag: value for flag, value in flags.items() if flag in own}
-
-
-# ---- What fairseq's generator asks for -----------------------------------------------------------
-
-
-def _reorder(incremental_state, new_order):
-    state = incremental_state.get(CACHE)
-    if state and state.get("cache") is not None:
-        state["cache"].reorder_cache(new_order)
-
-
-class CausalDecoder(FairseqIncrementalDecoder):
-    """The model, as fairseq calls a decoder."""
-
-    def __init__(self, model):
-        super().__init__(None)
-        self.model = (model,)  # a tuple: the model is no child of its decoder
-
-    def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None, **unused):
-        return self.model[0](prev_output_tokens, incremental_state=incremental_state)
-
-    def reorder_incremental_state(self, incremental_state, new_order):
-        _reorder(incremental_state, new_order)
-
-    def max_positions(self):
-        return self.model[0].longest_text
-
-
-class SourceEncoder(FairseqEncoder):
-    """The model's encoder, as fairseq calls it."""
-
-    def __init__(self, model):
-        super().__init__(None)
-        self.model = (model,)
-
-    def forward(self, src_tokens, src_lengths=None, **unused):
-        return self.model[0].encode(src_tokens)
-
-    def reorder_encoder_out(self, encoder_out, new_order):
-        features, padding = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
-        return {
-            **encoder_out,
-            "encoder_out": [features.index_select(1, new_order)],
-            "encoder_padding_mask": [padding.index_select(0, new_order)],
-        }
-
-    def max_positions(self):
-        return self.model[0].longest_text
-
-
-class TargetDecoder(FairseqIncrementalDecoder):
-    """The model's decoder, as fairseq calls it."""
-
-    def __init__(self, model):
-        super().__init__(None)
-        self.model = (model,)
-
-    def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None, **unused):
-        return self.model[0].decode(prev_output_tokens, encoder_out, incremental_state)
-
-    def reorder_incremental_state(self, incremental_state, new_order):
-        _reorder(incremental_state, new_order)
-
-    def max_positions(self):
-        return self.model[0].room

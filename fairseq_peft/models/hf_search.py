@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from fairseq.models import FairseqIncrementalDecoder
+from fairseq.models import FairseqEncoder, FairseqIncrementalDecoder
 from torch import nn
 
+#: Where incremental_state keeps the cache of keys and values, and how many tokens are in it.
+CACHE = "fairseq_peft.hf"
 #: Where incremental_state keeps the prompts, one for each beam.
 PROMPTS = "fairseq_peft.prompts"
 
@@ -83,3 +85,68 @@ class WritingDecoder(FairseqIncrementalDecoder):
         self.model[0].decoder.reorder_incremental_state(incremental_state, new_order)
         if PROMPTS in incremental_state:
             incremental_state[PROMPTS] = incremental_state[PROMPTS].index_select(0, new_order)
+
+
+# ---- The halves of a model, as fairseq calls them ------------------------------------------------
+
+
+def _reorder(incremental_state, new_order):
+    state = incremental_state.get(CACHE)
+    if state and state.get("cache") is not None:
+        state["cache"].reorder_cache(new_order)
+
+
+class CausalDecoder(FairseqIncrementalDecoder):
+    """The model, as fairseq calls a decoder."""
+
+    def __init__(self, model):
+        super().__init__(None)
+        self.model = (model,)  # a tuple: the model is no child of its decoder
+
+    def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None, **unused):
+        return self.model[0](prev_output_tokens, incremental_state=incremental_state)
+
+    def reorder_incremental_state(self, incremental_state, new_order):
+        _reorder(incremental_state, new_order)
+
+    def max_positions(self):
+        return self.model[0].longest_text
+
+
+class SourceEncoder(FairseqEncoder):
+    """The model's encoder, as fairseq calls it."""
+
+    def __init__(self, model):
+        super().__init__(None)
+        self.model = (model,)
+
+    def forward(self, src_tokens, src_lengths=None, **unused):
+        return self.model[0].encode(src_tokens)
+
+    def reorder_encoder_out(self, encoder_out, new_order):
+        features, padding = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+        return {
+            **encoder_out,
+            "encoder_out": [features.index_select(1, new_order)],
+            "encoder_padding_mask": [padding.index_select(0, new_order)],
+        }
+
+    def max_positions(self):
+        return self.model[0].longest_text
+
+
+class TargetDecoder(FairseqIncrementalDecoder):
+    """The model's decoder, as fairseq calls it."""
+
+    def __init__(self, model):
+        super().__init__(None)
+        self.model = (model,)
+
+    def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None, **unused):
+        return self.model[0].decode(prev_output_tokens, encoder_out, incremental_state)
+
+    def reorder_incremental_state(self, incremental_state, new_order):
+        _reorder(incremental_state, new_order)
+
+    def max_positions(self):
+        return self.model[0].room
