@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Iterator
 
 import torch
 
@@ -122,9 +126,44 @@ def _check_pointer(path):
 def _load(path, trust):
     allow()  # whoever has used torch's context manager for the same class has taken it away
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with mapping():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if not trust:
             raise
     logger.warning("WARNING: --trust-checkpoint: whatever code %s holds is run now.", path)
     return torch.load(path, map_location="cpu", weights_only=False)
+
+
+@contextlib.contextmanager
+def mapping() -> Iterator[None]:
+    """Within, ``torch.load`` maps files in place of copying them.
+
+    A tensor's bytes are read when they are used, and what is never used, as an optimizer's state
+    beside the weights, not at all; they are the file's pages, which the system can take back, so a
+    model of 13 GB starts in 13 GB and not in 26. Tensors may be written to, as ever: the file stays
+    as it is. Whoever keeps one that was not copied has to leave the file alone; files of this
+    plugin and fairseq's checkpoints are replaced, never written over.
+    """
+    original = torch.load
+
+    def load(file, *args, **kwargs):
+        path = getattr(file, "name", file)  # fairseq gives what it has opened
+        if _can_be_mapped(path):
+            file, kwargs = path, {**kwargs, "mmap": True}
+        return original(file, *args, **kwargs)
+
+    torch.load = load
+    try:
+        yield
+    finally:
+        torch.load = original
+
+
+def _can_be_mapped(path):
+    """Whether it is a file of torch 1.6 or later, as torch writes it: an archive without
+    compression."""
+    if not isinstance(path, (str, os.PathLike)) or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())

@@ -55,7 +55,8 @@ def _state_dict(original):
 
 
 def _load(original):
-    """fairseq leaves the choice of the loader to torch, and shows a traceback."""
+    """fairseq leaves the choice of the loader to torch, copies the whole file, and shows a
+    traceback."""
 
     @functools.wraps(original)
     def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):
@@ -63,7 +64,8 @@ def _load(original):
         if there and not checkpoint_file.SAFE_BY_DEFAULT:
             checkpoint_file.load(path)
         try:
-            state = original(path, arg_overrides, load_on_all_ranks)
+            with checkpoint_file.mapping():
+                state = original(path, arg_overrides, load_on_all_ranks)
         except Exception:
             if there:
                 checkpoint_file.load(path)  # says what is wrong with the file, if anything is

@@ -13,6 +13,7 @@ import torch
 
 from fairseq_peft import folders
 from fairseq_peft.adapters import folder as adapter_folder
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
@@ -160,11 +161,12 @@ def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = {}
-        for path in paths:
-            if path.suffix == ".safetensors":
-                tensors.update(safetensors.torch.load(path.read_bytes()))
-            else:
-                tensors.update(torch.load(path, map_location="cpu", weights_only=True))
+        with checkpoint_file.mapping():
+            for path in paths:
+                if path.suffix == ".safetensors":
+                    tensors.update(safetensors.torch.load_file(path))
+                else:
+                    tensors.update(torch.load(path, map_location="cpu", weights_only=True))
         if not isinstance(config, dict) or not all(map(torch.is_tensor, tensors.values())):
             raise TypeError("no table of values, or of tensors")
     except pickle.UnpicklingError as error:  # torch's text recommends the unsafe loader
