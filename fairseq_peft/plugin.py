@@ -43,6 +43,7 @@ from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
 from fairseq_peft.checkpoints import saving  # noqa: E402, F401
 from fairseq_peft.fairseq_fixes import (  # noqa: E402
     last_batch,
+    ngrams,
     plateau,
     pretrained_bart,
     processes,
@@ -57,6 +58,7 @@ saving.install()
 stock.install()
 whole_words.install()
 last_batch.install()
+ngrams.install()
 plateau.install()
 pretrained_bart.install()
 processes.install()
