@@ -6,10 +6,9 @@ the token embeddings by sqrt(C), that is folded into them.
 
 from __future__ import annotations
 
-import argparse
 import math
 
-from fairseq_peft.checkpoints.file import told
+from fairseq_peft.checkpoints.file import namespace, told
 from fairseq_peft.errors import InputError
 
 #: Tensors of an encoder -> of a RoBERTa's.
@@ -44,7 +43,7 @@ def encoder_of(state: dict, path: str) -> dict:
     if not flags.get("no_scale_embedding"):
         words = own[NEW + WORDS]
         own[NEW + WORDS] = words * math.sqrt(words.shape[1])
-    args = argparse.Namespace(**{name: flags[name] for name in KEPT if name in flags})
+    kept = {name: flags[name] for name in KEPT if name in flags}
     # Where flags are silent, fairseq's transformer computes relu, and a RoBERTa gelu.
-    args.activation_fn = flags.get("activation_fn") or "relu"
-    return {**state, "args": args, "cfg": None, "model": own, "task_state": {}}
+    kept["activation_fn"] = flags.get("activation_fn") or "relu"
+    return {**state, "args": namespace(kept), "cfg": None, "model": own, "task_state": {}}

@@ -10,7 +10,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -72,11 +73,22 @@ def told(state: dict, group: str = "model") -> dict:
     cfg = state.get("cfg")
     own = cfg.get(group) if isinstance(cfg, dict) else None
     for given in (own, state.get("args")):
-        if isinstance(given, argparse.Namespace):
+        if isinstance(given, argparse.Namespace) or getattr(given, "__dict__", None):
             return vars(given)
         if isinstance(given, dict):
             return given
     return {}
+
+
+def namespace(flags: Mapping) -> OrderedDict:
+    """What fairseq takes for the ``argparse.Namespace`` of older checkpoints: flags as attributes.
+
+    Since torch 2.6 ``torch.load`` refuses a file with a namespace unless somebody allows the class,
+    as this plugin does and stock fairseq does not. It takes a dictionary, and its attributes.
+    """
+    found = OrderedDict()
+    vars(found).update(flags)
+    return found
 
 
 def load(path: str, trust: bool = False):

@@ -92,7 +92,7 @@ def to_folder(args, task, model) -> int:
     from fairseq_peft.commands.export import check_out
     from fairseq_peft.hf import merged_folder
 
-    check_out(args.out, args.force)
+    check_out(args.out, args.force, (args.checkpoint, args.base))
     dtype = getattr(torch, DTYPES[args.dtype])
     number, difference = merged_folder.write(args.out, task, model, dtype)
     sys.stdout.write(
@@ -228,6 +228,7 @@ def stock_config(cfg: dict, model, head, is_number: bool) -> dict:
 
     from fairseq.models import MODEL_DATACLASS_REGISTRY
 
+    from fairseq_peft.checkpoints.file import namespace
     from fairseq_peft.models.heads import kind_of
 
     names, stock = registered(), stock_class(model)
@@ -263,8 +264,7 @@ def stock_config(cfg: dict, model, head, is_number: bool) -> dict:
     told = sizes
     if sizes["_name"] != names[stock]:
         # fairseq's BART asks for its task, and finds it in a namespace alone.
-        sizes["task"] = {**cfg, **own}["task"]["_name"]
-        told = argparse.Namespace(**sizes)
+        told = namespace({**sizes, "task": {**cfg, **own}["task"]["_name"]})
     kept = {key: value for key, value in cfg.items() if key not in LEFT_OUT}
     return {**kept, **own, "common": common, "model": told}
 
@@ -307,6 +307,6 @@ def stock_model(cfg: dict, model, weights: dict):
     target = getattr(model, "target_dictionary", words)
     task = SimpleNamespace(source_dictionary=words, target_dictionary=target)
     told = cfg["model"]
-    plain = models.build_model(OmegaConf.create(told) if isinstance(told, dict) else told, task)
+    plain = models.build_model(OmegaConf.create(told) if type(told) is dict else told, task)
     plain.load_state_dict(dict(weights), strict=True)
     return plain.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -239,7 +238,7 @@ def checkpoint(base: base_model.Base, labels: list[str], kind: str) -> dict:
         "num_updates": 0,
     }
     return {
-        "args": Namespace(**named, **flags),
+        "args": checkpoint_file.namespace({**named, **flags}),
         "model": base.weights,
         "task_state": {**told, "labels": labels} if labels else {},
         "optimizer_history": [history],

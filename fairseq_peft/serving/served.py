@@ -18,6 +18,7 @@ from torch import nn
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.adapters.base import check_fingerprint, fingerprint
 from fairseq_peft.adapters.folder import AdapterFolder
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.checkpoints.slim import read as read_checkpoint
 from fairseq_peft.data import checks
@@ -138,27 +139,31 @@ def from_checkpoint(path, data=None, kind=None) -> tuple[nn.Module, str, Reader,
     return model, head, reader, (cfg.get("model") or {}).get("precision") or "fp32"
 
 
+#: What ``merge`` names the models of classifiers -> what this plugin does, and what stock has no
+#: flag for.
+_MERGED = {
+    "roberta": ("roberta_peft", {"layer_norm_eps": norms.STOCK_EPS}),
+    "bart_large": ("bart_peft", {}),
+}
+
+
 def as_trained(state: dict) -> dict:
     """A merged checkpoint, which names fairseq's own task and architecture, as one of the same
     weights that was fine-tuned as a whole; any other as it is."""
     cfg = state.get("cfg") if isinstance(state.get("cfg"), dict) else {}
-    task, model = cfg.get("task"), cfg.get("model")
-    is_merged = (
-        isinstance(task, dict)
-        and isinstance(model, dict)
-        and (task.get("_name"), model.get("_name")) == ("sentence_prediction", "roberta")
-    )
-    if not is_merged:
+    task, told = cfg.get("task"), checkpoint_file.told(state)
+    if not isinstance(task, dict) or task.get("_name") != "sentence_prediction":
         return state
+    if told.get("_name") not in _MERGED:
+        return state
+    name, stock = _MERGED[told["_name"]]
     task = {
         "_name": "sentence_classification",
         "data": task.get("data"),
         "classification_head_name": task.get("classification_head_name"),
         "no_init_token": task.get("init_token") is None,
     }
-    # Stock fairseq knows no other epsilon, and does not name its own.
-    stock = {"layer_norm_eps": norms.STOCK_EPS}
-    model = {**stock, **model, "_name": "roberta_peft", "peft": "full"}
+    model = {**stock, **told, "_name": name, "peft": "full"}
     return {**state, "cfg": {**cfg, "task": task, "model": model}}
 
 

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 import adapter_folders  # noqa: E402
 import hf_models  # noqa: E402
 import safetensors.torch  # noqa: E402
+from helpers import opens_without_plugin  # noqa: E402
 from verbs import refused, run  # noqa: E402
 
 from fairseq_peft.hf import encoder_decoder  # noqa: E402
@@ -43,6 +44,7 @@ def test_there_and_back(kind, tmp_path, capsys):
     assert words.symbols == ours.dictionary.symbols
 
     state = torch.load(tmp_path / "back" / "model.pt", weights_only=False)
+    assert opens_without_plugin(tmp_path / "back" / "model.pt")
     stock_class = hf_models.ENCODER_DECODERS[kind][0].stock_class
     task = argparse.Namespace(source_dictionary=words, target_dictionary=words)
     stock = stock_class.build_model(state["args"], task).eval()

@@ -18,6 +18,7 @@ from helpers import (
     TINY,
     TOLERANCE,
     WORD_START,
+    opens_without_plugin,
     random_rows,
     train_flags,
     word_tokenizer,
@@ -27,6 +28,7 @@ from runs import metrics, validate_flags, validated
 
 import fairseq_peft
 from fairseq_peft.checkpoints import finetuned, slim
+from fairseq_peft.checkpoints.file import told
 from fairseq_peft.errors import InputError
 from fairseq_peft.models import end_heads
 from fairseq_peft.text import raw_text
@@ -193,7 +195,8 @@ def test_train_validate_predict_merge(fairseq, data, tmp_path, capsys):
     merged = tmp_path / "merged.pt"
     verbs.run("merge", adapter, merged, "--base", base)
     stock = slim.read(str(merged))
-    assert stock["cfg"]["model"]._name == "bart_large"  # an architecture
+    assert told(stock)["_name"] == "bart_large"  # an architecture
+    assert opens_without_plugin(merged)
     assert stock["cfg"]["task"]["add_prev_output_tokens"]
     (plain,), _, _ = checkpoint_utils.load_model_ensemble_and_task([str(merged)])
     tokens = padded(rows)
@@ -201,6 +204,9 @@ def test_train_validate_predict_merge(fairseq, data, tmp_path, capsys):
         before = end_heads.decoder_input(tokens, 1)
         again, _ = plain.eval()(tokens, tokens.ne(1).sum(1), before, classification_head_name=HEAD)
     assert (again - expected).abs().max() < TOLERANCE["fp32"]
+    merged_alone = fairseq_peft.Classifier.load(merged)
+    found = torch.stack([row for _, row in merged_alone.logits(texts)])
+    assert (found - expected).abs().max() < TOLERANCE["fp32"]
     capsys.readouterr()
     message = verbs.refused(capsys, "generate", lines, "--base", base, "--adapter", adapter)
     assert "is a classifier's" in message

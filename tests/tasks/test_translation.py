@@ -18,7 +18,7 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer import TransformerModel
-from helpers import PACKAGE, WORD_START, word_tokenizer
+from helpers import PACKAGE, WORD_START, opens_without_plugin, word_tokenizer
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned, slim
@@ -397,6 +397,7 @@ def test_other_tasks_train_save_and_reload(task, fairseq, data, monolingual, tmp
     verbs.run("verify", adapter, "--base", base)
     merged = tmp_path / "merged.pt"
     verbs.run("merge", adapter, merged, "--base", base)
+    assert opens_without_plugin(merged)
     one, other = weights(merged), weights(base)
     assert one.keys() == other.keys()
     words = one["encoder.embed_tokens.weight"] - other["encoder.embed_tokens.weight"]
