@@ -283,7 +283,8 @@ def from_checkpoint(path, data, languages: dict):
 
 def kept_by(model) -> dict:
     """The flags of generation of the run that a checkpoint is of."""
-    given = getattr(model.args, "generation", None)
+    args = getattr(model, "args", None)  # which not all models of stock fairseq have
+    given = getattr(args, "generation", None)
     return generation.search_of(generation.parse(given)) if given else {}
 
 

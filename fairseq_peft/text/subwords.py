@@ -18,6 +18,8 @@ from fairseq_peft.text import raw_text
 #: Words whose pieces are remembered.
 NUM_WORDS = 2**16
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+#: What sentencepiece puts in the place of a space, and how it calls a byte of what has no piece.
+SPACE, BYTE = "\u2581", re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Subwords:
@@ -98,7 +100,10 @@ class Sentencepiece(Subwords):
             return self.processor.encode(texts, out_type=kind, num_threads=num_threads)
 
     def decode(self, pieces):
-        return self.processor.decode(list(pieces))
+        if any(map(BYTE.fullmatch, pieces)):
+            return self.processor.decode(list(pieces))
+        # As fairseq does it: what is unknown stays <unk>, and no space is left at the end.
+        return "".join(pieces).replace(SPACE, " ").strip()
 
     def vocabulary(self):
         return raw_text.pieces_of(self.processor)

@@ -11,6 +11,7 @@ from payload import Payload
 
 from fairseq_peft.commands.generate import folders_of
 from fairseq_peft.errors import InputError
+from fairseq_peft.serving import writers
 from fairseq_peft.serving.generate import Generator
 from fairseq_peft.text import generation
 
@@ -49,6 +50,11 @@ def test_the_command_says_it_in_one_sentence(capsys, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.txt").write_text("a\n")
     assert message in verbs.refused(capsys, "generate", "lines.txt", *words)
+
+
+def test_a_model_of_stock_fairseq_may_have_no_flags():
+    """Such as its language models, which keep their configuration to themselves."""
+    assert writers.kept_by(torch.nn.Linear(1, 1)) == {}
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])

@@ -86,6 +86,12 @@ def test_bert_cuts_words_as_bert_does(copy):
         assert found.fairseq_flags()["bpe_cased"] is cased
 
 
+def test_what_sentencepiece_does_not_know_is_written_as_fairseq_does(folders):
+    pieces = ["\u2581a", "<unk>", "\u2581", "<unk>", "\u2581"]
+    own = bpe.find(folders["sentencepiece"])
+    assert own.decode(pieces) == "a<unk> <unk>" == theirs(own).decode(" ".join(pieces))
+
+
 def test_none_takes_what_stands_between_spaces(folders):
     own = bpe.find(folders["none"])
     assert own.encode(["E V\u00a0Q  L", ""]) == [["E", "V", "Q", "L"], []]
