@@ -159,6 +159,7 @@ BASE_SIZES = sizes.BaseSizes(
     words=_TARGET_WORDS,
     names=dict,
     kind="encoder-decoder",
+    only={"no_cross_attention": False, "cross_self_attention": False},
 )
 
 #: Flags that follow from others, which a flag may change.

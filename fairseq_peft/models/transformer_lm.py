@@ -196,10 +196,14 @@ def _register_architectures():
             names[f"{size}_peft"] = (size, None)
             told = {flag for flag in vars(args) if flag not in _FOLLOW}
             own = {s.flag: getattr(args, s.flag) for s in BASE_SIZES.sizes if s.flag in told}
-            BASE_SIZES.name(f"{size}_peft", "transformer_lm_full", own)
+            BASE_SIZES.name(f"{size}_peft", "transformer_lm_peft", own)
     for method in methods.available():
         names[f"transformer_lm_{method}"] = ("transformer_lm", method)
         BASE_SIZES.name(f"transformer_lm_{method}", f"transformer_lm_{method}")
+    # fairseq registers a model's own name as an architecture that completes nothing.
+    BASE_SIZES.name("transformer_lm_peft", "transformer_lm_peft")
+    own_name = _architecture("transformer_lm_peft", "transformer_lm", None)
+    ARCH_CONFIG_REGISTRY["transformer_lm_peft"] = own_name
     for name, (size, peft) in names.items():
         if name not in ARCH_MODEL_REGISTRY:
             complete = _architecture(name, size, peft)

@@ -403,5 +403,8 @@ def test_sizes_come_from_the_base(family, batch, given, tmp_path):
         TransformerLMPeftModel.build_model(TransformerLMPeftConfig.from_namespace(other), task)
 
     other = argparse.Namespace(restore_file=str(tmp_path / "base.pt"))
-    with pytest.raises(InputError, match="decoder_layers 12 .the base has 2.*transformer_lm_full"):
+    with pytest.raises(InputError, match="decoder_layers 12 .the base has 2.*transformer_lm_peft,"):
         ARCH_CONFIG_REGISTRY["transformer_lm_gpt_peft"](other)
+    other = argparse.Namespace(restore_file=str(tmp_path / "base.pt"))
+    ARCH_CONFIG_REGISTRY["transformer_lm_peft"](other)  # takes any size, as those of methods do
+    assert (other.decoder_layers, other.decoder_embed_dim) == (2, 16)
