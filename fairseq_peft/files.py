@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,14 @@ from pathlib import Path
 def whole(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; moved there, flushed, if the block succeeds.
 
-    If the block raises, the temporary file is removed and ``path`` stays as it was.
+    If the block raises, the temporary file is removed and ``path`` stays as it was. Where ``path``
+    is a link, the file that it leads to is meant; a pipe or a device is written to as it is.
     """
-    path = Path(path)
+    mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        yield Path(path)
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+#: Files that file browsers leave in every folder that is looked at.
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+
 
 @contextlib.contextmanager
 def replaced(folder: Path | str) -> Iterator[Path]:
@@ -50,6 +53,28 @@ def current(folder: Path | str) -> Path:
     folder = Path(os.path.realpath(folder))
     old = _beside(folder, "old")
     return old if old.is_dir() and not folder.exists() else folder
+
+
+def is_litter(path: Path) -> bool:
+    """Whether a file system or a file browser has put the file there."""
+    return path.name in LITTER or path.name.startswith(("._", ".nfs"))
+
+
+def walk(root: Path | str) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As ``os.walk``, in order, and into folders that links lead to, after all others. A folder
+    comes once, whatever leads to it."""
+    seen, starts = set(), [root]
+    for start in starts:  # which grow
+        for name, subfolders, files in os.walk(start):
+            real = os.path.realpath(name)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders.sort()
+            yield Path(name), subfolders, files
+            paths = [os.path.join(name, subfolder) for subfolder in subfolders]
+            starts += [path for path in paths if os.path.islink(path)]
 
 
 def _beside(folder, kind):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from fairseq_peft.files import add_line, remove_leftovers, whole
+from fairseq_peft.folders import walk
 
 
 def test_success_replaces_and_leaves_nothing_beside(tmp_path):
@@ -25,6 +28,46 @@ def test_failure_keeps_the_old_file(tmp_path):
         raise RuntimeError("in the middle")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    file, link = tmp_path / "disk" / "a.json", tmp_path / "a.json"
+    file.write_text("old")
+    link.symlink_to(file)
+    with whole(link) as temporary:
+        temporary.write_text("new")
+        assert file.read_text() == "old"
+    assert link.is_symlink()
+    assert file.read_text() == "new"
+    file.unlink()
+    with whole(link) as temporary:  # which leads nowhere yet
+        temporary.write_text("newer")
+    assert link.is_symlink()
+    assert file.read_text() == "newer"
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with whole(pipe) as place:
+        place.write_text("rows")
+    assert os.read(reader, 10) == b"rows"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_walk_follows_links_once_and_last(tmp_path):
+    for name in ("runs/b/x", "elsewhere/y"):
+        (tmp_path / name).mkdir(parents=True)
+    runs = tmp_path / "runs"
+    (runs / "a").symlink_to(runs / "b")
+    (runs / "c").symlink_to(tmp_path / "elsewhere")
+    (runs / "b" / "up").symlink_to(runs)
+    found = [str(path.relative_to(runs)) for path, _, _ in walk(runs)]
+    assert found == [".", "b", "b/x", "c", "c/y"]
 
 
 def test_what_a_killed_process_leaves_is_removed_and_nothing_else(tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_peft import scores
+from fairseq_peft import folders, scores
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of
 from fairseq_peft.runs.choice import Choice
@@ -85,9 +84,7 @@ def find_runs(root: Path | str) -> tuple[list[Run], list[LeftOut]]:
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the runs")
     finished, left_out = [], []
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        path = Path(folder)
+    for path, _, files in folders.walk(root):
         if "result.json" in files:
             try:
                 finished.append(Run(path, read_result(path / "result.json")))

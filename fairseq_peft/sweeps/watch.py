@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fairseq_peft import folders
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of
 from fairseq_peft.runs import lock, plan
@@ -87,8 +88,7 @@ def look(root: Path | str) -> list[Seen]:
 
 def _folders(root):
     """(folder, whether it is a run's, names of its files) below ``root``."""
-    for name, subfolders, names in os.walk(root):
-        folder = Path(name)
+    for folder, subfolders, names in folders.walk(root):
         is_run = {"result.json", "run.json", plan.NAME} & {*names} or (
             folder != root and re.fullmatch(r"seed\d+", folder.name)
         )

@@ -118,6 +118,15 @@ def test_a_copied_run_does_not_count(make_run, name):
     assert f"as '{folder}' is, which counts: a copy of it" in left_out.reason
 
 
+def test_methods_may_lie_on_another_disk(make_run, tmp_path):
+    folder = make_run(seed=1).parent
+    folder.rename(tmp_path / "disk")
+    folder.symlink_to(tmp_path / "disk")
+    finished, left_out = find_runs(make_run.root)
+    assert [run.path for run in finished] == [folder / "seed1"]
+    assert not left_out
+
+
 def by_hand(make_run, name, **run):
     """The folder runs/NAME of a run that was started without a script."""
     folder = make_run.root / name
