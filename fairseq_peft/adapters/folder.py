@@ -70,10 +70,6 @@ __all__ = [
 ]
 
 
-#: Files that file browsers leave in every folder that is looked at.
-LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
-
-
 @dataclass(frozen=True)
 class AdapterFolder:
     """An adapter folder that was read and verified.
@@ -165,7 +161,9 @@ def check_place(folder: Path | str) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file, where an adapter folder is to be. Move it.")
     others = sorted(
-        path.name for path in folder.iterdir() if not is_part(path.name) and not _is_litter(path)
+        path.name
+        for path in folder.iterdir()
+        if not is_part(path.name) and not folders.is_litter(path)
     )
     if others:
         raise InputError(
@@ -239,18 +237,13 @@ def without_seconds(names: set[str], seconds: Mapping[str, str]) -> set[str]:
     return {name for name in names if seconds.get(name) not in names}
 
 
-def _is_litter(path: Path) -> bool:
-    """Whether a file system or a file browser has put the file there."""
-    return path.name in LITTER or path.name.startswith(("._", ".nfs"))
-
-
 def _carry_over(folder: Path, new: Path) -> None:
     """Copy what is nobody's loss to ``new``; an .nfs file goes when the process that has it open
     ends."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if _is_litter(path) and path.is_file() and not path.name.startswith(".nfs"):
+        if folders.is_litter(path) and path.is_file() and not path.name.startswith(".nfs"):
             with contextlib.suppress(OSError):
                 shutil.copyfile(path, new / path.name)
 

@@ -15,7 +15,9 @@ DICTIONARY, TOKENIZER = "dict.txt", "sentencepiece.bpe.model"
 FILES = (TENSORS, DESCRIPTION, DICTIONARY, *bpe.FILES)
 
 #: fairseq's names of the dictionaries of a source and a target: ``dict.en.txt``.
-OF_A_LANGUAGE = re.compile(r"dict\.[\w-]+\.txt")
+OF_A_LANGUAGE = r"dict\.[\w-]+\.txt"
+#: Names of what may be part of a folder.
+PARTS = re.compile("|".join([*map(re.escape, FILES), OF_A_LANGUAGE]))
 #: Field -> type, or fields within it, for what loading reads; the rest is for people.
 FIELDS = {
     "method": {"peft": str, "knobs": dict, "targets": list},
@@ -109,7 +111,7 @@ def _fields_of_kind(description):
 
 def is_part(name: str) -> bool:
     """Whether a file of this name may be part of an adapter folder."""
-    return name in FILES or OF_A_LANGUAGE.fullmatch(name) is not None
+    return PARTS.fullmatch(name) is not None
 
 
 def _lacking_within(description):

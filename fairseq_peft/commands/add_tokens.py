@@ -29,7 +29,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    check_out(args.out, args.force)
+    check_out(args.out, args.force, (args.base, args.dict))
     finetuned.check_file(args.base)
 
     import torch

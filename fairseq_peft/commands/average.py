@@ -32,6 +32,10 @@ def add_arguments(parser):
 def run(args) -> int:
     if os.path.lexists(args.out) and not args.force:
         raise InputError(f"{args.out} exists. Give another folder, or --force to write over it.")
+    if args.out.resolve() in (args.run_dir.resolve(), *args.run_dir.resolve().parents):
+        raise InputError(
+            f"--out {args.out} holds the run itself, which stays as it is. Give another folder."
+        )
 
     import logging
     import warnings

@@ -13,14 +13,28 @@ written, ONNX Runtime computes it, and what it predicts is compared with the mod
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from fairseq_peft import folders
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
 from fairseq_peft.scores import CLASSES
 
 FORMATS = ("hf-peft", "onnx")
+
+#: What a folder of a model, or of PEFT, may hold, from here or from Hugging Face's library.
+WRITTEN = re.compile(
+    r"model\.(pt|onnx)|(model|pytorch_model|adapter_model)(-\d+-of-\d+)?\.(safetensors|bin)|"
+    r"(model|pytorch_model)\.(safetensors|bin)\.index\.json|"
+    r"(adapter_config|added_tokens|bpe|classifier|config|encoder|generation_config|labels|"
+    r"special_tokens_map|tokenizer|tokenizer_config|vocab)\.json|"
+    r"dict(\.[\w-]+)?\.txt|vocab\.(txt|bpe)|merges\.txt|bpecodes|"
+    r"(sentencepiece\.bpe|sentencepiece|spiece|tokenizer)\.model|"
+    r"README\.md|chat_template\.jinja|\.gitattributes"
+)
 
 
 def add_arguments(parser):
@@ -47,7 +61,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    check_out(args.out, args.force)
+    check_out(args.out, args.force, (args.folder, args.base))
     ignored = {
         "hf-peft": {"--int8": args.int8, "--check-text": args.check_text},
         "onnx": {"--base-name": args.base_name},
@@ -97,9 +111,33 @@ def to_onnx(args, found, model) -> str:
     )
 
 
-def check_out(out: Path, force: bool) -> None:
-    """Raise InputError where the folder ``out`` is not to be written."""
+def check_out(
+    out: Path, force: bool, read: Iterable[Path | None], written: re.Pattern = WRITTEN
+) -> None:
+    """Raise InputError where the folder ``out`` is not to be written: it is there and nobody said
+    ``--force``, or holds what is nothing like the files that are written, and would be lost.
+
+    Args:
+        read: files and folders that the command reads, as far as they were given.
+        written: names of the files that it may write.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Give the name of the folder to write.")
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not force:
         raise InputError(f"{out} exists. Give another name, or --force to write over it.")
+    place = out.resolve()
+    for path in filter(None, read):
+        if place in (path.resolve(), *path.resolve().parents):
+            raise InputError(f"{out} holds {path}, which is read. Give another folder to write.")
+    others = [
+        path.name
+        for path in sorted(out.iterdir())
+        if not folders.is_litter(path) and not (path.is_file() and written.fullmatch(path.name))
+    ]
+    if others:
+        raise InputError(
+            f"{out} holds {others[0]}, which is none of the files that are written there, and "
+            "would be lost. Move it, or give another folder."
+        )

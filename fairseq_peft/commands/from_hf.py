@@ -31,7 +31,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    check_out(args.out, args.force)
+    check_out(args.out, args.force, [args.folder])
     if not args.folder.is_dir():
         raise InputError(f"{args.folder} is no folder. Give one that save_pretrained wrote.")
 

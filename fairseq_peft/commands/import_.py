@@ -50,7 +50,9 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    check_out(args.out, args.force)
+    from fairseq_peft.adapters import seal
+
+    check_out(args.out, args.force, (args.folder, args.base), seal.PARTS)
 
     import fairseq_peft.plugin  # noqa: F401
     from fairseq_peft.adapters import folder as adapter_folder

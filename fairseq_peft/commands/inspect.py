@@ -49,9 +49,11 @@ def describe_folder(path: Path) -> dict:
         "base": told["base"],
         "files": {name: f"{entry['bytes']:,} bytes" for name, entry in told["files"].items()},
     }
-    if "origin" in told:  # of fairseq-peft combine
-        folders = [f"{part['weight']:+g} {part['path']}" for part in told["origin"]["folders"]]
-        rows["origin"] = {**told["origin"], "folders": folders}
+    if "origin" in told:
+        rows["origin"] = dict(told["origin"])
+        if "folders" in told["origin"]:  # of fairseq-peft combine
+            parts = [f"{part['weight']:+g} {part['path']}" for part in told["origin"]["folders"]]
+            rows["origin"]["folders"] = parts
     names = ("metrics", "data", "seed", "hyperparameters", "versions", "command")
     return {**rows, **{name: told[name] for name in names if name in told}}
 

@@ -8,6 +8,7 @@ text is there gets that title, any other stays as it is. How many were found is 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="write over the folder, if it exists")
 
 
+#: What it writes.
+TEXTS = re.compile(r"(train|valid|test)\.(review|label)")
+
+
 def run(args: argparse.Namespace) -> int:
     from fairseq_peft import folders
     from fairseq_peft.commands.export import check_out
@@ -30,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.titles and not args.prefix:
         raise InputError("Nothing to put before the texts. Give --titles, --prefix, or both.")
-    check_out(args.out, args.force)
+    check_out(args.out, args.force, (args.raw, args.titles), TEXTS)
     reader, splits = (
         Reader(),
         [s for s in corpus.SPLITS if corpus.find(args.raw, f"{s}.review").is_file()],

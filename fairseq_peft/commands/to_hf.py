@@ -57,7 +57,7 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
-    check_out(args.out, args.force)
+    check_out(args.out, args.force, (args.checkpoint, args.base, args.dict, args.spm))
     if args.no_check and args.check_text:
         raise InputError("--check-text would be ignored with --no-check. Leave one out.")
 

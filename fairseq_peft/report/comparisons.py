@@ -50,7 +50,7 @@ def add_comparisons(rows: list[dict], answers: dict, method: str = FULL) -> None
             reason = why_none(key, sizes, method)
             row["notes"] += [reason] if reason else []
             continue
-        if _compare(row, mine, other, answers[other]):
+        if _compare(row, mine, by_key[other], answers[other]):
             families.setdefault(other, []).append(row)
     for family in families.values():
         corrected = holm([row["mcnemar_p"] for row in family])
@@ -59,14 +59,17 @@ def add_comparisons(rows: list[dict], answers: dict, method: str = FULL) -> None
             row["conclusion"] = conclude(row, len(family))
 
 
-def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:
+def _compare(row: dict, mine: dict, reference: dict, others: dict) -> bool:
     """Fill in all but what Holm's correction gives; False, with a note, if nothing is common."""
     import numpy as np
 
     if row["init"] == BASELINE:  # it draws nothing: the same against every seed
         mine = dict.fromkeys(others, next(iter(mine.values())))
+        trained = reference["seeds"]
+    else:
+        trained = set(row["seeds"]) & set(reference["seeds"])
     seeds = sorted(set(mine) & set(others))
-    name = "/".join(reference[1:])
+    name = f"{reference['init']}/{reference['method']}"
     if not seeds:
         row["notes"].append(f"no seed has predictions of it and of {name}: not compared by row")
         return False
@@ -89,10 +92,10 @@ def _compare(row: dict, mine: dict, reference: tuple, others: dict) -> bool:
         paired_losses=losses,
         mcnemar_p=mcnemar(differences),
     )
-    if len(seeds) < row["difference_to_full_pairs"]:
+    if len(seeds) < len(trained):
         row["notes"].append(
-            f"compared by row with {len(seeds)} of {row['difference_to_full_pairs']} seeds: the "
-            f"other runs, or those of {name}, have no {predictions.NAME}"
+            f"compared by row with {len(seeds)} of {len(trained)} seeds: the other runs, or those "
+            f"of {name}, have no {predictions.NAME}"
         )
     return True
 

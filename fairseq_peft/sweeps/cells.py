@@ -76,6 +76,7 @@ def read(names: list[str], flags: dict[str, str], rates: dict[str, str]) -> list
                 "such as pretrained/lora."
             )
     labels = [label for _, label in starts.values()]
+    _check_told_apart(labels)
     _check_used(flags, dict.fromkeys(map(key, labels)), "FLAGS", "flags")
     grids = [SCRATCH if start == "scratch" else key(label) for start, label in starts.values()]
     _check_used(rates, dict.fromkeys([*grids, SCRATCH]), "LR", "learning rates")
@@ -87,6 +88,18 @@ def read(names: list[str], flags: dict[str, str], rates: dict[str, str]) -> list
 def key(label: str) -> str:
     """How a variable calls a cell: ``lora+prefix`` -> ``LORA_PREFIX``."""
     return re.sub("[+,.-]", "_", label).upper()
+
+
+def _check_told_apart(labels):
+    """Flags and rates are looked up by the variable's spelling, as scripts/sweep.sh gives them."""
+    first = {}
+    for label in labels:
+        other = first.setdefault(key(label), label)
+        if other != label:
+            raise InputError(
+                f"The cells {other!r} and {label!r} would share their flags and rates "
+                f"(FLAGS_{key(label)}, LR_{key(label)}): give one of them another name."
+            )
 
 
 def check_twice(given: list, what: str) -> None:

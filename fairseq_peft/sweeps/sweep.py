@@ -262,10 +262,11 @@ class Sweep:
             if (target / "result.json").exists():
                 if differ == {}:
                     return
-                if differ and self.change is None:
+                if self.change is None:
+                    how = plan.sentence(differ) if differ else "it has no plan that says how"
                     raise InputError(
                         f"{target} holds a run of another plan than {source}, the one picked now: "
-                        f"{plan.sentence(differ)}. Give --redo."
+                        f"{how}. Give --redo."
                     )
             finetune.clear(target)
             finetune.copy(source, target)

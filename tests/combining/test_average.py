@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from helpers import train_flags
@@ -154,6 +155,9 @@ def test_the_average_is_a_row_of_the_report(trained, tmp_path, capsys):
     (runs / "single").mkdir()
     for name in ("result.json", predictions.NAME):
         (runs / "single" / name).write_bytes((trained / name).read_bytes())
+    capsys.readouterr()
+    verb("inspect", runs / "mean" / "adapter")
+    assert re.search(r"^  which +best$", capsys.readouterr().out, re.MULTILINE)
     verb("report", runs, "--out", runs / "report")
     rows = json.loads((runs / "report" / "report.json").read_text())
     assert sorted(row["method"] for row in rows) == ["lora", "lora-best2"]
@@ -177,3 +181,6 @@ def test_what_was_not_kept_is_said(trained, tmp_path, capsys):
     told = refused(capsys, "average", trained, "--last", 2, "--out", out, "--data", tmp_path)
     assert "does not exist. Say where it is: --data" in told
     assert not out.exists()
+    for place in (trained, trained.parent):
+        told = refused(capsys, "average", trained, "--best", 2, "--out", place, "--force")
+        assert "holds the run itself" in told

@@ -1,4 +1,4 @@
-"""Flags of generation that fairseq does not heed: they do what they say while the plugin is loaded."""
+"""Flags of generation that fairseq passes over: with the plugin they do what they say."""
 
 from __future__ import annotations
 

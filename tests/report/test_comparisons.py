@@ -243,6 +243,21 @@ def test_seeds_without_predictions_are_left_out(add, make_run):
     assert any("compared by row with 1 of 2 seeds" in note for note in row["notes"])
 
 
+def test_seeds_are_counted_against_what_a_row_is_compared_with(add, make_run):
+    for method, seeds in (("full", (1,)), ("adapter", (1, 2, 3)), ("lora", (1, 2, 3))):
+        for seed in seeds:
+            add(method, seed, range(seed))
+    rows = {row["method"]: row for row in build_rows(find_runs(add.root)[0], "lora")}
+    assert rows["full"]["paired_seeds"] == 1
+    assert rows["adapter"]["paired_seeds"] == 3
+    assert not any("compared by row" in note for row in rows.values() for note in row["notes"])
+    make_run("adapter", 4)
+    make_run("lora", 4)
+    rows = {row["method"]: row for row in build_rows(find_runs(add.root)[0], "lora")}
+    (note,) = (note for note in rows["adapter"]["notes"] if "compared by row" in note)
+    assert note.startswith("compared by row with 3 of 4 seeds")
+
+
 def test_every_form_of_the_report_has_it(add, tmp_path, capsys):
     for seed in (1, 2):
         add("full", seed, wrong_rows(seed, 300))

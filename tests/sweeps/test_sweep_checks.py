@@ -181,6 +181,29 @@ def test_more_epochs_may_pick_another_rate(sweep, tmp_path):
     assert [plan.read(folder / f"seed{seed}").lr for seed in (1, 2)] == ["0.01", "0.01"]
 
 
+def test_a_result_without_a_plan_is_not_thrown_away(sweep, tmp_path):
+    """As an earlier version has left it: nothing says how it was trained."""
+    one = sweep(rates={"LORA": "1e-3 1e-2"})
+    picked, there = tmp_path / "grid" / "seed1", tmp_path / "runs" / "seed1"
+    for folder in (picked, there):
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(folder.parent.name)
+    with pytest.raises(InputError, match=r"it has no plan that says how\. Give --redo"):
+        one._adopt(picked, there)
+    assert (there / "result.json").read_text() == "runs"
+    one.change = "redo"
+    one._adopt(picked, there)
+    assert (there / "result.json").read_text() == "grid"
+
+
+def test_cells_that_a_variable_would_not_tell_apart():
+    names = ["pretrained/lora-a", "scratch/full", "pretrained/lora_A"]
+    flags = {"lora-a": "--peft lora --lora-rank 2", "lora_A": "--peft lora --lora-rank 16"}
+    with pytest.raises(InputError, match=r"'lora-a' and 'lora_A' would share .*FLAGS_LORA_A"):
+        cells.read(names, flags, {})
+    assert len(cells.read(["scratch/full", "pretrained/full"], {}, {})) == 2
+
+
 def test_what_is_shown_is_what_chooses(tmp_path):
     subset = {"accuracy": 0.75, "macro_f1": 0.5, "mcc": -0.25, "loss": 0.7}
     epochs = Epochs(tmp_path, 3)
