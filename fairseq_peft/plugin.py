@@ -47,6 +47,7 @@ from fairseq_peft.fairseq_fixes import (  # noqa: E402
     plateau,
     pretrained_bart,
     processes,
+    same_batches,
     whole_words,
 )
 from fairseq_peft.fairseq_fixes.help import complete_help  # noqa: E402
@@ -62,3 +63,4 @@ ngrams.install()
 plateau.install()
 pretrained_bart.install()
 processes.install()
+same_batches.install()
