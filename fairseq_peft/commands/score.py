@@ -62,18 +62,18 @@ def run(args) -> int:
 
 def of_files(args) -> dict:
     """Name of a part -> (texts, references)."""
-    from fairseq_peft.text import text_scores
+    from fairseq_peft.text import rows, text_scores
 
     for flag in COLUMN_FLAGS:
         if getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} would be ignored without --columns.")
     if not args.references:
         raise InputError("No references: give a file, or --columns of a table.")
-    texts = text_scores.generated(lines_of(args.texts))
+    texts = text_scores.generated(rows.Reader().lines(args.texts))
     parts, total = {}, 0
     for word in args.references:
         name, _, path = word.rpartition("=")
-        references = lines_of(Path(path))
+        references = rows.Reader().lines(Path(path))
         name = name or Path(path).name
         if name in parts:
             raise InputError(f"Two references are named {name}. Name them: NAME=FILE.")
@@ -82,15 +82,6 @@ def of_files(args) -> dict:
     if total != len(texts):
         raise InputError(f"{args.texts} has {len(texts)} texts, the references {total}.")
     return parts
-
-
-def lines_of(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}).") from None
 
 
 def of_columns(args) -> dict:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.text.sources import BOM
 
 # sentencepiece's own ids 0, 1, 2 are <unk>, <s>, </s>; fairseq has its own rows for them.
 NUM_SPM_SPECIALS = 3
@@ -47,7 +48,7 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
             with (lzma.open if path.suffix == ".xz" else open)(path, "rb") as file:
                 for line in file:
                     number += 1
-                    text = line.decode("utf-8").strip()
+                    text = line.removeprefix(BOM).decode("utf-8").strip()
                     if text:
                         yield text
         except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.data import Dictionary, data_utils  # noqa: E402
 
+from fairseq_peft.data.translation_pairs import Source  # noqa: E402
 from fairseq_peft.text import demo_translation  # noqa: E402
 
 LANGUAGES = ("-s", "en", "-t", "xx")
@@ -68,3 +69,11 @@ def test_rows_are_those_of_the_files(raw, tmp_path, capsys):
         assert message in verbs.refused(
             capsys, "prepare-pairs", tmp_path / "no", *LANGUAGES, *words
         )
+
+
+def test_a_line_ends_at_lf_alone(tmp_path):
+    """A CR within a text, or a byte order mark, moves no line beside another."""
+    (tmp_path / "en").write_bytes(b"\xef\xbb\xbfone\rtwo\nthree\x0bmore")
+    (tmp_path / "fr").write_bytes(b"UN\r\nDEUX\rTROIS\r\n")
+    pairs = Source.parse(f"{tmp_path / 'en'}:{tmp_path / 'fr'}").read()
+    assert pairs == [("one two", "UN"), ("three more", "DEUX TROIS")]

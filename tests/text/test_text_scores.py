@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -62,6 +63,23 @@ def test_parts_of_what_fairseq_generate_wrote(tmp_path, capsys):
         assert message in verbs.refused(capsys, "score", *words)
     generated.write_text(rows[0])
     assert "Row 0 is missing" in verbs.refused(capsys, "score", generated, tmp_path / "a")
+
+
+def test_a_row_ends_at_lf_and_a_byte_order_mark_is_no_text(tmp_path, capsys):
+    """Half of what Windows writes is no reason for another score, nor for another row."""
+    texts, reference = tmp_path / "texts", tmp_path / "reference"
+    given = [MEANT[0].replace(" lies", "\rlies"), MEANT[1]]
+    texts.write_bytes("\n".join(given).encode())
+    given = [MEANT[0], MEANT[1].replace(" ran", "\rran")]
+    reference.write_bytes("\r\n".join([*given, ""]).encode("utf-8-sig"))
+    out = tmp_path / "scores.json"
+    verbs.run("score", texts, reference, "--out", out)
+    (found,) = json.loads(out.read_text())["parts"].values()
+    assert found["rows"] == 2 and found["bleu"] == pytest.approx(100)
+
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(reference.read_bytes()))
+    verbs.run("score", texts, tmp_path / "packed.gz", "--out", out)
+    assert json.loads(out.read_text())["parts"]["packed.gz"]["bleu"] == pytest.approx(100)
 
 
 @pytest.mark.skipif(not NEWS.is_file(), reason="needs ../shared/data/orangesum")
