@@ -145,6 +145,35 @@ def test_table_of_runs(tmp_path, capsys):
         text_runs.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "place, scores, message",
+    [
+        (
+            "lora/seed2",
+            {"a": {"rows": 1, "chrf": 2}},
+            "seed2.scores.json has a chrf.* a bleu",
+        ),
+        (
+            "full/seed1",
+            {"b": {"rows": 1, "bleu": 2}},
+            "seed1.scores.json has a bleu.* b bleu",
+        ),
+        ("lora/seed2", {}, "is damaged"),
+        ("lora/seed2", {"a": 3}, "is damaged"),
+        ("lora/seed2", {"a": {"rows": 1, "bleu": "x"}}, "is damaged"),
+        ("lora/seed2", {"a": {"rows": 1, "bleu": float("nan")}}, "is damaged"),
+        ("lora/seed2", [], "is damaged"),
+    ],
+)
+def test_runs_of_a_table_have_the_same_columns(tmp_path, place, scores, message):
+    for run, parts in {"lora/seed1": {"a": {"rows": 1, "bleu": 2}}, place: scores}.items():
+        (tmp_path / run).mkdir(parents=True)
+        content = {"parts": parts, "signatures": {"bleu": "how"}}
+        (tmp_path / run / "scores.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        text_runs.read(tmp_path)
+
+
 def test_table_beside_what_others_wrote(tmp_path, capsys):
     """A system has scores of the first part, and nothing that a run has."""
     runs, beside = tmp_path / "runs", tmp_path / "published.json"
