@@ -26,6 +26,7 @@ from fairseq_peft import folders
 from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf import encoder_decoder, peft_beside, peft_names, peft_write
 from fairseq_peft.hf.peft_names import Theirs
@@ -95,7 +96,7 @@ def write(
         with folders.replaced(folder) as new:
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
             for name, value in told.items():
-                text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+                text = json_text(value, indent=2) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(

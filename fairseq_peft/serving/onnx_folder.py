@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 from fairseq_peft.hf import tokenizer
 from fairseq_peft.models.roberta import RobertaPeftModel
 from fairseq_peft.serving import onnx_int8, served
@@ -96,7 +96,7 @@ def write(
         model.merge()
     with folders.replaced(out) as new:
         for name, value in contents.items():
-            text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+            text = json_text(value, indent=1) + "\n"
             (new / name).write_text(value if isinstance(value, str) else text, encoding="utf-8")
         to_onnx(scores, new / MODEL, reader.max_tokens)
         if int8:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
-import os
 import random
 import re
 import shutil
@@ -191,11 +191,11 @@ def train_tokenizer(
     """
     import sentencepiece
 
-    prefix = out / ".tokenizer.tmp"
+    model = io.BytesIO()  # no path, which may hold bytes that sentencepiece does not take
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_prefix=str(prefix),
+            model_writer=model,
             vocab_size=vocab_size,
             character_coverage=0.9999,
             input_sentence_size=1_000_000,
@@ -205,6 +205,8 @@ def train_tokenizer(
             user_defined_symbols=list(symbols),
             minloglevel=2,
         )
+        with whole(out / MODEL_NAME) as temporary:
+            temporary.write_bytes(model.getvalue())
     except (RuntimeError, OSError) as error:
         reason = str(error).rsplit("] ", 1)[-1].strip()
         most = re.search(r"Vocabulary size too high .*<= (\d+)", reason)
@@ -212,8 +214,6 @@ def train_tokenizer(
             message = f"No tokenizer of {vocab_size} pieces: {reason}"
             raise TooManyPieces(message, int(most.group(1))) from None
         raise InputError(f"No tokenizer of {vocab_size} pieces: {reason}") from None
-    Path(f"{prefix}.vocab").unlink()
-    os.replace(f"{prefix}.model", out / MODEL_NAME)
     write_dictionary(load_tokenizer(out / MODEL_NAME), out / DICT_NAME)
 
 
@@ -223,8 +223,10 @@ def load_tokenizer(path: Path):
 
     if not path.is_file():
         raise InputError(f"{path} does not exist. Expected a sentencepiece model.")
+    processor = sentencepiece.SentencePieceProcessor()
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        processor.LoadFromSerializedProto(path.read_bytes())
+        return processor
     except (RuntimeError, OSError):
         raise InputError(f"{path} is not a sentencepiece model.") from None
 
