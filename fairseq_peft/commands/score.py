@@ -8,6 +8,7 @@ references one after the other; each gets scores of its own. With --columns, TEX
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -72,9 +73,8 @@ def of_files(args) -> dict:
     texts = text_scores.generated(rows.Reader().lines(args.texts))
     parts, total = {}, 0
     for word in args.references:
-        name, _, path = word.rpartition("=")
-        references = rows.Reader().lines(Path(path))
-        name = name or Path(path).name
+        name, path = named(word)
+        references = rows.Reader().lines(path)
         if name in parts:
             raise InputError(f"Two references are named {name}. Name them: NAME=FILE.")
         parts[name] = texts[total : total + len(references)], references
@@ -82,6 +82,14 @@ def of_files(args) -> dict:
     if total != len(texts):
         raise InputError(f"{args.texts} has {len(texts)} texts, the references {total}.")
     return parts
+
+
+def named(word: str) -> tuple[str, Path]:
+    """Name and file of ``NAME=FILE`` or ``FILE``; a file named so comes first."""
+    name, sign, path = word.partition("=")
+    if not sign or os.path.exists(word):
+        name, path = "", word
+    return name or Path(path).name, Path(path)
 
 
 def of_columns(args) -> dict:

@@ -82,6 +82,17 @@ def test_a_row_ends_at_lf_and_a_byte_order_mark_is_no_text(tmp_path, capsys):
     assert json.loads(out.read_text())["parts"]["packed.gz"]["bleu"] == pytest.approx(100)
 
 
+def test_a_path_may_hold_an_equals_sign(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    for path in (tmp_path / "texts", tmp_path / "lr=0.1" / "right"):
+        path.write_text(f"{MEANT[0]}\n")
+    for given, name in (("lr=0.1/right", "right"), ("x=lr=0.1/right", "x")):
+        verbs.run("score", "texts", given)
+        line = capsys.readouterr().out.splitlines()[1]
+        assert line.split()[:3] == [name, "1", "100.00"]
+
+
 @pytest.mark.skipif(not NEWS.is_file(), reason="needs ../shared/data/orangesum")
 def test_published_summaries_have_their_published_scores(tmp_path):
     """The table of OrangeSum's paper, and its first sentence."""
