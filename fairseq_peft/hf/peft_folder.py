@@ -129,11 +129,9 @@ def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor], list[str], dict]:
             f"{folder / TENSORS} is damaged ({type(error).__name__}). Copy the folder again."
         ) from error
     told = _json(folder / LABELS) if (folder / LABELS).is_file() else {}
-    labels = told.get("id2label", {})
-    if sorted(labels) != sorted(map(str, range(len(labels)))):
-        raise InputError(f"{folder / LABELS}: id2label does not number its classes from 0.")
+    labels = hf_config.names_of(told.get("id2label", {}), folder / LABELS)
     tensors = {n: t for n, t in tensors.items() if not any(part in n for part in _COPIES)}
-    return config, tensors, [labels[str(number)] for number in range(len(labels))], told
+    return config, tensors, labels, told
 
 
 def _json(path):
