@@ -53,14 +53,14 @@ class Scores(nn.Module):
 
 
 def write(
-    out: Path, found: AdapterFolder, model, texts: Sequence[str] = (), int8: bool = False
+    out: Path, found: AdapterFolder, model, texts: Sequence = (), int8: bool = False
 ) -> Agreement:
     """Write the folder ``out``.
 
     Args:
         found, model: an adapter folder, and the model that it makes of its base.
-        texts: rows to compare on, a line each as ``fairseq-peft predict`` reads them; without any,
-            random tokens are.
+        texts: rows to compare on, each a text, or a pair of them where the model reads two; without
+            any, random tokens are.
         int8: whether products compute in 8 bits; the first of the rows tell how large numbers
             become.
 
@@ -143,8 +143,7 @@ def batches(reader, texts, dictionary) -> Iterator[list]:
         for tokens in finetuned.random_batches(dictionary, reader.max_tokens):
             yield [row[row != pad].tolist() for row in tokens]
         return
-    given = (tuple(line.split("\t", 1)) if reader.num_texts == 2 else line for line in texts)
-    rows = [reader.check(row, number) for number, row in enumerate(given, start=1)]
+    rows = [reader.check(row, number) for number, row in enumerate(texts, start=1)]
     yield reader.encoder.items(rows, [reader.max_tokens] * len(rows))
 
 
