@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import add_line, json_of, json_text, whole
+from fairseq_peft.files import add_line, is_utf8, json_of, json_text, whole
 from fairseq_peft.scores import METRICS
 
 logger = logging.getLogger(__name__)
@@ -171,6 +171,12 @@ class RunLog:
             logger.warning(
                 "tensorboard is not installed, so there will be no event file: metrics.jsonl "
                 "holds the same numbers"
+            )
+        if self._make_writer is not None and not is_utf8(directory):
+            self._make_writer = None
+            logger.warning(
+                "the path of the save directory is not UTF-8, which TensorBoard does not take, so "
+                "there will be no event file: metrics.jsonl holds the same numbers"
             )
         write_json(os.path.join(directory, "run.json"), run)
 
