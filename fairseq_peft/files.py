@@ -55,6 +55,30 @@ def json_of(text: bytes | str):
         raise ValueError("it is nested too deep") from None
 
 
+def is_utf8(path: Path | str) -> bool:
+    """Whether a path can be written in UTF-8, as TensorBoard and torch's maps need it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_text(value, **options) -> str:
+    """``value`` as JSON that UTF-8 can hold: letters as they are, or, where there is half a
+    surrogate pair, all beyond ASCII escaped. A path has such for each byte that is no UTF-8.
+
+    Args:
+        options: of ``json.dumps``.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, **options)
+    return text
+
+
 def remove_leftovers(folder: Path | str, *names: str) -> None:
     """Remove what processes that were killed within ``whole`` have left of the files ``names``,
     patterns as of ``glob``.

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fairseq_peft.files import add_line, remove_leftovers, whole
+from fairseq_peft.files import add_line, json_of, json_text, remove_leftovers, whole
 from fairseq_peft.folders import walk
 
 
@@ -92,3 +92,11 @@ def test_a_line_that_has_no_room_leaves_nothing_of_it(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     add_line(path, "whole")
     assert path.read_text(encoding="utf-8") == "é" * 40 + "\nwhole\n"
+
+
+@pytest.mark.parametrize("value", [{"é": ["\U0001f600", 1]}, {"é": "r\udcff"}])
+def test_json_holds_any_path(value):
+    """Python has a surrogate for a byte of a path that is no UTF-8."""
+    text = json_text(value, indent=1)
+    assert json_of(text.encode("utf-8")) == value
+    assert ("é" in text) == ("r" not in text)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import is_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +175,10 @@ def mapping() -> Iterator[None]:
 
 def _can_be_mapped(path):
     """Whether it is a file of torch 1.6 or later, as torch writes it: an archive without
-    compression."""
-    if not isinstance(path, (str, os.PathLike)) or not zipfile.is_zipfile(path):
+    compression; and has a path that torch's maps take."""
+    if not isinstance(path, (str, os.PathLike)) or not is_utf8(path):
+        return False
+    if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())

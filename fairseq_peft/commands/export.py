@@ -98,10 +98,10 @@ def to_peft(args, found, model) -> str:
 def to_onnx(args, found, model) -> str:
     """Write a folder for ONNX Runtime; what is in it, and how far it agrees with the model."""
     from fairseq_peft.serving import onnx_folder
-    from fairseq_peft.text.raw_text import read_lines
 
-    texts = list(read_lines([args.check_text])) if args.check_text else ()
-    agreement = onnx_folder.write(args.out, found, model, texts, args.int8)
+    num_texts = found.description["input"]["num_texts"]
+    rows = read_rows(args.check_text, num_texts) if args.check_text else ()
+    agreement = onnx_folder.write(args.out, found, model, rows, args.int8)
     size = (args.out / onnx_folder.MODEL).stat().st_size
     kind = "int8" if args.int8 else "fp32"
     return (
@@ -109,6 +109,23 @@ def to_onnx(args, found, model) -> str:
         f"{', '.join(found.description['labels'])}\n"
         f"compared with the model in fp32, {agreement}"
     )
+
+
+def read_rows(path: Path, num_texts: int) -> list:
+    """The rows of a file as ``fairseq-peft predict`` reads them, texts or pairs of them.
+
+    Raises:
+        InputError: it cannot be read, or has none.
+    """
+    from fairseq_peft.text import sources, streams
+
+    with streams.open_source(str(path)) as file:
+        lines = streams.Lines(sources.lines(file, str(path)), num_texts)
+        rows = list(lines)
+    lines.report("export")
+    if not rows:
+        raise InputError(f"--check-text {path} is empty. Give a row a line, or leave it out.")
+    return rows
 
 
 def check_out(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 
 
 def add_arguments(parser):
@@ -25,7 +25,7 @@ def run(args) -> int:
     else:
         raise InputError(f"{args.path} does not exist. Give an adapter folder or a checkpoint.")
     if args.json:
-        sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(rows, indent=1) + "\n")
     else:
         sys.stdout.write("\n".join(table(rows)) + "\n")
     return 0

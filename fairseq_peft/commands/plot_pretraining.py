@@ -26,7 +26,9 @@ def run(args) -> int:
     check_out(args.out)
     curves = {}
     for text in args.curves:
-        name, _, path = text.rpartition("=")
+        name, sign, path = text.partition("=")
+        if not sign or Path(text).is_file():
+            name, path = "", text
         name = name or str(Path(path).parent.name or path)
         if name in curves:
             raise InputError(f"Two curves are called '{name}'. Name them: OTHER={path}.")

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from fairseq_peft import compiling
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 from fairseq_peft.precision import resolve
 from fairseq_peft.scores import CLASSES, NUMBER
 from fairseq_peft.serving import flags
@@ -200,13 +201,28 @@ class TableRows:
             )
         self.reader = Reader()
         self.table = tables.read(path, self.reader, columns, needs)
-        taken = [name for name in self.new_columns if name in self.table.names]
-        if taken:
-            raise InputError(f"{path} has a column {taken[0]!r} already. Rename it.")
+        self.check_columns(path)
         self.needs = needs
         self.number = self.answered = 0
         header = self.table.header
         self.header = "" if header is None else self.line(header, self.new_columns)
+
+    def check_columns(self, path: Path) -> None:
+        """Raise InputError where a row would not come back as it is."""
+        places = [(path, self.table.names)]
+        places += [(row.where, row.raw) for row in self.table.records if isinstance(row.raw, dict)]
+        for where, names in places:
+            taken = [name for name in self.new_columns if name in names]
+            if taken:
+                raise InputError(f"{where} has a column {taken[0]!r} already. Rename it.")
+        for where, raw in places[1:]:
+            try:
+                json.dumps(raw, allow_nan=False)
+            except ValueError:
+                raise InputError(
+                    f"{where} has a number that JSON cannot hold: NaN, or one beyond 1e308. Write "
+                    "null, or a string."
+                ) from None
 
     def __iter__(self) -> Iterator:
         for record in self.table.records:
@@ -220,7 +236,7 @@ class TableRows:
         if isinstance(raw, dict):
             found = row.label if row.value is None else row.value
             new = dict(zip(self.new_columns, (found, row.probability)))
-            return json.dumps({**raw, **new}, ensure_ascii=False) + "\n"
+            return json_text({**raw, **new}) + "\n"
         if row.value is not None:
             return self.line(raw, (f"{row.value:.6g}",))
         return self.line(raw, (row.label, f"{row.probability:.6f}"))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shlex
@@ -26,7 +25,7 @@ import sys
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import json_of
+from fairseq_peft.files import json_of, json_text
 from fairseq_peft.scores import CLASSES, LABELS, METRICS, NUMBER
 from fairseq_peft.text import bpe, tables
 
@@ -257,7 +256,7 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
         if corpus.has_pairs:
             write_lines(build / "raw" / f"{split}.review2", [row.text2 for row in rows])
     binarise(build, corpus, tokens, dictionary)
-    write_lines(build / DONE, [json.dumps(stats, indent=1, ensure_ascii=False)])
+    write_lines(build / DONE, [json_text(stats, indent=1)])
     return stats
 
 

@@ -4,12 +4,15 @@ A split is one or several SOURCE:TARGET, two files with a sentence a line; with 
 the word TAG, which is one piece of its own, stands in front of each source: so one model translates
 into several languages. Rows stay in their order. OUT gets sentencepiece.bpe.model, dict.txt for
 both languages, and what fairseq-train and fairseq-generate read. The model is trained on train,
-unless --spm gives another: that of the base whose dictionary these data need.
+unless --spm gives another: that of the base whose dictionary these data need. An OUT that is there
+keeps its other splits if they have the same dictionary; else all of them have to be given again.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -51,7 +54,7 @@ def run(args) -> int:
         raise InputError(f"--train-rows {args.train_rows}: expected at least 1.")
 
     from fairseq_peft.data.translation_pairs import Source, write
-    from fairseq_peft.text import bpe, raw_text
+    from fairseq_peft.text import bpe
 
     given = {split: [Source.parse(text) for text in getattr(args, split)] for split in SPLITS}
     if not any(given.values()):
@@ -66,24 +69,58 @@ def run(args) -> int:
         if sources
     }
     tags = dict.fromkeys(one.tag for sources in given.values() for one in sources if one.tag)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.spm:
-        raw_text.copy_tokenizer(args.spm, args.dict, args.out)
-    else:
-        if "train" not in splits:
-            raise InputError("No text to train a sentencepiece model on: give --train, or --spm.")
-        lines = [text for pair in splits["train"] for text in pair]
-        lines += raw_text.read_lines(args.spm_text)
-        symbols = dict.fromkeys((*tags, *args.symbols))
-        raw_text.train_tokenizer(lines, args.out, args.vocab_size or 8000, symbols=symbols)
-    subwords = bpe.find(args.out)
-    for tag in tags:
-        if tag not in raw_text.pieces_of(raw_text.load_tokenizer(args.out / raw_text.MODEL_NAME)):
-            raise InputError(
-                f"{args.spm} has no piece {tag}. Train the model with it: --symbols {tag}."
-            )
-    write(args.out, subwords, splits, (args.source_lang, args.target_lang))
+    if not args.spm and "train" not in splits:
+        raise InputError("No text to train a sentencepiece model on: give --train, or --spm.")
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"{args.out} is a file. Give the name of the folder to write into.")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside OUT, so that what is refused or ends half-way leaves OUT as it was.
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as build:
+        new = Path(build)
+        make_tokenizer(args, splits.get("train", ()), tags, new)
+        write(new, bpe.find(new), splits, (args.source_lang, args.target_lang))
+        check_dictionary(args.out, new)
+        args.out.mkdir(exist_ok=True)
+        for path in sorted(new.iterdir()):
+            os.replace(path, args.out / path.name)
     logger.info(
         "%s: %s", args.out, ", ".join(f"{split} {len(pairs)}" for split, pairs in splits.items())
     )
     return 0
+
+
+def make_tokenizer(args, train, tags, folder: Path) -> None:
+    """Put the model into ``folder``, with its dict.txt: that of --spm, or one trained on ``train``.
+
+    Raises:
+        InputError: there can be none, or it has not all ``tags``.
+    """
+    from fairseq_peft.text import raw_text
+
+    if args.spm:
+        raw_text.copy_tokenizer(args.spm, args.dict, folder)
+    else:
+        lines = [text for pair in train for text in pair]
+        lines += raw_text.read_lines(args.spm_text)
+        symbols = dict.fromkeys((*tags, *args.symbols))
+        raw_text.train_tokenizer(lines, folder, args.vocab_size or 8000, symbols=symbols)
+    pieces = raw_text.pieces_of(raw_text.load_tokenizer(folder / raw_text.MODEL_NAME))
+    for tag in tags:
+        if tag not in pieces:
+            raise InputError(
+                f"{args.spm} has no piece {tag}. Train the model with it: --symbols {tag}."
+            )
+
+
+def check_dictionary(out: Path, new: Path) -> None:
+    """Raise InputError where splits would stay in ``out`` that were coded with other dictionaries
+    than those in ``new``."""
+    staying = [path.stem for path in sorted(out.glob("*.idx")) if not (new / path.name).exists()]
+    for path in sorted(new.glob("dict.*")):
+        before = out / path.name
+        if staying and before.is_file() and before.read_bytes() != path.read_bytes():
+            raise InputError(
+                f"{out} holds {staying[0]}, coded with another dictionary ({path.name}), and it is "
+                "not written anew. Give the files of all its splits, or its own sentencepiece "
+                "model and dictionary (--spm, --dict), or another folder."
+            )

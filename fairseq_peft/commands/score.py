@@ -8,6 +8,7 @@ references one after the other; each gets scores of its own. With --columns, TEX
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -62,19 +63,18 @@ def run(args) -> int:
 
 def of_files(args) -> dict:
     """Name of a part -> (texts, references)."""
-    from fairseq_peft.text import text_scores
+    from fairseq_peft.text import rows, text_scores
 
     for flag in COLUMN_FLAGS:
         if getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} would be ignored without --columns.")
     if not args.references:
         raise InputError("No references: give a file, or --columns of a table.")
-    texts = text_scores.generated(lines_of(args.texts))
+    texts = text_scores.generated(rows.Reader().lines(args.texts))
     parts, total = {}, 0
     for word in args.references:
-        name, _, path = word.rpartition("=")
-        references = lines_of(Path(path))
-        name = name or Path(path).name
+        name, path = named(word)
+        references = rows.Reader().lines(path)
         if name in parts:
             raise InputError(f"Two references are named {name}. Name them: NAME=FILE.")
         parts[name] = texts[total : total + len(references)], references
@@ -84,13 +84,12 @@ def of_files(args) -> dict:
     return parts
 
 
-def lines_of(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}).") from None
+def named(word: str) -> tuple[str, Path]:
+    """Name and file of ``NAME=FILE`` or ``FILE``; a file named so comes first."""
+    name, sign, path = word.partition("=")
+    if not sign or os.path.exists(word):
+        name, path = "", word
+    return name or Path(path).name, Path(path)
 
 
 def of_columns(args) -> dict:

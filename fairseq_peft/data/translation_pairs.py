@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.text import rows
 
 
 class Source(NamedTuple):
@@ -45,12 +46,8 @@ class Source(NamedTuple):
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}).") from None
+    reader = rows.Reader()
+    lines = [reader.clean(line) for line in reader.lines(path)]
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise InputError(f"{path}, line {number}: empty. Expected a sentence a line.")

@@ -160,14 +160,32 @@ def class_names(config: dict) -> list[str]:
     """The labels of a config.json in the order of the outputs; none for a language model.
 
     Raises:
-        InputError: ``id2label`` does not number them from 0.
+        InputError: as ``names_of``.
     """
     if not any("SequenceClassification" in kind for kind in config.get("architectures") or ()):
         return []
     labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    if sorted(labels, key=int) != [str(number) for number in range(len(labels))]:
-        raise InputError("id2label does not number the classes from 0. Correct config.json.")
-    return [labels[str(number)] for number in range(len(labels))]
+    return names_of(labels, "config.json")
+
+
+def names_of(labels: dict, file) -> list[str]:
+    """The names in ``id2label`` in their order.
+
+    Args:
+        file: where it stands.
+
+    Raises:
+        InputError: it does not number different names from 0.
+    """
+    numbers = [str(number) for number in range(len(labels))] if isinstance(labels, dict) else None
+    if numbers is None or set(labels) != set(numbers):
+        raise InputError(f"id2label does not number the classes from 0. Correct {file}.")
+    names = [labels[number] for number in numbers]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(
+            f"id2label has the classes {names!r:.80}. Expected names that differ. Correct {file}."
+        )
+    return names
 
 
 def kind_of(config: dict, num_outputs: int) -> str:

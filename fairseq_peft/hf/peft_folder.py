@@ -26,6 +26,7 @@ from fairseq_peft import folders
 from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf import encoder_decoder, peft_beside, peft_names, peft_write
 from fairseq_peft.hf.peft_names import Theirs
@@ -95,7 +96,7 @@ def write(
         with folders.replaced(folder) as new:
             (new / TENSORS).write_bytes(safetensors.torch.save(plain, {"format": "pt"}))
             for name, value in told.items():
-                text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+                text = json_text(value, indent=2) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
@@ -128,11 +129,9 @@ def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor], list[str], dict]:
             f"{folder / TENSORS} is damaged ({type(error).__name__}). Copy the folder again."
         ) from error
     told = _json(folder / LABELS) if (folder / LABELS).is_file() else {}
-    labels = told.get("id2label", {})
-    if sorted(labels) != sorted(map(str, range(len(labels)))):
-        raise InputError(f"{folder / LABELS}: id2label does not number its classes from 0.")
+    labels = hf_config.names_of(told.get("id2label", {}), folder / LABELS)
     tensors = {n: t for n, t in tensors.items() if not any(part in n for part in _COPIES)}
-    return config, tensors, [labels[str(number)] for number in range(len(labels))], told
+    return config, tensors, labels, told
 
 
 def _json(path):

@@ -11,7 +11,6 @@ dict.txt, sentencepiece.bpe.model        copies, for the way back (or the files 
 
 from __future__ import annotations
 
-import json
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 from fairseq_peft.hf import base_model, check, encoder_decoder, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.models.roberta import HEADS
@@ -87,7 +87,7 @@ def convert(
             )
             for name, value in {"config.json": config, **contents}.items():
                 is_text = isinstance(value, str)
-                text = value if is_text else json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+                text = value if is_text else json_text(value, indent=1) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
             shutil.copyfile(dictionary, new / adapter_folder.DICTIONARY)
             bpe.write(subwords, new)

@@ -3,6 +3,7 @@ training loss, and what was taken for what."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -29,8 +30,8 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
         The files ``<data>-accuracy`` (or whatever metric chose the checkpoints), ``-parameters``,
         ``-loss`` and ``-confusion``, PNG and SVG.
     """
-    written = []
-    for data in dict.fromkeys(row["data"] for row in rows):
+    written, names = [], _file_names(dict.fromkeys(row["data"] for row in rows))
+    for data, stem in names.items():
         mine = [run.result for run in runs if run.result["data"] == data]
         my_rows = [row for row in rows if row["data"] == data]
         with drawing.settings():
@@ -41,8 +42,21 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
                 ("confusion", confusion_figure(data, my_rows)),
             ):
                 if figure is not None:
-                    written += drawing.save(figure, out, _file_name(f"{data}-{name}"))
+                    written += drawing.save(figure, out, f"{stem}-{_file_name(name)}")
     return written
+
+
+def _file_names(texts) -> dict[str, str]:
+    """Text -> ``_file_name`` of it; from the second of those that would have the same one, or the
+    same without regard to case, with a part of its digest."""
+    found, taken = {}, set()
+    for text in texts:
+        safe = _file_name(text)
+        if safe.casefold() in taken:
+            safe = f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+        found[text] = safe
+        taken.add(safe.casefold())
+    return found
 
 
 def _file_name(text: str) -> str:

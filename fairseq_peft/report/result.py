@@ -53,12 +53,12 @@ def summarise(run_dir: Path | str, require_epochs: int = 0) -> dict:
         )
     try:
         result = {**run, **_numbers(run, lines)}
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError as error:  # which is a ValueError, too
+        raise InputError(f"'{path}': {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(
             f"'{path}' does not have the fields of docs/design.md: {type(error).__name__} {error}"
         ) from None
-    except InputError as error:
-        raise InputError(f"'{path}': {error}") from None
     check_result(result, run_dir / "result.json")
     return result
 

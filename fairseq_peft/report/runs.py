@@ -46,7 +46,9 @@ KEY = ("data", "init", "method", "seed")  # what tells two runs apart
 DECIDED = ("arch", "base", "method_config", "hyperparameters", "chosen_by", "rows", "curve")
 BY_ACCURACY = {"metric": "accuracy", "subset": "valid"}
 ACCURACIES = ("valid_accuracy", "test_accuracy", "best_test_accuracy")
-CURVE_FIELDS = ("train_loss", "valid_accuracy", "test_accuracy")
+CURVE_FIELDS = ("train_loss", "valid_accuracy", "test_accuracy", "valid_value", "test_value")
+#: Numbers are below it; the square of the largest float32 is.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -162,44 +164,68 @@ def check_result(result: dict, path: Path) -> None:
             f"'{path}' has schema {result.get('schema')!r}, this version reads {SCHEMA}; "
             "delete it and write it again with `fairseq-peft result`"
         )
-    judged = result.get("kind") not in (scores.NUMBER, scores.TEXT)
-    for key, (kind, nullable) in RESULT_FIELDS.items():
+    kind = result.get("kind", scores.CLASSES)
+    if not isinstance(kind, str) or kind not in scores.METRICS:
+        raise InputError(
+            f"'{path}': 'kind' is {kind!r:.40}, expected one of {', '.join(scores.METRICS)}"
+        )
+    judged = scores.has_accuracy(kind)
+    for key, (types, nullable) in RESULT_FIELDS.items():
         if key not in result:
             raise InputError(f"'{path}' has no '{key}'; write it again with `fairseq-peft result`")
         value = result[key]
         if value is None and (nullable or (key == "valid_accuracy" and not judged)):
             continue
         # bool is an int to Python, but no count
-        if not isinstance(value, kind) or isinstance(value, bool):
-            expected = "a number" if kind is NUMBER else kind.__name__
-            raise InputError(f"'{path}': '{key}' is {value!r}, expected {expected}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"'{path}': '{key}' is {value}, expected a finite number")
+        if not isinstance(value, types) or isinstance(value, bool):
+            expected = "a number" if types is NUMBER else types.__name__
+            raise InputError(f"'{path}': '{key}' is {value!r:.40}, expected {expected}")
+        if types in (int, NUMBER):
+            _check_number(value, key, path)
         if key in ACCURACIES and not 0 <= value <= 1:
             raise InputError(f"'{path}': '{key}' is {value}, expected a fraction in [0, 1]")
-        if kind is str and not value.isprintable():
+        if types is str and not value.isprintable():
             raise InputError(f"'{path}': '{key}' is {value!r}, expected a name on one line")
+    for key, value in result.items():
+        if key.startswith("test_") and value is not None:
+            _check_number(value, key, path)
     _check_inner(result, path)
     for point in result["curve"]:
         if (
             not isinstance(point, dict)
-            or not isinstance(point.get("epoch"), int)
-            or not all(isinstance(point.get(key), (*NUMBER, type(None))) for key in CURVE_FIELDS)
+            or not is_count(point.get("epoch"))
+            or not all(is_number(point[key]) for key in CURVE_FIELDS if point.get(key) is not None)
         ):
             raise InputError(
-                f"'{path}': {point!r} in 'curve'; expected 'epoch' and numbers (or null) for "
+                f"'{path}': {point!r:.80} in 'curve'; expected 'epoch' and numbers (or null) for "
                 + ", ".join(CURVE_FIELDS)
             )
+
+
+def is_number(value) -> bool:
+    """Whether a value read off JSON is one to compute with: finite, and with room for squares."""
+    return type(value) in NUMBER and abs(value) < LARGEST  # NaN is not
+
+
+def _check_number(value, key: str, path: Path) -> None:
+    """Raise InputError where ``value`` of ``key`` is none to compute with."""
+    if is_number(value):
+        return
+    expected = "a number"
+    if type(value) in NUMBER:
+        is_finite = abs(value) < math.inf
+        expected = f"a number below {LARGEST:g}" if is_finite else "a finite number"
+    raise InputError(f"'{path}': '{key}' is {value!r:.40}, expected {expected}")
 
 
 def _check_inner(result: dict, path: Path) -> None:
     """The same for what the report reads inside of fields, and for those that may be missing."""
     for split, number in result["rows"].items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise InputError(f"'{path}': 'rows' has {number!r} for {split}, expected a count")
+        if type(number) is not int or not 0 <= number < LARGEST:
+            raise InputError(f"'{path}': 'rows' has {number!r:.40} for {split}, expected a count")
     rate = result["hyperparameters"].get("lr")
-    if rate is not None and not (isinstance(rate, NUMBER) and math.isfinite(rate)):
-        raise InputError(f"'{path}': 'lr' is {rate!r}, expected a number")
+    if rate is not None:
+        _check_number(rate, "lr", path)
     labels = result.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
         raise InputError(f"'{path}': 'labels' is {labels!r}, expected the names of the classes")
@@ -210,8 +236,8 @@ def _check_inner(result: dict, path: Path) -> None:
             f"'{path}': 'chosen_by' is {chosen_by!r}, expected the names of a metric and a subset"
         )
     value = result.get("best_value")
-    if value is not None and not (isinstance(value, NUMBER) and math.isfinite(value)):
-        raise InputError(f"'{path}': 'best_value' is {value!r}, expected a number")
+    if value is not None:
+        _check_number(value, "best_value", path)
 
 
 def read_metrics(path: Path) -> dict[int, dict]:
@@ -258,9 +284,10 @@ def _how_far(path: Path) -> str:
     try:
         planned = read_json(path / "run.json").get("hyperparameters", {}).get("max_epoch")
         done = len(read_metrics(path / "metrics.jsonl")) if (path / "metrics.jsonl").exists() else 0
-    except (InputError, AttributeError) as error:
+        is_done = bool(planned) and done >= planned
+    except (InputError, AttributeError, TypeError) as error:
         return f"broken: {error}"
-    if planned and done >= planned:
+    if is_done:
         return f"all {planned} epochs done, result missing: `fairseq-peft result` writes it"
     return f"{done} of {planned} epochs" if planned else f"{done} epochs"
 

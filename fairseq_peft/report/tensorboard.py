@@ -10,6 +10,8 @@ import logging
 import time
 from pathlib import Path
 
+from fairseq_peft.files import is_utf8
+
 SUFFIX = ".hparams"
 FACTS = ("data", "init", "method", "seed", "arch", "trainable_parameters", "total_parameters")
 METRICS = ("valid_accuracy", "test_accuracy", "best_value", "best_epoch", "best_update", "seconds")
@@ -35,7 +37,8 @@ def write_hparams(run_dir: Path | str, result: dict) -> Path | None:
     and would hide the hyper-parameters that this run does not have.
 
     Returns:
-        The file, or None (and a warning) where tensorboard is missing or broken.
+        The file, or None (and a warning) where tensorboard is missing or broken, or does not take
+        the path.
     """
     try:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -50,6 +53,10 @@ def write_hparams(run_dir: Path | str, result: dict) -> Path | None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as error:
         logger.warning("no HParams for TensorBoard: %s", error)
+        return None
+
+    if not is_utf8(run_dir):
+        logger.warning("no HParams for TensorBoard: the path of the run is not UTF-8")
         return None
 
     def marked(tag: str, content: HParamsPluginData) -> Summary:

@@ -15,8 +15,9 @@ import statistics
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import whole
+from fairseq_peft.files import json_of, whole
 from fairseq_peft.report import tables
+from fairseq_peft.runs.log import number
 
 BASE, FULL = "base", "full"
 PARAMETERS = re.compile(r"num\. shared model params: [\d,]+ \(num\. trained: ([\d,]+)\)")
@@ -27,21 +28,52 @@ def read(runs: Path) -> list[dict]:
     """A row for each method: its seeds, scores, trainable parameters, bytes, seconds.
 
     Raises:
-        InputError: there is no finished run, or what is there is damaged.
+        InputError: there is no finished run, what is there is damaged, or runs were scored in
+            different ways.
     """
-    methods = {}
+    methods, first = {}, None
     for path in sorted(runs.glob("*/seed*/scores.json")):
         try:
-            scores = json.loads(path.read_bytes())
-            run = {"scores": scores["parts"], "signatures": scores["signatures"]}
-        except (ValueError, KeyError):
+            run = read_scores(path)
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path} is damaged. Remove it, and run its script again.") from None
+        first = first or (path, run)
+        if metrics_of(run) != metrics_of(first[1]):
+            here, there = (in_words(metrics_of(one)) for one in (run, first[1]))
+            raise InputError(
+                f"{path} has {here}, and {first[0]} has {there}. Score all with the same parts and "
+                "--metrics."
+            )
         methods.setdefault(path.parent.parent.name, []).append({**run, **cost(path.parent)})
     if not methods:
         raise InputError(f"{runs} has no <method>/seed<k>/scores.json: no run has finished there.")
     order = [name for name in (BASE, FULL) if name in methods]
     order += [name for name in methods if name not in order]
     return [row(name, methods[name]) for name in order]
+
+
+def read_scores(path: Path) -> dict:
+    """``scores`` and ``signatures`` of what ``fairseq-peft score`` has written.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it has not.
+    """
+    content = json_of(path.read_bytes())
+    parts = content["parts"]
+    numbers = [number(part, metric) for part in parts.values() for metric in part]
+    if not numbers or None in numbers or not all("rows" in part for part in parts.values()):
+        raise ValueError
+    return {"scores": parts, "signatures": dict(content["signatures"])}
+
+
+def metrics_of(run: dict) -> dict[str, set]:
+    """Part -> the metrics that it was scored by."""
+    return {name: set(part) - {"rows"} for name, part in run["scores"].items()}
+
+
+def in_words(metrics: dict[str, set]) -> str:
+    """Such as ``test bleu chrf, old bleu chrf``."""
+    return ", ".join(" ".join([name, *sorted(found)]) for name, found in metrics.items())
 
 
 def cost(run: Path) -> dict:

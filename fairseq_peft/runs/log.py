@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.files import add_line, json_of, whole
+from fairseq_peft.files import add_line, is_utf8, json_of, json_text, whole
 from fairseq_peft.scores import METRICS
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,7 @@ SHOWN = (*SHOWN, "tokens_per_second")
 def write_json(path: str, value) -> None:
     """Write ``value`` whole or not at all: see ``files.whole``."""
     with whole(path) as temporary:
-        text = json.dumps(value, indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
 
 
 def read_start(directory: str) -> dict:
@@ -122,7 +121,7 @@ def valid_lines(lines: list[dict]) -> list[dict]:
 def logging_to(path, mode: str = "a") -> Iterator[None]:
     """What is logged in the block goes to the file ``path`` as well; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, mode, encoding="utf-8")
+    handler = logging.FileHandler(path, mode, encoding="utf-8", errors="backslashreplace")
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -172,6 +171,12 @@ class RunLog:
             logger.warning(
                 "tensorboard is not installed, so there will be no event file: metrics.jsonl "
                 "holds the same numbers"
+            )
+        if self._make_writer is not None and not is_utf8(directory):
+            self._make_writer = None
+            logger.warning(
+                "the path of the save directory is not UTF-8, which TensorBoard does not take, so "
+                "there will be no event file: metrics.jsonl holds the same numbers"
             )
         write_json(os.path.join(directory, "run.json"), run)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import json_text
 from fairseq_peft.hf import tokenizer
 from fairseq_peft.models.roberta import RobertaPeftModel
 from fairseq_peft.serving import onnx_int8, served
@@ -53,14 +53,14 @@ class Scores(nn.Module):
 
 
 def write(
-    out: Path, found: AdapterFolder, model, texts: Sequence[str] = (), int8: bool = False
+    out: Path, found: AdapterFolder, model, texts: Sequence = (), int8: bool = False
 ) -> Agreement:
     """Write the folder ``out``.
 
     Args:
         found, model: an adapter folder, and the model that it makes of its base.
-        texts: rows to compare on, a line each as ``fairseq-peft predict`` reads them; without any,
-            random tokens are.
+        texts: rows to compare on, each a text, or a pair of them where the model reads two; without
+            any, random tokens are.
         int8: whether products compute in 8 bits; the first of the rows tell how large numbers
             become.
 
@@ -96,7 +96,7 @@ def write(
         model.merge()
     with folders.replaced(out) as new:
         for name, value in contents.items():
-            text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+            text = json_text(value, indent=1) + "\n"
             (new / name).write_text(value if isinstance(value, str) else text, encoding="utf-8")
         to_onnx(scores, new / MODEL, reader.max_tokens)
         if int8:
@@ -143,8 +143,7 @@ def batches(reader, texts, dictionary) -> Iterator[list]:
         for tokens in finetuned.random_batches(dictionary, reader.max_tokens):
             yield [row[row != pad].tolist() for row in tokens]
         return
-    given = (tuple(line.split("\t", 1)) if reader.num_texts == 2 else line for line in texts)
-    rows = [reader.check(row, number) for number, row in enumerate(given, start=1)]
+    rows = [reader.check(row, number) for number, row in enumerate(texts, start=1)]
     yield reader.encoder.items(rows, [reader.max_tokens] * len(rows))
 
 

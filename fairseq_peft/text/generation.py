@@ -18,11 +18,13 @@ SEARCH = {
     "max_len_b": (int, "(200, or --max-answer-tokens of the training run)"),
     "min_len": (int, "shortest (1, or 0 for models of Hugging Face's)"),
     "no_repeat_ngram_size": (int, "no n words in a row come twice (0: they may)"),
-    "temperature": (float, "above 1 flattens what is likely (1)"),
+    "temperature": (float, "above 1 flattens what is likely, 0.01 or more (1)"),
     "sampling": (bool, "draw words, search no likeliest (off)"),
     "sampling_topk": (int, "with --sampling: from the k likeliest alone"),
     "sampling_topp": (float, "with --sampling: from the likeliest that make up this probability"),
 }
+#: Of ``temperature``, which divides logits: in fp16 they would overflow below it.
+COLDEST = 0.01
 #: Of tasks that know several languages: flags of theirs that choose the language tokens.
 LANGUAGES = ("source_lang", "target_lang")
 
@@ -41,7 +43,9 @@ def check_each(given: Mapping[str, Any]) -> None:
             raise InputError(f"{name} {given[name]}: give {most:g} or less.")
     if given.get("max_len_a", 0) < 0:
         raise InputError(f"max_len_a {given['max_len_a']}: give 0 or more.")
-    for name in ("temperature", "sampling_topk", "sampling_topp"):
+    if not given.get("temperature", 1) >= COLDEST:
+        raise InputError(f"temperature {given['temperature']}: give {COLDEST} or more.")
+    for name in ("sampling_topk", "sampling_topp"):
         if not given.get(name, 1) > 0:
             raise InputError(f"{name} {given[name]}: give more than 0.")
     if given.get("sampling_topp", 1) > 1:

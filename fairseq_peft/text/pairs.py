@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of
+from fairseq_peft.text.rows import Reader
 
 ENDS = (".jsonl", ".tsv")
 #: Task -> what its two texts are called.
@@ -32,29 +33,30 @@ def read(folder: str | Path, split: str, names: tuple[str, str]) -> list[tuple[s
             "(finetune and sweep: --subsets)."
         )
     (path,) = found
-    with open(path, encoding="utf-8", newline="") as file:
-        try:
-            rows = _json_rows(file) if path.suffix == ".jsonl" else _tsv_rows(file)
-            pairs = [_pair(row, names, f"{path}, line {number}") for number, row in rows]
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 ({error}).") from None
-        except InputError:  # which is a ValueError, too
-            raise
-        except ValueError as error:
-            raise InputError(f"{path} has a line that is no JSON ({error}).") from None
-        except csv.Error as error:
-            raise InputError(f"{path} is no TSV ({error}).") from None
+    reader = Reader()
+    lines = reader.lines(path)
+    try:
+        # csv would end a row at a CR.
+        tsv = path.suffix == ".tsv"
+        rows = _tsv_rows(map(reader.clean, lines)) if tsv else _json_rows(lines)
+        pairs = [_pair(row, names, f"{path}, line {number}") for number, row in rows]
+    except InputError:  # which is a ValueError, too
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} has a line that is no JSON ({error}).") from None
+    except csv.Error as error:
+        raise InputError(f"{path} is no TSV ({error}).") from None
     if not pairs:
         raise InputError(f"{path} has no rows.")
     return pairs
 
 
-def _json_rows(file):
-    return [(number, json_of(line)) for number, line in enumerate(file, 1) if line.strip()]
+def _json_rows(lines):
+    return [(number, json_of(line)) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _tsv_rows(file):
-    return list(enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2))
+def _tsv_rows(lines):
+    return list(enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2))
 
 
 def _pair(row, names, place):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
-import os
 import random
 import re
 import shutil
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.text.sources import BOM
 
 # sentencepiece's own ids 0, 1, 2 are <unk>, <s>, </s>; fairseq has its own rows for them.
 NUM_SPM_SPECIALS = 3
@@ -47,7 +48,7 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
             with (lzma.open if path.suffix == ".xz" else open)(path, "rb") as file:
                 for line in file:
                     number += 1
-                    text = line.decode("utf-8").strip()
+                    text = line.removeprefix(BOM).decode("utf-8").strip()
                     if text:
                         yield text
         except UnicodeDecodeError as error:
@@ -190,11 +191,11 @@ def train_tokenizer(
     """
     import sentencepiece
 
-    prefix = out / ".tokenizer.tmp"
+    model = io.BytesIO()  # no path, which may hold bytes that sentencepiece does not take
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_prefix=str(prefix),
+            model_writer=model,
             vocab_size=vocab_size,
             character_coverage=0.9999,
             input_sentence_size=1_000_000,
@@ -204,6 +205,8 @@ def train_tokenizer(
             user_defined_symbols=list(symbols),
             minloglevel=2,
         )
+        with whole(out / MODEL_NAME) as temporary:
+            temporary.write_bytes(model.getvalue())
     except (RuntimeError, OSError) as error:
         reason = str(error).rsplit("] ", 1)[-1].strip()
         most = re.search(r"Vocabulary size too high .*<= (\d+)", reason)
@@ -211,8 +214,6 @@ def train_tokenizer(
             message = f"No tokenizer of {vocab_size} pieces: {reason}"
             raise TooManyPieces(message, int(most.group(1))) from None
         raise InputError(f"No tokenizer of {vocab_size} pieces: {reason}") from None
-    Path(f"{prefix}.vocab").unlink()
-    os.replace(f"{prefix}.model", out / MODEL_NAME)
     write_dictionary(load_tokenizer(out / MODEL_NAME), out / DICT_NAME)
 
 
@@ -222,8 +223,10 @@ def load_tokenizer(path: Path):
 
     if not path.is_file():
         raise InputError(f"{path} does not exist. Expected a sentencepiece model.")
+    processor = sentencepiece.SentencePieceProcessor()
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        processor.LoadFromSerializedProto(path.read_bytes())
+        return processor
     except (RuntimeError, OSError):
         raise InputError(f"{path} is not a sentencepiece model.") from None
 

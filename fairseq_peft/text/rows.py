@@ -163,6 +163,11 @@ class Reader:
                 f"{where}: the label {label!r} has spaces inside: fairseq would read two labels. "
                 f"Write it as one word, for example {'_'.join(label.split())!r}."
             )
+        if self.kind == LABELS and SEPARATOR in label:
+            raise InputError(
+                f"{where}: the label {label!r} has a {SEPARATOR!r}, which stands between labels in "
+                "what `predict` writes. Rename it."
+            )
         if label in SPECIALS or label.startswith(("madeupword", "#fairseq:")):
             raise InputError(
                 f"{where}: the label {label!r} is a word that fairseq keeps for itself."

@@ -21,6 +21,7 @@ from typing import NamedTuple, Optional
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of
+from fairseq_peft.scores import LABELS
 from fairseq_peft.text.sources import PACKED_SUFFIXES
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
@@ -285,13 +286,29 @@ def _read_json(path, reader, columns, needs):
             )
         label = fields.get("label")
         if isinstance(label, list) and all(isinstance(name, str) for name in label):
-            fields["label"] = reader.separator.join(label)  # any number of labels
+            fields["label"] = _joined(where, names["label"], label, reader)
         if isinstance(fields.get("label"), (int, float)):
             fields["label"] = json.dumps(fields["label"])
         for name, value in fields.items():
             _check_text(where, names[name], value)
         records.append(Record(where, fields, record))
     return Table(records, None, list(records[0].raw) if records else [], None)
+
+
+def _joined(where, name, labels, reader):
+    """A list of labels as the one text that ``Reader.row`` cuts again."""
+    if reader.kind != LABELS:
+        raise InputError(
+            f"{where}: {name} is {json.dumps(labels)}. Expected one, no list; give --kind {LABELS} "
+            "where a row has any number of them."
+        )
+    for label in labels:
+        if reader.separator in label:
+            raise InputError(
+                f"{where}: the label {label!r} has the separator {reader.separator!r} in it and "
+                "would be several. Rename it, or give another --label-separator."
+            )
+    return reader.separator.join(labels)
 
 
 def _check_text(where, name, value):

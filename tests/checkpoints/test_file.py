@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_a_checkpoint_is_mapped_where_its_form_allows(tmp_path, form, mapped, ho
     del weight
     assert str(path) not in Path("/proc/self/maps").read_text()
     assert torch.load.__module__ == "torch.serialization"
+
+
+def test_a_path_may_hold_any_bytes(tmp_path):
+    """No map takes it, and without one it is read."""
+    path = tmp_path / os.fsdecode(b"r\xff.pt")
+    with open(path, "wb") as out:
+        torch.save(STATE, out)
+    for read in (file.read, checkpoint_utils.load_checkpoint_to_cpu):
+        assert torch.equal(read(str(path))["model"]["weight"], STATE["model"]["weight"])
 
 
 def test_a_mapped_checkpoint_may_be_replaced_by_what_was_read_from_it(tmp_path):

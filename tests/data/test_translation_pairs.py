@@ -9,6 +9,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.data import Dictionary, data_utils  # noqa: E402
 
+from fairseq_peft.data.translation_pairs import Source  # noqa: E402
 from fairseq_peft.text import demo_translation  # noqa: E402
 
 LANGUAGES = ("-s", "en", "-t", "xx")
@@ -68,3 +69,43 @@ def test_rows_are_those_of_the_files(raw, tmp_path, capsys):
         assert message in verbs.refused(
             capsys, "prepare-pairs", tmp_path / "no", *LANGUAGES, *words
         )
+
+
+def test_a_line_ends_at_lf_alone(tmp_path):
+    """A CR within a text, or a byte order mark, moves no line beside another."""
+    (tmp_path / "en").write_bytes(b"\xef\xbb\xbfone\rtwo\nthree\x0bmore")
+    (tmp_path / "fr").write_bytes(b"UN\r\nDEUX\rTROIS\r\n")
+    pairs = Source.parse(f"{tmp_path / 'en'}:{tmp_path / 'fr'}").read()
+    assert pairs == [("one two", "UN"), ("three more", "DEUX TROIS")]
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_keeps_one_dictionary(raw, tmp_path, capsys):
+    """A split that would be read with the words of another model is not left there; what is
+    refused, or ends half-way, changes nothing."""
+    out, general = tmp_path / "out", [files(raw, "general", split) for split in ("train", "test")]
+    words = ("prepare-pairs", out, *LANGUAGES, "--vocab-size")
+    verbs.run(*words, 150, "--train", general[0], "--test", general[1])
+    (out / "done").touch()
+    before, tests = content(out), texts(out, "test", "xx")
+
+    message = verbs.refused(capsys, *words, 100, "--train", general[0])
+    assert "test.en-xx" in message and "another dictionary" in message and "--spm" in message
+    assert "no piece __yy__" in verbs.refused(
+        capsys,
+        *(*words[:-1], "--spm", out / "sentencepiece.bpe.model"),
+        *("--valid", files(raw, "general", "test", "__yy__")),
+    )
+    assert content(out) == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    # The same dictionary takes further splits; all splits anew take any dictionary.
+    model = ("--spm", out / "sentencepiece.bpe.model")
+    verbs.run(*words[:-1], *model, "--valid", files(raw, "general", "valid"))
+    assert texts(out, "test", "xx") == tests and texts(out, "valid", "xx")
+    given = ("--valid", files(raw, "general", "valid"), "--test", general[1])
+    verbs.run(*words, 100, "--train", general[0], *given)
+    assert content(out)["dict.txt"] != before["dict.txt"] and texts(out, "test", "xx") == tests
+    assert content(out).keys() >= before.keys()

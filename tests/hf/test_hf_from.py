@@ -23,7 +23,11 @@ from fairseq_peft.text import raw_text  # noqa: E402
         ({"model_type": "distilbert"}, "model_type 'distilbert'"),
         ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'"),
         ({"pad_token_id": 0}, "pad_token_id"),
-        ({"id2label": {"1": "a", "2": "b"}}, "id2label"),
+        ({"id2label": {"1": "a", "2": "b"}}, "id2label does not number the classes from 0"),
+        ({"id2label": {"0": "a", "1": "a"}}, "id2label"),
+        ({"id2label": {"0": 0, "1": 1}}, "id2label"),
+        ({"id2label": {"a": "x"}}, "id2label"),
+        ({"id2label": ["x", "y"]}, "id2label"),
     ],
 )
 def test_a_folder_without_counterpart_is_refused(values, word, converted, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """HParams: in the run's own folder, once, and readable by TensorBoard."""
 
 import json
+import os
 
 from fairseq_peft.cli import main
 from fairseq_peft.report.tensorboard import hyperparameters, write_hparams
+from fairseq_peft.runs.log import RunLog
 
 
 def read(folder):
@@ -50,6 +52,18 @@ def test_result_writes_them_into_the_run(make_run):
     assert found["start"].hparams["method"].string_value == "lora"
     assert abs(found["final/test_accuracy"] - 0.8) < 1e-6
     assert [path for path in folder.iterdir() if path.is_dir()] == []
+
+
+def test_a_path_that_tensorboard_does_not_take_is_left_out(make_run, tmp_path):
+    """Python has a surrogate for a byte of a path that is no UTF-8; the record is there."""
+    odd = tmp_path / os.fsdecode(b"r\xff")
+    folder = make_run(finish=False).rename(odd)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = RunLog(str(folder), {**json.loads((folder / "run.json").read_text()), "dir": str(odd)})
+    log.epoch(lines[0])
+    assert json.loads((folder / "run.json").read_text())["dir"] == str(odd)
+    assert main(["result", str(folder)]) == 0
+    assert (folder / "result.json").is_file() and not list(folder.glob("events*"))
 
 
 def test_written_again_it_replaces(make_run):

@@ -52,6 +52,16 @@ def test_files(make_run, make_baseline, tmp_path):
     assert all(path.read_bytes() == content for path, content in first.items())
 
 
+def test_no_two_data_sets_share_a_picture(make_run, tmp_path):
+    for data in ("my data", "my+data", "my_data", "My_data"):
+        make_run(data=data)
+    paths = plots.draw_all(*load(make_run), tmp_path)
+    assert len(paths) == len({str(path).lower() for path in paths}) == 4 * 6
+    assert {path.name for path in plots.draw_all(*load(make_run), tmp_path)} == {
+        path.name for path in paths
+    }
+
+
 def test_accuracy_figure_has_each_seed_and_the_mean(make_run, make_baseline):
     for seed, correct in {1: 1500, 2: 1700}.items():
         make_run("full", seed, [(300, correct), (320, correct + 100)])

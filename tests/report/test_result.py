@@ -82,6 +82,18 @@ def test_broken_metrics(make_run, broken, said):
         summarise(folder)
 
 
+@pytest.mark.parametrize("key", ["accuracy", "seconds", "loss"])
+@pytest.mark.parametrize("value", ["abc", 10**400, [1]])
+def test_a_number_that_is_none_is_one_sentence(make_run, key, value):
+    folder = make_run()
+    line = make_run.epoch_line(1, 300, 1500)
+    for part in (line["train"], *line["subsets"].values()):
+        part[key] = value
+    rewrite(folder, [line])
+    with pytest.raises(InputError, match=r"(metrics\.jsonl|result\.json)'"):
+        summarise(folder)
+
+
 def test_gap_between_epochs(make_run):
     folder = make_run()
     rewrite(folder, [make_run.epoch_line(1, 300, 1500), make_run.epoch_line(3, 300, 1500)])

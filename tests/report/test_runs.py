@@ -27,9 +27,10 @@ def test_finished_and_unfinished(make_run):
     assert "no run.json" in reasons["seed5"]
 
 
-def test_broken_unfinished_run_does_not_stop_the_report(make_run):
+@pytest.mark.parametrize("content", ["{", '{"hyperparameters": {"max_epoch": "x"}}'])
+def test_broken_unfinished_run_does_not_stop_the_report(make_run, content):
     make_run(seed=1)
-    (make_run(seed=2, finish=False) / "run.json").write_text("{")
+    (make_run(seed=2, finish=False) / "run.json").write_text(content)
     _, (unfinished,) = find_runs(make_run.root)
     assert "broken" in unfinished.reason
 
@@ -59,6 +60,14 @@ def test_broken_result(make_run, content):
         ("valid_accuracy", None, "expected a number"),
         ("seconds", float("nan"), "finite"),
         ("curve", [{"epoch": 1}, 3], "in 'curve'"),
+        ("curve", [{"epoch": 1, "train_loss": 10**400}], "in 'curve'"),
+        ("curve", [{"epoch": 1, "valid_value": "x"}], "in 'curve'"),
+        ("kind", -1, "'kind' is -1, expected one of classes, labels"),
+        ("kind", ["number"], "'kind' is"),
+        ("test_pearson", "x", "'test_pearson' is 'x', expected a number"),
+        ("test_mse", float("nan"), "'test_mse' is nan, expected a finite number"),
+        ("test_mse", 1e300, "'test_mse' is 1e.300, expected a number below"),
+        ("trainable_parameters", 10**400, "'trainable_parameters' is 1000.*, expected a number be"),
         ("data", None, "'data' is None"),
     ],
 )
@@ -76,6 +85,9 @@ def test_wrong_field(make_run, key, value, said):
         ("rows", {"test": True}, "'rows' has True"),
         ("hyperparameters", {"lr": "fast"}, "'lr' is 'fast'"),
         ("hyperparameters", {"lr": float("inf")}, "'lr' is inf"),
+        ("hyperparameters", {"lr": 10**400}, "'lr' is 1000"),
+        ("rows", {"test": 10**400}, "'rows' has 1000"),
+        ("best_value", 10**400, "'best_value' is 1000"),
         ("labels", "01", "'labels' is '01'"),
         ("chosen_by", {"metric": ["mcc"], "subset": "valid"}, "'chosen_by' is"),
         ("chosen_by", "mcc", "'chosen_by' is 'mcc'"),

@@ -21,7 +21,8 @@ from fairseq_peft.text import generation
     [
         ({"beams": 3}, "'beams' is no flag of generation"),
         ({"beam": 0}, "beam 0: give 1 or more"),
-        ({"temperature": 0.0}, "temperature 0.0: give more than 0"),
+        ({"temperature": 0.0}, "temperature 0.0: give 0.01 or more"),
+        ({"temperature": 1e-300}, "temperature 1e-300: give 0.01 or more"),
         ({"lenpen": float("inf")}, "lenpen inf: give 10 or less"),
         ({"max_len_a": -1.0}, "max_len_a -1.0: give 0 or more"),
         ({"sampling_topk": 3}, "would be ignored without sampling"),

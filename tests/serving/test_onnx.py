@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.end_to_end
 
 from fairseq_peft.cli import main  # noqa: E402
+from fairseq_peft.commands import export  # noqa: E402
 from fairseq_peft.serving import onnx_folder  # noqa: E402
 from fairseq_peft.serving.agreement import compare  # noqa: E402
 from fairseq_peft.serving.predict import Prediction  # noqa: E402
@@ -76,6 +78,19 @@ def test_products_in_8_bits(exported, load, texts, data, capsys):
     expected = torch.as_tensor(load("lora").predict(texts[:21]).probabilities)
     difference = (probabilities(folder, texts[:21])[0] - expected).abs().max()
     assert 1e-6 < difference < 0.05
+
+
+def test_rows_to_compare_on_are_those_that_predict_reads(exported, tmp_path, capsys):
+    path = tmp_path / "rows.txt.gz"
+    path.write_bytes(gzip.compress(b"\n\n  mot1\rmot2\n"))
+    exported("lora", "--check-text", path)
+    assert "3 rows: " in capsys.readouterr().out
+    assert export.read_rows(path, 1) == ["", "", "  mot1\rmot2"]
+    path.write_bytes("a text\t\r\none\ttwo".encode("utf-8-sig"))
+    assert export.read_rows(path, 2) == [("a text", ""), ("one", "two")]
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="rows.txt.gz is empty. Give a row a line"):
+        export.read_rows(path, 1)
 
 
 def test_another_graph_is_not_written(exported, train, base, tmp_path, monkeypatch):

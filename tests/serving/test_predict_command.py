@@ -269,6 +269,21 @@ def test_objects_come_back_with_the_prediction_beside(main, labels, tmp_path, ca
     assert all(0.3 < row.pop("probability") <= 1 for row in found) and found == rows
 
 
+def test_columns_that_nobody_reads_come_back_as_they_are(main, tmp_path, capfd):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "vif", "id": "\\ud800x"}\n{"text": "vif", "id": "é"}\n')
+    first, second = main(capfd, path)[0].splitlines()
+    assert json.loads(first)["id"] == "\ud800x" and '"é"' in second
+    refused = {
+        '{"text": "vif", "prediction": "mine"}': ":2 has a column 'prediction' already",
+        '{"text": "vif", "id": 1e400}': ":2 has a number that JSON cannot hold",
+    }
+    for line, message in refused.items():
+        path.write_text('{"text": "vif"}\n' + line)
+        out, errors = main(capfd, path, status=1)
+        assert out == "" and message in errors.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "text"),
     [

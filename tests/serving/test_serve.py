@@ -224,6 +224,9 @@ def test_what_it_refuses_at_the_start(folders, folder_of, base, capsys, monkeypa
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "Give another port" in no("--adapter", adapter, "--port", port)
+    with server.bind("127.0.0.1", 0) as taken:  # by a service that still reads its base
+        port = taken.getsockname()[1]
+        assert "Give another port" in no("--adapter", adapter, "--port", port)
     half = f"half={folder_of('lora', precision='bf16')}"
     told = no("--port", 0, "--adapter", adapter, "--adapter", half)
     assert "different precisions (books in fp32, half in bf16)" in told
@@ -250,7 +253,6 @@ def test_ctrl_c_ends_it_and_a_second_one_does_not_wait():
             os.kill(os.getpid(), signal.SIGINT)
 
     with server.bind("127.0.0.1", 0) as own:
-        own.listen()  # so that the first question finds it
         address = f"http://127.0.0.1:{own.getsockname()[1]}"
         helper = threading.Thread(target=interrupt, args=(address,))
         helper.start()

@@ -93,11 +93,13 @@ BAD = {
     "long": ({"max_len_b": 5000}, "max_len_b 5000: this service takes 1024 at most"),
     "longer": ({"max_len_a": 3}, "max_len_a 3.0: this service takes 2 at most"),
     "shorter": ({"max_len_a": -1}, "max_len_a -1.0: give 0 or more"),
+    "cold": ({"temperature": 1e-300}, "temperature 1e-300: give 0.01 or more"),
     "hot": ({"temperature": float("nan")}, "temperature nan: give 1000 or less"),
     "topk": ({"sampling_topk": 3}, "would be ignored without sampling"),
     "min": ({"min_len": 9, "max_len_b": 8}, "min_len 9 is more than max_len_b 8"),
     "pairs": ({"pairs": [["a", "b"]]}, "pairs: unexpected keyword argument"),
     "texts": ({"texts": "a"}, "texts: input should be a valid list"),
+    "numbers": ({"texts": [1] * 100_000}, "texts[0]: input should be a valid string"),
     "refused": ({"texts": ["refused"]}, "This text is refused."),
 }
 

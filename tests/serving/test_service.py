@@ -187,6 +187,27 @@ def test_what_cannot_be_answered_is_one_sentence(start, stub, name):
     assert client.post("/predict", json=BOOKS).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["texts", "pairs", "keys"])
+def test_what_is_wrong_many_times_is_said_once(start, name, monkeypatch):
+    """A request of 1 MiB with a fault an item took hundreds of MB, and all others waited."""
+    app = pytest.importorskip("fastapi.exceptions")
+    seen, begin = [], app.RequestValidationError.__init__
+
+    def init(self, errors, **more):
+        seen.append(len(errors))
+        begin(self, errors, **more)
+
+    monkeypatch.setattr(app.RequestValidationError, "__init__", init)
+    client, _ = start()
+    bad = {"texts": [1] * 100_000, "pairs": [["a", "b"], *[[]] * 100_000]}
+    body = {name: bad[name]} if name in bad else {f"k{i}": 1 for i in range(50_000)}
+    response = client.post("/predict", json={"adapter": "books", **body})
+    assert response.status_code == 422
+    told = {"texts": "texts[0]: ", "pairs": "pairs[1][0]: ", "keys": "k0: unexpected keyword"}
+    assert response.json()["error"].startswith(told[name])
+    assert max(seen) < 5
+
+
 def test_a_body_without_its_length_is_counted(start):
     client, _ = start(max_bytes=100)
     parts = (b"x" * 60 for _ in range(3))

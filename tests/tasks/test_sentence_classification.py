@@ -325,7 +325,7 @@ def test_start_of_a_resumed_run(start):
 
 def test_start_of_a_resumed_run_is_remembered(tmp_path):
     assert run_log.read_start(str(tmp_path)) == {}
-    start = {"init": "pretrained", "base": "b", "task_bytes": 7}
+    start = {"init": "pretrained", "base": "b\udcff", "task_bytes": 7}
     run_log.write_json(str(tmp_path / "run.json"), {**start, "seed": 1})
     assert run_log.read_start(str(tmp_path)) == start
     (tmp_path / "run.json").write_text("{")

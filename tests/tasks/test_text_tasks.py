@@ -290,6 +290,17 @@ def test_an_answer_that_is_no_label_is_refused(made):
         task.load_dataset("valid")
 
 
+@pytest.mark.parametrize("end", ["jsonl", "tsv"])
+def test_a_byte_order_mark_and_a_return_within_a_text_are_no_rows(tmp_path, end):
+    content = {
+        "jsonl": '{"prompt": "a b", "answer": "c"}\n',
+        "tsv": "prompt\tanswer\na\rb\tc\n",
+    }[end]
+    (tmp_path / f"train.{end}").write_bytes(content.encode("utf-8-sig"))
+    ((prompt, answer),) = pairs.read(tmp_path, "train", ("prompt", "answer"))
+    assert prompt.split() == ["a", "b"] and answer == "c"
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -297,7 +308,8 @@ def test_an_answer_that_is_no_label_is_refused(made):
         ('{"input": "a", "target": " "}', "line 1: expected the texts"),
         ("no json", "no JSON"),
         ("[1]", "line 1: expected"),
-        ("", "has no rows"),
+        ("", "is empty"),
+        ("\n", "has no rows"),
     ],
 )
 def test_bad_rows_are_one_sentence(tmp_path, content, message):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.scores import CLASSES, LABELS, NUMBER
 from fairseq_peft.text.corpus import read_corpus, sort_labels, stratified_splits
 
 GOOD = {"train": [("a b", "1"), ("c d", "0")], "valid": [("e", "0")], "test": [("f", "1")]}
@@ -182,6 +183,27 @@ def test_json_refusals(tmp_path, line, message):
     path.write_text('{"text": "a", "label": 1}\n' + line + "\n")
     with pytest.raises(InputError, match=message):
         read_corpus(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "separator", "label", "message"),
+    [
+        (LABELS, "|", ["news|sport", "x"], r":1: the label 'news\|sport' has the separator '\|'"),
+        (LABELS, ",", ["a,b"], "the label 'a,b' has the separator ','"),
+        (LABELS, ",", "c,a|b", r"the label 'a\|b' has a '\|', which stands between labels"),
+        (LABELS, ",", ["c", "a|b"], r"the label 'a\|b' has a '\|'"),
+        (CLASSES, "|", ["news", "sport"], r"label is \[.*\]\. .* --kind labels"),
+        (CLASSES, "|", ["news"], "--kind labels"),
+        (NUMBER, "|", ["3"], "--kind labels"),
+    ],
+)
+def test_labels_are_as_many_as_are_listed(tmp_path, kind, separator, label, message):
+    """No name is cut where it holds what stands between names, here or in what predict writes."""
+    path = tmp_path / "all.jsonl"
+    rows = [{"text": f"t{i}", "label": label} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=message):
+        read_corpus(path, kind=kind, separator=separator)
 
 
 def test_other_paths(tmp_path):

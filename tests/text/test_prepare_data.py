@@ -292,6 +292,15 @@ def test_bad_data_leaves_nothing(raw, tmp_path, capfd):
     assert left_behind(tmp_path) == []
 
 
+def test_paths_may_hold_any_bytes(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_data, "preprocess", quick_preprocess)
+    odd = tmp_path / os.fsdecode(b"r\xff")
+    raw.rename(odd)
+    assert prepare(odd, odd / "dest", "--vocab-size", 35) == 0
+    assert json.loads((odd / "dest" / "stats.json").read_text())["raw"] == str(odd)
+    assert prepare(odd, odd / "dest", "--vocab-size", 35) == 0  # it is finished
+
+
 def test_text_without_tokens_is_named(raw, tmp_path, capfd):
     lines = (raw / "test.review").read_bytes().split(b"\n")
     lines[3] = "\u200b\u200b".encode()  # sentencepiece removes zero-width spaces

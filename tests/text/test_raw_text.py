@@ -51,6 +51,11 @@ def test_reads_plain_and_xz_and_leaves_blank_lines_out(tmp_path):
     assert found == ["un", "deux", "trois\u2028x"]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("un\ndeux".encode("utf-8-sig"))
+    assert list(raw_text.read_lines([tmp_path / "a.txt"])) == ["un", "deux"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

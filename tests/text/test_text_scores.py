@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -64,6 +65,34 @@ def test_parts_of_what_fairseq_generate_wrote(tmp_path, capsys):
     assert "Row 0 is missing" in verbs.refused(capsys, "score", generated, tmp_path / "a")
 
 
+def test_a_row_ends_at_lf_and_a_byte_order_mark_is_no_text(tmp_path, capsys):
+    """Half of what Windows writes is no reason for another score, nor for another row."""
+    texts, reference = tmp_path / "texts", tmp_path / "reference"
+    given = [MEANT[0].replace(" lies", "\rlies"), MEANT[1]]
+    texts.write_bytes("\n".join(given).encode())
+    given = [MEANT[0], MEANT[1].replace(" ran", "\rran")]
+    reference.write_bytes("\r\n".join([*given, ""]).encode("utf-8-sig"))
+    out = tmp_path / "scores.json"
+    verbs.run("score", texts, reference, "--out", out)
+    (found,) = json.loads(out.read_text())["parts"].values()
+    assert found["rows"] == 2 and found["bleu"] == pytest.approx(100)
+
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(reference.read_bytes()))
+    verbs.run("score", texts, tmp_path / "packed.gz", "--out", out)
+    assert json.loads(out.read_text())["parts"]["packed.gz"]["bleu"] == pytest.approx(100)
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    for path in (tmp_path / "texts", tmp_path / "lr=0.1" / "right"):
+        path.write_text(f"{MEANT[0]}\n")
+    for given, name in (("lr=0.1/right", "right"), ("x=lr=0.1/right", "x")):
+        verbs.run("score", "texts", given)
+        line = capsys.readouterr().out.splitlines()[1]
+        assert line.split()[:3] == [name, "1", "100.00"]
+
+
 @pytest.mark.skipif(not NEWS.is_file(), reason="needs ../shared/data/orangesum")
 def test_published_summaries_have_their_published_scores(tmp_path):
     """The table of OrangeSum's paper, and its first sentence."""
@@ -124,6 +153,35 @@ def test_table_of_runs(tmp_path, capsys):
     assert "| full | 2 | 1,000 | 5 |" in page and "lora -1.00" in page and "make it" in page
     (tmp_path / "lora" / "seed1" / "scores.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
+        text_runs.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place, scores, message",
+    [
+        (
+            "lora/seed2",
+            {"a": {"rows": 1, "chrf": 2}},
+            "seed2.scores.json has a chrf.* a bleu",
+        ),
+        (
+            "full/seed1",
+            {"b": {"rows": 1, "bleu": 2}},
+            "seed1.scores.json has a bleu.* b bleu",
+        ),
+        ("lora/seed2", {}, "is damaged"),
+        ("lora/seed2", {"a": 3}, "is damaged"),
+        ("lora/seed2", {"a": {"rows": 1, "bleu": "x"}}, "is damaged"),
+        ("lora/seed2", {"a": {"rows": 1, "bleu": float("nan")}}, "is damaged"),
+        ("lora/seed2", [], "is damaged"),
+    ],
+)
+def test_runs_of_a_table_have_the_same_columns(tmp_path, place, scores, message):
+    for run, parts in {"lora/seed1": {"a": {"rows": 1, "bleu": 2}}, place: scores}.items():
+        (tmp_path / run).mkdir(parents=True)
+        content = {"parts": parts, "signatures": {"bleu": "how"}}
+        (tmp_path / run / "scores.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
         text_runs.read(tmp_path)
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,45 @@ class Limits:
                 f"A request of --max-texts {self.max_texts} texts would never fit into --queue "
                 f"{self.queue}. Give a longer queue, or fewer texts."
             )
+
+
+class Asked:
+    """What a request says, a dataclass: FastAPI checks it, up to the first fault.
+
+    An error an item, or a key, would take a thousand times the memory of a request full of them.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(cls.up_to_fault, handler(source))
+
+    @classmethod
+    def up_to_fault(cls, given):
+        """``given`` without what comes behind the first unknown key, and in lists behind the first
+        item that is no text, or no pair of texts where it is one of ``pairs``."""
+        if not isinstance(given, dict):
+            return given
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = [key for key in given if key not in known][:1]
+        found = {key: value for key, value in given.items() if key in known or key in unknown}
+        for key, is_row in (("texts", is_text), ("pairs", is_pair)):
+            rows = found.get(key)
+            if isinstance(rows, list):
+                faults = (place for place, row in enumerate(rows) if not is_row(row))
+                found[key] = rows[: next(faults, len(rows)) + 1]
+        return found
+
+
+def is_text(value) -> bool:
+    """Whether an item of ``texts`` is as it should be."""
+    return isinstance(value, str)
+
+
+def is_pair(value) -> bool:
+    """Whether an item of ``pairs`` is as it should be."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_text, value))
 
 
 @dataclass

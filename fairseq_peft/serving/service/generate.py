@@ -14,7 +14,7 @@ from typing import Any, Optional
 from fairseq_peft.errors import InputError
 from fairseq_peft.serving.generate import BATCH_SIZE
 from fairseq_peft.serving.service import base
-from fairseq_peft.serving.service.base import Refused, Service
+from fairseq_peft.serving.service.base import Asked, Refused, Service
 from fairseq_peft.serving.service.predict import Class
 from fairseq_peft.text import generation
 
@@ -55,6 +55,7 @@ Question = make_dataclass(
             for name, (kind, text) in generation.SEARCH.items()
         ),
     ],
+    bases=(Asked,),
     namespace={
         "__doc__": "Texts to answer, and how answers are searched, where it is not as the adapter "
         "has kept it. ``adapter`` may be left out where there is only one.",
@@ -65,7 +66,7 @@ Question = make_dataclass(
 
 
 @dataclass
-class Choice:
+class Choice(Asked):
     """Texts whose likeliest label is asked for. ``adapter`` may be left out where there is only
     one."""
 

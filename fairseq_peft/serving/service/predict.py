@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from fairseq_peft.errors import InputError
-from fairseq_peft.serving.service.base import Limits, Refused, Service
+from fairseq_peft.serving.service.base import Asked, Limits, Refused, Service
 
 EXAMPLES = {
     "texts": {"value": {"adapter": "books", "texts": ["Un bon livre", "Nul"]}},
@@ -20,7 +20,7 @@ EXAMPLES = {
 
 
 @dataclass
-class Question:
+class Question(Asked):
     """Rows to classify: texts, or pairs of texts for an adapter that was trained on pairs.
 
     ``adapter`` may be left out where there is only one.

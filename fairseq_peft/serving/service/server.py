@@ -15,10 +15,14 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that answers may take to go out once all are computed and the service ends.
 GOODBYE_S = 10
+#: Connections that may wait to be taken.
+BACKLOG = 2048
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address; 0 is any port that is free.
+    """A socket that listens at an address; 0 is any port that is free.
+
+    Who connects before there is a service waits for it.
 
     Raises:
         InputError: there is no such address here, or it is taken.
@@ -41,6 +45,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        # Two sockets may be bound to one address; the second that listens there fails.
+        found.listen(BACKLOG)
     except OSError as error:
         found.close()
         raise InputError(
@@ -51,13 +57,17 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service, own: socket.socket) -> None:
-    """Answer at a bound socket until SIGTERM or Ctrl-C: then what has been taken is answered, new
-    questions get 503, and this returns. A second signal does not wait."""
+    """Answer at a socket of ``bind`` until SIGTERM or Ctrl-C: then what has been taken is answered,
+    new questions get 503, and this returns. A second signal does not wait."""
     import uvicorn
 
     app = create_app(service)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=GOODBYE_S
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GOODBYE_S,
+        backlog=BACKLOG,
     )
     server = uvicorn.Server(config)
     tasks = []
@@ -80,7 +90,6 @@ def serve(service: Service, own: socket.socket) -> None:
 
     loop = None
     server.handle_exit = on_signal
-    own.listen(config.backlog)
     host, port = own.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     names = ", ".join(service.model.adapters)
