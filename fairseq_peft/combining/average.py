@@ -132,7 +132,10 @@ def read_run(run_dir: Path) -> tuple[Choice, list[dict]]:
     """
     lines = run_log.read_lines(str(run_dir), 2**62)
     if not lines:
-        raise InputError(f"{run_dir} has no metrics.jsonl with a validation in it. Give a run.")
+        raise InputError(
+            f"{run_dir} has no metrics.jsonl with a validation in it. Give a run of this plugin's "
+            "tasks; those of fairseq's own write none, and have no average here."
+        )
     return Choice.of_run({"chosen_by": run_log.read_choice(str(run_dir))}), lines
 
 

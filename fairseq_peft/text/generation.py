@@ -4,6 +4,7 @@ run keeps them in its adapter folder (``--generation '{"beam": 4}'``)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from fairseq_peft.errors import InputError
@@ -23,8 +24,13 @@ SEARCH = {
     "sampling_topk": (int, "with --sampling: from the k likeliest alone"),
     "sampling_topp": (float, "with --sampling: from the likeliest that make up this probability"),
 }
-#: Of ``temperature``, which divides logits: in fp16 they would overflow below it.
-COLDEST = 0.01
+#: Name -> least, most. A temperature divides logits, which would overflow in fp16 below it.
+RANGES = {
+    "temperature": (0.01, 1000),
+    "lenpen": (-10, 10),
+    "unkpen": (-1e6, 1e6),
+    "max_len_a": (0, 1e6),
+}
 #: Of tasks that know several languages: flags of theirs that choose the language tokens.
 LANGUAGES = ("source_lang", "target_lang")
 
@@ -34,22 +40,26 @@ def check_each(given: Mapping[str, Any]) -> None:
     unknown = sorted(given.keys() - set(SEARCH))
     if unknown:
         raise InputError(f"{unknown[0]!r} is no flag of generation. There are {', '.join(SEARCH)}.")
-
+    for name, value in given.items():
+        _check_kind(name, value, SEARCH[name][0])
     for name, least in (("beam", 1), ("min_len", 0), ("max_len_b", 1), ("no_repeat_ngram_size", 0)):
         if given.get(name, least) < least:
             raise InputError(f"{name} {given[name]}: give {least} or more.")
-    for name, most in (("temperature", 1000), ("lenpen", 10), ("unkpen", 1e6), ("max_len_a", 1e6)):
-        if not abs(given.get(name, 1)) <= most:  # not a number, too
-            raise InputError(f"{name} {given[name]}: give {most:g} or less.")
-    if given.get("max_len_a", 0) < 0:
-        raise InputError(f"max_len_a {given['max_len_a']}: give 0 or more.")
-    if not given.get("temperature", 1) >= COLDEST:
-        raise InputError(f"temperature {given['temperature']}: give {COLDEST} or more.")
+    for name, (least, most) in RANGES.items():
+        if not least <= given.get(name, 1) <= most:  # not a number, too
+            raise InputError(f"{name} {given[name]}: give a number from {least:g} to {most:g}.")
     for name in ("sampling_topk", "sampling_topp"):
         if not given.get(name, 1) > 0:
             raise InputError(f"{name} {given[name]}: give more than 0.")
     if given.get("sampling_topp", 1) > 1:
         raise InputError(f"sampling_topp {given['sampling_topp']}: give 1 or less.")
+
+
+def _check_kind(name, value, kind):
+    """Raise InputError where a flag has a value of another kind than ``kind``."""
+    takes = {int: Integral, float: Real, bool: bool}.get(kind, kind)  # numpy's numbers, too
+    if not isinstance(value, takes) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} is {value!r}, expected {kind.__name__}.")
 
 
 def check(given: Mapping[str, Any]) -> None:
@@ -100,14 +110,12 @@ def parse(text: str) -> dict:
         raise InputError(f"--generation {text} is no JSON ({error}). {example}") from None
     if not isinstance(given, dict):
         raise InputError(f"--generation {text} is no JSON object. {example}")
-    kinds = {**{name: kind for name, (kind, _) in SEARCH.items()}, **dict.fromkeys(LANGUAGES, str)}
-    for name, value in given.items():
-        kind = kinds.get(name)
-        if kind is not None and not isinstance(value, (int, float) if kind is float else kind):
-            raise InputError(
-                f"--generation: {name} is {value!r}, expected {kind.__name__}. {example}"
-            )
-    check(search_of(given))
+    try:
+        for name in given.keys() & set(LANGUAGES):
+            _check_kind(name, given[name], str)
+        check(search_of(given))
+    except InputError as error:
+        raise InputError(f"--generation: {error} {example}") from None
     return given
 
 
