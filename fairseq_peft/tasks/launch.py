@@ -106,6 +106,8 @@ def prepare(task, cfg):
     if not task.cfg.no_save:
         check_validates(task.cfg)
     state = read_start(start)
+    if start.resumes:
+        check_goes_on(start.path, state, task.cfg.reset_optimizer)
     if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
         began = ((state or {}).get("cfg") or {}).get("model") or {}
         cfg.precision = began.get("precision") or cfg.precision
@@ -206,6 +208,27 @@ def check_validates(cfg) -> None:
             f"{flag}: without a validation nothing chooses a checkpoint, and there would be no "
             "adapter folder and no result. Leave it out, or give --no-save if nothing is to be "
             "kept."
+        )
+
+
+def check_goes_on(path: str, state: dict, reset_optimizer: bool) -> None:
+    """Raise InputError where a run would go on in its folder with its updates counted anew: they
+    tell its validations apart, and decide its schedule.
+
+    Args:
+        path: of the last checkpoint of the run.
+        state: what it holds.
+    """
+    reason = None
+    if reset_optimizer:
+        reason = "with --reset-optimizer"
+    elif state.get("last_optimizer_state") is None:
+        reason = "without a state of the optimizer (--no-save-optimizer-state)"
+    if reason:
+        raise InputError(
+            f"{path} cannot go on {reason}: its updates would be counted from 0 again, beside "
+            f"those of before. Give --finetune-from-model {path} and another --save-dir, which "
+            "starts another run from it."
         )
 
 

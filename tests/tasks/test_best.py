@@ -327,6 +327,19 @@ def test_a_run_that_goes_on_decides_as_one_in_one_go(train, tmp_path):
 
 
 @pytest.mark.end_to_end
+def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train, tmp_path):
+    """They tell its validations apart: the new update 17 would take the place of the old one."""
+    folder = tmp_path / "run"
+    train(folder, max_epoch=1, no_save_optimizer_state=True)
+    before = (folder / "metrics.jsonl").read_bytes()
+    refused = train(folder, ok=False, finetune_from_model=None, reset_optimizer=True)
+    assert "cannot go on with --reset-optimizer" in refused and "another --save-dir" in refused
+    refused = train(folder, ok=False)
+    assert "without a state of the optimizer (--no-save-optimizer-state)" in refused
+    assert "Traceback" not in refused and before == (folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.end_to_end
 def test_jobs_of_a_multirun_know_nothing_of_each_other(fairseq, hard_data, tmp_path):
     """fairseq keeps the best score, and how long it waits, in functions, from job to job."""
     words = [f"common.user_dir={PACKAGE}", "common.cpu=true", f"+task.data={hard_data}"]

@@ -16,7 +16,7 @@ import torch
 import verbs
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
-from hf_families import GPT2, T5, WORDS, write_tokenizer
+from hf_families import GPT2, T5, WORDS, write_base, write_tokenizer
 from safetensors.torch import load_file, save_file
 from starlette import testclient
 from torch.nn import functional as F
@@ -356,6 +356,34 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(
         weights = torch.load(path)["model"]
         assert all("lora_" in key or key == "base_sha256" for key in weights)
         check_served(folder, tmp_path, capsys, expected[0])
+
+
+@pytest.fixture
+def train(fairseq, folder, tmp_path):
+    """``train(max_epoch=2)``: a run of causal_lm in tmp_path/run; its log, or its one sentence."""
+    write_base(tmp_path / "base", {**GPT2, "vocab_size": len(WORDS)})
+
+    def run(ok=True, cwd=None, **more):
+        flags = {
+            **{"user_dir": PACKAGE, "task": "causal_lm", "criterion": "answers"},
+            **{"arch": "hf_causal_lm", "hf_model": tmp_path / "base", "peft": "lora"},
+            **{"optimizer": "peft_adamw", "lr": 1e-2, "batch_size": 16, "max_epoch": 1},
+            **{"save_dir": tmp_path / "run", "num_workers": 0, "log_format": "simple"},
+            **{"cpu": True, "no_epoch_checkpoints": True, **more},
+        }
+        words = [folder / "causal_lm"]
+        for name, value in flags.items():
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
+        done = fairseq("train", *words, cwd=cwd)
+        assert (done.returncode == 0) is ok and "Traceback" not in done.stderr, done.stderr
+        return done.stdout if ok else done.stderr
+
+    return run
+
+
+def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train):
+    train(no_save_optimizer_state=True)
+    assert "without a state of the optimizer" in train(ok=False, max_epoch=2)
 
 
 def check_served(folder, tmp_path, capsys, accuracy):
