@@ -113,7 +113,7 @@ class HFModel(PeftModel, BaseFairseqModel):
             InputError: the flags mean a model, or a method, that is not for this family.
         """
         args = namespace(cfg, {name: default for name, (_, default, _) in FLAGS.items()})
-        decide_precision(cfg, args)
+        decide_precision(args)
         kind, config = hf_base.read_config(args.hf_model, args.hf_config)
         describe = hf_families.describe(cls.known, kind, cls.arch, cls.other)
         if args.hf_split_qkv and kind not in hf_families.FUSED:
@@ -122,7 +122,7 @@ class HFModel(PeftModel, BaseFairseqModel):
                 "value apart. Leave it out."
             )
         if args.hf_model:  # a checkpoint finds it from wherever it is read
-            cfg.hf_model = args.hf_model = os.path.abspath(args.hf_model)
+            args.hf_model = os.path.abspath(args.hf_model)
         hf = hf_base.build(kind, config, args.hf_model, cls.auto)
         model = cls(hf, describe(hf.config, args.hf_split_qkv))
         model.args = args

@@ -19,14 +19,14 @@ from fairseq_peft.methods import token_rows
 from fairseq_peft.methods.base import field_types, flag_name
 
 
-def decide_precision(cfg, args) -> None:
-    """Put what ``--precision`` means here into ``args``, and into ``cfg``, which checkpoints keep:
-    a run says what ran, not ``auto``.
+def decide_precision(args) -> None:
+    """Put what ``--precision`` means here into ``args``, of which checkpoints keep it
+    (``checkpoints/saving.py``): a run says what ran, not ``auto``.
 
     Raises:
         InputError: there is no such precision.
     """
-    cfg.precision = args.precision = precision.resolve(args.precision)
+    args.precision = precision.resolve(args.precision)
     precision.warn_if_slow(args.precision)
 
 

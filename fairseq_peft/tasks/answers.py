@@ -60,6 +60,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
+        if cfg.hf_tokenizer:  # a checkpoint finds it from wherever it is read
+            cfg.hf_tokenizer = os.path.abspath(cfg.hf_tokenizer)
         self.layout = None
         self.tokenizer = None
         self.label_ids = []
@@ -100,6 +102,9 @@ class AnswersTask(WritesAnswers, FairseqTask):
             )
         self.tokenizer = FolderTokenizer(folder)
         self.check_tokenizer()
+        start = self.start()
+        if start.resumes and not from_checkpoint:
+            launch.adopt_precision(cfg, checkpoint_file.read(start.path))
         model = super().build_model(cfg, from_checkpoint)
         if from_checkpoint:
             model.accepts_base = False
@@ -166,8 +171,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
     # The run
 
     def start(self) -> checks.Start:
-        """Where training starts; its base is the folder of the model."""
-        base = getattr(self.model.args, "hf_model", None) or None
+        """Where training starts; its base is the folder of the model, once that is built."""
+        base = getattr(getattr(self.model, "args", None), "hf_model", None) or None
         last = os.path.join(self.cfg.save_dir, "checkpoint_last.pt")
         named = self.cfg.finetune_from_model
         if self.cfg.restore_file != "checkpoint_last.pt":

@@ -108,9 +108,7 @@ def prepare(task, cfg):
     state = read_start(start)
     if start.resumes:
         check_goes_on(start.path, state, task.cfg.reset_optimizer)
-    if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
-        began = ((state or {}).get("cfg") or {}).get("model") or {}
-        cfg.precision = began.get("precision") or cfg.precision
+        adopt_precision(cfg, state)
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
         adopt_sizes(cfg, state, start.path)
         adopt_labels(task, start, state, cfg.reset_head)
@@ -249,6 +247,18 @@ def read_start(start: checks.Start) -> dict | None:
     if start.path is None:
         return None
     return slim.read(start.path, start.base if start.resumes else None)
+
+
+def adopt_precision(cfg, state: dict) -> None:
+    """Let a run go on in the precision that it began with, whatever ``auto`` means here.
+
+    Args:
+        cfg: the model's config.
+        state: the last checkpoint of the run.
+    """
+    if cfg.precision in (None, "auto"):
+        began = (state.get("cfg") or {}).get("model") or {}
+        cfg.precision = began.get("precision") or cfg.precision
 
 
 def adopt_sizes(cfg, state: dict, path: str) -> None:

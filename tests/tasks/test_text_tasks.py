@@ -386,6 +386,22 @@ def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train):
     assert "without a state of the optimizer" in train(ok=False, max_epoch=2)
 
 
+def test_a_checkpoint_says_where_its_base_is_and_what_it_computes_in(train, tmp_path):
+    """fairseq hands the model a copy of its flags, which is not what it writes."""
+    shutil.copytree(tmp_path / "base", tmp_path / "words")
+    train(cwd=tmp_path, hf_model="base", hf_tokenizer="words")
+    path = tmp_path / "run" / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=True)
+    told = {**state["cfg"]["task"], **state["cfg"]["model"]}
+    assert told["hf_model"] == str(tmp_path / "base") and told["precision"] == "fp32"
+    assert told["hf_tokenizer"] == str(tmp_path / "words")
+    state["cfg"]["model"]["precision"] = "bf16"  # as a machine that is quicker so would begin
+    torch.save(state, path)
+    train(cwd=tmp_path, hf_model="base", hf_tokenizer="words", max_epoch=2)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["hyperparameters"]["precision"] == "bf16"
+
+
 def check_served(folder, tmp_path, capsys, accuracy):
     """The adapter folder of a run beside its base, in other processes than the run's: labels as in
     validation, answers as by the checkpoint; other bases and tokenizers are refused."""
