@@ -25,12 +25,12 @@ from fairseq_peft.data.buckets import packed_batches
 from fairseq_peft.data.draws import drawn_of
 from fairseq_peft.data.epochs import drawn_anew
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import last_batch
 from fairseq_peft.injection import surgery
 from fairseq_peft.models import hf_slots
 from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.models.hf_search import Words
 from fairseq_peft.runs import choice as choices
-from fairseq_peft.runs import plan
 from fairseq_peft.tasks import launch, record
 from fairseq_peft.tasks.answers_options import AnswersConfig
 from fairseq_peft.tasks.answers_written import WritesAnswers
@@ -361,9 +361,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
             batches = self.packed_iterator(dataset, *args, **kwargs)
         else:
             batches = super().get_batch_iterator(dataset, *args, **kwargs)
-        if dataset is self.datasets.get(self.cfg.train_subset):
-            limits = (self.cfg.max_epoch, self.cfg.max_update)
-            self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
+        if last_batch.trains():  # train may be validated, too, in other batches
+            self.planned_updates = launch.plan_updates(self.cfg, len(batches))
         return batches
 
     @staticmethod

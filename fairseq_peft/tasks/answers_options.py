@@ -75,3 +75,4 @@ class AnswersConfig(FairseqDataclass):
     max_update: int = II("optimization.max_update")
     lr: List[float] = II("optimization.lr")
     update_freq: List[int] = II("optimization.update_freq")
+    skip_remainder_batch: bool = II("optimization.skip_remainder_batch")

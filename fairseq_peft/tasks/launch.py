@@ -167,6 +167,13 @@ def read_plan(task, start: checks.Start) -> plan.Plan | None:
     return plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
+def plan_updates(cfg, num_batches: int) -> int:
+    """The updates that a run of the task's flags ``cfg`` will make, with so many batches an epoch
+    in each process; 0 where its flags do not tell."""
+    limits = (cfg.max_epoch, cfg.max_update)
+    return plan.count_updates(*limits, cfg.update_freq, [num_batches], cfg.skip_remainder_batch)
+
+
 def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     """What chooses the best validation of a run.
 

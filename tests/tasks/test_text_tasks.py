@@ -25,6 +25,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.criterions.answers import AnswersCriterion
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import last_batch
 from fairseq_peft.models import hf_base, hf_models
 from fairseq_peft.serving.generate import Generator
 from fairseq_peft.serving.service import generate as services
@@ -496,8 +497,10 @@ def test_no_row_is_left_out(made):
 def test_the_task_tells_methods_of_the_runs_updates(made):
     """AdaLoRA moves its ranks: it is told of each update, and how many there will be."""
     length = {"max_epoch": 3, "max_update": 0, "update_freq": [1], "train_subset": "train"}
-    task, model = made("causal_lm", "adalora", **length)
-    task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    task, model = made("causal_lm", "adalora", skip_remainder_batch=False, **length)
+    with last_batch.training():
+        task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    task.get_batch_iterator(task.load_dataset("train"), max_sentences=48)  # --valid-subset train
     assert task.planned_updates == 3 * 48 // 8
     seen = []
     model.after_update = lambda number, planned: seen.append(number)
