@@ -192,9 +192,11 @@ class AnswersTask(WritesAnswers, FairseqTask):
         """What chooses the best validation.
 
         Raises:
-            InputError: the flags contradict each other, or would leave rows out.
+            InputError: the flags contradict each other, or would leave rows out; or there would be
+                no validation.
         """
         checks.validation(self.cfg)
+        launch.check_validates(self.cfg)
         choice = launch.choose(self.cfg, self.labels, self.start(), self.kind)
         if choice.metric in scores.ROUGE and not self.cfg.eval_rouge:
             raise InputError(
@@ -206,7 +208,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def begin_run(self, model) -> None:
         """Called by ``stock.py`` once, before fairseq-train loads a checkpoint or the first batch:
         what would fail later is refused, and from here on the run writes what a report reads. A run
-        that never validates writes none of it.
+        with --disable-validation writes none of it.
 
         Raises:
             InputError: whatever the run would fail at, or another process trains in its folder.
@@ -362,7 +364,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
         else:
             batches = super().get_batch_iterator(dataset, *args, **kwargs)
         if last_batch.trains():  # train may be validated, too, in other batches
-            self.planned_updates = launch.plan_updates(self.cfg, len(batches))
+            self.planned_updates = launch.plan_updates(self.cfg, len(batches), self.run)
         return batches
 
     @staticmethod

@@ -57,6 +57,8 @@ class AnswersConfig(FairseqDataclass):
     # Read for the length of the run, for the checks before training, and for run.json.
     cpu: bool = II("common.cpu")
     save_dir: str = II("checkpoint.save_dir")
+    no_save: bool = II("checkpoint.no_save")
+    save_interval_updates: int = II("checkpoint.save_interval_updates")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     restore_file: str = II("checkpoint.restore_file")
@@ -67,6 +69,7 @@ class AnswersConfig(FairseqDataclass):
     combine_valid_subsets: Optional[bool] = II("dataset.combine_valid_subsets")
     disable_validation: bool = II("dataset.disable_validation")
     validate_interval: int = II("dataset.validate_interval")
+    validate_interval_updates: int = II("dataset.validate_interval_updates")
     validate_after_updates: int = II("dataset.validate_after_updates")
     max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
     batch_size: Optional[int] = II("dataset.batch_size")

@@ -103,8 +103,7 @@ def prepare(task, cfg):
     checks.flags(task.cfg)
     start = task.start()
     choice = choose(task.cfg, task.labels, start, task.kind)
-    if not task.cfg.no_save:
-        check_validates(task.cfg)
+    check_validates(task.cfg)
     state = read_start(start)
     if start.resumes:
         check_goes_on(start.path, state, task.cfg.reset_optimizer)
@@ -167,11 +166,18 @@ def read_plan(task, start: checks.Start) -> plan.Plan | None:
     return plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
-def plan_updates(cfg, num_batches: int) -> int:
+def plan_updates(cfg, num_batches: int, run: Run | None) -> int:
     """The updates that a run of the task's flags ``cfg`` will make, with so many batches an epoch
-    in each process; 0 where its flags do not tell."""
+    in each process; 0 where its flags do not tell.
+
+    Raises:
+        InputError: the run, which has validated nothing yet, would not in so many.
+    """
     limits = (cfg.max_epoch, cfg.max_update)
-    return plan.count_updates(*limits, cfg.update_freq, [num_batches], cfg.skip_remainder_batch)
+    planned = plan.count_updates(*limits, cfg.update_freq, [num_batches], cfg.skip_remainder_batch)
+    if run is not None and run.best.value is None:
+        check_validates(cfg, planned)
+    return planned
 
 
 def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
@@ -199,13 +205,24 @@ def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     return choice
 
 
-def check_validates(cfg) -> None:
-    """Raise InputError where no validation would be made, so that nothing would be chosen."""
+def check_validates(cfg, planned: int = 0) -> None:
+    """Raise InputError where no validation would be made, so that nothing would be chosen.
+
+    Args:
+        planned: the updates of the run; 0 before its batches are known, or where its flags do not
+            tell.
+    """
+    if cfg.no_save:
+        return
     flag = None
+    most = planned or cfg.max_update
     if cfg.disable_validation:
         flag = "--disable-validation"
-    elif 0 < cfg.max_epoch < cfg.validate_interval and not (
-        cfg.validate_interval_updates or cfg.save_interval_updates or cfg.max_update
+    elif 0 < most < cfg.validate_after_updates:
+        flag = f"--validate-after-updates {cfg.validate_after_updates} with {most} updates"
+    elif 0 < cfg.max_epoch < cfg.validate_interval and not any(
+        0 < updates <= (planned or updates)
+        for updates in (cfg.validate_interval_updates, cfg.save_interval_updates, cfg.max_update)
     ):
         flag = f"--validate-interval {cfg.validate_interval} with --max-epoch {cfg.max_epoch}"
     if flag:

@@ -268,7 +268,7 @@ class SentenceClassificationTask(FairseqTask):
 
         batches = drawn_anew(dataset, sampler, seed, **given)
         if last_batch.trains():  # train may be validated, too, in other batches
-            self.planned_updates = plan_updates(self.cfg, len(batches))
+            self.planned_updates = plan_updates(self.cfg, len(batches), self.run)
         return batches
 
     def max_positions(self):

@@ -37,6 +37,8 @@ from helpers import TINY  # noqa: E402
         ({"valid_subset": "test,valid"}, ["a test set never does. Give --valid-subset valid,test"]),
         ({"disable_validation": True}, ["--disable-validation: without a validation nothing"]),
         ({"validate_interval": 2}, ["--validate-interval 2 with --max-epoch 1: without a valid"]),
+        ({"validate_interval": 2, "max_update": 99}, ["--validate-interval 2 with --max-epoch 1"]),
+        ({"validate_after_updates": 10}, ["--validate-after-updates 10 with 9 updates: without"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -387,6 +387,18 @@ def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train):
     assert "without a state of the optimizer" in train(ok=False, max_epoch=2)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"validate_interval": 3}, "--validate-interval 3 with --max-epoch 1"),
+        ({"validate_after_updates": 4}, "--validate-after-updates 4 with 3 updates"),
+    ],
+)
+def test_a_run_that_would_validate_nothing_is_refused(train, tmp_path, given, said):
+    assert f"{said}: without a validation nothing chooses" in train(ok=False, **given)
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
 def test_a_checkpoint_says_where_its_base_is_and_what_it_computes_in(train, tmp_path):
     """fairseq hands the model a copy of its flags, which is not what it writes."""
     shutil.copytree(tmp_path / "base", tmp_path / "words")
