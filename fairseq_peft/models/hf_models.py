@@ -31,6 +31,7 @@ from fairseq_peft.models.hf_search import CACHE, CausalDecoder, SourceEncoder, T
 from fairseq_peft.models.options import (
     COMMON,
     WRITING,
+    check_dropouts,
     config_class,
     decide_precision,
     fill,
@@ -116,6 +117,7 @@ class HFModel(PeftModel, BaseFairseqModel):
         decide_precision(args)
         kind, config = hf_base.read_config(args.hf_model, args.hf_config)
         describe = hf_families.describe(cls.known, kind, cls.arch, cls.other)
+        check_dropouts(config, args.hf_config or os.path.join(args.hf_model, "config.json"))
         if args.hf_split_qkv and kind not in hf_families.FUSED:
             raise InputError(
                 f"--hf-split-qkv would be ignored: models of type {kind!r} keep query, key and "
