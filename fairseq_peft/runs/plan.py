@@ -115,6 +115,11 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
             "The flags behind -- are none of fairseq-train: see the line above, and "
             "fairseq-train --help."
         ) from None
+    if min(frequencies(found.update_freq), default=0) < 1:
+        raise InputError(
+            f"--update-freq {found.update_freq or 'is empty'}: expected 1 or more batches of an "
+            "update. Give that, or leave the flag out."
+        )
     return found, rest
 
 
