@@ -134,11 +134,15 @@ def test_a_model_says_what_it_computes_in(speed, build, monkeypatch):
 
 
 @pytest.mark.end_to_end
-def test_a_run_records_what_ran_and_goes_on_so(fairseq, data_folder, tmp_path):
+@pytest.mark.parametrize(
+    "model", [{"arch": "roberta_small_lora"}, {"arch": "roberta_peft", "peft": "lora"}]
+)
+def test_a_run_records_what_ran_and_goes_on_so(fairseq, data_folder, tmp_path, model):
+    """Of a model that is named by itself fairseq hands on a copy of the flags."""
     from helpers import train_flags
 
     def train(name, asked, epochs):
-        flags = {"precision": asked, "arch": "roberta_small_lora", "max_epoch": epochs}
+        flags = {"precision": asked, "max_epoch": epochs, **model}
         done = fairseq("train", *train_flags(data_folder, tmp_path / name, **flags))
         assert done.returncode == 0, done.stderr
         run = json.loads((tmp_path / name / "run.json").read_text())
@@ -146,9 +150,11 @@ def test_a_run_records_what_ran_and_goes_on_so(fairseq, data_folder, tmp_path):
         adapter = json.loads(path.read_text())["model"]["precision"]
         return run["hyperparameters"]["precision"], adapter
 
-    assert train("one", "auto", 1) == ("fp32", "fp32")  # what auto means here: tests/conftest.py
+    assert train("one", None, 1) == ("fp32", "fp32")  # what auto means here: tests/conftest.py
+    last = torch.load(tmp_path / "one" / "checkpoint_last.pt", weights_only=True)
+    assert last["cfg"]["model"]["precision"] == "fp32"
     assert train("two", "bf16", 1) == ("bf16", "bf16")
-    assert train("two", "auto", 2) == ("bf16", "bf16")
+    assert train("two", None, 2) == ("bf16", "bf16")
 
 
 @pytest.mark.end_to_end

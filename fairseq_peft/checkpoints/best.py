@@ -50,7 +50,8 @@ def _load_checkpoint(original):
             for module in _train_modules():
                 module.should_stop_early.best = best.value
                 module.should_stop_early.num_runs = best.waited
-        if last_test.is_over(trainer.cfg, found[1]):  # it was killed behind its last epoch
+        trainer.is_over = last_test.has_ended(trainer, *found, best)
+        if trainer.is_over:  # perhaps it was killed before its test
             last_test.test(trainer, _train_modules()[0].validate)
         return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,10 +48,12 @@ def at_end_of(module) -> None:
 
 
 def _train(original, module):
-    """An epoch; behind the last one, the test."""
+    """An epoch; behind the last one, the test. None of a run that had ended before."""
 
     @functools.wraps(original)
     def train(cfg, trainer, task, epoch_itr):
+        if trainer.is_over:
+            return [None], True
         found = original(cfg, trainer, task, epoch_itr)
         if found[1] or is_over(cfg, epoch_itr):
             test(trainer, module.validate)
@@ -63,6 +66,37 @@ def _train(original, module):
 def is_over(cfg, epoch_itr) -> bool:
     """Whether no epoch is left."""
     return epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
+
+
+def has_ended(trainer, extra_state, epoch_itr, best) -> bool:
+    """Whether the checkpoint that was loaded is the last one of a run that had ended.
+
+    fairseq looks behind an update, not before: started again, such a run would train one more, or
+    an epoch, and change its result.
+
+    Args:
+        extra_state: what fairseq returns of the checkpoint; None where there is none.
+        best: of the run (``runs.choice.Best``); None where there is none.
+    """
+    cfg, updates = trainer.cfg, trainer.get_num_updates()
+    if is_over(cfg, epoch_itr):
+        return True
+    name, restored = "checkpoint_last.pt", cfg.checkpoint.restore_file
+    last = os.path.realpath(os.path.join(cfg.checkpoint.save_dir, name))
+    is_own = restored == name or os.path.realpath(restored) == last
+    if extra_state is None or updates == 0 or not is_own:
+        return False
+    hours = extra_state.get("previous_training_time", 0) / 3600  # the same in every process
+    waited = best.waited if best is not None and best.value is not None else 0
+    for flag, limit, found in (
+        ("--max-update", cfg.optimization.max_update, updates),
+        ("--stop-time-hours", cfg.optimization.stop_time_hours, hours),
+        ("--patience", cfg.checkpoint.patience, waited),
+    ):
+        if 0 < limit <= found:
+            logger.info(f"the run has ended: {flag} {limit}, found {found:g}; nothing is trained")
+            return True
+    return False
 
 
 def test(trainer, validate) -> None:

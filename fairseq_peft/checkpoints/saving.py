@@ -26,6 +26,7 @@ from fairseq_peft.checkpoints import best, slim
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import whole
+from fairseq_peft.injection import surgery
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,26 @@ def install() -> None:
     best.install()
 
 
+#: Flags that are other in the end than a command line says them: what auto means, where a
+#: relative path is.
+DECIDED = ("precision", "hf_model", "hf_tokenizer")
+
+
 def _state_dict(original):
+    """A model or task that is named by itself has a copy of its flags, and fairseq writes the
+    original; what was decided of them is in the copy."""
+
     @functools.wraps(original)
     def state_dict(trainer):
         state = original(trainer)
+        owners = {"model": surgery.unwrap(trainer.model), "task": trainer.task}
+        for group, owner in owners.items():
+            flags = state["cfg"][group]
+            flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+            own = getattr(owner, "args" if group == "model" else "cfg", None)
+            for name in DECIDED if isinstance(flags, dict) else ():
+                if name in flags and hasattr(own, name):
+                    flags[name] = getattr(own, name)
         leave_out = getattr(trainer.task, "leave_out", None)
         return leave_out(state) if leave_out else state
 

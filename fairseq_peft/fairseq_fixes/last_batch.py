@@ -7,6 +7,7 @@ What is trained on stays fairseq's.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import numpy as np
@@ -14,6 +15,22 @@ from fairseq.data import data_utils
 from fairseq.trainer import Trainer
 
 _trains = False
+
+
+def trains() -> bool:
+    """Whether the batches that are being made are those that a run trains on."""
+    return _trains
+
+
+@contextlib.contextmanager
+def training():
+    """The batches that are made in this block are trained on."""
+    global _trains
+    _trains = True
+    try:
+        yield
+    finally:
+        _trains = False
 
 
 def install() -> None:
@@ -42,11 +59,7 @@ def _batch_by_size(original):
 def _get_train_iterator(original):
     @functools.wraps(original)
     def get_train_iterator(trainer, *args, **kwargs):
-        global _trains
-        _trains = True
-        try:
+        with training():
             return original(trainer, *args, **kwargs)
-        finally:
-            _trains = False
 
     return get_train_iterator

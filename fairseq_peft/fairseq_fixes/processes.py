@@ -1,5 +1,5 @@
 """What is decided before fairseq starts its processes: several of them on CPUs, a checkpoint for
-all, and what --fp16 means.
+all, what --fp16 means, and numbers that cannot be.
 
 fairseq starts as many processes as there are GPUs: on a CPU ``--distributed-world-size 2`` is
 refused, and with an init method given no process is started at all, and nothing trained, with exit
@@ -26,6 +26,22 @@ logger = logging.getLogger(__name__)
 #: What torchrun sets for each of its processes.
 TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
+#: Group of fairseq's config -> a flag of it -> the least that it may be.
+LEAST = {
+    "dataset": {
+        "batch_size": 1,
+        "max_tokens": 1,
+        "batch_size_valid": 1,
+        "max_tokens_valid": 1,
+        "validate_interval": 1,
+    },
+    "checkpoint": {"save_interval": 1},
+    "common": {"log_interval": 1, "seed": 0},
+    "optimization": {"max_epoch": 0, "max_update": 0},
+}
+#: numpy has so many.
+MOST_SEEDS = 2**32
+
 
 def install() -> None:
     """Mend fairseq's functions; once."""
@@ -41,6 +57,7 @@ def _call_main(original):
     def call_main(cfg, main, **kwargs):
         if "precision" in (cfg.model or ()):  # a model of the plugin, whatever the task
             check(cfg.common.amp, cfg.ema.store_ema)
+            check_numbers(cfg)
             if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
                 check_casts("bf16" if cfg.common.bf16 else None)
         take_fp16(cfg)
@@ -66,6 +83,30 @@ def check(amp: bool, store_ema: bool) -> None:
             "--store-ema keeps a second copy of the whole model, which no validation, adapter "
             "folder or report would read. Leave it out; fairseq-peft average makes the mean of a "
             "run's checkpoints."
+        )
+
+
+def check_numbers(cfg) -> None:
+    """Raise InputError where a number of fairseq's flags is one that it divides by, or cannot
+    count."""
+    given = [
+        (name, cfg[group][name], least)
+        for group, names in LEAST.items()
+        for name, least in names.items()
+    ]
+    frequencies = list(cfg.optimization.update_freq)
+    if not frequencies:
+        raise InputError("--update-freq is empty: expected 1 or more batches of an update.")
+    given += [("update_freq", number, 1) for number in frequencies]
+    for name, value, least in given:
+        if value is not None and value < least:
+            flag = f"--{name.replace('_', '-')} {value}"
+            raise InputError(f"{flag}: expected {least} or more. Give that, or leave the flag out.")
+    if cfg.common.seed >= MOST_SEEDS:
+        raise InputError(f"--seed {cfg.common.seed}: expected less than {MOST_SEEDS}, 2 to the 32.")
+    if cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
+        raise InputError(
+            "--batch-size and --max-tokens are missing: give the rows of a batch, or its tokens."
         )
 
 

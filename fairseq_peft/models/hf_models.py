@@ -31,6 +31,7 @@ from fairseq_peft.models.hf_search import CACHE, CausalDecoder, SourceEncoder, T
 from fairseq_peft.models.options import (
     COMMON,
     WRITING,
+    check_dropouts,
     config_class,
     decide_precision,
     fill,
@@ -113,16 +114,17 @@ class HFModel(PeftModel, BaseFairseqModel):
             InputError: the flags mean a model, or a method, that is not for this family.
         """
         args = namespace(cfg, {name: default for name, (_, default, _) in FLAGS.items()})
-        decide_precision(cfg, args)
+        decide_precision(args)
         kind, config = hf_base.read_config(args.hf_model, args.hf_config)
         describe = hf_families.describe(cls.known, kind, cls.arch, cls.other)
+        check_dropouts(config, args.hf_config or os.path.join(args.hf_model, "config.json"))
         if args.hf_split_qkv and kind not in hf_families.FUSED:
             raise InputError(
                 f"--hf-split-qkv would be ignored: models of type {kind!r} keep query, key and "
                 "value apart. Leave it out."
             )
         if args.hf_model:  # a checkpoint finds it from wherever it is read
-            cfg.hf_model = args.hf_model = os.path.abspath(args.hf_model)
+            args.hf_model = os.path.abspath(args.hf_model)
         hf = hf_base.build(kind, config, args.hf_model, cls.auto)
         model = cls(hf, describe(hf.config, args.hf_split_qkv))
         model.args = args

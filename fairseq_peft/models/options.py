@@ -15,18 +15,19 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_peft import methods, precision
+from fairseq_peft.errors import InputError
 from fairseq_peft.methods import token_rows
 from fairseq_peft.methods.base import field_types, flag_name
 
 
-def decide_precision(cfg, args) -> None:
-    """Put what ``--precision`` means here into ``args``, and into ``cfg``, which checkpoints keep:
-    a run says what ran, not ``auto``.
+def decide_precision(args) -> None:
+    """Put what ``--precision`` means here into ``args``, of which checkpoints keep it
+    (``checkpoints/saving.py``): a run says what ran, not ``auto``.
 
     Raises:
         InputError: there is no such precision.
     """
-    cfg.precision = args.precision = precision.resolve(args.precision)
+    args.precision = precision.resolve(args.precision)
     precision.warn_if_slow(args.precision)
 
 
@@ -162,6 +163,28 @@ def _method_fields():
 
 
 METHOD_FIELDS = _method_fields()
+
+
+#: What the name of a share of dropout ends with, a flag's or of a config of Hugging Face's.
+DROPOUTS = ("dropout", "dropout_rate", "pdrop")
+
+
+def check_dropouts(values: dict, path: str = "") -> None:
+    """Raise InputError where a share of dropout cannot be one. Methods look at theirs themselves.
+
+    Args:
+        values: flags of a model, or its config.
+        path: of the config; empty for flags.
+    """
+    for name, value in values.items():
+        # ESM's token_dropout is a bool, which is no share.
+        if type(value) not in (int, float) or not name.endswith(DROPOUTS) or 0 <= value < 1:
+            continue
+        if name not in METHOD_FIELDS:
+            said = f"{path}: {name}" if path else f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{said} {value} is not in [0, 1): give a share such as 0.1, or 0 for none."
+            )
 
 
 def _optional(kind, text):

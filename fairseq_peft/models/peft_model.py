@@ -13,7 +13,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import frozen, maps, surgery
 from fairseq_peft.injection.family import Family
 from fairseq_peft.keys import DUPLICATES, account
-from fairseq_peft.models.options import METHOD_FIELDS
+from fairseq_peft.models.options import METHOD_FIELDS, check_dropouts
 from fairseq_peft.models.sizes import BaseSizes
 from fairseq_peft.optim.layer_decay import decay_learning_rates
 from fairseq_peft.seeds import stream_seed
@@ -57,6 +57,7 @@ class PeftModel:
                 hear.
         """
         self.check_compile(args)
+        check_dropouts(vars(args))
         encode = getattr(task, "encode_text", None)
         if encode is not None:
             # A function, not the task's method: a copy of the model would copy the task as well.

@@ -102,7 +102,7 @@ class RobertaPeftModel(PeftModel, RobertaModel):
                 "--encoder-attention-heads "
                 f"{args.encoder_attention_heads} heads: give a multiple."
             )
-        decide_precision(cfg, args)
+        decide_precision(args)
         model = cls(args, PeftRobertaEncoder(args, task.source_dictionary))
         if args.init_embeddings:
             load_embeddings(model, args.init_embeddings)

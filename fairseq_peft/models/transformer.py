@@ -197,7 +197,7 @@ class EncoderDecoder(PeftModel):
             rows = getattr(args, f"{half}_positions") or getattr(args, f"max_{side}_positions")
             setattr(args, f"max_{side}_positions", rows)
         check(args, task)
-        decide_precision(cfg, args)
+        decide_precision(args)
         model = super().build_model(args, task)
         model.args = args
         # fairseq's BART asks for it, to know whether a base may have fewer languages.

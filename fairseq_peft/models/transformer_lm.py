@@ -116,7 +116,7 @@ class TransformerLMPeftModel(PeftModel, TransformerLanguageModel):
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = args.tokens_per_sample
         check(args)
-        decide_precision(cfg, args)
+        decide_precision(args)
         words = task.source_dictionary
         embed_tokens = cls.build_embedding(args, words, args.decoder_embed_dim)
         model = cls(Decoder(args, task.target_dictionary, embed_tokens))

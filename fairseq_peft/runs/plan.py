@@ -115,6 +115,11 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
             "The flags behind -- are none of fairseq-train: see the line above, and "
             "fairseq-train --help."
         ) from None
+    if min(frequencies(found.update_freq), default=0) < 1:
+        raise InputError(
+            f"--update-freq {found.update_freq or 'is empty'}: expected 1 or more batches of an "
+            "update. Give that, or leave the flag out."
+        )
     return found, rest
 
 
@@ -141,19 +146,24 @@ def num_updates(found: argparse.Namespace, batches: list[int]) -> int:
     return count_updates(*limits, frequencies(found.update_freq), batches)
 
 
-def count_updates(max_epoch: int, max_update: int, frequencies, batches) -> int:
+def count_updates(
+    max_epoch: int, max_update: int, frequencies, batches, skip_remainder: bool = False
+) -> int:
     """Updates of a run, as far as its limits tell (0: no limit); 0 if they do not.
 
     Args:
         frequencies: batches of an update, an entry an epoch; the last one for all others.
         batches: batches that each epoch has in one process; likewise.
+        skip_remainder: --skip-remainder-batch, which leaves out the last batch of an epoch, and
+            then those that are not enough for an update.
     """
-    total = sum(
-        math.ceil(
-            batches[min(epoch, len(batches) - 1)] / frequencies[min(epoch, len(frequencies) - 1)]
-        )
-        for epoch in range(max_epoch)
-    )
+
+    def of_epoch(epoch):
+        number = batches[min(epoch, len(batches) - 1)]
+        frequency = frequencies[min(epoch, len(frequencies) - 1)]
+        return (number - 1) // frequency if skip_remainder else math.ceil(number / frequency)
+
+    total = sum(map(of_epoch, range(max_epoch)))
     return min((limit for limit in (total, max_update) if limit > 0), default=0)
 
 

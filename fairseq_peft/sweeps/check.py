@@ -39,11 +39,13 @@ def start(words: list[str], with_data: bool) -> int:
     """
     from fairseq import tasks
 
+    from fairseq_peft.fairseq_fixes import processes
     from fairseq_peft.tasks import launch
 
     logging.disable(logging.WARNING)  # the run says it again
     try:
         cfg = parse(words)
+        processes.check_numbers(cfg)
         task = tasks.setup_task(cfg.task)
         model = task.prepare(cfg.model)
         task.build_criterion(cfg.criterion)

@@ -25,12 +25,12 @@ from fairseq_peft.data.buckets import packed_batches
 from fairseq_peft.data.draws import drawn_of
 from fairseq_peft.data.epochs import drawn_anew
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import last_batch
 from fairseq_peft.injection import surgery
 from fairseq_peft.models import hf_slots
 from fairseq_peft.models.hf_models import HFModel
 from fairseq_peft.models.hf_search import Words
 from fairseq_peft.runs import choice as choices
-from fairseq_peft.runs import plan
 from fairseq_peft.tasks import launch, record
 from fairseq_peft.tasks.answers_options import AnswersConfig
 from fairseq_peft.tasks.answers_written import WritesAnswers
@@ -60,6 +60,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
+        if cfg.hf_tokenizer:  # a checkpoint finds it from wherever it is read
+            cfg.hf_tokenizer = os.path.abspath(cfg.hf_tokenizer)
         self.layout = None
         self.tokenizer = None
         self.label_ids = []
@@ -100,6 +102,9 @@ class AnswersTask(WritesAnswers, FairseqTask):
             )
         self.tokenizer = FolderTokenizer(folder)
         self.check_tokenizer()
+        start = self.start()
+        if start.resumes and not from_checkpoint:
+            launch.adopt_precision(cfg, checkpoint_file.read(start.path))
         model = super().build_model(cfg, from_checkpoint)
         if from_checkpoint:
             model.accepts_base = False
@@ -166,8 +171,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
     # The run
 
     def start(self) -> checks.Start:
-        """Where training starts; its base is the folder of the model."""
-        base = getattr(self.model.args, "hf_model", None) or None
+        """Where training starts; its base is the folder of the model, once that is built."""
+        base = getattr(getattr(self.model, "args", None), "hf_model", None) or None
         last = os.path.join(self.cfg.save_dir, "checkpoint_last.pt")
         named = self.cfg.finetune_from_model
         if self.cfg.restore_file != "checkpoint_last.pt":
@@ -187,9 +192,11 @@ class AnswersTask(WritesAnswers, FairseqTask):
         """What chooses the best validation.
 
         Raises:
-            InputError: the flags contradict each other, or would leave rows out.
+            InputError: the flags contradict each other, or would leave rows out; or there would be
+                no validation.
         """
         checks.validation(self.cfg)
+        launch.check_validates(self.cfg)
         choice = launch.choose(self.cfg, self.labels, self.start(), self.kind)
         if choice.metric in scores.ROUGE and not self.cfg.eval_rouge:
             raise InputError(
@@ -201,7 +208,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def begin_run(self, model) -> None:
         """Called by ``stock.py`` once, before fairseq-train loads a checkpoint or the first batch:
         what would fail later is refused, and from here on the run writes what a report reads. A run
-        that never validates writes none of it.
+        with --disable-validation writes none of it.
 
         Raises:
             InputError: whatever the run would fail at, or another process trains in its folder.
@@ -210,6 +217,9 @@ class AnswersTask(WritesAnswers, FairseqTask):
         if cfg.disable_validation:
             return
         choice, start = self.choose(), self.start()
+        state = checkpoint_file.read(start.path) if start.resumes else None
+        if state:
+            launch.check_goes_on(start.path, state, cfg.reset_optimizer)
         launch.load_data(self)
         launch.take_folder(self, start)
         described = record.describe_run(
@@ -218,7 +228,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
         best = choices.Best(choice)
         if start.resumes:
             record.check_same_knobs(cfg.save_dir, described)
-            best = launch.best_so_far(choice, cfg.save_dir, start, checkpoint_file.read(start.path))
+            best = launch.best_so_far(choice, cfg.save_dir, start, state)
         self.run = Run(
             save_dir=cfg.save_dir,
             subsets=cfg.valid_subset.split(","),
@@ -353,9 +363,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
             batches = self.packed_iterator(dataset, *args, **kwargs)
         else:
             batches = super().get_batch_iterator(dataset, *args, **kwargs)
-        if dataset is self.datasets.get(self.cfg.train_subset):
-            limits = (self.cfg.max_epoch, self.cfg.max_update)
-            self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
+        if last_batch.trains():  # train may be validated, too, in other batches
+            self.planned_updates = launch.plan_updates(self.cfg, len(batches), self.run)
         return batches
 
     @staticmethod

@@ -103,12 +103,11 @@ def prepare(task, cfg):
     checks.flags(task.cfg)
     start = task.start()
     choice = choose(task.cfg, task.labels, start, task.kind)
-    if not task.cfg.no_save:
-        check_validates(task.cfg)
+    check_validates(task.cfg)
     state = read_start(start)
-    if start.resumes and cfg.precision == "auto":  # goes on as it began, whatever the machine
-        began = ((state or {}).get("cfg") or {}).get("model") or {}
-        cfg.precision = began.get("precision") or cfg.precision
+    if start.resumes:
+        check_goes_on(start.path, state, task.cfg.reset_optimizer)
+        adopt_precision(cfg, state)
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
         adopt_sizes(cfg, state, start.path)
         adopt_labels(task, start, state, cfg.reset_head)
@@ -167,6 +166,20 @@ def read_plan(task, start: checks.Start) -> plan.Plan | None:
     return plan.begin(Path(task.cfg.save_dir), [data, *words], start.resumes)
 
 
+def plan_updates(cfg, num_batches: int, run: Run | None) -> int:
+    """The updates that a run of the task's flags ``cfg`` will make, with so many batches an epoch
+    in each process; 0 where its flags do not tell.
+
+    Raises:
+        InputError: the run, which has validated nothing yet, would not in so many.
+    """
+    limits = (cfg.max_epoch, cfg.max_update)
+    planned = plan.count_updates(*limits, cfg.update_freq, [num_batches], cfg.skip_remainder_batch)
+    if run is not None and run.best.value is None:
+        check_validates(cfg, planned)
+    return planned
+
+
 def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     """What chooses the best validation of a run.
 
@@ -192,13 +205,24 @@ def choose(cfg, labels, start: checks.Start, kind: str) -> choices.Choice:
     return choice
 
 
-def check_validates(cfg) -> None:
-    """Raise InputError where no validation would be made, so that nothing would be chosen."""
+def check_validates(cfg, planned: int = 0) -> None:
+    """Raise InputError where no validation would be made, so that nothing would be chosen.
+
+    Args:
+        planned: the updates of the run; 0 before its batches are known, or where its flags do not
+            tell.
+    """
+    if cfg.no_save:
+        return
     flag = None
+    most = planned or cfg.max_update
     if cfg.disable_validation:
         flag = "--disable-validation"
-    elif 0 < cfg.max_epoch < cfg.validate_interval and not (
-        cfg.validate_interval_updates or cfg.save_interval_updates or cfg.max_update
+    elif 0 < most < cfg.validate_after_updates:
+        flag = f"--validate-after-updates {cfg.validate_after_updates} with {most} updates"
+    elif 0 < cfg.max_epoch < cfg.validate_interval and not any(
+        0 < updates <= (planned or updates)
+        for updates in (cfg.validate_interval_updates, cfg.save_interval_updates, cfg.max_update)
     ):
         flag = f"--validate-interval {cfg.validate_interval} with --max-epoch {cfg.max_epoch}"
     if flag:
@@ -206,6 +230,27 @@ def check_validates(cfg) -> None:
             f"{flag}: without a validation nothing chooses a checkpoint, and there would be no "
             "adapter folder and no result. Leave it out, or give --no-save if nothing is to be "
             "kept."
+        )
+
+
+def check_goes_on(path: str, state: dict, reset_optimizer: bool) -> None:
+    """Raise InputError where a run would go on in its folder with its updates counted anew: they
+    tell its validations apart, and decide its schedule.
+
+    Args:
+        path: of the last checkpoint of the run.
+        state: what it holds.
+    """
+    reason = None
+    if reset_optimizer:
+        reason = "with --reset-optimizer"
+    elif state.get("last_optimizer_state") is None:
+        reason = "without a state of the optimizer (--no-save-optimizer-state)"
+    if reason:
+        raise InputError(
+            f"{path} cannot go on {reason}: its updates would be counted from 0 again, beside "
+            f"those of before. Give --finetune-from-model {path} and another --save-dir, which "
+            "starts another run from it."
         )
 
 
@@ -226,6 +271,18 @@ def read_start(start: checks.Start) -> dict | None:
     if start.path is None:
         return None
     return slim.read(start.path, start.base if start.resumes else None)
+
+
+def adopt_precision(cfg, state: dict) -> None:
+    """Let a run go on in the precision that it began with, whatever ``auto`` means here.
+
+    Args:
+        cfg: the model's config.
+        state: the last checkpoint of the run.
+    """
+    if cfg.precision in (None, "auto"):
+        began = (state.get("cfg") or {}).get("model") or {}
+        cfg.precision = began.get("precision") or cfg.precision
 
 
 def adopt_sizes(cfg, state: dict, path: str) -> None:

@@ -101,3 +101,4 @@ class SentenceClassificationConfig(FairseqDataclass):
     lr: List[float] = II("optimization.lr")
     optimizer_settings: Any = II("optimizer")
     update_freq: List[int] = II("optimization.update_freq")
+    skip_remainder_batch: bool = II("optimization.skip_remainder_batch")

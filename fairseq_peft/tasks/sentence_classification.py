@@ -19,9 +19,9 @@ from fairseq_peft.data.epochs import drawn_anew
 from fairseq_peft.data.sentence_dataset import SentenceDataset
 from fairseq_peft.data.text_encoder import start_tokens
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import last_batch
 from fairseq_peft.injection import surgery
-from fairseq_peft.runs import plan
-from fairseq_peft.tasks.launch import launch, prepare
+from fairseq_peft.tasks.launch import launch, plan_updates, prepare
 from fairseq_peft.tasks.options import SentenceClassificationConfig
 from fairseq_peft.text.kinds import kind_of
 
@@ -267,9 +267,8 @@ class SentenceClassificationTask(FairseqTask):
             return bucket_batches(sizes, max_sentences, max_tokens, rng, order_sizes)
 
         batches = drawn_anew(dataset, sampler, seed, **given)
-        if train:
-            limits = (self.cfg.max_epoch, self.cfg.max_update)
-            self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
+        if last_batch.trains():  # train may be validated, too, in other batches
+            self.planned_updates = plan_updates(self.cfg, len(batches), self.run)
         return batches
 
     def max_positions(self):

@@ -6,6 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from families import FAMILIES  # noqa: E402
+from hf_families import KINDS, Kind  # noqa: E402
+
+from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.layers.dropout import Dropout, dropout  # noqa: E402
 
 
@@ -57,3 +61,26 @@ def test_off_in_eval_mode_and_at_zero():
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0).train()(x) is x
     assert not torch.equal(Dropout(0.5).train()(x), x)
+
+
+@pytest.mark.parametrize("flag", ["dropout", "attention_dropout", "activation_dropout"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_share_that_cannot_be_is_refused_by_every_model(dictionary, family, flag):
+    """1 divides by zero, and 1.5 or -0.1 train on what is wrongly scaled."""
+    build, name = FAMILIES[family](dictionary).build, flag.replace("_", "-")
+    for share in (1.0, 1.5, -0.1, float("nan")):
+        with pytest.raises(InputError, match=rf"--{name} {share} is not in \[0, 1\): give"):
+            build(**{flag: share})
+
+
+def test_a_share_of_the_classifiers_head_is_looked_at_too(build):
+    with pytest.raises(InputError, match=r"--pooler-dropout 1.5 is not in \[0, 1\)"):
+        build("lora", pooler_dropout=1.5)
+
+
+@pytest.mark.parametrize("name, key", [("t5", "dropout_rate"), ("gpt2", "attn_pdrop")])
+def test_a_share_of_a_config_of_hugging_faces_is_looked_at_too(tmp_path, monkeypatch, name, key):
+    config, flags = KINDS[name]
+    monkeypatch.setitem(KINDS, name, ({**config, key: 1.0}, flags))
+    with pytest.raises(InputError, match=rf"{name}.json: {key} 1.0 is not in \[0, 1\)"):
+        Kind(name, tmp_path).build("lora")

@@ -181,6 +181,7 @@ def task_config(data, **more):
         "max_epoch": 2,
         "max_update": 0,
         "update_freq": [1],
+        "skip_remainder_batch": False,
     }
     return SimpleNamespace(**{**values, **more})
 

@@ -55,6 +55,8 @@ def sweep(data_folder, base_checkpoint, tmp_path):
     [
         ({"flags": {"lora": "--lora-rnk 4"}}, "unrecognized arguments: --lora-rnk 4"),
         ({"flags": {"lora": "--adapter-style parallel"}}, "--adapter-style would be ignored"),
+        ({"flags": {"lora": "--log-interval 0"}}, "--log-interval 0: expected 1 or more"),
+        ({"flags": {"lora": "--update-freq 0"}}, "--update-freq 0: expected 1 or more"),
         ({"metric": "macro"}, "--best-checkpoint-metric macro is unknown"),
         ({"class_weights": "1,2,3"}, "expected none, balanced, or 2 positive numbers"),
         ({"subsets": "valid,tset"}, "has no split 'tset'"),

@@ -266,6 +266,31 @@ def test_however_training_ends_the_best_is_tested(train, tmp_path, more):
 
 
 @pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("flag", "limit", "more"),
+    [
+        ("max_update", 20, 21),  # within the second epoch
+        ("patience", 1, 7),
+        ("stop_time_hours", 1e-9, 0),
+    ],
+)
+def test_a_run_that_has_ended_stays_as_it_is_when_it_is_started_again(
+    train, tmp_path, flag, limit, more
+):
+    """fairseq would train an update more each time. With a larger limit it goes on."""
+    folder = tmp_path / "run"
+    given = {"max_epoch": 4, "eval_test": "best"}
+    train(folder, **given, **{flag: limit})
+    paths = [*folder.glob("*.pt"), *folder.glob("*.json*"), *folder.glob("adapter/*")]
+    before = {path: path.read_bytes() for path in paths}
+    said = train(folder, **given, **{flag: limit})
+    assert "the run has ended: --" + flag.replace("_", "-") in said
+    assert before == {path: path.read_bytes() for path in before}
+    train(folder, **given, **{flag: more})
+    assert len(metrics(folder)) > before[folder / "metrics.jsonl"].count(b"\n")
+
+
+@pytest.mark.end_to_end
 def test_a_test_of_other_weights_is_refused(train, tmp_path):
     folder = tmp_path / "run"
     train(folder, eval_test="best", max_epoch=3)
@@ -299,6 +324,19 @@ def test_a_run_that_goes_on_decides_as_one_in_one_go(train, tmp_path):
         )
     refused = train(tmp_path / "two", ok=False, best_checkpoint_metric="mcc", max_epoch=9)
     assert "was the highest accuracy on valid so far" in refused
+
+
+@pytest.mark.end_to_end
+def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train, tmp_path):
+    """They tell its validations apart: the new update 17 would take the place of the old one."""
+    folder = tmp_path / "run"
+    train(folder, max_epoch=1, no_save_optimizer_state=True)
+    before = (folder / "metrics.jsonl").read_bytes()
+    refused = train(folder, ok=False, finetune_from_model=None, reset_optimizer=True)
+    assert "cannot go on with --reset-optimizer" in refused and "another --save-dir" in refused
+    refused = train(folder, ok=False)
+    assert "without a state of the optimizer (--no-save-optimizer-state)" in refused
+    assert "Traceback" not in refused and before == (folder / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.end_to_end

@@ -17,6 +17,7 @@ from fairseq_peft.criterions.answers import predictions, token_losses
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.data.buckets import packed_batches
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import last_batch
 from fairseq_peft.layers import hf_attention
 from fairseq_peft.models import hf_models, hf_slots
 from fairseq_peft.tasks import answers
@@ -177,7 +178,8 @@ def made(tmp_path):
         config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
         cfg = answers.AnswersConfig(
             **{"data": str(data), "train_subset": "train", "valid_subset": "valid", "pack": True},
-            **{"max_epoch": 2, "max_update": 0, "update_freq": [1], **given},
+            **{"max_epoch": 2, "max_update": 0, "update_freq": [1]},
+            **{"skip_remainder_batch": False, **given},
         )
         cfg._name = name
         task = config.setup_task(cfg)
@@ -194,7 +196,8 @@ def epoch_of(task, epoch, seed=1, state=None, **limits):
     """The rows of each batch of an epoch, from where ``state`` says."""
     dataset = task.load_dataset("train")
     limits = limits or {"max_sentences": 8}
-    batches = task.get_batch_iterator(dataset, seed=seed, epoch=epoch, **limits)
+    with last_batch.training():
+        batches = task.get_batch_iterator(dataset, seed=seed, epoch=epoch, **limits)
     if state:
         batches.load_state_dict(state)
     iterator = batches.next_epoch_itr()

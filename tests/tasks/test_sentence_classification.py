@@ -21,6 +21,7 @@ from fairseq_peft.criterions.sentence_classification import (  # noqa: E402
 )
 from fairseq_peft.data import checks  # noqa: E402
 from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.fairseq_fixes import last_batch  # noqa: E402
 from fairseq_peft.runs import log as run_log  # noqa: E402
 from fairseq_peft.runs import predictions  # noqa: E402
 from fairseq_peft.runs.choice import Best, Choice  # noqa: E402
@@ -140,13 +141,18 @@ def test_shards_hold_every_row_once(make_task, num_shards):
         ({"max_epoch": 3, "max_update": 20}, 20),
         ({"max_epoch": 0, "max_update": 40}, 40),
         ({"max_epoch": 0}, 0),
+        ({"max_epoch": 3, "skip_remainder_batch": True}, 24),
+        ({"max_epoch": 3, "update_freq": [3, 4], "skip_remainder_batch": True}, 2 + 2 + 2),
     ],
 )
 def test_planned_updates_follow_the_flags(data_folder, flags, planned):
-    """67 rows in batches of 8 are 9 updates an epoch."""
+    """67 rows in batches of 8 are 9 updates an epoch, in whatever batches they are validated."""
     task = SentenceClassificationTask.setup_task(task_config(data_folder, **flags))
     task.max_tokens = 40
-    task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    with last_batch.training():
+        task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    assert task.planned_updates == planned
+    task.get_batch_iterator(task.load_dataset("train"), max_sentences=64)  # --valid-subset train
     assert task.planned_updates == planned
 
 

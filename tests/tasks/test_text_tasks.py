@@ -16,7 +16,7 @@ import torch
 import verbs
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
-from hf_families import GPT2, T5, WORDS, write_tokenizer
+from hf_families import GPT2, T5, WORDS, write_base, write_tokenizer
 from safetensors.torch import load_file, save_file
 from starlette import testclient
 from torch.nn import functional as F
@@ -25,6 +25,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.criterions.answers import AnswersCriterion
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.errors import InputError
+from fairseq_peft.fairseq_fixes import last_batch
 from fairseq_peft.models import hf_base, hf_models
 from fairseq_peft.serving.generate import Generator
 from fairseq_peft.serving.service import generate as services
@@ -370,6 +371,62 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(
         check_served(folder, tmp_path, capsys, expected[0])
 
 
+@pytest.fixture
+def train(fairseq, folder, tmp_path):
+    """``train(max_epoch=2)``: a run of causal_lm in tmp_path/run; its log, or its one sentence."""
+    write_base(tmp_path / "base", {**GPT2, "vocab_size": len(WORDS)})
+
+    def run(ok=True, cwd=None, **more):
+        flags = {
+            **{"user_dir": PACKAGE, "task": "causal_lm", "criterion": "answers"},
+            **{"arch": "hf_causal_lm", "hf_model": tmp_path / "base", "peft": "lora"},
+            **{"optimizer": "peft_adamw", "lr": 1e-2, "batch_size": 16, "max_epoch": 1},
+            **{"save_dir": tmp_path / "run", "num_workers": 0, "log_format": "simple"},
+            **{"cpu": True, "no_epoch_checkpoints": True, **more},
+        }
+        words = [folder / "causal_lm"]
+        for name, value in flags.items():
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
+        done = fairseq("train", *words, cwd=cwd)
+        assert (done.returncode == 0) is ok and "Traceback" not in done.stderr, done.stderr
+        return done.stdout if ok else done.stderr
+
+    return run
+
+
+def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train):
+    train(no_save_optimizer_state=True)
+    assert "without a state of the optimizer" in train(ok=False, max_epoch=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"validate_interval": 3}, "--validate-interval 3 with --max-epoch 1"),
+        ({"validate_after_updates": 4}, "--validate-after-updates 4 with 3 updates"),
+    ],
+)
+def test_a_run_that_would_validate_nothing_is_refused(train, tmp_path, given, said):
+    assert f"{said}: without a validation nothing chooses" in train(ok=False, **given)
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_a_checkpoint_says_where_its_base_is_and_what_it_computes_in(train, tmp_path):
+    """fairseq hands the model a copy of its flags, which is not what it writes."""
+    shutil.copytree(tmp_path / "base", tmp_path / "words")
+    train(cwd=tmp_path, hf_model="base", hf_tokenizer="words")
+    path = tmp_path / "run" / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=True)
+    told = {**state["cfg"]["task"], **state["cfg"]["model"]}
+    assert told["hf_model"] == str(tmp_path / "base") and told["precision"] == "fp32"
+    assert told["hf_tokenizer"] == str(tmp_path / "words")
+    state["cfg"]["model"]["precision"] = "bf16"  # as a machine that is quicker so would begin
+    torch.save(state, path)
+    train(cwd=tmp_path, hf_model="base", hf_tokenizer="words", max_epoch=2)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["hyperparameters"]["precision"] == "bf16"
+
+
 def check_served(folder, tmp_path, capsys, accuracy):
     """The adapter folder of a run beside its base, in other processes than the run's: labels as in
     validation, answers as by the checkpoint; other bases and tokenizers are refused."""
@@ -464,8 +521,10 @@ def test_no_row_is_left_out(made):
 def test_the_task_tells_methods_of_the_runs_updates(made):
     """AdaLoRA moves its ranks: it is told of each update, and how many there will be."""
     length = {"max_epoch": 3, "max_update": 0, "update_freq": [1], "train_subset": "train"}
-    task, model = made("causal_lm", "adalora", **length)
-    task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    task, model = made("causal_lm", "adalora", skip_remainder_batch=False, **length)
+    with last_batch.training():
+        task.get_batch_iterator(task.load_dataset("train"), max_sentences=8)
+    task.get_batch_iterator(task.load_dataset("train"), max_sentences=48)  # --valid-subset train
     assert task.planned_updates == 3 * 48 // 8
     seen = []
     model.after_update = lambda number, planned: seen.append(number)
