@@ -187,8 +187,9 @@ class AnswersTask(WritesAnswers, FairseqTask):
         """What chooses the best validation.
 
         Raises:
-            InputError: the flags contradict each other, or would leave rows out.
+            InputError: the flags contradict each other, would leave rows out, or leave no room.
         """
+        self.check_room()
         checks.validation(self.cfg)
         choice = launch.choose(self.cfg, self.labels, self.start(), self.kind)
         if choice.metric in scores.ROUGE and not self.cfg.eval_rouge:
@@ -293,12 +294,40 @@ class AnswersTask(WritesAnswers, FairseqTask):
         """Token ids of a prompt that is to be answered."""
         return self.cut_prompt(self.tokenizer.encode(text))
 
-    def cut_prompt(self, tokens: list[int]) -> list[int]:
-        """A prompt without what is too much at its end, as in training. Behind one of a causal
-        model the longest answer has room."""
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that an answer may have, with its end."""
+        if self.label_ids:
+            return max(map(len, self.label_ids)) + 1
+        return self.cfg.max_answer_tokens
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that are read, in training, in validation and where texts are
+        answered. Behind one of a causal model the longest answer has room, whatever the row's own
+        is: it would tell how long that is, and nobody knows it of a text that is to be answered.
+        """
         room = min(self.cfg.max_prompt_tokens, self.room)
-        answer = self.cfg.max_answer_tokens if self.causal else 0
-        return tokens[: max(room - answer, 1)]
+        return room - self.longest_answer * self.causal
+
+    def check_room(self) -> None:
+        """Raise InputError where nothing of a prompt would be read."""
+        if self.longest_prompt >= 1:
+            return
+        room = min(self.cfg.max_prompt_tokens, self.room)
+        beside = f" beside answers of {self.longest_answer}" if self.causal else ""
+        other = ", or fewer --max-answer-tokens" if self.causal and not self.label_ids else ""
+        raise InputError(
+            f"There is room for {room} tokens (--max-prompt-tokens {self.cfg.max_prompt_tokens}, "
+            f"and the model reads {self.room}), which leaves none for a prompt{beside}. Give more "
+            f"--max-prompt-tokens, if the model reads them{other}."
+        )
+
+    def cut_prompt(self, tokens: list[int]) -> list[int]:
+        """A prompt without what is too much at its end, as in training. Where the flags leave no
+        room, of a model that no run of theirs has trained, it has half of what there is."""
+        half = max(min(self.cfg.max_prompt_tokens, self.room) // 2, 1)
+        return tokens[: self.longest_prompt if self.longest_prompt >= 1 else half]
 
     def encode_text(self, text: str) -> list[int]:
         """Called by a model whose prompt starts from a text."""
@@ -307,10 +336,11 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def load_dataset(self, split, combine=False, **kwargs):
         """
         Raises:
-            InputError: rows are not as they should be, or an answer is no label.
+            InputError: rows are not as they should be, an answer is no label, or there is no room.
         """
         if split in self.datasets:
             return self.datasets[split]
+        self.check_room()
         path = Path(self.cfg.data)
         rows = [
             (self.tokenizer.encode(prompt), self.tokenizer.encode(self.answer_text(answer)))
@@ -322,11 +352,9 @@ class AnswersTask(WritesAnswers, FairseqTask):
                     f"{path / split}, row {number}: {self.tokenizer.decode(answer)!r} is none of "
                     f"--labels {self.cfg.labels}. Name it there, too, or leave the flag out."
                 )
-        room = min(self.cfg.max_prompt_tokens, self.room)
         pack = self.cfg.pack and split == self.cfg.train_subset
-        dataset = AnswerDataset(
-            rows, self.layout, room, self.cfg.max_answer_tokens, f"{path / split}", pack
-        )
+        room = self.longest_prompt, self.longest_answer
+        dataset = AnswerDataset(rows, self.layout, *room, f"{path / split}", pack)
         dataset.split = split
         if self.label_ids:
             dataset.targets = np.array([self.label_ids.index(answer) for _, answer in rows])

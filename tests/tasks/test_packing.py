@@ -177,7 +177,8 @@ def made(tmp_path):
         config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
         cfg = answers.AnswersConfig(
             **{"data": str(data), "train_subset": "train", "valid_subset": "valid", "pack": True},
-            **{"max_epoch": 2, "max_update": 0, "update_freq": [1], **given},
+            **{"max_epoch": 2, "max_update": 0, "update_freq": [1]},
+            **{"max_answer_tokens": 8, **given},
         )
         cfg._name = name
         task = config.setup_task(cfg)
@@ -230,7 +231,7 @@ def test_validation_is_not_packed(made):
 
 def test_a_row_that_is_too_long_is_cut_as_ever():
     rows = [([5] * 9, [8, 8]), ([6], [9])]
-    both = [AnswerDataset(rows, LAYOUT, 8, 4, "train", pack=pack) for pack in (False, True)]
+    both = [AnswerDataset(rows, LAYOUT, 5, 4, "train", pack=pack) for pack in (False, True)]
     assert both[0].rows == both[1].rows and both[1].num_cut == 1
     assert both[1].collater([both[1][0], both[1][1]])["net_input"]["packed"] == [7, 2]
 
@@ -246,7 +247,7 @@ def run_of(fairseq, base, data, out, *more):
         *("--arch", "hf_causal_lm", "--hf-model", base, "--peft", "lora", "--precision", "fp32"),
         *("--optimizer", "adam", "--lr", 0.01, "--batch-size", 4, "--update-freq", 2, "--cpu"),
         *("--num-workers", 0, "--save-interval-updates", 5, "--keep-interval-updates", 1),
-        *("--log-format", "simple", "--save-dir", out, *more),
+        *("--max-answer-tokens", 8, "--log-format", "simple", "--save-dir", out, *more),
     )
     assert done.returncode == 0, done.stderr
     return torch.load(out / "checkpoint_last.pt", weights_only=False)

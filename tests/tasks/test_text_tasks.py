@@ -29,6 +29,7 @@ from fairseq_peft.models import hf_base, hf_models
 from fairseq_peft.serving.generate import Generator
 from fairseq_peft.serving.service import generate as services
 from fairseq_peft.serving.service.app import create_app
+from fairseq_peft.serving.writers import OfTokenizer
 from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
@@ -75,8 +76,8 @@ def made(folder):
 
     def make(name, peft="lora", model=None, **given):
         config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
-        flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer"), **given}
-        cfg = answers.AnswersConfig(**flags)
+        flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer")}
+        cfg = answers.AnswersConfig(**{**flags, "max_answer_tokens": 8, **given})
         cfg._name = name
         task = config.setup_task(cfg)
         arch = KINDS[name][0]
@@ -135,10 +136,74 @@ def test_batches_have_few_widths(longest, room, found):
 
 def test_what_is_too_long_loses_the_end_of_the_prompt():
     layout = Layout(causal=True, pad=99, eos=1, start=None)
-    dataset = AnswerDataset([([5, 6, 7, 8], [9, 9]), ([5], [9])], layout, 6, 4, "train")
-    assert dataset.rows[0] == ([5, 6, 7], [9, 9]) and dataset.num_cut == 1
-    with pytest.raises(InputError, match="row 1: a prompt of 4 tokens beside an answer of 2"):
-        AnswerDataset([([5, 6, 7, 8], [9, 9])], layout, 3, 4, "train")
+    rows = [([5, 6, 7, 8], [9, 9]), ([5], [9] * 4), ([5, 6, 7], [])]
+    dataset = AnswerDataset(rows, layout, 3, 4, "train")
+    assert dataset.rows == [([5, 6, 7], [9, 9]), ([5], [9] * 3), ([5, 6, 7], [])]
+    assert dataset.num_cut == 2
+    with pytest.raises(InputError, match="row 2: the prompt has no token"):
+        AnswerDataset([rows[0], ([], [9])], layout, 3, 4, "train")
+
+
+LONG = " ".join(WORDS[10:38] + WORDS[10:22])  # 40 words
+
+
+def write_long(folder, name, answers, number=6):
+    """Data of rows that are longer than the model reads, each with another first word."""
+    rows = [(f"w{i} {LONG}", answers[i % len(answers)]) for i in range(number)]
+    lines = [json.dumps(dict(zip(KINDS[name][2], row))) for row in rows]
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return [prompt for prompt, _ in rows]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("labels, longest", [("good,bad", 1), ("good,w3 w4 w5 w6", 4)])
+def test_texts_are_cut_once_whoever_reads_them(made, tmp_path, name, labels, longest):
+    """Behind a causal model's prompt the longest label has room, not the row's own, nor
+    --max-answer-tokens; what predict and serve read is what validation did."""
+    texts = write_long(tmp_path, name, labels.split(","))
+    given = {"labels": labels, "max_prompt_tokens": 32, "max_answer_tokens": 128}
+    task, model = made(name, data=str(tmp_path), **given)
+    dataset, writer = task.load_dataset("valid"), OfTokenizer(task, model, {})
+    prompts = [prompt for prompt, _ in dataset.rows]
+    assert {len(prompt) for prompt in prompts} == {32 - (longest + 1) * task.causal}
+    assert [writer.ids(text) for text in texts] == prompts
+    assert [task.encode_prompt(text) for text in texts] == prompts
+    assert writer.num_cut == dataset.num_cut == len(texts)
+    criterion = AnswersCriterion(task).eval()
+    with torch.no_grad():
+        loss, _, _ = criterion(model, dataset.collater([dataset[i] for i in range(len(dataset))]))
+    found = writer.label_scores(prompts)
+    assert found.argmax(1).tolist() == criterion.predicted.tolist()
+    assert -found[range(6), dataset.targets].sum().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_prompts_of_any_answers_are_cut_alike(made, tmp_path):
+    """However long the row's own answer is."""
+    texts = write_long(tmp_path, "causal_lm", ["good", "w3 w4 w5 w6 w7"])
+    task, model = made("causal_lm", data=str(tmp_path), max_answer_tokens=5)
+    prompts = [prompt for prompt, _ in task.load_dataset("train").rows]
+    assert {len(prompt) for prompt in prompts} == {32 - 5}
+    assert [OfTokenizer(task, model, {}).ids(text) for text in texts] == prompts
+    assert {len(answer) for _, answer in task.load_dataset("train").rows} == {1, 4}
+
+
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        ("causal_lm", {"max_answer_tokens": 32}, "none for a prompt beside answers of 32"),
+        ("causal_lm", {"max_prompt_tokens": 9, "max_answer_tokens": 9}, "room for 9 tokens"),
+        ("causal_lm", {"max_prompt_tokens": 2, "labels": "good,bad"}, "beside answers of 2"),
+        ("text_to_text", {"max_prompt_tokens": 0}, "leaves none for a prompt. Give more"),
+    ],
+)
+def test_flags_that_leave_nothing_of_a_prompt_are_refused(made, tmp_path, name, given, message):
+    """Before a row is read. A model that is only asked reads half of what there is."""
+    task, _ = made(name, save_dir=str(tmp_path), valid_subset="valid", **given)
+    for begin in (task.choose, lambda: task.load_dataset("train")):
+        with pytest.raises(InputError, match=message):
+            begin()
+    assert len(task.encode_prompt(LONG)) == max(min(32, task.cfg.max_prompt_tokens) // 2, 1)
 
 
 def plain(model):
