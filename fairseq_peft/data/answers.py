@@ -157,6 +157,15 @@ class AnswerDataset(FairseqDataset):
 
     size = num_tokens
 
+    def batch_by_size(self, indices, max_tokens=None, **limits):
+        """fairseq's, where a row that is longer than ``max_tokens`` is alone."""
+        sizes = self.sizes[indices].astype("int64")
+        if max_tokens:
+            sizes = sizes.clip(max=max_tokens)
+        return data_utils.batch_by_size(
+            indices, num_tokens_fn=None, num_tokens_vec=sizes, max_tokens=max_tokens, **limits
+        )
+
     def collater(self, samples):
         if not samples:
             return {}

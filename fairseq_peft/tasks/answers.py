@@ -149,11 +149,10 @@ class AnswersTask(WritesAnswers, FairseqTask):
                     f"--labels {words[found.index(ids)]!r} and {word!r} are the same to the "
                     f"tokenizer ({ids}). Give words that it tells apart."
                 )
-            if len(ids) >= self.cfg.max_answer_tokens or not ids:
+            if len(ids) >= self.answer_room or not ids:
                 raise InputError(
                     f"--labels {word!r} has {len(ids)} tokens; there is room for "
-                    f"{self.cfg.max_answer_tokens - 1}. Give more --max-answer-tokens, or another "
-                    "word."
+                    f"{self.answer_room - 1}. Give more --max-answer-tokens, or another word."
                 )
         if len(words) == 1:
             raise InputError(f"--labels {self.cfg.labels!r} is one label: give at least two.")
@@ -295,11 +294,18 @@ class AnswersTask(WritesAnswers, FairseqTask):
         return self.cut_prompt(self.tokenizer.encode(text))
 
     @property
+    def answer_room(self) -> int:
+        """Tokens that there is room for in an answer, with its end; those of a causal model stand
+        in one text with the prompt."""
+        room = self.cfg.max_answer_tokens
+        return room if self.causal else min(room, self.model.room)
+
+    @property
     def longest_answer(self) -> int:
         """Tokens that an answer may have, with its end."""
         if self.label_ids:
             return max(map(len, self.label_ids)) + 1
-        return self.cfg.max_answer_tokens
+        return self.answer_room
 
     @property
     def longest_prompt(self) -> int:
@@ -369,12 +375,13 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """fairseq's, with every row: a last batch that is no multiple of
         --required-batch-size-multiple would be left out, of validation, too. It tells how long the
-        run will be.
+        run will be. Rows are cut already, source and target each for itself: none is too long, and
+        one that has more than --max-tokens is a batch.
 
         With --pack a batch of training is --batch-size rows, as without, or as many as have
         together --max-tokens tokens, for none is padded. Lengths are no matter, so each epoch draws
         its batches by seed and epoch; a row is in one of them."""
-        kwargs["required_batch_size_multiple"] = 1
+        kwargs.update(required_batch_size_multiple=1, max_positions=None)
         dataset.seed = kwargs.get("seed", 1)
         self._split = dataset.split
         if dataset.pack:
@@ -397,7 +404,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
         return drawn_anew(dataset, sampler, seed, **given)
 
     def max_positions(self):
-        """None: rows are cut already."""
+        """Asked for with each batch iterator, which makes nothing of it."""
 
     @property
     def source_dictionary(self):

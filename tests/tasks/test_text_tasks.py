@@ -14,9 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import verbs
+from fairseq import utils
+from fairseq.data import FairseqDataset
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
 from hf_families import GPT2, T5, WORDS, write_tokenizer
+from hf_families import KINDS as FAMILIES
 from safetensors.torch import load_file, save_file
 from starlette import testclient
 from torch.nn import functional as F
@@ -35,10 +38,22 @@ from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
 AUTO = "AutoModelForSeq2SeqLM"
+BART, _ = FAMILIES["bart"]
 KINDS = {
     "causal_lm": ("hf_causal_lm", GPT2, ("prompt", "answer")),
     "text_to_text": ("hf_seq2seq", T5, ("input", "target")),
 }
+
+
+TEXT = [(name, False) for name in KINDS]
+
+
+def write_bart(folder):
+    """The config of an encoder-decoder with 32 positions."""
+    ids = {"bos_token_id": 0, "pad_token_id": 2, "eos_token_id": 1, "decoder_start_token_id": 1}
+    path = folder / "bart.json"
+    path.write_text(json.dumps({**BART, **ids}))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -512,6 +527,58 @@ def test_no_row_is_left_out(made):
     )
     rows = [i for batch in batches.next_epoch_itr() for i in batch["id"].tolist()]
     assert sorted(rows) == list(range(14))
+
+
+def write_lengths(folder, name, *lengths):
+    """Data of rows with so many tokens of prompt and answer."""
+    rows = [dict(zip(KINDS[name][2], (" ".join(["w9"] * n) for n in row))) for row in lengths]
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@pytest.mark.parametrize("name, pack", [*TEXT, ("causal_lm", True)])
+@pytest.mark.parametrize("limits", [{"max_sentences": 8}, {"max_tokens": 16}])
+def test_long_rows_are_no_row_less(made, tmp_path, name, pack, limits):
+    """Source and target together are more than each may have, or --max-tokens less than a row:
+    such a row is a batch of its own, as with sentence_classification."""
+    lengths = [(20, 7), (3, 2), (4, 1), (20, 7), (2, 2)]
+    write_lengths(tmp_path, name, *lengths)
+    bart = {} if name == "causal_lm" else {"hf_config": str(write_bart(tmp_path))}
+    flags = {"max_epoch": 1, "max_update": 0, "update_freq": [1], "train_subset": "train"}
+    task, model = made(name, model=bart, data=str(tmp_path), pack=pack, **flags)
+    room = utils.resolve_max_positions(task.max_positions(), model.max_positions(), 16)
+    for split in ("train", "valid"):
+        dataset = task.load_dataset(split)
+        batches = task.get_batch_iterator(dataset, max_positions=room, **limits).next_epoch_itr()
+        batches = [batch["id"].tolist() for batch in batches]
+        assert sorted(sum(batches, [])) == list(range(5)) and not dataset.num_cut
+        if "max_tokens" in limits:
+            assert [0] in batches and [3] in batches and len(batches) < 5
+
+
+def test_batches_within_the_limit_are_fairseqs(made):
+    task, _ = made("causal_lm")
+    dataset = task.load_dataset("train")
+    indices = dataset.ordered_indices()
+    for limits in ({"max_tokens": 40}, {"max_tokens": 40, "max_sentences": 3}):
+        stock = FairseqDataset.batch_by_size(dataset, indices, **limits)
+        found = dataset.batch_by_size(indices, **limits)
+        assert [batch.tolist() for batch in found] == [batch.tolist() for batch in stock]
+
+
+def test_a_target_is_cut_to_what_the_decoder_has_room_for(made, tmp_path):
+    """32 positions: the start and 31 tokens; a label that has none is refused."""
+    write_lengths(tmp_path, "text_to_text", (3, 40), (3, 31), (3, 32))
+    bart = {"hf_config": str(write_bart(tmp_path))}
+    flags = {"data": str(tmp_path), "max_answer_tokens": 128}
+    task, model = made("text_to_text", model=bart, **flags)
+    dataset = task.load_dataset("train")
+    assert [len(answer) for _, answer in dataset.rows] == [31] * 3 and dataset.num_cut == 2
+    sample = dataset.collater([dataset[0]])
+    assert sample["net_input"]["prev_output_tokens"].shape == (1, model.room)
+    assert AnswersCriterion(task)(model, sample)[0].isfinite()
+    with pytest.raises(InputError, match="has 32 tokens; there is room for 31"):
+        made("text_to_text", model=bart, labels=f"good,{' '.join(['w9'] * 32)}", **flags)
 
 
 def test_the_task_tells_methods_of_the_runs_updates(made):
