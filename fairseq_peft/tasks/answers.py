@@ -382,13 +382,18 @@ class AnswersTask(WritesAnswers, FairseqTask):
         together --max-tokens tokens, for none is padded. Lengths are no matter, so each epoch draws
         its batches by seed and epoch; a row is in one of them."""
         kwargs.update(required_batch_size_multiple=1, max_positions=None)
+        trains = dataset is self.datasets.get(self.cfg.train_subset)
+        # fairseq has one iterator for a data set, which a validation of the training rows would
+        # move on. Only the one of training is asked for with this.
+        if trains and "update_epoch_batch_itr" not in kwargs:
+            kwargs["disable_iterator_cache"] = True
         dataset.seed = kwargs.get("seed", 1)
         self._split = dataset.split
         if dataset.pack:
             batches = self.packed_iterator(dataset, *args, **kwargs)
         else:
             batches = super().get_batch_iterator(dataset, *args, **kwargs)
-        if dataset is self.datasets.get(self.cfg.train_subset):
+        if trains:
             limits = (self.cfg.max_epoch, self.cfg.max_update)
             self.planned_updates = plan.count_updates(*limits, self.cfg.update_freq, [len(batches)])
         return batches

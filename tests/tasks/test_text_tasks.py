@@ -529,6 +529,45 @@ def test_no_row_is_left_out(made):
     assert sorted(rows) == list(range(14))
 
 
+def epochs_of(task, number, validates):
+    """The rows of the batches of so many epochs, as fairseq-train makes them; ``validates``: the
+    training rows, too, in the middle of each epoch and at its end."""
+    dataset, found = task.load_dataset("train"), []
+    limits = {"max_sentences": 8, "seed": 1}
+    train = {**limits, "update_epoch_batch_itr": False}  # as Trainer.get_train_iterator says it
+
+    def validate():
+        batches = task.get_batch_iterator(dataset, epoch=1, **limits)
+        assert len(list(batches.next_epoch_itr(shuffle=False))) == 6
+
+    batches = task.get_batch_iterator(dataset, epoch=1, **train)
+    while batches.next_epoch_idx <= number:
+        found.append([])
+        for batch in batches.next_epoch_itr():
+            found[-1].append(batch["id"].tolist())
+            if len(found[-1]) == 2 and validates:
+                validate()
+                assert batches.state_dict()["iterations_in_epoch"] == 2
+        if validates:
+            validate()
+        batches = task.get_batch_iterator(dataset, epoch=batches.next_epoch_idx, **train)
+    return found
+
+
+def test_a_validation_of_the_training_rows_leaves_training_where_it_is(made):
+    """fairseq has one iterator for a data set, so that validation used epochs of training up."""
+    length = {"max_epoch": 9, "max_update": 0, "update_freq": [1], "train_subset": "train"}
+    plain, own = (
+        epochs_of(made("causal_lm", **length)[0], 4, validates) for validates in (False, True)
+    )
+    assert own == plain and len({str(epoch) for epoch in own}) == len(own) == 4
+    # A run that goes on in the middle of an epoch has the rest of it.
+    task, _ = made("causal_lm", **length)
+    batches = task.get_batch_iterator(task.load_dataset("train"), max_sentences=8, epoch=3)
+    batches.load_state_dict({"epoch": 3, "iterations_in_epoch": 2, "shuffle": True})
+    assert [batch["id"].tolist() for batch in batches.next_epoch_itr()] == plain[2][2:]
+
+
 def write_lengths(folder, name, *lengths):
     """Data of rows with so many tokens of prompt and answer."""
     rows = [dict(zip(KINDS[name][2], (" ".join(["w9"] * n) for n in row))) for row in lengths]
