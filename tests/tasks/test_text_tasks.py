@@ -12,13 +12,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import runs
 import torch
 import verbs
 from fairseq import utils
 from fairseq.data import FairseqDataset
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
-from hf_families import GPT2, T5, WORDS, write_tokenizer
+from hf_families import GPT2, T5, WORDS, write_base, write_rows, write_tokenizer
 from hf_families import KINDS as FAMILIES
 from safetensors.torch import load_file, save_file
 from starlette import testclient
@@ -436,6 +437,37 @@ def test_a_run_learns_and_its_checkpoint_gives_the_same(
         weights = torch.load(path)["model"]
         assert all("lora_" in key or key == "base_sha256" for key in weights)
         check_served(folder, tmp_path, capsys, expected[0])
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("labels", [("--labels", "good,bad"), ()])
+def test_two_processes_are_one_run(fairseq, tmp_path, labels):
+    """As many rows an update, the same numbers; without dropout, which each draws for itself."""
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    base = write_base(tmp_path / "base", {**GPT2, **still})
+    data = write_rows(tmp_path / "rows", KINDS["causal_lm"][2], train=32, valid=17)
+    found = []
+    for name, more in (
+        ("two", ("--distributed-world-size", 2, "--batch-size", 4)),
+        ("one", ("--update-freq", 2, "--batch-size", 4)),
+    ):
+        done = fairseq(
+            *("train", data, "--user-dir", PACKAGE, "--task", "causal_lm", *labels),
+            *("--criterion", "answers", "--arch", "hf_causal_lm", "--hf-model", base),
+            *("--peft", "lora", "--optimizer", "peft_adamw", "--lr", 0.01, "--max-epoch", 2),
+            *("--precision", "fp32", "--max-answer-tokens", 8, "--cpu", "--num-workers", 0),
+            *("--no-epoch-checkpoints", "--save-dir", tmp_path / name, *more),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(runs.metrics(tmp_path / name))
+    for two, one in zip(*found):
+        assert two["num_updates"] == one["num_updates"] == 4 * one["epoch"]
+        assert two["train"]["num_tokens"] == one["train"]["num_tokens"]
+        assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], abs=1e-5)
+        for key, value in one["subsets"]["valid"].items():
+            if key != "seconds":
+                assert two["subsets"]["valid"][key] == pytest.approx(value, abs=1e-5), key
+    assert len(found[0]) == len(found[1]) == 2
 
 
 def check_served(folder, tmp_path, capsys, accuracy):
