@@ -317,16 +317,25 @@ class AnswersTask(WritesAnswers, FairseqTask):
         return room - self.longest_answer * self.causal
 
     def check_room(self) -> None:
-        """Raise InputError where nothing of a prompt would be read."""
+        """Raise InputError where nothing of a prompt would be read, or of an answer."""
+        if self.longest_answer < 2:
+            raise InputError(
+                f"--max-answer-tokens {self.cfg.max_answer_tokens} leaves an answer no token "
+                "beside its end. Give 2 or more."
+            )
         if self.longest_prompt >= 1:
             return
-        room = min(self.cfg.max_prompt_tokens, self.room)
-        beside = f" beside answers of {self.longest_answer}" if self.causal else ""
-        other = ", or fewer --max-answer-tokens" if self.causal and not self.label_ids else ""
+        limit, ways = f"The model reads {self.room} tokens", []
+        if self.cfg.max_prompt_tokens <= self.room:
+            limit = f"--max-prompt-tokens {self.cfg.max_prompt_tokens}"
+            ways.append("more --max-prompt-tokens")
+        beside = ""
+        if self.causal:
+            beside = f" beside answers of {self.longest_answer}"
+            ways.append("shorter --labels" if self.label_ids else "fewer --max-answer-tokens")
         raise InputError(
-            f"There is room for {room} tokens (--max-prompt-tokens {self.cfg.max_prompt_tokens}, "
-            f"and the model reads {self.room}), which leaves none for a prompt{beside}. Give more "
-            f"--max-prompt-tokens, if the model reads them{other}."
+            f"{limit}: none is left for a prompt{beside}. Give "
+            f"{' or '.join(ways) or 'a model that reads more'}."
         )
 
     def cut_prompt(self, tokens: list[int]) -> list[int]:

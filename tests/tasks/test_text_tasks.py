@@ -204,13 +204,39 @@ def test_prompts_of_any_answers_are_cut_alike(made, tmp_path):
     assert {len(answer) for _, answer in task.load_dataset("train").rows} == {1, 4}
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("number", [-3, 0, 1])
+def test_answers_without_a_token_are_refused(made, tmp_path, name, number):
+    given = {"save_dir": str(tmp_path), "valid_subset": "valid", "max_answer_tokens": number}
+    task, _ = made(name, **given)
+    for begin in (task.choose, lambda: task.load_dataset("train")):
+        with pytest.raises(InputError, match=f"--max-answer-tokens {number} .* Give 2 or more"):
+            begin()
+
+
 @pytest.mark.parametrize(
     "name, given, message",
     [
-        ("causal_lm", {"max_answer_tokens": 32}, "none for a prompt beside answers of 32"),
-        ("causal_lm", {"max_prompt_tokens": 9, "max_answer_tokens": 9}, "room for 9 tokens"),
-        ("causal_lm", {"max_prompt_tokens": 2, "labels": "good,bad"}, "beside answers of 2"),
-        ("text_to_text", {"max_prompt_tokens": 0}, "leaves none for a prompt. Give more"),
+        (
+            "causal_lm",
+            {"max_answer_tokens": 32},
+            "reads 32 tokens: none is left .* answers of 32. Give fewer",
+        ),
+        (
+            "causal_lm",
+            {"max_prompt_tokens": 9, "max_answer_tokens": 9},
+            "--max-prompt-tokens 9: none is left .* or fewer --max-answer",
+        ),
+        (
+            "causal_lm",
+            {"max_prompt_tokens": 2, "labels": "good,bad"},
+            "answers of 2. Give more .* or shorter --labels",
+        ),
+        (
+            "text_to_text",
+            {"max_prompt_tokens": 0},
+            "left for a prompt. Give more --max-prompt-tokens.$",
+        ),
     ],
 )
 def test_flags_that_leave_nothing_of_a_prompt_are_refused(made, tmp_path, name, given, message):
