@@ -35,6 +35,7 @@ LORA = [
     *("--lora-alpha", 32, "--lora-dropout", 0.05),
 ]
 TASK = ["--task", "causal_lm", "--criterion", "answers"]
+ANSWERS = ["--max-answer-tokens", 64]
 FORM = "### Instruction: {}\n### Answer:"
 
 
@@ -146,7 +147,7 @@ def write_data(source: Path | None, out: Path, setting: Setting) -> None:
 
 
 def lora_run(seed: int, base: Path, setting: Setting, args) -> Run:
-    task = [*TASK, "--max-prompt-tokens", setting.max_tokens, "--max-answer-tokens", 64]
+    task = [*TASK, "--max-prompt-tokens", setting.max_tokens, *ANSWERS]
     task += ["--batch-size", setting.batch_size]
     flags = [
         *("--arch", "hf_causal_lm", "--hf-model", base, *LORA, "--seed", seed),
@@ -227,7 +228,7 @@ def main(argv=None, tiny: Setting = TINY) -> None:
     args = jobs.parse(flags, argv, PUBLISHED, {"tiny": tiny})
     base, setting = args.base, args.setting
     jobs.prepare(args, lambda: write_data(args.data, args.out, setting), "BloomForCausalLM")
-    task = [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens]
+    task = [*TASK, "--arch", "hf_causal_lm", "--max-prompt-tokens", setting.max_tokens, *ANSWERS]
     jobs.make_base(args, task, CONFIG, batch_size=32)
     runs = [lora_run(seed, base, setting, args) for seed in args.seeds]
     jobs.run_all(runs, args.jobs, args.dry_run)

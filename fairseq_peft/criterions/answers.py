@@ -115,11 +115,14 @@ class AnswersCriterion(FairseqCriterion):
         def summed(key):
             return sum(log.get(key, 0) for log in logging_outputs)
 
-        tokens = float(summed("sample_size"))
-        metrics.log_scalar("loss", float(summed("loss")) / tokens, tokens, round=6)
+        def total(key):  # between processes fairseq sums in tensors
+            return float(summed(key))
+
+        tokens = total("sample_size")
+        metrics.log_scalar("loss", total("loss") / tokens, tokens, round=6)
         metrics.log_derived("ppl", lambda meters: round(math.exp(min(meters["loss"].avg, 80)), 4))
-        metrics.log_scalar(scores.ROWS, summed("nsentences"), weight=1)
-        metrics.log_scalar("_tokens", summed("num_read"), weight=1)
+        metrics.log_scalar(scores.ROWS, total("nsentences"), weight=1)
+        metrics.log_scalar("_tokens", total("num_read"), weight=1)
         if any(scores.COUNTS in log for log in logging_outputs):
             metrics.log_scalar(scores.COUNTS, summed(scores.COUNTS), weight=1)
             for name in scores.METRICS[scores.CLASSES]:

@@ -117,27 +117,23 @@ class AnswerDataset(FairseqDataset):
         """
         Args:
             rows: (prompt ids, answer ids) each.
-            max_prompt: room for the prompt; of a causal model for prompt, answer and ``eos``.
+            max_prompt: room for the prompt alone.
             max_answer: room for the answer, with ``eos``.
             place: what the rows are called in messages.
 
         Raises:
-            InputError: a prompt has no token, or no room beside its answer.
+            InputError: a prompt has no token.
         """
         self.layout, self.rows, self.pack = layout, [], pack
         self._cut = []
         for number, (prompt, answer) in enumerate(rows, 1):
-            kept = answer[: max_answer - 1]
-            room = max_prompt - (len(kept) + 1) * layout.causal
-            if room < 1 or not prompt:
+            if not prompt:
                 raise InputError(
-                    f"{place}, row {number}: a prompt of {len(prompt)} tokens beside an answer of "
-                    f"{len(kept)} leaves {max(room, 0)} of {max_prompt} for it. Give a prompt with "
-                    "a token, and shorter answers (--max-answer-tokens) or more room "
-                    "(--max-prompt-tokens)."
+                    f"{place}, row {number}: the prompt has no token that the tokenizer knows. "
+                    "Give a prompt with a token."
                 )
-            self._cut.append(len(prompt) > room or len(answer) > len(kept))
-            self.rows.append((prompt[:room], kept))
+            self._cut.append(len(prompt) > max_prompt or len(answer) > max_answer - 1)
+            self.rows.append((prompt[:max_prompt], answer[: max_answer - 1]))
         self.sizes = np.array([len(prompt) + len(answer) + 1 for prompt, answer in self.rows])
 
     @property
@@ -160,6 +156,15 @@ class AnswerDataset(FairseqDataset):
         return self.sizes[index]
 
     size = num_tokens
+
+    def batch_by_size(self, indices, max_tokens=None, **limits):
+        """fairseq's, where a row that is longer than ``max_tokens`` is alone."""
+        sizes = self.sizes[indices].astype("int64")
+        if max_tokens:
+            sizes = sizes.clip(max=max_tokens)
+        return data_utils.batch_by_size(
+            indices, num_tokens_fn=None, num_tokens_vec=sizes, max_tokens=max_tokens, **limits
+        )
 
     def collater(self, samples):
         if not samples:

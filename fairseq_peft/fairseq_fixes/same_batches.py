@@ -1,9 +1,12 @@
-"""A run that goes on has the batches that it would have had.
+"""A run that goes on, or validates what it trains on, has the batches that it would have had.
 
 fairseq makes the batches of a task once and shuffles them anew in each epoch. Which rows stand
 together, and in which order, is drawn with the number of the epoch in which it makes them: the
 first, or, where a run goes on, a later one. So it went on with other batches, in another order of
 their rows, and other dropout.
+
+And it has one iterator for a data set: with ``--valid-subset valid,train`` a validation took the one
+of training, and each cost the run an epoch.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import functools
 
 from fairseq.tasks import FairseqTask
 
+from fairseq_peft.fairseq_fixes import last_batch
+
 
 def install() -> None:
-    """Let batches that are made once be made as in the first epoch; once."""
+    """Let batches that are made once be made as in the first epoch, and for training alone; once."""
     if not hasattr(FairseqTask.get_batch_iterator, "__wrapped__"):
         FairseqTask.get_batch_iterator = _get_batch_iterator(FairseqTask.get_batch_iterator)
 
@@ -22,7 +27,12 @@ def install() -> None:
 def _get_batch_iterator(original):
     @functools.wraps(original)
     def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
-        anew = kwargs.get("update_epoch_batch_itr") or getattr(self.cfg, "rebuild_batches", False)
+        if last_batch.trains():
+            self.trained_on = dataset
+        elif dataset is getattr(self, "trained_on", None):
+            kwargs["disable_iterator_cache"] = True
+        anew = any(map(kwargs.get, ("update_epoch_batch_itr", "disable_iterator_cache")))
+        anew = anew or getattr(self.cfg, "rebuild_batches", False)
         if anew or dataset in self.dataset_to_epoch_iter or not self.can_reuse_epoch_itr(dataset):
             return original(self, dataset, *args, epoch=epoch, **kwargs)
         found = original(self, dataset, *args, epoch=1, **kwargs)

@@ -115,9 +115,8 @@ class OfTokenizer:
     def label_scores(self, rows) -> torch.Tensor:
         """(B, labels) the log likelihood of each label as the answer to ``rows``, token ids; a text
         without a token is one end of a text."""
-        task, longest = self.task, max(map(len, self.task.label_ids)) + 1
-        room = min(task.cfg.max_prompt_tokens, task.room) - longest * task.causal
-        rows = [row[:room] or [task.layout.eos] for row in rows]
+        task = self.task
+        rows = [row or [task.layout.eos] for row in rows]
         with torch.no_grad():
             return -label_losses(self.model, task.layout, rows, task.label_ids).cpu()
 

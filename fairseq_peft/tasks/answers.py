@@ -154,11 +154,10 @@ class AnswersTask(WritesAnswers, FairseqTask):
                     f"--labels {words[found.index(ids)]!r} and {word!r} are the same to the "
                     f"tokenizer ({ids}). Give words that it tells apart."
                 )
-            if len(ids) >= self.cfg.max_answer_tokens or not ids:
+            if len(ids) >= self.answer_room or not ids:
                 raise InputError(
                     f"--labels {word!r} has {len(ids)} tokens; there is room for "
-                    f"{self.cfg.max_answer_tokens - 1}. Give more --max-answer-tokens, or another "
-                    "word."
+                    f"{self.answer_room - 1}. Give more --max-answer-tokens, or another word."
                 )
         if len(words) == 1:
             raise InputError(f"--labels {self.cfg.labels!r} is one label: give at least two.")
@@ -192,9 +191,10 @@ class AnswersTask(WritesAnswers, FairseqTask):
         """What chooses the best validation.
 
         Raises:
-            InputError: the flags contradict each other, or would leave rows out; or there would be
+            InputError: the flags contradict each other, would leave rows out, or leave no room or
                 no validation.
         """
+        self.check_room()
         checks.validation(self.cfg)
         launch.check_validates(self.cfg)
         choice = launch.choose(self.cfg, self.labels, self.start(), self.kind)
@@ -303,12 +303,56 @@ class AnswersTask(WritesAnswers, FairseqTask):
         """Token ids of a prompt that is to be answered."""
         return self.cut_prompt(self.tokenizer.encode(text))
 
-    def cut_prompt(self, tokens: list[int]) -> list[int]:
-        """A prompt without what is too much at its end, as in training. Behind one of a causal
-        model the longest answer has room."""
+    @property
+    def answer_room(self) -> int:
+        """Tokens that there is room for in an answer, with its end; those of a causal model stand
+        in one text with the prompt."""
+        room = self.cfg.max_answer_tokens
+        return room if self.causal else min(room, self.model.room)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that an answer may have, with its end."""
+        if self.label_ids:
+            return max(map(len, self.label_ids)) + 1
+        return self.answer_room
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that are read, in training, in validation and where texts are
+        answered. Behind one of a causal model the longest answer has room, whatever the row's own
+        is: it would tell how long that is, and nobody knows it of a text that is to be answered.
+        """
         room = min(self.cfg.max_prompt_tokens, self.room)
-        answer = self.cfg.max_answer_tokens if self.causal else 0
-        return tokens[: max(room - answer, 1)]
+        return room - self.longest_answer * self.causal
+
+    def check_room(self) -> None:
+        """Raise InputError where nothing of a prompt would be read, or of an answer."""
+        if self.longest_answer < 2:
+            raise InputError(
+                f"--max-answer-tokens {self.cfg.max_answer_tokens} leaves an answer no token "
+                "beside its end. Give 2 or more."
+            )
+        if self.longest_prompt >= 1:
+            return
+        limit, ways = f"The model reads {self.room} tokens", []
+        if self.cfg.max_prompt_tokens <= self.room:
+            limit = f"--max-prompt-tokens {self.cfg.max_prompt_tokens}"
+            ways.append("more --max-prompt-tokens")
+        beside = ""
+        if self.causal:
+            beside = f" beside answers of {self.longest_answer}"
+            ways.append("shorter --labels" if self.label_ids else "fewer --max-answer-tokens")
+        raise InputError(
+            f"{limit}: none is left for a prompt{beside}. Give "
+            f"{' or '.join(ways) or 'a model that reads more'}."
+        )
+
+    def cut_prompt(self, tokens: list[int]) -> list[int]:
+        """A prompt without what is too much at its end, as in training. Where the flags leave no
+        room, of a model that no run of theirs has trained, it has half of what there is."""
+        half = max(min(self.cfg.max_prompt_tokens, self.room) // 2, 1)
+        return tokens[: self.longest_prompt if self.longest_prompt >= 1 else half]
 
     def encode_text(self, text: str) -> list[int]:
         """Called by a model whose prompt starts from a text."""
@@ -317,10 +361,11 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def load_dataset(self, split, combine=False, **kwargs):
         """
         Raises:
-            InputError: rows are not as they should be, or an answer is no label.
+            InputError: rows are not as they should be, an answer is no label, or there is no room.
         """
         if split in self.datasets:
             return self.datasets[split]
+        self.check_room()
         path = Path(self.cfg.data)
         rows = [
             (self.tokenizer.encode(prompt), self.tokenizer.encode(self.answer_text(answer)))
@@ -332,11 +377,9 @@ class AnswersTask(WritesAnswers, FairseqTask):
                     f"{path / split}, row {number}: {self.tokenizer.decode(answer)!r} is none of "
                     f"--labels {self.cfg.labels}. Name it there, too, or leave the flag out."
                 )
-        room = min(self.cfg.max_prompt_tokens, self.room)
         pack = self.cfg.pack and split == self.cfg.train_subset
-        dataset = AnswerDataset(
-            rows, self.layout, room, self.cfg.max_answer_tokens, f"{path / split}", pack
-        )
+        room = self.longest_prompt, self.longest_answer
+        dataset = AnswerDataset(rows, self.layout, *room, f"{path / split}", pack)
         dataset.split = split
         if self.label_ids:
             dataset.targets = np.array([self.label_ids.index(answer) for _, answer in rows])
@@ -351,12 +394,13 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """fairseq's, with every row: a last batch that is no multiple of
         --required-batch-size-multiple would be left out, of validation, too. It tells how long the
-        run will be.
+        run will be. Rows are cut already, source and target each for itself: none is too long, and
+        one that has more than --max-tokens is a batch.
 
         With --pack a batch of training is --batch-size rows, as without, or as many as have
         together --max-tokens tokens, for none is padded. Lengths are no matter, so each epoch draws
         its batches by seed and epoch; a row is in one of them."""
-        kwargs["required_batch_size_multiple"] = 1
+        kwargs.update(required_batch_size_multiple=1, max_positions=None)
         dataset.seed = kwargs.get("seed", 1)
         self._split = dataset.split
         if dataset.pack:
@@ -378,7 +422,7 @@ class AnswersTask(WritesAnswers, FairseqTask):
         return drawn_anew(dataset, sampler, seed, **given)
 
     def max_positions(self):
-        """None: rows are cut already."""
+        """Asked for with each batch iterator, which makes nothing of it."""
 
     @property
     def source_dictionary(self):

@@ -29,8 +29,8 @@ class AnswersConfig(FairseqDataclass):
     max_prompt_tokens: int = field(
         default=512,
         metadata={
-            "help": "longest prompt or input; with causal_lm, with its answer. Longer ones lose "
-            "their end (512)"
+            "help": "longest prompt or input; with causal_lm, with the longest answer. Longer ones "
+            "lose their end (512)"
         },
     )
     max_answer_tokens: int = field(

@@ -1,6 +1,7 @@
 """What a run of one of fairseq's own tasks keeps, where its model is the plugin's and has a base:
 checkpoints without what is the base's, and the adapter folder of the best validation. Models of
-Hugging Face's keep such a folder, too.
+Hugging Face's keep such a folder, too. Whatever the task is, an optimizer that would ignore what
+the model asks of it is refused.
 
 ``--task sentence_classification`` has callbacks for this. Here fairseq's functions are wrapped.
 """
@@ -28,6 +29,7 @@ from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 from fairseq_peft.models import folder
 from fairseq_peft.models.hf_models import HFModel
+from fairseq_peft.optim.peft_adamw import check_learning_rates
 from fairseq_peft.tasks import best_adapter, record
 from fairseq_peft.text import bpe
 from fairseq_peft.text import generation as search
@@ -93,6 +95,8 @@ def _load_checkpoint(original):
 
     @functools.wraps(original)
     def load_checkpoint(cfg, trainer, **kwargs):
+        optimizer = getattr(trainer.cfg, "optimizer", None)
+        check_learning_rates(surgery.unwrap(trainer.model), getattr(optimizer, "_name", None))
         start = start_of(cfg, trainer.checkpoint_suffix)
         begin_run = getattr(trainer.task, "begin_run", None)
         if begin_run is not None:

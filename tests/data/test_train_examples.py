@@ -73,7 +73,8 @@ def answers_task(tmp_path):
     def make(**given):
         from fairseq_peft.tasks.answers import AnswersConfig, CausalLMTask
 
-        cfg = AnswersConfig(data=str(data), train_subset="train", seed=4, **given)
+        given = {"train_subset": "train", "seed": 4, "max_answer_tokens": 2, **given}
+        cfg = AnswersConfig(data=str(data), **given)
         cfg._name = "causal_lm"
         task = CausalLMTask.setup_task(cfg)
         args = {"hf_model": str(base), "peft": "lora", "precision": "fp32"}

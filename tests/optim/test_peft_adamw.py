@@ -8,7 +8,8 @@ import types
 
 import pytest
 import torch
-from helpers import train_flags
+from helpers import PACKAGE, TINY_FLAGS, train_flags
+from omegaconf import OmegaConf
 from torch import nn
 
 pytest.importorskip("fairseq")
@@ -24,6 +25,7 @@ from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import (  # noqa: E402
 
 from fairseq_peft.errors import InputError  # noqa: E402
 from fairseq_peft.optim.peft_adamw import LossScale, PeftAdamW, check_learning_rates  # noqa: E402
+from fairseq_peft.tasks import stock  # noqa: E402
 
 
 def adamw(parameters, lr=1e-3, weight_decay=0.1):
@@ -199,6 +201,30 @@ def test_which_optimizers_are_refused():
             check_learning_rates(model, name)
 
 
+@pytest.mark.parametrize(
+    "asked, message",
+    [("lr_scale", "--lora-lr-ratio or --layer-lr-decay would be"), ("scales_loss", "fp16 needs")],
+)
+def test_every_task_is_checked_before_its_first_update(asked, message):
+    """fairseq's own, too: where a run loads its checkpoint, and nothing else has begun."""
+    model, begun = nn.Linear(2, 2), []
+    setattr(model.weight, asked, 16.0)
+
+    def launch(optimizer):
+        trainer = types.SimpleNamespace(model=model, checkpoint_suffix="")
+        trainer.task = types.SimpleNamespace(begin_run=begun.append)
+        trainer.cfg = OmegaConf.create({"optimizer": optimizer})
+        cfg = types.SimpleNamespace(restore_file="none.pt", no_save=True)
+        stock._load_checkpoint(lambda cfg, trainer: "loaded")(cfg, trainer)
+
+    for optimizer in ({"_name": "adam"}, None):
+        with pytest.raises(InputError, match=message):
+            launch(optimizer)
+    assert not begun
+    launch({"_name": "peft_adamw"})
+    assert begun == [model]
+
+
 # Through the command line
 
 RATIO = {"lora_lr_ratio": 16, "lr": 1e-3}
@@ -211,6 +237,17 @@ def test_another_optimizer_with_a_ratio_is_refused(fairseq, data_folder, tmp_pat
     (line,) = done.stderr.splitlines()
     assert "--layer-lr-decay would be ignored: --optimizer adam" in line
     assert "begin training epoch" not in done.stdout and not list(tmp_path.rglob("*.*"))
+
+
+def test_it_is_refused_with_fairseqs_own_tasks_too(fairseq, data_folder, tmp_path):
+    done = fairseq(
+        *("train", data_folder / "input0", "--user-dir", PACKAGE, "--task", "masked_lm"),
+        *("--criterion", "masked_lm", "--arch", "roberta_small", *TINY_FLAGS, "--peft", "lora"),
+        *("--lora-lr-ratio", 16, "--optimizer", "adam", "--batch-size", 8, "--max-update", 1),
+        *("--lr", 1e-2, "--tokens-per-sample", 40, "--cpu", "--save-dir", tmp_path / "run"),
+    )
+    assert done.returncode == 1 and not list(tmp_path.rglob("*.*"))
+    assert "--layer-lr-decay would be ignored: --optimizer adam" in done.stderr.splitlines()[-1]
 
 
 def test_another_optimizer_without_a_ratio_trains(fairseq, data_folder, tmp_path):

@@ -126,7 +126,7 @@ def test_a_sweep_without_labels_is_chosen_by_the_loss_and_reported(folder, pytho
     knobs = {"BASE": folder / "gpt2", "DATA": folder / "gpt2-rows", "RUNS": tmp_path / "runs"}
     knobs |= {"CELLS": "pretrained/full pretrained/lora", "SEEDS": "1", "LR_LORA": "1e-2 1e-9"}
     knobs |= {"LR_FULL": "1e-2", "EPOCHS": 1, "BATCH_SIZE": 8, "THREADS": 1, "PRECISION": "fp32"}
-    few = ("--", "--pack", "--train-examples", "16")
+    few = ("--", "--pack", "--train-examples", "16", "--max-answer-tokens", "8")
     done = script("sweep.sh", *few, **knobs, TMPDIR=tmp_path, PYTHON=python, FORK_SWEEPS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
@@ -172,9 +172,13 @@ def test_base_and_labels_tell_what_runs(knobs, folder, name):
 def test_packed_epochs_are_as_long_as_they_will_be(knobs, folder):
     """Where tokens limit a batch, each epoch draws as many batches as come out."""
     own = {"base": str(folder / "gpt2"), "data": str(folder / "gpt2-rows"), "epochs": 9}
-    words = command(replace(knobs, **own, flags=["--pack", "--max-tokens", "20"]))
+    flags = ["--pack", "--max-tokens", "20", "--max-answer-tokens", "8"]
+    words = command(replace(knobs, **own, flags=flags))
     task = CausalLMTask.setup_task(
-        AnswersConfig(data=own["data"], hf_tokenizer=own["base"], pack=True, train_subset="train")
+        AnswersConfig(
+            **{"data": own["data"], "hf_tokenizer": own["base"], "pack": True},
+            **{"train_subset": "train", "max_answer_tokens": 8},
+        )
     )
     task.build_model(Namespace(_name="hf_causal_lm", hf_model=own["base"], peft="lora"))
     sizes = task.load_dataset("train").sizes

@@ -179,7 +179,7 @@ def made(tmp_path):
         cfg = answers.AnswersConfig(
             **{"data": str(data), "train_subset": "train", "valid_subset": "valid", "pack": True},
             **{"max_epoch": 2, "max_update": 0, "update_freq": [1]},
-            **{"skip_remainder_batch": False, **given},
+            **{"max_answer_tokens": 8, "skip_remainder_batch": False, **given},
         )
         cfg._name = name
         task = config.setup_task(cfg)
@@ -233,7 +233,7 @@ def test_validation_is_not_packed(made):
 
 def test_a_row_that_is_too_long_is_cut_as_ever():
     rows = [([5] * 9, [8, 8]), ([6], [9])]
-    both = [AnswerDataset(rows, LAYOUT, 8, 4, "train", pack=pack) for pack in (False, True)]
+    both = [AnswerDataset(rows, LAYOUT, 5, 4, "train", pack=pack) for pack in (False, True)]
     assert both[0].rows == both[1].rows and both[1].num_cut == 1
     assert both[1].collater([both[1][0], both[1][1]])["net_input"]["packed"] == [7, 2]
 
@@ -249,7 +249,7 @@ def run_of(fairseq, base, data, out, *more):
         *("--arch", "hf_causal_lm", "--hf-model", base, "--peft", "lora", "--precision", "fp32"),
         *("--optimizer", "adam", "--lr", 0.01, "--batch-size", 4, "--update-freq", 2, "--cpu"),
         *("--num-workers", 0, "--save-interval-updates", 5, "--keep-interval-updates", 1),
-        *("--log-format", "simple", "--save-dir", out, *more),
+        *("--max-answer-tokens", 8, "--log-format", "simple", "--save-dir", out, *more),
     )
     assert done.returncode == 0, done.stderr
     return torch.load(out / "checkpoint_last.pt", weights_only=False)

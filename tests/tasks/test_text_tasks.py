@@ -12,11 +12,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import runs
 import torch
 import verbs
+from fairseq import utils
+from fairseq.data import FairseqDataset
 from fairseq.dataclass.configs import GenerationConfig
 from helpers import PACKAGE
-from hf_families import GPT2, T5, WORDS, write_base, write_tokenizer
+from hf_families import GPT2, T5, WORDS, write_base, write_rows, write_tokenizer
+from hf_families import KINDS as FAMILIES
 from safetensors.torch import load_file, save_file
 from starlette import testclient
 from torch.nn import functional as F
@@ -30,15 +34,28 @@ from fairseq_peft.models import hf_base, hf_models
 from fairseq_peft.serving.generate import Generator
 from fairseq_peft.serving.service import generate as services
 from fairseq_peft.serving.service.app import create_app
+from fairseq_peft.serving.writers import OfTokenizer
 from fairseq_peft.tasks import answers
 from fairseq_peft.text import pairs
 from fairseq_peft.text.folder_tokenizer import FolderTokenizer
 
 AUTO = "AutoModelForSeq2SeqLM"
+BART, _ = FAMILIES["bart"]
 KINDS = {
     "causal_lm": ("hf_causal_lm", GPT2, ("prompt", "answer")),
     "text_to_text": ("hf_seq2seq", T5, ("input", "target")),
 }
+
+
+TEXT = [(name, False) for name in KINDS]
+
+
+def write_bart(folder):
+    """The config of an encoder-decoder with 32 positions."""
+    ids = {"bos_token_id": 0, "pad_token_id": 2, "eos_token_id": 1, "decoder_start_token_id": 1}
+    path = folder / "bart.json"
+    path.write_text(json.dumps({**BART, **ids}))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +93,8 @@ def made(folder):
 
     def make(name, peft="lora", model=None, **given):
         config = answers.CausalLMTask if name == "causal_lm" else answers.TextToTextTask
-        flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer"), **given}
-        cfg = answers.AnswersConfig(**flags)
+        flags = {"data": str(folder / name), "hf_tokenizer": str(folder / "tokenizer")}
+        cfg = answers.AnswersConfig(**{**flags, "max_answer_tokens": 8, **given})
         cfg._name = name
         task = config.setup_task(cfg)
         arch = KINDS[name][0]
@@ -136,10 +153,100 @@ def test_batches_have_few_widths(longest, room, found):
 
 def test_what_is_too_long_loses_the_end_of_the_prompt():
     layout = Layout(causal=True, pad=99, eos=1, start=None)
-    dataset = AnswerDataset([([5, 6, 7, 8], [9, 9]), ([5], [9])], layout, 6, 4, "train")
-    assert dataset.rows[0] == ([5, 6, 7], [9, 9]) and dataset.num_cut == 1
-    with pytest.raises(InputError, match="row 1: a prompt of 4 tokens beside an answer of 2"):
-        AnswerDataset([([5, 6, 7, 8], [9, 9])], layout, 3, 4, "train")
+    rows = [([5, 6, 7, 8], [9, 9]), ([5], [9] * 4), ([5, 6, 7], [])]
+    dataset = AnswerDataset(rows, layout, 3, 4, "train")
+    assert dataset.rows == [([5, 6, 7], [9, 9]), ([5], [9] * 3), ([5, 6, 7], [])]
+    assert dataset.num_cut == 2
+    with pytest.raises(InputError, match="row 2: the prompt has no token"):
+        AnswerDataset([rows[0], ([], [9])], layout, 3, 4, "train")
+
+
+LONG = " ".join(WORDS[10:38] + WORDS[10:22])  # 40 words
+
+
+def write_long(folder, name, answers, number=6):
+    """Data of rows that are longer than the model reads, each with another first word."""
+    rows = [(f"w{i} {LONG}", answers[i % len(answers)]) for i in range(number)]
+    lines = [json.dumps(dict(zip(KINDS[name][2], row))) for row in rows]
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return [prompt for prompt, _ in rows]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("labels, longest", [("good,bad", 1), ("good,w3 w4 w5 w6", 4)])
+def test_texts_are_cut_once_whoever_reads_them(made, tmp_path, name, labels, longest):
+    """Behind a causal model's prompt the longest label has room, not the row's own, nor
+    --max-answer-tokens; what predict and serve read is what validation did."""
+    texts = write_long(tmp_path, name, labels.split(","))
+    given = {"labels": labels, "max_prompt_tokens": 32, "max_answer_tokens": 128}
+    task, model = made(name, data=str(tmp_path), **given)
+    dataset, writer = task.load_dataset("valid"), OfTokenizer(task, model, {})
+    prompts = [prompt for prompt, _ in dataset.rows]
+    assert {len(prompt) for prompt in prompts} == {32 - (longest + 1) * task.causal}
+    assert [writer.ids(text) for text in texts] == prompts
+    assert [task.encode_prompt(text) for text in texts] == prompts
+    assert writer.num_cut == dataset.num_cut == len(texts)
+    criterion = AnswersCriterion(task).eval()
+    with torch.no_grad():
+        loss, _, _ = criterion(model, dataset.collater([dataset[i] for i in range(len(dataset))]))
+    found = writer.label_scores(prompts)
+    assert found.argmax(1).tolist() == criterion.predicted.tolist()
+    assert -found[range(6), dataset.targets].sum().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_prompts_of_any_answers_are_cut_alike(made, tmp_path):
+    """However long the row's own answer is."""
+    texts = write_long(tmp_path, "causal_lm", ["good", "w3 w4 w5 w6 w7"])
+    task, model = made("causal_lm", data=str(tmp_path), max_answer_tokens=5)
+    prompts = [prompt for prompt, _ in task.load_dataset("train").rows]
+    assert {len(prompt) for prompt in prompts} == {32 - 5}
+    assert [OfTokenizer(task, model, {}).ids(text) for text in texts] == prompts
+    assert {len(answer) for _, answer in task.load_dataset("train").rows} == {1, 4}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("number", [-3, 0, 1])
+def test_answers_without_a_token_are_refused(made, tmp_path, name, number):
+    given = {"save_dir": str(tmp_path), "valid_subset": "valid", "max_answer_tokens": number}
+    task, _ = made(name, **given)
+    for begin in (task.choose, lambda: task.load_dataset("train")):
+        with pytest.raises(InputError, match=f"--max-answer-tokens {number} .* Give 2 or more"):
+            begin()
+
+
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        (
+            "causal_lm",
+            {"max_answer_tokens": 32},
+            "reads 32 tokens: none is left .* answers of 32. Give fewer",
+        ),
+        (
+            "causal_lm",
+            {"max_prompt_tokens": 9, "max_answer_tokens": 9},
+            "--max-prompt-tokens 9: none is left .* or fewer --max-answer",
+        ),
+        (
+            "causal_lm",
+            {"max_prompt_tokens": 2, "labels": "good,bad"},
+            "answers of 2. Give more .* or shorter --labels",
+        ),
+        (
+            "text_to_text",
+            {"max_prompt_tokens": 0},
+            "left for a prompt. Give more --max-prompt-tokens.$",
+        ),
+    ],
+)
+def test_flags_that_leave_nothing_of_a_prompt_are_refused(made, tmp_path, name, given, message):
+    """Before a row is read. A model that is only asked reads half of what there is."""
+    task, _ = made(name, save_dir=str(tmp_path), valid_subset="valid", **given)
+    for begin in (task.choose, lambda: task.load_dataset("train")):
+        with pytest.raises(InputError, match=message):
+            begin()
+    assert len(task.encode_prompt(LONG)) == max(min(32, task.cfg.max_prompt_tokens) // 2, 1)
 
 
 def plain(model):
@@ -427,6 +534,37 @@ def test_a_checkpoint_says_where_its_base_is_and_what_it_computes_in(train, tmp_
     assert run["hyperparameters"]["precision"] == "bf16"
 
 
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("labels", [("--labels", "good,bad"), ()])
+def test_two_processes_are_one_run(fairseq, tmp_path, labels):
+    """As many rows an update, the same numbers; without dropout, which each draws for itself."""
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    base = write_base(tmp_path / "base", {**GPT2, **still})
+    data = write_rows(tmp_path / "rows", KINDS["causal_lm"][2], train=32, valid=17)
+    found = []
+    for name, more in (
+        ("two", ("--distributed-world-size", 2, "--batch-size", 4)),
+        ("one", ("--update-freq", 2, "--batch-size", 4)),
+    ):
+        done = fairseq(
+            *("train", data, "--user-dir", PACKAGE, "--task", "causal_lm", *labels),
+            *("--criterion", "answers", "--arch", "hf_causal_lm", "--hf-model", base),
+            *("--peft", "lora", "--optimizer", "peft_adamw", "--lr", 0.01, "--max-epoch", 2),
+            *("--precision", "fp32", "--max-answer-tokens", 8, "--cpu", "--num-workers", 0),
+            *("--no-epoch-checkpoints", "--save-dir", tmp_path / name, *more),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(runs.metrics(tmp_path / name))
+    for two, one in zip(*found):
+        assert two["num_updates"] == one["num_updates"] == 4 * one["epoch"]
+        assert two["train"]["num_tokens"] == one["train"]["num_tokens"]
+        assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], abs=1e-5)
+        for key, value in one["subsets"]["valid"].items():
+            if key != "seconds":
+                assert two["subsets"]["valid"][key] == pytest.approx(value, abs=1e-5), key
+    assert len(found[0]) == len(found[1]) == 2
+
+
 def check_served(folder, tmp_path, capsys, accuracy):
     """The adapter folder of a run beside its base, in other processes than the run's: labels as in
     validation, answers as by the checkpoint; other bases and tokenizers are refused."""
@@ -516,6 +654,97 @@ def test_no_row_is_left_out(made):
     )
     rows = [i for batch in batches.next_epoch_itr() for i in batch["id"].tolist()]
     assert sorted(rows) == list(range(14))
+
+
+def epochs_of(task, number, validates):
+    """The rows of the batches of so many epochs, as fairseq-train makes them; ``validates``: the
+    training rows, too, in the middle of each epoch and at its end."""
+    dataset, found = task.load_dataset("train"), []
+    limits = {"max_sentences": 8, "seed": 1}
+    train = {**limits, "update_epoch_batch_itr": False}  # as Trainer.get_train_iterator says it
+
+    def validate():
+        batches = task.get_batch_iterator(dataset, epoch=1, **limits)
+        assert len(list(batches.next_epoch_itr(shuffle=False))) == 6
+
+    batches = task.get_batch_iterator(dataset, epoch=1, **train)
+    while batches.next_epoch_idx <= number:
+        found.append([])
+        for batch in batches.next_epoch_itr():
+            found[-1].append(batch["id"].tolist())
+            if len(found[-1]) == 2 and validates:
+                validate()
+                assert batches.state_dict()["iterations_in_epoch"] == 2
+        if validates:
+            validate()
+        batches = task.get_batch_iterator(dataset, epoch=batches.next_epoch_idx, **train)
+    return found
+
+
+def test_a_validation_of_the_training_rows_leaves_training_where_it_is(made):
+    """fairseq has one iterator for a data set, so that validation used epochs of training up."""
+    length = {"max_epoch": 9, "max_update": 0, "update_freq": [1], "train_subset": "train"}
+    plain, own = (
+        epochs_of(made("causal_lm", **length)[0], 4, validates) for validates in (False, True)
+    )
+    assert own == plain and len({str(epoch) for epoch in own}) == len(own) == 4
+    # A run that goes on in the middle of an epoch has the rest of it.
+    task, _ = made("causal_lm", **length)
+    batches = task.get_batch_iterator(task.load_dataset("train"), max_sentences=8, epoch=3)
+    batches.load_state_dict({"epoch": 3, "iterations_in_epoch": 2, "shuffle": True})
+    assert [batch["id"].tolist() for batch in batches.next_epoch_itr()] == plain[2][2:]
+
+
+def write_lengths(folder, name, *lengths):
+    """Data of rows with so many tokens of prompt and answer."""
+    rows = [dict(zip(KINDS[name][2], (" ".join(["w9"] * n) for n in row))) for row in lengths]
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@pytest.mark.parametrize("name, pack", [*TEXT, ("causal_lm", True)])
+@pytest.mark.parametrize("limits", [{"max_sentences": 8}, {"max_tokens": 16}])
+def test_long_rows_are_no_row_less(made, tmp_path, name, pack, limits):
+    """Source and target together are more than each may have, or --max-tokens less than a row:
+    such a row is a batch of its own, as with sentence_classification."""
+    lengths = [(20, 7), (3, 2), (4, 1), (20, 7), (2, 2)]
+    write_lengths(tmp_path, name, *lengths)
+    bart = {} if name == "causal_lm" else {"hf_config": str(write_bart(tmp_path))}
+    flags = {"max_epoch": 1, "max_update": 0, "update_freq": [1], "train_subset": "train"}
+    task, model = made(name, model=bart, data=str(tmp_path), pack=pack, **flags)
+    room = utils.resolve_max_positions(task.max_positions(), model.max_positions(), 16)
+    for split in ("train", "valid"):
+        dataset = task.load_dataset(split)
+        batches = task.get_batch_iterator(dataset, max_positions=room, **limits).next_epoch_itr()
+        batches = [batch["id"].tolist() for batch in batches]
+        assert sorted(sum(batches, [])) == list(range(5)) and not dataset.num_cut
+        if "max_tokens" in limits:
+            assert [0] in batches and [3] in batches and len(batches) < 5
+
+
+def test_batches_within_the_limit_are_fairseqs(made):
+    task, _ = made("causal_lm")
+    dataset = task.load_dataset("train")
+    indices = dataset.ordered_indices()
+    for limits in ({"max_tokens": 40}, {"max_tokens": 40, "max_sentences": 3}):
+        stock = FairseqDataset.batch_by_size(dataset, indices, **limits)
+        found = dataset.batch_by_size(indices, **limits)
+        assert [batch.tolist() for batch in found] == [batch.tolist() for batch in stock]
+
+
+def test_a_target_is_cut_to_what_the_decoder_has_room_for(made, tmp_path):
+    """32 positions: the start and 31 tokens; a label that has none is refused."""
+    write_lengths(tmp_path, "text_to_text", (3, 40), (3, 31), (3, 32))
+    bart = {"hf_config": str(write_bart(tmp_path))}
+    flags = {"data": str(tmp_path), "max_answer_tokens": 128}
+    task, model = made("text_to_text", model=bart, **flags)
+    dataset = task.load_dataset("train")
+    assert [len(answer) for _, answer in dataset.rows] == [31] * 3 and dataset.num_cut == 2
+    sample = dataset.collater([dataset[0]])
+    assert sample["net_input"]["prev_output_tokens"].shape == (1, model.room)
+    assert AnswersCriterion(task)(model, sample)[0].isfinite()
+    with pytest.raises(InputError, match="has 32 tokens; there is room for 31"):
+        made("text_to_text", model=bart, labels=f"good,{' '.join(['w9'] * 32)}", **flags)
 
 
 def test_the_task_tells_methods_of_the_runs_updates(made):
