@@ -5,7 +5,7 @@ together, and in which order, is drawn with the number of the epoch in which it 
 first, or, where a run goes on, a later one. So it went on with other batches, in another order of
 their rows, and other dropout.
 
-And it has one iterator for a data set: with ``--valid-subset valid,train`` a validation took the one
+And it has one iterator for a data set: with ``--valid-subset valid,train`` a validation took that
 of training, and each cost the run an epoch.
 """
 
@@ -19,7 +19,7 @@ from fairseq_peft.fairseq_fixes import last_batch
 
 
 def install() -> None:
-    """Let batches that are made once be made as in the first epoch, and for training alone; once."""
+    """Let batches that are made once be made as in the first epoch, training's for itself; once."""
     if not hasattr(FairseqTask.get_batch_iterator, "__wrapped__"):
         FairseqTask.get_batch_iterator = _get_batch_iterator(FairseqTask.get_batch_iterator)
 

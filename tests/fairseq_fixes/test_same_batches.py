@@ -54,7 +54,7 @@ def test_a_validation_of_the_training_rows_leaves_training_its_epochs():
     task, dataset = made()
     with last_batch.training():
         trained = task.get_batch_iterator(dataset, max_sentences=4)
-    trained.next_epoch_itr()
+    rows_of(trained)
     validated = task.get_batch_iterator(dataset, max_sentences=40)
     assert sum(map(len, rows_of(validated))) == 40
     assert (trained.epoch, trained.next_epoch_idx) == (1, 2)
