@@ -36,4 +36,7 @@ def drawn_anew(
         epoch=epoch,
         buffer_size=data_buffer_size,
         skip_remainder_batch=skip_remainder_batch,
+        # Each epoch has an iterator of its own. Workers that outlive theirs wait until it is
+        # collected as garbage, which then waits 5 seconds for them: their queues are garbage, too.
+        persistent_workers=False,
     )

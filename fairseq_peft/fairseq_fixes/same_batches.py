@@ -34,7 +34,10 @@ def _get_batch_iterator(original):
         anew = any(map(kwargs.get, ("update_epoch_batch_itr", "disable_iterator_cache")))
         anew = anew or getattr(self.cfg, "rebuild_batches", False)
         if anew or dataset in self.dataset_to_epoch_iter or not self.can_reuse_epoch_itr(dataset):
-            return original(self, dataset, *args, epoch=epoch, **kwargs)
+            found = original(self, dataset, *args, epoch=epoch, **kwargs)
+            if kwargs.get("disable_iterator_cache"):
+                found.persistent_workers = False  # as in data/epochs.py
+            return found
         found = original(self, dataset, *args, epoch=1, **kwargs)
         found.epoch = max(epoch, 1)
         dataset.set_epoch(epoch)
