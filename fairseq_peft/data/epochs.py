@@ -34,9 +34,10 @@ def drawn_anew(
         shard_id=shard_id,
         num_workers=num_workers,
         epoch=epoch,
-        buffer_size=data_buffer_size,
+        buffer_size=max(data_buffer_size, num_workers > 0),
         skip_remainder_batch=skip_remainder_batch,
         # Each epoch has an iterator of its own. Workers that outlive theirs wait until it is
         # collected as garbage, which then waits 5 seconds for them: their queues are garbage, too.
+        # The thread that fills a buffer lets go of them behind the last batch.
         persistent_workers=False,
     )
