@@ -34,7 +34,7 @@ def drawn_anew(
         shard_id=shard_id,
         num_workers=num_workers,
         epoch=epoch,
-        buffer_size=max(data_buffer_size, num_workers > 0),
+        buffer_size=max(data_buffer_size, int(num_workers > 0)),
         skip_remainder_batch=skip_remainder_batch,
         # Each epoch has an iterator of its own. Workers that outlive theirs wait until it is
         # collected as garbage, which then waits 5 seconds for them: their queues are garbage, too.
