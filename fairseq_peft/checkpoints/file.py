@@ -74,11 +74,22 @@ def told(state: dict, group: str = "model") -> dict:
     cfg = state.get("cfg")
     own = cfg.get(group) if isinstance(cfg, dict) else None
     for given in (own, state.get("args")):
-        if isinstance(given, argparse.Namespace) or getattr(given, "__dict__", None):
-            return vars(given)
-        if isinstance(given, dict):
-            return given
+        if isinstance(given, (argparse.Namespace, dict)):
+            return fields(given)
     return {}
+
+
+def fields(config) -> dict:
+    """Name -> value of a namespace, of what stands for one (``namespace``), or of a dictionary."""
+    if isinstance(config, dict) and not is_namespace(config):
+        return config
+    return getattr(config, "__dict__", {})
+
+
+def is_namespace(config) -> bool:
+    """Whether it is a namespace, or what stands for one."""
+    stands_for_one = type(config) is OrderedDict and bool(vars(config))
+    return stands_for_one or isinstance(config, argparse.Namespace)
 
 
 def namespace(flags: Mapping) -> OrderedDict:

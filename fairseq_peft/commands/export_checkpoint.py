@@ -88,15 +88,15 @@ def run(args) -> int:
 def _plain(value):
     """``value`` as torch's safe loader takes it: omegaconf's containers as Python's own, None for
     objects of other classes."""
-    import argparse
-
     import torch
     from omegaconf import OmegaConf
 
+    from fairseq_peft.checkpoints import file as checkpoint_file
+
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, enum_to_str=True)
-    if isinstance(value, argparse.Namespace):
-        return argparse.Namespace(**_plain(vars(value)))
+    if checkpoint_file.is_namespace(value):
+        return checkpoint_file.namespace(_plain(vars(value)))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,14 +126,18 @@ def _cut_positions(state: dict, number: int, path: Path) -> None:
         )
     for name in names:
         state["model"][name] = state["model"][name][: number + 2].clone()
+    from fairseq_peft.checkpoints import file as checkpoint_file
+
     for config in _configurations(state):
-        fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+        fields = checkpoint_file.fields(config)
         for field in {"max_positions", "tokens_per_sample"} & fields.keys():
             fields[field] = min(fields[field] or number, number)
 
 
 def _forget(config) -> None:
-    fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+    from fairseq_peft.checkpoints import file as checkpoint_file
+
+    fields = checkpoint_file.fields(config)
     for name in FORGOTTEN:
         if name in fields:
             fields[name] = "checkpoint_last.pt" if name == "restore_file" else None

@@ -27,6 +27,7 @@ from helpers import (  # noqa: E402
     PACKAGE,
     TINY,
     TOLERANCE,
+    opens_without_plugin,
     random_rows,
     train_flags,
     write_data,
@@ -187,7 +188,9 @@ def test_the_encoder_of_an_encoder_decoder(more, data, dictionary, tmp_path, cap
     args.max_positions = 1024  # as they all say
     state = {"args": args, "model": bart.state_dict(), "best_loss": 1.0}
     torch.save(state, tmp_path / "bart.pt")
+    assert not opens_without_plugin(tmp_path / "bart.pt")
     run("export-checkpoint", tmp_path / "bart.pt", "--encoder", "--out", tmp_path / "base.pt")
+    assert opens_without_plugin(tmp_path / "base.pt")
 
     given = Namespace(_name="roberta_full", restore_file=str(tmp_path / "base.pt"))
     ARCH_CONFIG_REGISTRY["roberta_full"](given)
