@@ -189,9 +189,12 @@ def test_nothing_is_written_over_unasked(adapter, base, tmp_path, capsys):
     words = (ours, theirs, "--base", base)
     assert "exists" in refused(capsys, "export", *words)
     assert (theirs / "thesis.tex").exists()
+    line = refused(capsys, "export", *words, "--force")
+    assert "holds thesis.tex" in line and (theirs / "thesis.tex").exists()
+    (theirs / "thesis.tex").rename(tmp_path / "thesis.tex")
+    run("export", *words)
     run("export", *words, "--force")
     capsys.readouterr()
-    assert not (theirs / "thesis.tex").exists()
     line = refused(capsys, "import", theirs, ours, "--base", base)
     assert "exists" in line
 

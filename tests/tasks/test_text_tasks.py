@@ -489,7 +489,7 @@ def train(fairseq, folder, tmp_path):
             **{"arch": "hf_causal_lm", "hf_model": tmp_path / "base", "peft": "lora"},
             **{"optimizer": "peft_adamw", "lr": 1e-2, "batch_size": 16, "max_epoch": 1},
             **{"save_dir": tmp_path / "run", "num_workers": 0, "log_format": "simple"},
-            **{"cpu": True, "no_epoch_checkpoints": True, **more},
+            **{"cpu": True, "no_epoch_checkpoints": True, "max_answer_tokens": 8, **more},
         }
         words = [folder / "causal_lm"]
         for name, value in flags.items():
@@ -661,13 +661,16 @@ def epochs_of(task, number, validates):
     training rows, too, in the middle of each epoch and at its end."""
     dataset, found = task.load_dataset("train"), []
     limits = {"max_sentences": 8, "seed": 1}
-    train = {**limits, "update_epoch_batch_itr": False}  # as Trainer.get_train_iterator says it
+
+    def train(epoch):
+        with last_batch.training():  # as Trainer.get_train_iterator
+            return task.get_batch_iterator(dataset, epoch=epoch, **limits)
 
     def validate():
         batches = task.get_batch_iterator(dataset, epoch=1, **limits)
         assert len(list(batches.next_epoch_itr(shuffle=False))) == 6
 
-    batches = task.get_batch_iterator(dataset, epoch=1, **train)
+    batches = train(1)
     while batches.next_epoch_idx <= number:
         found.append([])
         for batch in batches.next_epoch_itr():
@@ -677,7 +680,7 @@ def epochs_of(task, number, validates):
                 assert batches.state_dict()["iterations_in_epoch"] == 2
         if validates:
             validate()
-        batches = task.get_batch_iterator(dataset, epoch=batches.next_epoch_idx, **train)
+        batches = train(batches.next_epoch_idx)
     return found
 
 
