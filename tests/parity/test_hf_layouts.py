@@ -76,7 +76,10 @@ def test_there_and_back(tmp_path):
     assert [kind or None for _, kind, _ in compared] == [k for k in NAMES.values() for _ in "abc"]
     largest = max(float(number or 0) for found in compared for number in found[::2])
     assert largest < TOLERANCE["fp32"]
-    assert len(re.findall(r"1200 texts have the same token ids", told)) == 3 * len(NAMES)
+    # 200 random ones, too; a byte order mark alone is no text.
+    number = 200 + sum(bool(text.removeprefix("\ufeff").strip()) for text in texts)
+    found = re.findall(r"(\d+) texts have the same token ids", told)
+    assert number >= 1190 and found == [str(number)] * 3 * len(NAMES)
     for name in NAMES:
         here, back = tmp_path / f"{name}-ours", tmp_path / f"{name}-back"
         for path in here.iterdir():
