@@ -59,10 +59,9 @@ def _state_dict(original):
         state = original(trainer)
         owners = {"model": surgery.unwrap(trainer.model), "task": trainer.task}
         for group, owner in owners.items():
-            flags = state["cfg"][group]
-            flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+            flags = checkpoint_file.fields(state["cfg"][group])
             own = getattr(owner, "args" if group == "model" else "cfg", None)
-            for name in DECIDED if isinstance(flags, dict) else ():
+            for name in DECIDED:
                 if name in flags and hasattr(own, name):
                     flags[name] = getattr(own, name)
         leave_out = getattr(trainer.task, "leave_out", None)
