@@ -58,8 +58,9 @@ CONTESTANTS = [
 ]
 
 
-def build(software: str, args, words, precision: str = "fp32"):
-    """A model on the same random weights as all others; the LoRA has moved from its start."""
+def build(software: str, args, words, precision: str = "fp32", same: bool = True, **more):
+    """A model on random weights, with ``more`` flags if it is ours; the LoRA has moved from its
+    start. The weights are the ``same`` for all, which takes one model more for a moment."""
     from fairseq.models import ARCH_CONFIG_REGISTRY
     from fairseq.models.transformer import TransformerModel
 
@@ -74,16 +75,17 @@ def build(software: str, args, words, precision: str = "fp32"):
     plain = argparse.Namespace(**flags)
     ARCH_CONFIG_REGISTRY["transformer"](plain)
     torch.manual_seed(1)
-    stock = TransformerModel.build_model(plain, task)
+    stock = TransformerModel.build_model(plain, task) if same or software == "stock-full" else None
     if software == "stock-full":
         return stock
     method = "full" if software == "ours-full" else "lora"
-    own = argparse.Namespace(**flags, peft=method, precision=precision)
+    own = argparse.Namespace(**flags, **more, peft=method, precision=precision)
     if method == "lora":
         own.peft_targets = "all-linear"
     ARCH_CONFIG_REGISTRY["transformer_full"](own)
     model = TransformerPeftModel.build_model(TransformerPeftConfig.from_namespace(own), task)
-    model.load_state_dict(stock.state_dict())
+    if stock is not None:
+        model.load_state_dict(stock.state_dict())
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

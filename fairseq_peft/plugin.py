@@ -41,6 +41,7 @@ if not hasattr(np, "compat"):
 
 from fairseq_peft import criterions, models, optim, tasks  # noqa: E402, F401
 from fairseq_peft.checkpoints import saving  # noqa: E402, F401
+from fairseq_peft.criterions import words  # noqa: E402
 from fairseq_peft.fairseq_fixes import (  # noqa: E402
     last_batch,
     ngrams,
@@ -64,3 +65,4 @@ plateau.install()
 pretrained_bart.install()
 processes.install()
 same_batches.install()
+words.install()

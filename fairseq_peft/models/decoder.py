@@ -23,7 +23,7 @@ from torch import nn
 from fairseq_peft import compiling, precision
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Stack
-from fairseq_peft.layers import attention
+from fairseq_peft.layers import attention, word_losses
 from fairseq_peft.layers.dropout import Dropout
 from fairseq_peft.layers.slots import Slots
 from fairseq_peft.models.blocks import FEED_FORWARD, SELF_ATTENTION
@@ -75,6 +75,12 @@ class OutputProjection(nn.Linear):
         with precision.autocast(features, self.half_dtype):
             logits = F.linear(features, self.weight)
             return logits if self.output_update is None else logits + self.output_update(features)
+
+    def word_losses(self, features, target, pad: int, smoothing: float):
+        """features (N, C) and the words (N,) that follow -> the summed loss with label smoothing,
+        and without, in nats, of all that is not ``pad``: without the logits of all (N, V)."""
+        given = (self.weight, self.output_update, self.half_dtype)
+        return word_losses.word_losses(features, target, pad, smoothing, *given)
 
 
 class Decoder(TransformerDecoder):
