@@ -68,7 +68,7 @@ def is_over(cfg, epoch_itr) -> bool:
     return epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
 
 
-def has_ended(trainer, extra_state, epoch_itr, best) -> bool:
+def has_ended(trainer, extra_state, epoch_itr, waited: int) -> bool:
     """Whether the checkpoint that was loaded is the last one of a run that had ended.
 
     fairseq looks behind an update, not before: started again, such a run would train one more, or
@@ -76,7 +76,7 @@ def has_ended(trainer, extra_state, epoch_itr, best) -> bool:
 
     Args:
         extra_state: what fairseq returns of the checkpoint; None where there is none.
-        best: of the run (``runs.choice.Best``); None where there is none.
+        waited: validations in a row that have not been better.
     """
     cfg, updates = trainer.cfg, trainer.get_num_updates()
     if is_over(cfg, epoch_itr):
@@ -87,7 +87,6 @@ def has_ended(trainer, extra_state, epoch_itr, best) -> bool:
     if extra_state is None or updates == 0 or not is_own:
         return False
     hours = extra_state.get("previous_training_time", 0) / 3600  # the same in every process
-    waited = best.waited if best is not None and best.value is not None else 0
     for flag, limit, found in (
         ("--max-update", cfg.optimization.max_update, updates),
         ("--stop-time-hours", cfg.optimization.stop_time_hours, hours),
