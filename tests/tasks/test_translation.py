@@ -284,6 +284,11 @@ def test_patience_counts_on_where_a_run_goes_on(run, base, tmp_path):
     said = train(run, "transformer_lora", tmp_path / "parts", 100, *flags)
     assert "the run has ended: --patience 3" in said and paths[1].read_bytes() == before
 
+    given = (*flags, "--no-save-optimizer-state")  # with which fairseq counts updates from 0
+    train(run, "transformer_lora", tmp_path / "alone", 5, *given)
+    said = train(run, "transformer_lora", tmp_path / "alone", 5, *given)
+    assert "the run has ended: --max-update 5" in said
+
     # A run that starts from that checkpoint is another one, and waits anew.
     flags = (*PLUGIN, "--finetune-from-model", paths[1], *flags[4:])
     said = train(run, "transformer_lora", tmp_path / "next", 100, *flags)
