@@ -34,8 +34,9 @@ def replaced(folder: Path | str) -> Iterator[Path]:
     new.mkdir(exist_ok=True)  # an .nfs file may hold it back until its reader ends
     try:
         yield new
-        for path in (*new.iterdir(), new):
-            _flush(path)
+        for path in (*new.rglob("*"), new):
+            if not path.is_symlink() and (path.is_file() or path.is_dir()):
+                _flush(path)
         if not folder.exists():
             os.rename(new, folder)
         elif not _exchange(new, folder):
@@ -45,6 +46,22 @@ def replaced(folder: Path | str) -> Iterator[Path]:
     finally:
         for left in (new, old) if folder.exists() else (new,):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def keep(folder: Path | str, new: Path) -> None:
+    """Put what ``folder`` has and ``new`` lacks into ``new``, which is to take its place: the same
+    files by another link, where the file system has such, and copies elsewhere."""
+    if not os.path.isdir(folder):
+        return
+    shutil.copymode(folder, new)
+    for path in Path(folder).iterdir():
+        there = new / path.name
+        if os.path.lexists(there):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, there, symlinks=True, copy_function=_link)
+        else:
+            _link(path, there)
 
 
 def current(folder: Path | str) -> Path:
@@ -75,6 +92,13 @@ def walk(root: Path | str) -> Iterator[tuple[Path, list[str], list[str]]]:
             yield Path(name), subfolders, files
             paths = [os.path.join(name, subfolder) for subfolder in subfolders]
             starts += [path for path in paths if os.path.islink(path)]
+
+
+def _link(path, there):
+    try:
+        os.link(path, there, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(path, there, follow_symlinks=False)
 
 
 def _beside(folder, kind):

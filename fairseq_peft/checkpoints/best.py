@@ -3,6 +3,7 @@
 fairseq keeps its best score, and how long it waits for a better one, as attributes of two
 functions: from one job of ``fairseq-hydra-train --multirun`` to the next. And it looks for a best
 only where it writes a checkpoint anyway. A task with a run (``runs.choice.Best``) decides itself.
+Of fairseq's own tasks checkpoints hold how long the run has waited, which fairseq forgets.
 
 Of ``--keep-best-checkpoints`` fairseq finds the files again by their names, which hold the metric's
 value: not below zero, and not told apart where values are equal. Here they are those of the run's
@@ -24,6 +25,8 @@ from fairseq_peft.checkpoints import last_test
 
 #: Where fairseq-train's own functions are: as a command, as a program, or in a spawned process.
 TRAIN = ("fairseq_cli.train", "__main__", "__mp_main__")
+#: Attributes of fairseq's ``should_stop_early``: the best value, and validations since then.
+WAITED = ("best", "num_runs")
 
 
 def install() -> None:
@@ -39,23 +42,50 @@ def _load_checkpoint(original):
     @functools.wraps(original)
     def load_checkpoint(cfg, trainer, **more):
         forget()
+        remembers = _remembers(cfg, trainer.checkpoint_suffix)
         for module in _train_modules():
             if not hasattr(module.validate_and_save, "__wrapped__"):
                 module.validate_and_save = _validate_and_save(module.validate_and_save)
             last_test.at_end_of(module)
         found = original(cfg, trainer, **more)
         last_test.begin(trainer)
-        best = _best(trainer.task)
-        if best is not None and best.value is not None:
-            for module in _train_modules():
-                module.should_stop_early.best = best.value
-                module.should_stop_early.num_runs = best.waited
-        trainer.is_over = last_test.has_ended(trainer, *found, best)
+        best, waited = _best(trainer.task), {}
+        if best is None and remembers:
+            waited = (found[0] or {}).get("waited") or {}
+        elif best is not None and best.value is not None:
+            waited = dict(zip(WAITED, (best.value, best.waited)))
+        for module in _train_modules():
+            vars(module.should_stop_early).update(waited)
+        trainer.is_over = last_test.has_ended(trainer, *found, waited.get("num_runs", 0))
         if trainer.is_over:  # perhaps it was killed before its test
             last_test.test(trainer, _train_modules()[0].validate)
         return found
 
     return load_checkpoint
+
+
+def _remembers(cfg, suffix):
+    """Whether the checkpoint that is about to be loaded is one that the run goes on from, and not
+    its base: where fairseq takes its best score from it, too."""
+    last = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
+    starts = (
+        cfg.restore_file == "checkpoint_last.pt"
+        and cfg.finetune_from_model is not None
+        and getattr(cfg, "continue_once", None) is None
+        and not PathManager.exists(last)
+    )
+    return not (starts or cfg.reset_optimizer or cfg.reset_meters)
+
+
+def to_remember(task) -> dict:
+    """How long a run of one of fairseq's own tasks has waited for a better validation, for its
+    checkpoint's ``extra_state``; nothing without ``--patience``."""
+    if _best(task) is not None:  # its metrics.jsonl tells
+        return {}
+    found = {}
+    for module in _train_modules():
+        found.update(vars(module.should_stop_early))
+    return {"waited": {name: found[name] for name in WAITED}} if "num_runs" in found else {}
 
 
 def _save_checkpoint(original):
@@ -151,5 +181,5 @@ def forget() -> None:
     """Forget the best score of an earlier run of this process, and how long it has waited."""
     vars(checkpoint_utils.save_checkpoint).pop("best", None)
     for module in _train_modules():
-        for name in ("best", "num_runs"):
+        for name in WAITED:
             vars(module.should_stop_early).pop(name, None)

@@ -68,35 +68,64 @@ def is_over(cfg, epoch_itr) -> bool:
     return epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
 
 
-def has_ended(trainer, extra_state, epoch_itr, best) -> bool:
+def has_ended(trainer, extra_state, epoch_itr, waited: int) -> bool:
     """Whether the checkpoint that was loaded is the last one of a run that had ended.
 
     fairseq looks behind an update, not before: started again, such a run would train one more, or
-    an epoch, and change its result.
+    an epoch, and change its result. Of a checkpoint without the optimizer's state it does not even
+    know how many there were.
 
     Args:
         extra_state: what fairseq returns of the checkpoint; None where there is none.
-        best: of the run (``runs.choice.Best``); None where there is none.
+        waited: validations in a row that have not been better.
     """
-    cfg, updates = trainer.cfg, trainer.get_num_updates()
+    cfg = trainer.cfg
     if is_over(cfg, epoch_itr):
-        return True
-    name, restored = "checkpoint_last.pt", cfg.checkpoint.restore_file
-    last = os.path.realpath(os.path.join(cfg.checkpoint.save_dir, name))
-    is_own = restored == name or os.path.realpath(restored) == last
-    if extra_state is None or updates == 0 or not is_own:
+        reason = f"--max-epoch {cfg.optimization.max_epoch}"
+    elif extra_state is None or cfg.checkpoint.reset_optimizer or not _is_own(trainer):
         return False
+    else:
+        limits = SimpleNamespace(
+            max_epoch=0,
+            max_update=cfg.optimization.max_update,
+            stop_time_hours=cfg.optimization.stop_time_hours,
+            patience=cfg.checkpoint.patience,
+        )
+        updates = trainer._optim_history[-1]["num_updates"]
+        reason = ended_by(limits, extra_state, updates, waited)
+    if reason:
+        logger.info(f"the run has ended: {reason}; nothing is trained")
+    return reason is not None
+
+
+def _is_own(trainer):
+    """Whether what was loaded is the run's own last checkpoint."""
+    cfg, name = trainer.cfg.checkpoint, "checkpoint_last.pt"
+    last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
+    restored = cfg.restore_file.replace(".pt", f"{trainer.checkpoint_suffix}.pt")
+    is_named = cfg.restore_file == name or os.path.realpath(restored) == os.path.realpath(last)
+    return is_named and os.path.isfile(last)
+
+
+def ended_by(cfg, extra_state: dict, updates: int, waited: int) -> str | None:
+    """What has ended the run of which this is the last checkpoint; None if it goes on.
+
+    Args:
+        cfg: has its limits, by the names of fairseq's flags.
+        extra_state: of the checkpoint.
+        updates: that it was written after.
+        waited: as ``has_ended`` takes it.
+    """
     hours = extra_state.get("previous_training_time", 0) / 3600  # the same in every process
-    waited = best.waited if best is not None and best.value is not None else 0
     for flag, limit, found in (
-        ("--max-update", cfg.optimization.max_update, updates),
-        ("--stop-time-hours", cfg.optimization.stop_time_hours, hours),
-        ("--patience", cfg.checkpoint.patience, waited),
+        ("--max-epoch", cfg.max_epoch, extra_state["train_iterator"]["epoch"] - 1),
+        ("--max-update", cfg.max_update, updates),
+        ("--stop-time-hours", cfg.stop_time_hours, hours),
+        ("--patience", cfg.patience, waited),
     ):
         if 0 < limit <= found:
-            logger.info(f"the run has ended: {flag} {limit}, found {found:g}; nothing is trained")
-            return True
-    return False
+            return f"{flag} {limit}, found {found:g}"
+    return None
 
 
 def test(trainer, validate) -> None:

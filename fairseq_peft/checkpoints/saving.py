@@ -47,7 +47,7 @@ def install() -> None:
 
 #: Flags that are other in the end than a command line says them: what auto means, where a
 #: relative path is.
-DECIDED = ("precision", "hf_model", "hf_tokenizer")
+DECIDED = ("precision", "hf_model", "hf_config", "hf_tokenizer")
 
 
 def _state_dict(original):
@@ -64,6 +64,7 @@ def _state_dict(original):
             for name in DECIDED:
                 if name in flags and hasattr(own, name):
                     flags[name] = getattr(own, name)
+        state["extra_state"].update(best.to_remember(trainer.task))
         leave_out = getattr(trainer.task, "leave_out", None)
         return leave_out(state) if leave_out else state
 

@@ -22,6 +22,7 @@ import json
 import sys
 from pathlib import Path
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.serving import flags
 from fairseq_peft.text import generation, sources, streams
 
@@ -70,10 +71,10 @@ def run(args) -> int:
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     generator = load(args, folders)
     name = "stdin" if args.file == "-" else args.file
-    named = len(folders) > 1
-    lines = streams.Lines(sources.lines(file, name), 2 if named else 1)
+    lines = streams.Lines(sources.lines(file, name), 1)
     rows, adapter = lines, None
-    if named:
+    if len(folders) > 1:
+        lines = Named(sources.lines(file, name), name, list(folders))
         names, texts = itertools.tee(lines)
         rows, adapter = (text for _, text in texts), (name for name, _ in names)
     progress = streams.Progress(lines, file, args.out is None and sys.stdout.isatty())
@@ -95,6 +96,35 @@ def run(args) -> int:
             cut = streams.count(generator.num_cut, "texts")
             streams.warn(f"{cut} longer than the model reads, and cut.", "generate")
     return 0
+
+
+class Named(streams.Lines):
+    """The lines of a file, each for one of several adapters: (its name, the text).
+
+    Args:
+        place: what the file is called.
+        names: of the adapters.
+    """
+
+    def __init__(self, source, place: str, names: list[str]):
+        super().__init__(source, 1)
+        self.place, self.names = place, names
+
+    def row(self, line: bytes) -> tuple[str, str]:
+        """
+        Raises:
+            InputError: the line does not begin with a name and a tab.
+        """
+        line = super().row(line)
+        name, tab, text = line.partition("\t")
+        if name in self.names and tab:
+            return name, text
+        wrong = f"there is no adapter {name[:40]!r}" if tab else f"{line[:40]!r} has no tab"
+        raise InputError(
+            f"{self.place}:{self.number}: {wrong}. With several adapters a line is the name of one "
+            f"({', '.join(self.names)}), a tab, and the text, such as {self.names[0]}<tab>One "
+            "text. Write that, or give one --adapter alone."
+        )
 
 
 def folders_of(given: list[str]) -> dict:

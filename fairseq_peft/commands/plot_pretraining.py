@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fairseq_peft.errors import InputError
-
 logger = logging.getLogger(__name__)
 
 
@@ -22,17 +20,11 @@ def run(args) -> int:
     from fairseq_peft.report.drawing import check_out
     from fairseq_peft.report.pretraining import read_curve
     from fairseq_peft.report.pretraining_plot import plot_curves
+    from fairseq_peft.text import sources
 
     check_out(args.out)
-    curves = {}
-    for text in args.curves:
-        name, sign, path = text.partition("=")
-        if not sign or Path(text).is_file():
-            name, path = "", text
-        name = name or str(Path(path).parent.name or path)
-        if name in curves:
-            raise InputError(f"Two curves are called '{name}'. Name them: OTHER={path}.")
-        curves[name] = read_curve(Path(path))
+    files = sources.named(args.curves, "curves", lambda path: path.parent.name or str(path))
+    curves = {name: read_curve(path) for name, path in files.items()}
     for path in plot_curves(curves, args.out):
         logger.info("%s", path)
     return 0

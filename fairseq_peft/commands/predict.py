@@ -202,6 +202,7 @@ class TableRows:
         self.reader = Reader()
         self.table = tables.read(path, self.reader, columns, needs)
         self.check_columns(path)
+        self.table.records = [self.as_text(record) for record in self.table.records]
         self.needs = needs
         self.number = self.answered = 0
         header = self.table.header
@@ -215,14 +216,22 @@ class TableRows:
             taken = [name for name in self.new_columns if name in names]
             if taken:
                 raise InputError(f"{where} has a column {taken[0]!r} already. Rename it.")
-        for where, raw in places[1:]:
-            try:
-                json.dumps(raw, allow_nan=False)
-            except ValueError:
-                raise InputError(
-                    f"{where} has a number that JSON cannot hold: NaN, or one beyond 1e308. Write "
-                    "null, or a string."
-                ) from None
+
+    def as_text(self, record):
+        """The record, its row as text, which JSON is made of once.
+
+        Raises:
+            InputError: JSON cannot hold it.
+        """
+        if self.table.delimiter is not None:
+            return record
+        try:
+            return record._replace(raw=json_text(record.raw, allow_nan=False))
+        except ValueError:
+            raise InputError(
+                f"{record.where} has a number that JSON cannot hold: NaN, or one beyond 1e308. "
+                "Write null, or a string."
+            ) from None
 
     def __iter__(self) -> Iterator:
         for record in self.table.records:
@@ -233,10 +242,10 @@ class TableRows:
     def shown(self, row) -> str:
         """The row that ``answered`` counts last, with its prediction."""
         raw = self.table.records[self.answered - 1].raw
-        if isinstance(raw, dict):
+        if self.table.delimiter is None:
             found = row.label if row.value is None else row.value
             new = dict(zip(self.new_columns, (found, row.probability)))
-            return json_text({**raw, **new}) + "\n"
+            return f"{raw[:-1]}, {json_text(new)[1:]}\n"  # an object has its text, at least
         if row.value is not None:
             return self.line(raw, (f"{row.value:.6g}",))
         return self.line(raw, (row.label, f"{row.probability:.6f}"))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from fairseq_peft import folders
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import bpe
 
@@ -61,6 +62,8 @@ def run(args) -> int:
             f"--exclude-ends {args.exclude_ends}: expected a number of characters above 0, with "
             "--exclude."
         )
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"{args.out} is a file. Give the name of the folder to write into.")
     subwords, dictionary = bpe.from_arguments(args)
 
     from fairseq_peft.text import raw_text
@@ -74,17 +77,17 @@ def run(args) -> int:
         copies = len(train) - len(kept)
         logger.info("%s lines left out of train, as they hold a held-out text", f"{copies:,}")
     train, valid = raw_text.repeat(kept, args.seed), [line for line, _ in valid]
-    args.out.mkdir(parents=True, exist_ok=True)
-    if subwords:
-        bpe.write_with_dictionary(subwords, dictionary, args.out, train)
-    else:
-        raw_text.train_tokenizer(train, args.out, args.vocab_size or 31_998, args.threads)
-        subwords = bpe.find(args.out)
-    for name, lines in (("valid", valid), ("train", train)):
-        num_pieces = raw_text.write_pieces(
-            subwords, lines, args.out / f"{name}.pieces", args.threads
-        )
-        logger.info("%s: %s lines, %s pieces", name, f"{len(lines):,}", f"{num_pieces:,}")
+    with folders.replaced(args.out) as new:
+        if subwords:
+            bpe.write_with_dictionary(subwords, dictionary, new, train)
+        else:
+            raw_text.train_tokenizer(train, new, args.vocab_size or 31_998, args.threads)
+            subwords = bpe.find(new)
+        for name, lines in (("valid", valid), ("train", train)):
+            path = new / f"{name}.pieces"
+            num_pieces = raw_text.write_pieces(subwords, lines, path, args.threads)
+            logger.info("%s: %s lines, %s pieces", name, f"{len(lines):,}", f"{num_pieces:,}")
+        folders.keep(args.out, new)
     repeated = len(set(valid) & set(train))
     if repeated:
         logger.info("%d different held-out lines also occur in train", repeated)

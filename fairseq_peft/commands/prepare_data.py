@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from fairseq_peft import folders
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of, json_text
 from fairseq_peft.scores import CLASSES, LABELS, METRICS, NUMBER
@@ -109,14 +109,8 @@ def run(args) -> int:
         logger.info("%s is finished already, from the same data and settings.", args.dest)
         return 0
 
-    args.dest.parent.mkdir(parents=True, exist_ok=True)
-    build = args.dest.parent / f".{args.dest.name}.{os.getpid()}"
-    build.mkdir()
-    try:
+    with folders.replaced(args.dest) as build:
         stats = build_folder(args, corpus, settings, build, subwords, dictionary)
-        move_into_place(build, args.dest)
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
     report(stats, args.dest)
     return 0
 
@@ -360,15 +354,6 @@ def compare(prefix: Path, rows: list[list[str]], words: list[str]) -> None:
             f"{prefix} is not what the text says: {len(offsets) - 1} rows and {len(tokens)} "
             f"tokens, expected {len(rows)} and {sum(map(len, expected))}."
         )
-
-
-def move_into_place(build: Path, dest: Path) -> None:
-    """Replace DEST, which ``is_finished`` let pass, by the finished ``build``."""
-    old = build.with_name(build.name + ".old")
-    if dest.exists():
-        dest.rename(old)
-    build.rename(dest)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

@@ -11,10 +11,9 @@ keeps its other splits if they have the same dictionary; else all of them have t
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
+from fairseq_peft import folders
 from fairseq_peft.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -73,16 +72,12 @@ def run(args) -> int:
         raise InputError("No text to train a sentencepiece model on: give --train, or --spm.")
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"{args.out} is a file. Give the name of the folder to write into.")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside OUT, so that what is refused or ends half-way leaves OUT as it was.
-    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as build:
-        new = Path(build)
+    # What is refused, or ends at whatever moment, leaves OUT as it was.
+    with folders.replaced(args.out) as new:
         make_tokenizer(args, splits.get("train", ()), tags, new)
         write(new, bpe.find(new), splits, (args.source_lang, args.target_lang))
         check_dictionary(args.out, new)
-        args.out.mkdir(exist_ok=True)
-        for path in sorted(new.iterdir()):
-            os.replace(path, args.out / path.name)
+        folders.keep(args.out, new)
     logger.info(
         "%s: %s", args.out, ", ".join(f"{split} {len(pairs)}" for split, pairs in splits.items())
     )

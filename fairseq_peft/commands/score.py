@@ -8,7 +8,6 @@ references one after the other; each gets scores of its own. With --columns, TEX
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def run(args) -> int:
 
 def of_files(args) -> dict:
     """Name of a part -> (texts, references)."""
-    from fairseq_peft.text import rows, text_scores
+    from fairseq_peft.text import rows, sources, text_scores
 
     for flag in COLUMN_FLAGS:
         if getattr(args, flag):
@@ -72,24 +71,14 @@ def of_files(args) -> dict:
         raise InputError("No references: give a file, or --columns of a table.")
     texts = text_scores.generated(rows.Reader().lines(args.texts))
     parts, total = {}, 0
-    for word in args.references:
-        name, path = named(word)
+    files = sources.named(args.references, "references", lambda path: path.name)
+    for name, path in files.items():
         references = rows.Reader().lines(path)
-        if name in parts:
-            raise InputError(f"Two references are named {name}. Name them: NAME=FILE.")
         parts[name] = texts[total : total + len(references)], references
         total += len(references)
     if total != len(texts):
         raise InputError(f"{args.texts} has {len(texts)} texts, the references {total}.")
     return parts
-
-
-def named(word: str) -> tuple[str, Path]:
-    """Name and file of ``NAME=FILE`` or ``FILE``; a file named so comes first."""
-    name, sign, path = word.partition("=")
-    if not sign or os.path.exists(word):
-        name, path = "", word
-    return name or Path(path).name, Path(path)
 
 
 def of_columns(args) -> dict:

@@ -207,5 +207,9 @@ def _named(given):
         name, sign, text = one.partition("=")
         if not sign or not name:
             raise InputError(f"{one!r}: expected NAME=..., such as lora=1e-3.")
+        if name in named:
+            raise InputError(
+                f"{name}={named[name]} would be ignored beside {one}. Leave one of them out."
+            )
         named[name] = text
     return named

@@ -8,6 +8,7 @@ clipping the Trainer's. Shape letters: B batch, T tokens.
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -24,12 +25,31 @@ from fairseq_peft.scores import CLASSES, METRICS
 from fairseq_peft.tasks import record
 
 
-def run(options: Options) -> None:
-    """Train, and leave what a run of fairseq leaves but its checkpoints: ``checkpoint_best/`` is a
-    folder of the library's.
+class Prepared(NamedTuple):
+    """What a run trains with.
+
+    Attributes:
+        versions: of the libraries.
+        labels: class names in the order of the outputs.
+        datasets: split -> rows.
+        choice: what chooses the best epoch.
+        like: the ``start.twin`` of the model.
+        model: the library's.
+    """
+
+    versions: dict
+    labels: list[str]
+    datasets: dict
+    choice: Choice
+    like: object
+    model: torch.nn.Module
+
+
+def prepare(options: Options) -> Prepared:
+    """All that a run needs before its first update, checked, with nothing written.
 
     Raises:
-        InputError: data and base do not belong together, or training diverges.
+        InputError: data and base do not belong together, or a flag cannot be meant.
     """
     versions = start.libraries(options.method)
     base = start.read(options.base)
@@ -48,13 +68,23 @@ def run(options: Options) -> None:
     model = start.model(
         base, like, labels, options.dropout, options.attention_dropout, options.draw
     )
-    trainer = make_trainer(options, model, datasets)
+    return Prepared(versions, labels, datasets, choice, like, model)
+
+
+def run(options: Options) -> None:
+    """Train, and leave what a run of fairseq leaves but its checkpoints: ``checkpoint_best/`` is a
+    folder of the library's.
+
+    Raises:
+        InputError: as ``prepare``, or training diverges.
+    """
+    found = prepare(options)
+    trainer = make_trainer(options, found.model, found.datasets)
     for pattern in ("metrics.jsonl", "events.out.tfevents.*"):  # of a run that was interrupted
         for path in options.save_dir.glob(pattern):
             path.unlink()
-    described = describe(options, like, model, labels, datasets, versions, choice)
-    log = run_log.RunLog(str(options.save_dir), described)
-    trainer.record = Record(log, options, datasets, choice, labels)
+    log = run_log.RunLog(str(options.save_dir), describe(options, found))
+    trainer.record = Record(log, options, found.datasets, found.choice, found.labels)
     trainer.add_callback(trainer.record.callback(trainer))
     trainer.train()
 
@@ -93,7 +123,7 @@ def choose(options: Options, labels) -> Choice:
     return choice
 
 
-def describe(options: Options, like, model, labels, datasets, versions, choice) -> dict:
+def describe(options: Options, found: Prepared) -> dict:
     """The content of run.json (schema: docs/design.md)."""
     return {
         "schema": 1,
@@ -102,13 +132,13 @@ def describe(options: Options, like, model, labels, datasets, versions, choice) 
         "method": options.label or f"hf-{options.method}",
         "peft": options.method,
         "seed": options.seed,
-        "arch": f"{like.args._name}, Hugging Face",
+        "arch": f"{found.like.args._name}, Hugging Face",
         "base": options.base_name or str(options.base),
-        "method_config": like.setting.knobs(),
-        "labels": list(labels),
-        "chosen_by": choice.described(),
-        "rows": {split: len(dataset) for split, dataset in datasets.items()},
-        **start.count(model),
+        "method_config": found.like.setting.knobs(),
+        "labels": list(found.labels),
+        "chosen_by": found.choice.described(),
+        "rows": {split: len(dataset) for split, dataset in found.datasets.items()},
+        **start.count(found.model),
         "hyperparameters": {
             "lr": options.lr,
             "batch_size": options.batch_size,
@@ -120,7 +150,7 @@ def describe(options: Options, like, model, labels, datasets, versions, choice) 
             "attention_dropout": options.attention_dropout,
             "frozen_dropout": "on",
         },
-        "versions": {**record.versions(), **versions},
+        "versions": {**record.versions(), **found.versions},
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "command": " ".join(sys.argv),

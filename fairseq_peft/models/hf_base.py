@@ -59,9 +59,12 @@ def read_config(hf_model: str, hf_config: str):
             known = json_of(path.read_bytes())
         except (OSError, ValueError) as error:
             names = "" if hf_model else f"; names known here: {', '.join(CONFIGS)}"
+            moved = "hf_model" if hf_model else "hf_config"
             raise InputError(
                 f"{path} cannot be read as the config of a model ({error}). Give a folder with "
-                f"config.json and model.safetensors, or a config{names}."
+                f"config.json and model.safetensors, or a config{names}. Where a checkpoint names "
+                "it, put it back there, or give --model-overrides "
+                f"\"{{'{moved}': 'PATH'}}\" of fairseq-validate and fairseq-generate."
             ) from error
     kind = known.pop("model_type", None) if isinstance(known, dict) else None
     return kind, known

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel, register_model
 
 from fairseq_peft import methods, precision
+from fairseq_peft.architectures.hf_configs import CONFIGS
 from fairseq_peft.digests import combine, digest
 from fairseq_peft.errors import InputError
 from fairseq_peft.layers.hf_attention import apart
@@ -123,8 +124,11 @@ class HFModel(PeftModel, BaseFairseqModel):
                 f"--hf-split-qkv would be ignored: models of type {kind!r} keep query, key and "
                 "value apart. Leave it out."
             )
-        if args.hf_model:  # a checkpoint finds it from wherever it is read
+        # A checkpoint finds them from wherever it is read.
+        if args.hf_model:
             args.hf_model = os.path.abspath(args.hf_model)
+        elif args.hf_config not in CONFIGS:
+            args.hf_config = os.path.abspath(args.hf_config)
         hf = hf_base.build(kind, config, args.hf_model, cls.auto)
         model = cls(hf, describe(hf.config, args.hf_split_qkv))
         model.args = args

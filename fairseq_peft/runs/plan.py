@@ -32,6 +32,8 @@ _PLACES = (
     *("--tensorboard-logdir", "--num-workers", "--method-label", "--finetune-from-model"),
     *("--keep-features", "--hf-model"),
 )
+#: The last batch of an epoch is left out, and then those that are not enough for an update.
+SKIP_REMAINDER = "--skip-remainder-batch"
 #: What a run that goes on has as it began.
 _IDENTITY = ("data_sha256", "base_sha256", "seed")
 
@@ -83,6 +85,10 @@ class Plan:
     flags: list[str]
     versions: dict
 
+    @property
+    def skip_remainder(self) -> bool:
+        return SKIP_REMAINDER in self.flags
+
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags of fairseq-train that a plan names, as fairseq reads them (the last one counts),
@@ -104,10 +110,13 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--best-checkpoint-metric", dest="metric", default="loss")
     parser.add_argument("--valid-subset", dest="subsets", default="valid")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--skip-remainder-batch", dest="skip_remainder", action="store_true")
     for flag in _PLACES:
         parser.add_argument(flag)
     try:
         found, rest = parser.parse_known_args(words)
+        if found.skip_remainder:  # a plan has it among its flags
+            rest.append(SKIP_REMAINDER)
         found.lr = ",".join(_rate(rate) for rate in found.lr.strip("[]()").split(","))
         found.update_freq = ",".join(str(freq) for freq in frequencies(found.update_freq))
     except (SystemExit, ValueError):
@@ -135,15 +144,18 @@ def frequencies(text: str) -> list[int]:
     return [int(word) for word in text.strip("[]()").split(",") if word.strip()]
 
 
-def num_updates(found: argparse.Namespace, batches: list[int]) -> int:
+def num_updates(found: argparse.Namespace | Plan, batches: list[int]) -> int:
     """Updates of a run.
 
     Args:
-        found: ``max_epoch``, ``max_update`` and ``update_freq`` count.
+        found: ``max_epoch``, ``max_update``, ``update_freq`` and ``skip_remainder`` count.
         batches: batches that each epoch has in one process; the last entry for all others.
+
+    Raises:
+        InputError: an epoch has none.
     """
     limits = (found.max_epoch, found.max_update)
-    return count_updates(*limits, frequencies(found.update_freq), batches)
+    return count_updates(*limits, frequencies(found.update_freq), batches, found.skip_remainder)
 
 
 def count_updates(
@@ -154,16 +166,28 @@ def count_updates(
     Args:
         frequencies: batches of an update, an entry an epoch; the last one for all others.
         batches: batches that each epoch has in one process; likewise.
-        skip_remainder: --skip-remainder-batch, which leaves out the last batch of an epoch, and
-            then those that are not enough for an update.
+        skip_remainder: ``SKIP_REMAINDER``.
+
+    Raises:
+        InputError: an epoch has none, which fairseq-train fails at.
     """
 
     def of_epoch(epoch):
         number = batches[min(epoch, len(batches) - 1)]
         frequency = frequencies[min(epoch, len(frequencies) - 1)]
-        return (number - 1) // frequency if skip_remainder else math.ceil(number / frequency)
+        if not skip_remainder:
+            return math.ceil(number / frequency)
+        if number - 1 < frequency:
+            raise InputError(
+                f"{SKIP_REMAINDER} leaves an epoch of {number} batch(es) no update: the last batch "
+                f"is left out, and an update takes {frequency}. Leave it out, or give a smaller "
+                "--batch-size (BATCH_SIZE), or --update-freq."
+            )
+        return (number - 1) // frequency
 
     total = sum(map(of_epoch, range(max_epoch)))
+    if not total:  # --max-epoch does not end it
+        of_epoch(0)
     return min((limit for limit in (total, max_update) if limit > 0), default=0)
 
 

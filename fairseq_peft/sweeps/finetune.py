@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
@@ -68,7 +68,12 @@ def run(knobs: Knobs, change: str | None = None, wait: bool = False) -> str:
     now = plan.make(words)
     with owned(knobs.folder, wait):
         if change == "redo":
-            check_redo(knobs.folder, words, now)
+            at = f"{knobs.folder}.redone"
+            check_redo(
+                knobs.folder,
+                now,
+                lambda: check.start([*words, "--save-dir", at], with_data=True),
+            )
         if begin(knobs.folder, now, change, wait):
             return f"{knobs.folder} is done."
         train(knobs, words, now)
@@ -131,13 +136,17 @@ def is_done(folder: Path, now: plan.Plan, change: str | None = None, extends: bo
     return done and (not differ or (change == "extend" and _stopped_early(folder)))
 
 
-def check_redo(folder: Path, words: list[str], now: plan.Plan) -> None:
-    """Raise InputError where a run of another plan would go for one that cannot start."""
+def check_redo(folder: Path, now: plan.Plan, start: Callable[[], object]) -> None:
+    """Raise InputError where a run of another plan would go for one that cannot start.
+
+    Args:
+        start: raises InputError where the new run cannot.
+    """
     before = plan.of_begun(folder)
     if not before or not plan.differences(before, now):
         return
     try:
-        check.start([*words, "--save-dir", f"{folder}.redone"], with_data=True)
+        start()
     except InputError as error:
         raise InputError(f"{folder} is as it was, for the new run cannot start: {error}") from error
 

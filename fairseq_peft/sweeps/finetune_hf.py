@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,11 +50,12 @@ def run(options, change: str | None = None, keep: str = "best") -> str:
     now, folder = make_plan(options), options.save_dir
     with finetune.owned(folder):
         lock.take(folder)
+        if change == "redo":
+            finetune.check_redo(folder, now, lambda: check_start(options))
         if finetune.adopt(folder, now, change, extends=False):
             return f"{folder} is done."
         logger.info(f"{folder}: {options.epochs} epochs; log: {folder / 'train.log'}")
-        importlib.import_module("fairseq_peft.plugin")  # registers the models with fairseq
-        with _logging_to(folder / "train.log"), _base(options) as base:
+        with _logging_to(folder / "train.log"), _base(options, folder) as base:
             from fairseq_peft.hf import train
 
             train.run(replace(options, base=base, base_name=options.base_name or str(options.base)))
@@ -65,6 +67,18 @@ def run(options, change: str | None = None, keep: str = "best") -> str:
         if keep == "none":
             shutil.rmtree(folder / "checkpoint_best", ignore_errors=True)
         return f"{path}: {result['ended_by']}"
+
+
+def check_start(options) -> None:
+    """Raise InputError where a run with these options cannot start; nothing stays of it."""
+    folder = options.save_dir
+    with contextlib.ExitStack() as stack:
+        beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+        place = stack.enter_context(beside)
+        base = stack.enter_context(_base(options, Path(place)))
+        from fairseq_peft.hf import train
+
+        train.prepare(replace(options, base=base))
 
 
 def make_plan(options) -> plan.Plan:
@@ -101,15 +115,17 @@ def make_plan(options) -> plan.Plan:
 
 
 @contextlib.contextmanager
-def _base(options) -> Iterator[Path]:
-    """The folder to start from; a checkpoint is converted for the time of the run."""
+def _base(options, place: Path) -> Iterator[Path]:
+    """The folder to start from; a checkpoint is converted, for the time of the block, in
+    ``place``."""
+    importlib.import_module("fairseq_peft.plugin")  # registers the models with fairseq
     if options.base.is_dir():
         yield options.base
         return
     from fairseq_peft.hf import check, to_folder
 
     check.quiet()
-    out = options.save_dir / "base"
+    out = place / "base"
     try:
         to_folder.convert(
             options.base,

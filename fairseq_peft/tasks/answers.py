@@ -217,18 +217,18 @@ class AnswersTask(WritesAnswers, FairseqTask):
         if cfg.disable_validation:
             return
         choice, start = self.choose(), self.start()
-        state = checkpoint_file.read(start.path) if start.resumes else None
-        if state:
-            launch.check_goes_on(start.path, state, cfg.reset_optimizer)
+        best = choices.Best(choice)
+        if start.resumes:
+            state = checkpoint_file.read(start.path)
+            best = launch.best_so_far(choice, cfg.save_dir, start, state)
+            launch.check_goes_on(start.path, state, cfg, best)
         launch.load_data(self)
         launch.take_folder(self, start)
         described = record.describe_run(
             cfg, model, start, self.labels, self.kind, self.datasets, choice
         )
-        best = choices.Best(choice)
         if start.resumes:
             record.check_same_knobs(cfg.save_dir, described)
-            best = launch.best_so_far(choice, cfg.save_dir, start, state)
         self.run = Run(
             save_dir=cfg.save_dir,
             subsets=cfg.valid_subset.split(","),

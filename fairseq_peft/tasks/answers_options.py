@@ -76,6 +76,8 @@ class AnswersConfig(FairseqDataclass):
     max_tokens: Optional[int] = II("dataset.max_tokens")
     max_epoch: int = II("optimization.max_epoch")
     max_update: int = II("optimization.max_update")
+    stop_time_hours: float = II("optimization.stop_time_hours")
+    patience: int = II("checkpoint.patience")
     lr: List[float] = II("optimization.lr")
     update_freq: List[int] = II("optimization.update_freq")
     skip_remainder_batch: bool = II("optimization.skip_remainder_batch")

@@ -15,7 +15,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_peft import compiling, scores
-from fairseq_peft.checkpoints import slim
+from fairseq_peft.checkpoints import last_test, slim
 from fairseq_peft.data import checks, targets
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import counting
@@ -106,7 +106,8 @@ def prepare(task, cfg):
     check_validates(task.cfg)
     state = read_start(start)
     if start.resumes:
-        check_goes_on(start.path, state, task.cfg.reset_optimizer)
+        best = best_so_far(choice, task.cfg.save_dir, start, state)
+        check_goes_on(start.path, state, task.cfg, best)
         adopt_precision(cfg, state)
     if state:  # before the head is made: as many outputs as classes, in the checkpoint's order
         adopt_sizes(cfg, state, start.path)
@@ -233,19 +234,23 @@ def check_validates(cfg, planned: int = 0) -> None:
         )
 
 
-def check_goes_on(path: str, state: dict, reset_optimizer: bool) -> None:
+def check_goes_on(path: str, state: dict, cfg, best: choices.Best) -> None:
     """Raise InputError where a run would go on in its folder with its updates counted anew: they
-    tell its validations apart, and decide its schedule.
+    tell its validations apart, and decide its schedule. One that has ended does not go on.
 
     Args:
         path: of the last checkpoint of the run.
         state: what it holds.
+        cfg: the task's flags.
+        best: the best validation up to there.
     """
     reason = None
-    if reset_optimizer:
+    if cfg.reset_optimizer:
         reason = "with --reset-optimizer"
     elif state.get("last_optimizer_state") is None:
-        reason = "without a state of the optimizer (--no-save-optimizer-state)"
+        updates = state["optimizer_history"][-1]["num_updates"]
+        if not last_test.ended_by(cfg, state["extra_state"], updates, best.waited):
+            reason = "without a state of the optimizer (--no-save-optimizer-state)"
     if reason:
         raise InputError(
             f"{path} cannot go on {reason}: its updates would be counted from 0 again, beside "

@@ -98,6 +98,8 @@ class SentenceClassificationConfig(FairseqDataclass):
     max_tokens: Optional[int] = II("dataset.max_tokens")
     max_epoch: int = II("optimization.max_epoch")
     max_update: int = II("optimization.max_update")
+    stop_time_hours: float = II("optimization.stop_time_hours")
+    patience: int = II("checkpoint.patience")
     lr: List[float] = II("optimization.lr")
     optimizer_settings: Any = II("optimizer")
     update_freq: List[int] = II("optimization.update_freq")

@@ -9,8 +9,10 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from fairseq_peft.errors import InputError
 
@@ -31,6 +33,30 @@ WIDE = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+def named(given: Iterable[str], what: str, name_of: Callable[[Path], str]) -> dict[str, Path]:
+    """Name -> file of ``[NAME=]FILE`` words; a file that is called so comes first.
+
+    Args:
+        what: several of these files.
+        name_of: the name of a file to which none is given.
+
+    Raises:
+        InputError: two have the same name, or a word is a name alone.
+    """
+    found = {}
+    for word in given:
+        name, sign, path = word.partition("=")
+        if not sign or os.path.exists(word):
+            name, path = "", word
+        if not path:
+            raise InputError(f"{word!r} has no file behind its name. Give NAME=FILE.")
+        name = name or name_of(Path(path))
+        if name in found:
+            raise InputError(f"Two {what} are named {name}. Name one: OTHER={path}.")
+        found[name] = Path(path)
+    return found
 
 
 def lines(file, name: str) -> Iterator[bytes]:

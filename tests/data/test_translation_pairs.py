@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import moments
 import pytest
 import verbs
 
@@ -9,6 +10,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.data import Dictionary, data_utils  # noqa: E402
 
+from fairseq_peft import folders  # noqa: E402
 from fairseq_peft.data.translation_pairs import Source  # noqa: E402
 from fairseq_peft.text import demo_translation  # noqa: E402
 
@@ -80,7 +82,7 @@ def test_a_line_ends_at_lf_alone(tmp_path):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_folder_keeps_one_dictionary(raw, tmp_path, capsys):
@@ -90,6 +92,8 @@ def test_a_folder_keeps_one_dictionary(raw, tmp_path, capsys):
     words = ("prepare-pairs", out, *LANGUAGES, "--vocab-size")
     verbs.run(*words, 150, "--train", general[0], "--test", general[1])
     (out / "done").touch()
+    (out / "notes").mkdir()
+    (out / "notes" / "link").symlink_to("../done")
     before, tests = content(out), texts(out, "test", "xx")
 
     message = verbs.refused(capsys, *words, 100, "--train", general[0])
@@ -109,3 +113,13 @@ def test_a_folder_keeps_one_dictionary(raw, tmp_path, capsys):
     verbs.run(*words, 100, "--train", general[0], *given)
     assert content(out)["dict.txt"] != before["dict.txt"] and texts(out, "test", "xx") == tests
     assert content(out).keys() >= before.keys()
+    assert (out / "notes" / "link").is_symlink()
+
+    # Whoever reads it at any moment, or after a kill, finds all files of one version.
+    old, seen = content(out), []
+    with moments.at_each(lambda: seen.append(content(folders.current(out)))):
+        verbs.run(*words, 120, "--train", general[0], *given)
+    versions = [old, content(out)]
+    numbers = [versions.index(found) for found in seen]  # of another there is none
+    assert numbers == sorted(numbers) and {*numbers} == {0, 1} and versions[0] != versions[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

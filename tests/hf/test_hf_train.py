@@ -219,6 +219,7 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
         raise InputError("The loss is not finite.")
 
     monkeypatch.setattr(train, "run", diverge)
+    monkeypatch.setattr(train, "prepare", lambda asked: None)
     asked = options(place, save_dir=tmp_path / "run")
     with pytest.raises(InputError, match="not finite"):
         finetune_hf.run(asked)
@@ -232,6 +233,34 @@ def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatc
         finetune_hf.run(other, "redo")
     assert begun == [1e-4, 1e-3]
     assert plan.read(tmp_path / "run").lr == "0.001"
+
+
+def test_redo_throws_nothing_away_for_a_run_that_cannot_start(place, tmp_path, monkeypatch):
+    def train_a_little(asked):
+        (asked.save_dir / "run.json").write_text("{}")
+        raise InputError("It was stopped.")
+
+    monkeypatch.setattr(train, "run", train_a_little)
+    monkeypatch.setattr(start, "libraries", lambda method: {})
+    asked = options(place, save_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="was stopped"):
+        finetune_hf.run(asked)
+
+    def there():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = there()
+    (tmp_path.parent / "empty").mkdir(exist_ok=True)
+    for change, message in (
+        ({"metric": "f1_typo"}, "--metric f1_typo is unknown"),
+        ({"subsets": ("valid", "none")}, "none"),
+        ({"base": tmp_path.parent / "empty"}, "has no config.json"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            finetune_hf.run(replace(asked, **change), "redo")
+        told = str(refusal.value)
+        assert f"{tmp_path / 'run'} is as it was, for the new run cannot start: " in told
+        assert message in told and there() == before
 
 
 @pytest.mark.parametrize(

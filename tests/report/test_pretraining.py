@@ -69,6 +69,8 @@ def test_verbs_write_the_curve_and_the_picture(logs, capsys):
         (["plot-pretraining", "missing.jsonl", "--out", "a.png"], "missing.jsonl does not exist"),
         (["plot-pretraining", "short.log", "--out", "a.png"], "is no pretrain.jsonl"),
         (["plot-pretraining", "empty.log", "--out", "a.png"], "is no pretrain.jsonl"),
+        (["plot-pretraining", "x=a", "x=b", "--out", "a.png"], "Two curves are named x"),
+        (["plot-pretraining", "x=", "--out", "a.png"], "has no file behind its name"),
         (["plot-pretraining", "short.log", "--out", "a.jpeg"], "ends in .png or .svg"),
     ],
 )

@@ -9,10 +9,11 @@ import torch
 import verbs
 from payload import Payload
 
+from fairseq_peft.commands import generate
 from fairseq_peft.commands.generate import folders_of
 from fairseq_peft.errors import InputError
 from fairseq_peft.serving import writers
-from fairseq_peft.serving.generate import Generator
+from fairseq_peft.serving.generate import Generator, Written
 from fairseq_peft.text import generation
 
 
@@ -54,6 +55,40 @@ def test_the_command_says_it_in_one_sentence(capsys, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.txt").write_text("a\n")
     assert message in verbs.refused(capsys, "generate", "lines.txt", *words)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("One text.", "lines.txt:2: 'One text.' has no tab."),
+        ("", "lines.txt:2: '' has no tab."),
+        ("x" * 99, f"lines.txt:2: '{'x' * 40}' has no tab."),
+        ("film\tOne text.", "lines.txt:2: there is no adapter 'film'."),
+    ],
+)
+def test_a_line_for_one_of_several_adapters_begins_with_its_name(
+    capsys, tmp_path, monkeypatch, line, message
+):
+    class OfBoth:
+        num_cut = 0
+
+        def beams(self, rows, names, **how):
+            for pair in zip(rows, names):
+                yield [Written("=".join(pair), 0.0, [])]
+
+    monkeypatch.setattr(generate, "load", lambda *_: OfBoth())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text(f"books\tOne\ttext.\n{line}\n")
+    words = ["generate", "lines.txt", "--base", "b.pt", "--adapter", "books=x", "--adapter"]
+    words += ["films=y", "--out", "out.txt"]
+    told = verbs.refused(capsys, *words)
+    assert told.endswith(
+        f"{message} With several adapters a line is the name of one (books, films), a tab, and the "
+        "text, such as books<tab>One text. Write that, or give one --adapter alone."
+    )
+    (tmp_path / "lines.txt").write_text("books\tOne\ttext.\nfilms\t\n")
+    verbs.run(*words)
+    assert (tmp_path / "out.txt").read_text() == "One\ttext.=books\n=films\n"
 
 
 def test_a_model_of_stock_fairseq_may_have_no_flags():

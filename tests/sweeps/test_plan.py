@@ -85,6 +85,9 @@ def test_a_run_from_a_base_is_the_same_whether_its_size_is_named_or_not(knobs, b
         (["--max-update", "20"], 20),
         (["--distributed-world-size", "2"], 15),
         (["--train-subset", "valid"], 9),  # 21 rows
+        (["--skip-remainder-batch"], 24),  # without the last batch of an epoch
+        (["--skip-rem", "--update-freq", "[4,3]"], 6),
+        (["--skip-remainder-batch", "--distributed-world-size", "2"], 12),
     ],
 )
 def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updates):
@@ -92,6 +95,12 @@ def test_the_schedule_ends_with_the_last_update(knobs, data_folder, flags, updat
     words = knobs_of.command(replace(knobs, flags=flags))
     found = plan.make(words)
     assert (found.total_updates, found.warmup_updates) == (updates, updates // 10)
+
+
+def test_a_run_without_an_update_is_refused(knobs):
+    few = replace(knobs, batch_size=100, flags=["--skip-remainder-batch"])
+    with pytest.raises(InputError, match=r"an epoch of 1 batch\(es\) no update"):
+        knobs_of.command(few)
 
 
 def test_the_schedule_is_of_the_rows_that_are_drawn(knobs):

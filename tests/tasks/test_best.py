@@ -340,6 +340,30 @@ def test_a_run_whose_updates_would_be_counted_anew_does_not_go_on(train, tmp_pat
 
 
 @pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("flag", "limit", "more"), [("max_epoch", 2, 3), ("max_update", 20, 21), ("patience", 1, 9)]
+)
+def test_a_run_that_has_ended_needs_no_state_of_the_optimizer(train, tmp_path, flag, limit, more):
+    """It says so, and makes the test that it may lack; only more of it is refused."""
+    folder, given = tmp_path / "run", {"eval_test": "best", "no_save_optimizer_state": True}
+    train(folder, **given, **{flag: limit})
+    expected = metrics(folder)
+    lines = json.loads(json.dumps(expected))
+    chosen(lines, "accuracy")["subsets"].pop("test")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paths = [*folder.glob("*.pt"), folder / "run.json"]
+    before = {path: path.read_bytes() for path in paths}
+    said = train(folder, **given, **{flag: limit})
+    assert f"the run has ended: --{flag.replace('_', '-')} {limit}" in said
+    assert before == {path: path.read_bytes() for path in before}
+    found = metrics(folder)
+    assert list(map(without_times, found)) == list(map(without_times, expected))
+    refused = train(folder, ok=False, **given, **{flag: more})
+    assert "without a state of the optimizer (--no-save-optimizer-state)" in refused
+    assert "Traceback" not in refused
+
+
+@pytest.mark.end_to_end
 def test_jobs_of_a_multirun_know_nothing_of_each_other(fairseq, hard_data, tmp_path):
     """fairseq keeps the best score, and how long it waits, in functions, from job to job."""
     words = [f"common.user_dir={PACKAGE}", "common.cpu=true", f"+task.data={hard_data}"]

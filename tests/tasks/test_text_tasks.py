@@ -518,6 +518,26 @@ def test_a_run_that_would_validate_nothing_is_refused(train, tmp_path, given, sa
     assert not (tmp_path / "run" / "plan.json").exists()
 
 
+def test_a_checkpoint_says_where_its_config_is(train, fairseq, folder, tmp_path):
+    """Where weights began at random; --hf-config is then a file, by a path from where it began."""
+    config = tmp_path / "own.json"
+    config.write_text(json.dumps({**GPT2, "vocab_size": len(WORDS)}))
+    train(cwd=tmp_path, hf_model="", hf_config="own.json", hf_tokenizer="base")
+    path = tmp_path / "run" / "checkpoint_last.pt"
+    told = torch.load(path, weights_only=True)["cfg"]["model"]["hf_config"]
+    assert told == str(config)
+
+    task = ("--task", "causal_lm", "--criterion", "answers", "--user-dir", PACKAGE, "--cpu")
+    task += ("--path", path, "--valid-subset", "valid", "--batch-size", 8)
+    assert fairseq("validate", folder / "causal_lm", *task).returncode == 0
+    config.rename(tmp_path / "other.json")
+    told = fairseq("validate", folder / "causal_lm", *task)
+    assert told.returncode == 1 and "Traceback" not in told.stderr
+    assert f"{config} cannot be read" in told.stderr and "--model-overrides" in told.stderr
+    there = ("--model-overrides", f"{{'hf_config': '{tmp_path / 'other.json'}'}}")
+    assert fairseq("validate", folder / "causal_lm", *task, *there).returncode == 0
+
+
 def test_a_checkpoint_says_where_its_base_is_and_what_it_computes_in(train, tmp_path):
     """fairseq hands the model a copy of its flags, which is not what it writes."""
     shutil.copytree(tmp_path / "base", tmp_path / "words")

@@ -268,6 +268,33 @@ def test_seeds_and_resume(run, base, tmp_path):
     assert "nll_loss" in run("validate", *flags, "--model-overrides", moved)
 
 
+def test_patience_counts_on_where_a_run_goes_on(run, base, tmp_path):
+    """fairseq forgets how long it has waited when the process ends; at this rate no validation is
+    better than the first one."""
+    flags = (*PLUGIN, "--finetune-from-model", base, "--lr", 1e-12, "--patience", 3)
+    train(run, "transformer_lora", tmp_path / "whole", 100, *flags)
+    for updates in (10, 15, 100):  # 5 an epoch
+        train(run, "transformer_lora", tmp_path / "parts", updates, *flags)
+    paths = [tmp_path / name / "checkpoint_last.pt" for name in ("whole", "parts")]
+    whole, parts = (torch.load(path, weights_only=True) for path in paths)
+    told = [state["optimizer_history"][-1]["num_updates"] for state in (whole, parts)]
+    assert told == [20, 20]
+    assert whole["extra_state"]["waited"] == parts["extra_state"]["waited"]
+    before = paths[1].read_bytes()
+    said = train(run, "transformer_lora", tmp_path / "parts", 100, *flags)
+    assert "the run has ended: --patience 3" in said and paths[1].read_bytes() == before
+
+    given = (*flags, "--no-save-optimizer-state")  # with which fairseq counts updates from 0
+    train(run, "transformer_lora", tmp_path / "alone", 5, *given)
+    said = train(run, "transformer_lora", tmp_path / "alone", 5, *given)
+    assert "the run has ended: --max-update 5" in said
+
+    # A run that starts from that checkpoint is another one, and waits anew.
+    flags = (*PLUGIN, "--finetune-from-model", paths[1], *flags[4:])
+    said = train(run, "transformer_lora", tmp_path / "next", 100, *flags)
+    assert "epoch 4 @ 20 updates" in said and "@ 25 updates" not in said
+
+
 @pytest.fixture(scope="module")
 def monolingual(data, tmp_path_factory):
     """The source language alone, as ``denoising`` reads it."""

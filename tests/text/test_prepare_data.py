@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import moments
 import pytest
 
-from fairseq_peft import cli
+from fairseq_peft import cli, folders
 from fairseq_peft.commands import prepare_data
 from fairseq_peft.text import bpe
 from fairseq_peft.text.binarised import read_dictionary, read_tokens
@@ -155,6 +156,25 @@ def test_running_again(raw, tmp_path, monkeypatch, capfd, caplog):
     assert prepare(raw, dest, "--vocab-size", 30, "--force") == 0
     assert json.loads((dest / "stats.json").read_text())["vocabulary_rows"] == 32
     assert left_behind(tmp_path) == ["dest", "elsewhere"]
+
+
+def test_a_reader_sees_whole_folders_only(raw, tmp_path, monkeypatch):
+    """At every moment of --force, and so after a kill at any."""
+    monkeypatch.setattr(prepare_data, "preprocess", quick_preprocess)
+    dest = tmp_path / "dest"
+
+    def content():
+        folder = folders.current(dest)
+        files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        return {name: path.read_bytes() for name, path in files.items()}
+
+    assert prepare(raw, dest, "--vocab-size", 35) == 0
+    old, seen = content(), []
+    with moments.at_each(lambda: seen.append(content())):
+        assert prepare(raw, dest, "--vocab-size", 30, "--force") == 0
+    versions = [old, content()]
+    numbers = [versions.index(found) for found in seen]  # of another there is none
+    assert numbers == sorted(numbers) and {*numbers} == {0, 1}
 
 
 def test_a_default_vocabulary_that_is_too_large_is_lowered_and_said(

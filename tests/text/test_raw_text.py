@@ -4,8 +4,10 @@ import lzma
 import random
 
 import bpe_files
+import moments
 import pytest
 
+from fairseq_peft import folders
 from fairseq_peft.cli import main
 from fairseq_peft.errors import InputError
 from fairseq_peft.text import raw_text
@@ -103,6 +105,20 @@ def test_pieces_and_dictionary_belong_together(tmp_path, text, lines):
     assert sorted(decoded) == sorted(lines)
     assert len(pieces["valid"]) == 20
 
+    # Made anew, it is at every moment, and so after a kill at any, of one version.
+    def content():
+        folder = folders.current(out)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    (out / "notes").write_text("mine")
+    old, seen = content(), []
+    flags[3] = "50"
+    with moments.at_each(lambda: seen.append(content())):
+        assert main(["prepare-corpus", str(text), *flags]) == 0
+    versions = [old, content()]
+    numbers = [versions.index(found) for found in seen]  # of another there is none
+    assert numbers == sorted(numbers) and {*numbers} == {0, 1} and "notes" in content()
+
 
 def test_a_given_tokenizer_is_copied_and_checked(tmp_path, text, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
@@ -144,6 +160,7 @@ def test_another_bpe_is_copied_and_cuts_the_lines(tmp_path, text, lines, kind):
         (["--spm", "m", "--vocab-size", "9"], "would be ignored"),
         (["--bpe", "none", "--vocab-size", "9"], "--vocab-size with --bpe would be ignored"),
         (["--spm", "no.model"], "no.model does not exist"),
+        (["--out", __file__], f"{__file__} is a file"),
     ],
 )
 def test_verb_refuses(tmp_path, text, capsys, flags, message):

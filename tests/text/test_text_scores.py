@@ -56,6 +56,7 @@ def test_parts_of_what_fairseq_generate_wrote(tmp_path, capsys):
         ((generated, tmp_path / "a", "--metrics", "meteor"), "--metrics has 'meteor'"),
         ((tmp_path / "no", tmp_path / "a"), "cannot be read"),
         ((generated, tmp_path / "a", tmp_path / "a"), "Two references are named a"),
+        ((generated, tmp_path / "a", "b="), "'b=' has no file behind its name"),
         ((generated, "--columns", "x"), "--columns without --reference-column"),
         ((generated, tmp_path / "a", "--reference-column", "x"), "ignored without --columns"),
     ]
