@@ -8,7 +8,7 @@
 #
 # Parts, in order; all of them without an argument:
 #   base         fairseq's transformer, English to German, 29,000 rows; every other part starts from it
-#   rows-29000   to French with all rows: all weights, LoRA, adapters, biases, prefix; 3 seeds
+#   rows-29000   to French with all rows: all weights, LoRA, adapters without and with the words, biases, prefix; 3 seeds
 #   rows-3000    the same with 3,000 rows       rows-300   with 300
 #   scratch      to French from random weights, with all rows
 #
@@ -28,7 +28,7 @@ SHARED=${FAIRSEQ_PEFT_SHARED:-$ROOT/../shared}  # where data lie
 RAW=${RAW:-$SHARED/data/multi30k}               # {train,valid,test,test_coco}.{en,de,fr}
 WORK=${WORK:-$ROOT/runs/translation}            # where everything lands
 SEEDS=${SEEDS:-1 2 3}                           # seeds of the runs
-METHODS=${METHODS:-full lora adapter bitfit prefix} # methods
+METHODS=${METHODS:-full lora adapter adapter_words bitfit prefix} # methods; adapter_words: LoRA on the words beside adapters
 JOBS=${JOBS:-1}                                 # runs at once
 THREADS=${THREADS:-$((($(getconf _NPROCESSORS_ONLN) + JOBS - 1) / JOBS))} # CPU threads of each: the cores, shared out
 DEVICE=${DEVICE:-cpu}                           # cpu or cuda
@@ -45,6 +45,7 @@ BEAM=${BEAM:-5}                                 # of the search
 LR_FULL=${LR_FULL:-5e-4}                        # peak learning rates
 LR_LORA=${LR_LORA:-5e-3}                        # rank 16 on all linear maps and the words
 LR_ADAPTER=${LR_ADAPTER:-3e-3}                  # bottleneck 64
+LR_ADAPTER_WORDS=${LR_ADAPTER_WORDS:-$LR_ADAPTER} # the same with LoRA of rank 16 on the words
 LR_BITFIT=${LR_BITFIT:-5e-3}                    # biases
 LR_PREFIX=${LR_PREFIX:-1e-2}                    # 20 positions in each attention
 
@@ -89,6 +90,8 @@ cell() {  # METHOD SEED
   case $1 in
     lora) flags+=(--peft-targets "all-linear,embed_tokens" --lora-rank 16) ;;
     adapter) flags+=(--adapter-bottleneck 64) ;;
+    adapter_words)
+      flags=(--arch transformer_peft --peft "adapter,lora" --adapter-bottleneck 64 --peft-targets embed_tokens --lora-rank 16) ;;
     prefix) flags+=(--prefix-num-tokens 20) ;;
   esac
   adapt "$DATA" "$BASE" "$1" "$2" "${flags[@]}" --lr "$rate" --max-epoch "$epochs" --max-update "$updates" \
