@@ -262,6 +262,7 @@ class Generator:
                     f"The adapter {name!r} was trained without --labels, so there are none to "
                     "choose from. Use fairseq-peft generate."
                 )
+
         names.check_rows(texts, batch_size, window)
         return self._answers(self._named(texts, adapter, check), batch_size, window, answer)
 
