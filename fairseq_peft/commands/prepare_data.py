@@ -205,9 +205,6 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
     labels = corpus.labels
     if args.drop_duplicates:
         corpus = checks.drop_duplicates(corpus)
-        left = {name for row in corpus.rows["train"] for name in corpus.names(row)}
-        if left != set(labels):
-            raise InputError(f"--drop-duplicates leaves no row of {set(labels) - left} in train.")
 
     if subwords is not None:
         texts = (t for row in corpus.rows["train"] for t in (row.text, row.text2) if t)

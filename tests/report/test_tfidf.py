@@ -107,6 +107,34 @@ def test_drop_duplicates(raw, tmp_path):
     assert result["rows"]["train"] == 59
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_drop_duplicates_that_leave_a_class_without_rows(raw, tmp_path, capsys, classes):
+    """Refused as prepare-data does it, whether one class is left or more."""
+    if classes == 3:
+        for split in ("train", "valid"):
+            with (
+                open(raw / f"{split}.review", "a") as texts,
+                open(raw / f"{split}.label", "a") as of,
+            ):
+                texts.write("un roman moyen\n")
+                of.write("2\n")
+    else:
+        rows = list(zip(*((raw / f"train.{part}").read_text().splitlines() for part in PARTS)))
+        held_out = [text for text, label in rows if label == "1"]
+        for part, more in zip(PARTS, (held_out, ["1"] * len(held_out))):
+            with open(raw / f"valid.{part}", "a") as file:
+                file.write("".join(f"{line}\n" for line in more))
+    runs = tmp_path / "runs"
+    command = ["tfidf", str(raw), "--runs", str(runs), "--drop-duplicates", "train"]
+    assert main(command) == 1
+    label = "2" if classes == 3 else "1"
+    assert f"--drop-duplicates leaves no row of {label} in train" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+PARTS = ("review", "label")
+
+
 def break_encoding(raw):
     (raw / "valid.review").write_bytes(b"bon\n\xe9t\xe9\n")
 
