@@ -112,12 +112,9 @@ def test_drop_duplicates_that_leave_a_class_without_rows(raw, tmp_path, capsys, 
     """Refused as prepare-data does it, whether one class is left or more."""
     if classes == 3:
         for split in ("train", "valid"):
-            with (
-                open(raw / f"{split}.review", "a") as texts,
-                open(raw / f"{split}.label", "a") as of,
-            ):
-                texts.write("un roman moyen\n")
-                of.write("2\n")
+            for part, line in zip(PARTS, ("un roman moyen", "2")):
+                with open(raw / f"{split}.{part}", "a") as file:
+                    file.write(f"{line}\n")
     else:
         rows = list(zip(*((raw / f"train.{part}").read_text().splitlines() for part in PARTS)))
         held_out = [text for text, label in rows if label == "1"]

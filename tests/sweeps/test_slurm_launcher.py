@@ -232,6 +232,10 @@ ON_SLURM = ("--launcher", "slurm", "--precision", "fp32")
         ([*ON_SLURM, "--slurm-cpus", "0"], "--slurm-cpus 0: give 1 or more"),
         ([*ON_SLURM, "--slurm-max-requeues", "-1"], "give 0 or more"),
         ([*ON_SLURM, "--slurm-extra", "=x"], "expected NAME=VALUE"),
+        (
+            [*ON_SLURM, "--slurm-extra", "nice=1", "--slurm-extra=--nice=2"],
+            "--slurm-extra nice was given twice",
+        ),
         (list(ON_SLURM), "sbatch is not found"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
