@@ -14,6 +14,7 @@
 #   NAME               the data set's name among the runs (default: the name of RAW, as there)
 #   TEXT_COLUMN, TEXT2_COLUMN, LABEL_COLUMN, HEADER   of a table, as prepare_data.sh had them
 #   SEED, VALID_SHARE, TEST_SHARE   the same, for a file without a split column
+#   KIND, LABEL_SEPARATOR   what a row has, and what stands between its labels, as prepare_data.sh had them
 #   DROP_DUPLICATES    `train` if prepare_data.sh ran with it: the baseline then sees the same rows
 #   OUT                folder of the report (default: RUNS/report)
 #
@@ -35,6 +36,8 @@ HEADER=${HEADER:-}                     # 1 or 0; empty: 1, unless all columns ar
 SEED=${SEED:-}                         # of the split of a file without one
 VALID_SHARE=${VALID_SHARE:-}           # the same
 TEST_SHARE=${TEST_SHARE:-}             # the same
+KIND=${KIND:-}                         # classes, labels or number; empty: classes
+LABEL_SEPARATOR=${LABEL_SEPARATOR:-}   # between the labels of a row; empty: |
 DROP_DUPLICATES=${DROP_DUPLICATES:-}   # train, or empty: keep
 OUT=${OUT:-$RUNS/report}               # where the report goes
 
@@ -60,13 +63,15 @@ if [ -n "$RAW" ]; then
   [ -z "$SEED" ] || options+=(--seed "$SEED")
   [ -z "$VALID_SHARE" ] || options+=(--valid-share "$VALID_SHARE")
   [ -z "$TEST_SHARE" ] || options+=(--test-share "$TEST_SHARE")
+  [ -z "$KIND" ] || options+=(--kind "$KIND")
+  [ -z "$LABEL_SEPARATOR" ] || options+=(--label-separator "$LABEL_SEPARATOR")
   [ -z "$DROP_DUPLICATES" ] || options+=(--drop-duplicates "$DROP_DUPLICATES")
   if [ -e "$RUNS/$NAME/baseline/tfidf/seed1/result.json" ]; then
     echo "the baseline of $NAME is there; delete $RUNS/$NAME/baseline to run it again" >&2
   else
     peft_cli tfidf "$RAW" --runs "$RUNS" --name "$NAME" "${options[@]+"${options[@]}"}"
   fi
-elif [ -n "$NAME$DROP_DUPLICATES$SEED$VALID_SHARE$TEST_SHARE$TEXT_COLUMN$TEXT2_COLUMN$LABEL_COLUMN$HEADER" ]; then
-  die "NAME, DROP_DUPLICATES, SEED, shares and columns are for the baseline and do nothing without RAW"
+elif [ -n "$NAME$KIND$LABEL_SEPARATOR$DROP_DUPLICATES$SEED$VALID_SHARE$TEST_SHARE$TEXT_COLUMN$TEXT2_COLUMN$LABEL_COLUMN$HEADER" ]; then
+  die "NAME, KIND, LABEL_SEPARATOR, DROP_DUPLICATES, SEED, shares and columns are for the baseline and do nothing without RAW"
 fi
 peft_cli report "$RUNS" --out "$OUT"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, default=5, help="passes over train (5)")
     add("--max-update", type=int, default=0, help="stop after so many updates (no limit)")
     add("--batch-size", type=int, default=16, help="rows an update (16)")
-    add("--warmup", type=int, default=6, help="per cent of the updates (6)")
+    add("--warmup", type=per_cent, default=6, help="per cent of the updates (6)")
     add("--precision", choices=NAMES, default="auto", help="(%(default)s: the faster one)")
     add("--subsets", default="valid,test", help="the first chooses the epoch (valid,test)")
     add("--metric", default="accuracy", help="accuracy, macro_f1, mcc, loss, f1_<class> (accuracy)")
@@ -75,6 +76,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def per_cent(text: str) -> float:
+    """A whole number as an int: a plan of an earlier version says ``--warmup 6``."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def check(args) -> None:
     """Raise InputError where flags cannot be meant."""
     for name in ("epochs", "batch_size", "log_interval"):
@@ -85,8 +92,12 @@ def check(args) -> None:
         if not 0 <= getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} {getattr(args, name)}: give a share, 0 to below 1.")
+    for name in ("lr", "lora_alpha"):
+        if not 0 < getattr(args, name) < math.inf:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {getattr(args, name)}: give a positive number.")
     if not 0 <= args.warmup <= 100:
-        raise InputError(f"--warmup {args.warmup}: give per cent of the updates, 0 to 100.")
+        raise InputError(f"--warmup {args.warmup:g}: give per cent of the updates, 0 to 100.")
     knobs = (args.lora_rank, args.lora_alpha, args.lora_dropout)
     if args.method != "lora" and knobs != (8, 16.0, 0.0):
         raise InputError(

@@ -26,8 +26,8 @@ from pathlib import Path
 from fairseq_peft import folders
 from fairseq_peft.errors import InputError
 from fairseq_peft.files import json_of, json_text
-from fairseq_peft.scores import CLASSES, LABELS, METRICS, NUMBER
-from fairseq_peft.text import bpe, tables
+from fairseq_peft.scores import CLASSES, NUMBER
+from fairseq_peft.text import bpe, kinds, tables
 
 SCHEMA = 1
 DONE = "stats.json"  # written last: a folder that has it is finished
@@ -57,17 +57,7 @@ def add_arguments(parser) -> None:
         help="drop rows of train whose text valid or test has",
     )
     parser.add_argument("--max-positions", type=int, default=256, help="of the model (%(default)s)")
-    parser.add_argument(
-        "--kind",
-        choices=list(METRICS),
-        default=CLASSES,
-        help="what a row has: one class, any number of labels, or a number (%(default)s)",
-    )
-    parser.add_argument(
-        "--label-separator",
-        metavar="TEXT",
-        help="between the labels of a row, with --kind labels (|)",
-    )
+    kinds.add_arguments(parser)
     parser.add_argument("--seed", type=int, help="for a file without split column (1)")
     parser.add_argument("--valid-share", type=float, help="the same (0.1)")
     parser.add_argument("--test-share", type=float, help="the same (0.1)")
@@ -127,11 +117,7 @@ def check_options(args) -> None:
             raise InputError(
                 f"{flag} has no effect with {bpe.given(args)}, which is a finished model. Drop one."
             )
-    if args.label_separator is not None and args.kind != LABELS:
-        raise InputError(
-            f"--label-separator has no effect with --kind {args.kind}. Give --kind {LABELS}, or "
-            "drop it."
-        )
+    kinds.check_arguments(args)
     if args.vocab_size is not None and args.vocab_size < 16:
         raise InputError(f"--vocab-size {args.vocab_size}: expected at least 16.")
     if args.max_positions < 8:
@@ -199,9 +185,6 @@ def build_folder(args, corpus, settings: dict, build: Path, subwords, dictionary
     labels = corpus.labels
     if args.drop_duplicates:
         corpus = checks.drop_duplicates(corpus)
-        left = {name for row in corpus.rows["train"] for name in corpus.names(row)}
-        if left != set(labels):
-            raise InputError(f"--drop-duplicates leaves no row of {set(labels) - left} in train.")
 
     if subwords is not None:
         texts = (t for row in corpus.rows["train"] for t in (row.text, row.text2) if t)

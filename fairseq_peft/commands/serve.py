@@ -177,12 +177,8 @@ def classifier(args: argparse.Namespace, folders: dict, limits):
     for folder in folders.values():
         served.check_shares(served.open_folder(folder))
     precision = args.precision and resolve(args.precision)
-    trained = {name: served.precision_of(folder) for name, folder in folders.items()}
-    if precision is None and len(set(trained.values())) > 1:
-        told = ", ".join(f"{name} in {value}" for name, value in trained.items())
-        raise InputError(
-            f"The adapters were trained in different precisions ({told}). Give one (--precision)."
-        )
+    if precision is None:  # before the base is read
+        served.check_precisions({n: served.precision_of(one) for n, one in folders.items()})
     (first, folder), *others = folders.items()
     more = {"precision": precision, "device": args.device}
     found = Classifier.load(

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         args, threads=threads, method="", label="", base=args.base, seed=0, lr=""
     )
     names = cells.usual(args.base) if args.cells is None else args.cells.split()
-    read = cells.read(names, _named(args.cell_flags), _named(args.rates))
+    read = cells.read(names, cells.named(args.cell_flags, "FLAGS"), cells.named(args.rates, "LR"))
     sweep = Sweep(
         knobs=knobs,
         cells=read,
@@ -199,17 +199,3 @@ def _seeds(text):
         raise InputError("A sweep needs seeds, such as 1 2 3.")
     check_twice(seeds, "seed")
     return seeds
-
-
-def _named(given):
-    named = {}
-    for one in given:
-        name, sign, text = one.partition("=")
-        if not sign or not name:
-            raise InputError(f"{one!r}: expected NAME=..., such as lora=1e-3.")
-        if name in named:
-            raise InputError(
-                f"{name}={named[name]} would be ignored beside {one}. Leave one of them out."
-            )
-        named[name] = text
-    return named

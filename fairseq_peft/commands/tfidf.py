@@ -6,7 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from fairseq_peft.text import bpe, tables
+from fairseq_peft.text import bpe, kinds, tables
+from fairseq_peft.text.rows import SEPARATOR
 
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".gz", ".xz")
 logger = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what prepare_data.sh reads: {train,valid,test}.{review,label} in a folder, or a file",
     )
     tables.add_arguments(parser)
+    kinds.add_arguments(parser)
     parser.add_argument("--runs", metavar="RUNS", required=True, help="folder that holds the runs")
     parser.add_argument("--name", help="name of the data set [that of RAW]")
     parser.add_argument(
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fairseq_peft.errors import InputError
-    from fairseq_peft.report.tfidf import Pieces, run_tfidf
+    from fairseq_peft.report.tfidf import Pieces, in_words, run_tfidf
 
     subwords, _ = bpe.from_arguments(args)
     if args.max_tokens is not None and subwords is None:
@@ -62,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or data_name(args.raw)
     reading = {name: getattr(args, name) for name in ("seed", "valid_share", "test_share")}
     reading["columns"] = tables.columns_of(args)
+    kinds.check_arguments(args)
+    reading["kind"], reading["separator"] = args.kind, args.label_separator or SEPARATOR
     drop = args.drop_duplicates == "train"
     result = run_tfidf(args.raw, args.runs, name, drop, pieces, reading)
     logger.info(
-        "%s/baseline/%s: test accuracy %.2f %%, valid %.2f %%, %.1f s, %s",
+        "%s/baseline/%s: %s, %.1f s, %s",
         name,
         result["method"],
-        100 * result["test_accuracy"],
-        100 * result["valid_accuracy"],
+        in_words(result),
         result["seconds"],
         result["method_config"],
     )

@@ -21,7 +21,7 @@ class Options:
     epochs: int = 5
     max_update: int = 0
     batch_size: int = 16
-    warmup: int = 6
+    warmup: float = 6
     precision: str = "fp32"
     subsets: tuple[str, ...] = ("valid", "test")
     metric: str = "accuracy"

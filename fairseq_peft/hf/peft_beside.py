@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fairseq_peft.errors import InputError
 from fairseq_peft.hf import weights
 from fairseq_peft.injection.family import Family, Map
+from fairseq_peft.methods.ia3 import NONE
 from fairseq_peft.models import hf_models, roberta, transformer
 
 
@@ -148,7 +149,7 @@ def _of_folder(model) -> Beside:
         types=("LORA", "IA3", "PROMPT_TUNING", *("PREFIX_TUNING",) * prefixes),
         reasons=reasons,
         targets={"LORA": own["peft_targets"], "IA3": own["ia3_targets"]},
-        feedforward=family.defaults["ia3_feedforward"].split(","),
+        feedforward=[w for w in family.defaults["ia3_feedforward"].split(",") if w != NONE],
         saved=frozenset(),
         transposed=any(isinstance(m, Map) and m.transposed for m in maps),
     )

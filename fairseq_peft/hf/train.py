@@ -157,6 +157,11 @@ def describe(options: Options, found: Prepared) -> dict:
     }
 
 
+def warmup_steps(num_updates: int, warmup: float) -> int:
+    """``warmup`` per cent of the updates, as ``sweeps/knobs.py`` counts them."""
+    return int(num_updates * warmup / 100)
+
+
 def make_trainer(options: Options, model, datasets):
     """Hugging Face's ``Trainer`` with fairseq's batches; its ``record`` is still to be set.
 
@@ -175,7 +180,7 @@ def make_trainer(options: Options, model, datasets):
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.lr,
         lr_scheduler_type="linear",
-        warmup_steps=num_updates * options.warmup // 100,
+        warmup_steps=warmup_steps(num_updates, options.warmup),
         weight_decay=0.01,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",

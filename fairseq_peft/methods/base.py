@@ -5,6 +5,7 @@ Legend: C model dim, F feed-forward dim.
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import dataclass, fields
 
@@ -54,6 +55,11 @@ class Method:
 
     def __init__(self, config: Config | None = None):
         self.config = self.Config() if config is None else config
+        for field in fields(self.config):
+            value = getattr(self.config, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                flag = "--" + flag_name(self.name, field).replace("_", "-")
+                raise InputError(f"{flag} {value} is out of range: give a finite number.")
 
     def inject(self, model: nn.Module, family: Family, generator: torch.Generator) -> None:
         """Change ``model`` in place. New parameters and buffers are the method's own."""

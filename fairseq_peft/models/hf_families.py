@@ -14,6 +14,7 @@ from torch import nn
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection.family import Block, Family, Map, Stack
+from fairseq_peft.methods.ia3 import NONE
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 
@@ -139,10 +140,18 @@ def _t5(config, split):
                 **common,
             ),
         ),
-        defaults=_flags("q,v", "k,v,wo", "wo"),
+        defaults=_flags("q,v", *_t5_ia3(config)),
         head_dim=size,
         num_heads=heads,
     )
+
+
+def _t5_ia3(config) -> tuple[str, str]:
+    """PEFT's table has another line for mT5, where it scales the gate's output; a model without a
+    gate has no such map."""
+    if config.model_type != "mt5":
+        return "k,v,wo", "wo"
+    return "k,v,wi_1" if config.is_gated_act else "k,v", NONE
 
 
 def _bart(config, split):
@@ -161,7 +170,7 @@ def _bart(config, split):
             Stack("encoder", (own, ffn), "embed_tokens", others, entrances=slots),
             Stack("decoder", (own, cross, ffn), "embed_tokens", others, entrances=slots[1:]),
         ),
-        defaults=_flags("q_proj,v_proj", "k_proj,v_proj,fc2", "fc2"),
+        defaults=_flags("q_proj,v_proj", "q_proj,v_proj,fc2", "fc2"),
         learned_positions=True,
         head_dim=config.d_model // config.decoder_attention_heads,
         num_heads=config.decoder_attention_heads,
@@ -222,7 +231,7 @@ def _opt(config, split):
     return HFFamily(
         "hf.model.decoder",
         (Stack("", blocks, "embed_tokens", others, "layers", ("soft_prompt", "prefix")),),
-        defaults=_flags("q_proj,v_proj", "k_proj,v_proj,fc2", "fc2"),
+        defaults=_flags("q_proj,v_proj", "q_proj,k_proj,fc2", "fc2"),
         learned_positions=True,
         head_dim=config.hidden_size // config.num_attention_heads,
         num_heads=config.num_attention_heads,
@@ -237,6 +246,7 @@ def _llama(config, split):
         HFBlock("ffn", ffn, "post_attention_layernorm", end=ffn[-1]),
     )
     heads = config.num_key_value_heads
+    first = "q_proj" if config.model_type.startswith("qwen") else "k_proj"
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return HFFamily(
         "hf.model",
@@ -250,7 +260,7 @@ def _llama(config, split):
                 _slots(config.hidden_size, heads, size),
             ),
         ),
-        defaults=_flags("q_proj,v_proj", "k_proj,v_proj,down_proj", "down_proj"),
+        defaults=_flags("q_proj,v_proj", f"{first},v_proj,down_proj", "down_proj"),
         head_dim=size,
         num_heads=heads,
     )

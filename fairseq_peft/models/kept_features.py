@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from fairseq_peft.layers.dropout import Dropout
+from fairseq_peft.layers.settings import settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ class KeptFeatures:
     """Batches of tokens -> what the frozen layers made of them.
 
     What is kept counts for the tensors that it was computed with, as long as nobody writes to them,
-    by torch's own count of writes, which ``tensor.data`` evades. So models that share their frozen
-    tensors may share this, too; a copy of a model keeps nothing.
+    by torch's own count of writes, which ``tensor.data`` evades, and for the settings of the layers
+    (``layers/settings.py``), their precision among them. So models that share their frozen tensors
+    may share this, too; a copy of a model keeps nothing.
 
     Args:
         limit_bytes: memory to use.
@@ -83,6 +85,7 @@ class KeptFeatures:
             return 0, None
         state = tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in frozen)
         self._states.setdefault(state, frozen)
+        state = (state, settings_below(encoder, number))
         first_only = first_only and number == len(encoder.layers)
 
         def features(batch):
@@ -195,6 +198,13 @@ def frozen_below(encoder) -> tuple[int, list[torch.Tensor]]:
         found += tensors
         number += 1
     return number, found
+
+
+def settings_below(encoder, number: int) -> tuple:
+    """What the embeddings and the first ``number`` layers compute by besides their tensors."""
+    others = [child for child in encoder.children() if child is not encoder.layers]
+    below = [*others, *(encoder.layers[index] for index in range(number))]
+    return (settings(encoder), *(settings(each) for part in below for each in part.modules()))
 
 
 def draws(encoder, number: int) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fairseq_peft.report.cells import points
-from fairseq_peft.report.runs import LeftOut
+from fairseq_peft.report.runs import LeftOut, Run
 from fairseq_peft.report.stats import sampling_error
-from fairseq_peft.scores import has_accuracy
+from fairseq_peft.scores import CLASSES, has_accuracy
 
 
 def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
@@ -55,10 +55,25 @@ def _metrics(rows: list[dict]) -> str:
 
 
 def by_data(rows: list[dict]) -> dict[str, list[dict]]:
-    groups = {}
+    """The rows of each data set; where some are of another kind of task, which nothing can be
+    compared with, those of each kind."""
+    kinds, groups = {}, {}
     for row in rows:
-        groups.setdefault(row["data"], []).append(row)
+        kinds.setdefault(row["data"], set()).add(row["kind"])
+    for row in rows:
+        data, kind = row["data"], row["kind"]
+        groups.setdefault(data if len(kinds[data]) == 1 else f"{data} ({kind})", []).append(row)
     return groups
+
+
+def runs_of(rows: list[dict], runs: list[Run]) -> list[Run]:
+    """The runs of a group of ``by_data``."""
+    data, kind = rows[0]["data"], rows[0]["kind"]
+    return [
+        run
+        for run in runs
+        if run.result["data"] == data and run.result.get("kind", CLASSES) == kind
+    ]
 
 
 def _name(row: dict) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fairseq_peft.report import drawing
 from fairseq_peft.report.drawing import BLACK, BLUE, GREY, ORANGE
+from fairseq_peft.report.footer import by_data, runs_of
 from fairseq_peft.report.references import BASELINE, FULL
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
@@ -30,10 +31,10 @@ def draw_all(runs: list[Run], rows: list[dict], out: Path) -> list[Path]:
         The files ``<data>-accuracy`` (or whatever metric chose the checkpoints), ``-parameters``,
         ``-loss`` and ``-confusion``, PNG and SVG.
     """
-    written, names = [], _file_names(dict.fromkeys(row["data"] for row in rows))
-    for data, stem in names.items():
-        mine = [run.result for run in runs if run.result["data"] == data]
-        my_rows = [row for row in rows if row["data"] == data]
+    written, groups = [], by_data(rows)
+    for data, stem in _file_names(groups).items():
+        my_rows = groups[data]
+        mine = [run.result for run in runs_of(my_rows, runs)]
         with drawing.settings():
             for name, figure in (
                 *curve_figures(data, mine, my_rows).items(),

@@ -132,7 +132,7 @@ def markdown_table(columns: tuple, rows: list[dict]) -> str:
 def _tables(rows: list[dict]):
     """(data, title, columns, rows) of every table, data set after data set."""
     for data, part in by_data(rows).items():
-        kinds = {row["kind"] for row in part}
+        kinds = {row["kind"] for row in part}  # one: by_data parts those of several
         if kinds == {NUMBER}:
             yield data, "correlation and error", NUMBER_COLUMNS, part
         elif kinds == {TEXT}:

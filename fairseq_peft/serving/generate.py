@@ -213,11 +213,15 @@ class Generator:
             InputError: an adapter is unknown, or a flag is not what it should be.
         """
         names.check_rows(texts, batch_size, window)
-        for name in self._writers:
+
+        def check(name):
             combined = self.search_of(name, search)
             if nbest is not None:
                 generation.check_nbest(nbest, combined)
-        return self._beams(self._named(texts, adapter), batch_size, window, nbest, search)
+
+        generation.check_each(search)
+        rows = self._named(texts, adapter, check)
+        return self._beams(rows, batch_size, window, nbest, search)
 
     def _beams(self, rows, batch_size, window, nbest, search):
         def answer(writer, ids):
@@ -252,14 +256,15 @@ class Generator:
             scores = writer.label_scores(ids)
             return [predict.answer(row, writer.labels, CLASSES) for row in scores]
 
-        for name in [adapter] if isinstance(adapter, str) else self._writers:
+        def check(name):
             if not self.labels_of(name):
                 raise InputError(
                     f"The adapter {name!r} was trained without --labels, so there are none to "
                     "choose from. Use fairseq-peft generate."
                 )
+
         names.check_rows(texts, batch_size, window)
-        return self._answers(self._named(texts, adapter), batch_size, window, answer)
+        return self._answers(self._named(texts, adapter, check), batch_size, window, answer)
 
     def _answers(self, rows, batch_size, window, answer, asks=None):
         """What ``answer`` says to a writer and the token ids of some rows, for each row in order;
@@ -277,13 +282,23 @@ class Generator:
                         found[group[i]] = one
             yield from found
 
-    def _named(self, texts, adapter) -> Iterator[tuple[str, str]]:
-        """(text, name of its adapter), with both checked."""
+    def _named(self, texts, adapter, check) -> Iterator[tuple[str, str]]:
+        """(text, name of its adapter), with both checked; adapters by ``check``, too, before the
+        first row where it is known who is named, and no others than those."""
+        checked = set(names.before_rows(self._writers, adapter))
+        for name in checked:
+            check(name)
+        return self._checked(texts, adapter, check, checked)
+
+    def _checked(self, texts, adapter, check, checked):
         for number, text, name in names.of_rows(self._writers, texts, adapter):
             if not isinstance(text, str):
                 raise InputError(
                     f"Row {number} is {repr(text)[:40]}, no text. Give a list of texts."
                 )
+            if name not in checked:
+                check(name)
+                checked.add(name)
             yield text, name
 
 

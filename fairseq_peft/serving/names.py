@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
 from fairseq_peft.errors import InputError
@@ -40,6 +40,19 @@ def only(loaded: Mapping[str, Any]) -> str:
         known = ", ".join(loaded) or "none"
         raise InputError(f"Which adapter? There are {len(loaded)}: {known}. Name one.")
     return next(iter(loaded))
+
+
+def before_rows(
+    loaded: Mapping[str, Any], adapter: Union[str, Iterable[str], None]
+) -> Sequence[str]:
+    """The adapters that rows will name, as far as ``adapter`` says it now: an iterator does not.
+
+    Raises:
+        InputError: None was given, and there is more than one.
+    """
+    if adapter is None or isinstance(adapter, str):
+        return [only(loaded) if adapter is None else adapter]
+    return list(dict.fromkeys(adapter)) if isinstance(adapter, Sequence) else []
 
 
 def check_rows(rows, batch_size: int, window: int) -> None:

@@ -131,6 +131,7 @@ class Classifier:
         self.device = torch.device(device)
         self._allow_other_base = False
         self.precision = precision
+        self._precision_given, self._trained_in = True, {}
         precisions.warn_if_slow(precision, self.device.type == "cuda")  # trained elsewhere, maybe
 
     @classmethod
@@ -156,7 +157,8 @@ class Classifier:
             data: for a checkpoint without folder: where its dict.txt and sentencepiece model are,
                 or the files of another ``--bpe`` (its data folder by default).
             bpe: for a checkpoint without folder: its ``--bpe`` (what ``data`` says by default).
-            precision: fp32, bf16 or fp16 (as in training by default).
+            precision: fp32, bf16 or fp16 (as in training by default: then all adapters have to be
+                trained in the same).
             device: cpu, cuda, ...
             compile: off, on or graphs: as ``--compile`` (``compiling.py``). The rows of each
                 adapter are a pass of their own then.
@@ -182,6 +184,7 @@ class Classifier:
                 "dictionary. Leave one of the two out."
             )
         folder = served.open_folder(adapter)
+        given = precision is not None
         precision = precision or served.precision_of(folder)
         if folder.description["complete"]:
             if base is not None:
@@ -193,6 +196,7 @@ class Classifier:
         found = served.Base(base, folder)
         own = cls(found.model, precision, device, compile)
         own._base, own._allow_other_base = found, allow_other_base
+        own._precision_given = given
         own.add(name, folder)
         return own._ready()
 
@@ -262,7 +266,8 @@ class Classifier:
         """Add the adapter in a folder; the base stays as it is.
 
         Raises:
-            InputError: the name is taken, or the folder does not fit the base.
+            InputError: the name is taken, the folder does not fit the base, or it was trained in
+                another precision than those before it, and none was given.
         """
         names.check_free(self._readers, name)
         if self._base is None:
@@ -272,15 +277,21 @@ class Classifier:
             )
         folder = served.open_folder(folder)
         served.check_shares(folder)
+        trained_in = {**self._trained_in, name: served.precision_of(folder)}
+        if not self._precision_given:
+            served.check_precisions(trained_in)
         reader = self._base.reader(folder, self._allow_other_base)
+        if not self._precision_given:
+            self._compute_in(trained_in[name])
         self._shared.add(name, lambda model: served.build(model, folder).to(self.device))
-        self._readers[name] = reader
+        self._readers[name], self._trained_in = reader, trained_in
 
     def remove(self, name: str) -> None:
         """Remove an adapter; the base stays as it is."""
         self._reader(name)
         self._shared.remove(name)
         del self._readers[name]
+        self._trained_in.pop(name, None)
 
     @property
     def precision(self) -> str:
@@ -293,6 +304,10 @@ class Classifier:
         if value not in precisions.NAMES[1:]:
             where = f" {precisions.INT8}" if value == "int8" else ""
             raise InputError(f"Precision {value!r} is unknown: give fp32, bf16 or fp16.{where}")
+        self._compute_in(value)
+        self._precision_given = True
+
+    def _compute_in(self, value):
         for half in self._shared.halves():
             half.half_dtype = precisions.half(value)
 

@@ -4,7 +4,7 @@ that turns texts into its tokens."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,6 +205,17 @@ def check_shares(found: AdapterFolder) -> None:
 def precision_of(found: AdapterFolder) -> str:
     """That of the training run."""
     return found.description["model"].get("precision") or "fp32"
+
+
+def check_precisions(trained: Mapping[str, str]) -> None:
+    """Raise InputError where adapters, name -> ``precision_of``, were trained in different ones:
+    all of a base compute in the same."""
+    if len(set(trained.values())) > 1:
+        told = ", ".join(f"{name} in {value}" for name, value in trained.items())
+        raise InputError(
+            f"The adapters were trained in different precisions ({told}). Give one (--precision; "
+            "in Python precision=)."
+        )
 
 
 def read_folder(found: AdapterFolder, encoder: Optional[TextEncoder] = None) -> Reader:

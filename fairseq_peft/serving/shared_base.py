@@ -80,7 +80,10 @@ class SharedBase:
 
     def halves(self):
         """What has a ``half_dtype``."""
-        yield self.model.get_submodule(self._switched.root)
+        own = (adapter.model for adapter in self.adapters.values())
+        for model in (self.model, self._plain, *own):
+            if model is not None:
+                yield model.get_submodule(self._switched.root)
 
     def logits(self, tokens: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         """tokens (B, T), names of B adapters -> for each row its logits (classes,)."""

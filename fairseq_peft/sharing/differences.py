@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fairseq_peft.layers.attention import Attend
+from fairseq_peft.layers.settings import settings
 
 #: Modules that call their children one after the other, a new one, too.
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -24,8 +25,8 @@ def copied(model: nn.Module) -> nn.Module:
 
 def differences(base: nn.Module, own: nn.Module, root: str) -> dict[str, nn.Module | None]:
     """Path in the model -> module of ``own``, for the outermost modules below ``root`` that differ
-    from those of ``base`` in more than what is inside of them: of another class, with hooks, or
-    with other tensors.
+    from those of ``base`` in more than what is inside of them: of another class, with hooks, with
+    other tensors, or other settings (``layers/settings.py``).
 
     A module where ``base`` has neither module nor slot is no difference by itself: only what the
     method put elsewhere knows of it (Compacter's rule, which all layers share). With a prefix the
@@ -62,6 +63,7 @@ def _differ(base, own) -> bool:
     return (
         type(own) is not type(base)
         or "forward" in vars(own)
+        or settings(own) != settings(base)
         or own._forward_hooks.keys() != base._forward_hooks.keys()
         or own._forward_pre_hooks.keys() != base._forward_pre_hooks.keys()
         or tensors.keys() != theirs.keys()

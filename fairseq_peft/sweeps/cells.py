@@ -67,7 +67,7 @@ def read(names: list[str], flags: dict[str, str], rates: dict[str, str]) -> list
     check_twice(names, "cell")
     if not names:
         raise InputError("A sweep needs cells, such as pretrained/lora.")
-    flags, rates = _by_key(flags), _by_key(rates)
+    flags, rates = _by_key(flags.items(), "FLAGS"), _by_key(rates.items(), "LR")
     starts = {name: tuple(name.split("/", 1)) for name in names}
     for name, parts in starts.items():
         if len(parts) < 2 or parts[0] not in ("pretrained", "scratch") or not parts[1]:
@@ -110,8 +110,35 @@ def check_twice(given: list, what: str) -> None:
         raise InputError(f"'{listed}' names {twice} twice. Name each {what} once.")
 
 
-def _by_key(given):
-    return {key(name): text for name, text in given.items()}
+def named(given: list[str], variable: str) -> dict[str, str]:
+    """What ``NAME=TEXT`` words say, by ``key``.
+
+    Args:
+        variable: ``LR`` (--rates) or ``FLAGS`` (--cell-flags).
+
+    Raises:
+        InputError: a word is none of these, or two are of one cell.
+    """
+    pairs = []
+    for one in given:
+        name, sign, text = one.partition("=")
+        if not sign or not name:
+            raise InputError(f"{one!r}: expected NAME=..., such as lora=1e-3.")
+        pairs.append((name, text))
+    return _by_key(pairs, variable)
+
+
+def _by_key(pairs, variable):
+    found, names = {}, {}
+    for name, text in pairs:
+        other = names.setdefault(key(name), name)
+        if key(name) in found:
+            raise InputError(
+                f"{_called(variable, key(name))} was given twice: {other}, {name}. Say all of it "
+                "once."
+            )
+        found[key(name)] = text
+    return found
 
 
 def _check_used(given, known, variable, what):

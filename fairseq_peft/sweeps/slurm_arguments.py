@@ -118,7 +118,7 @@ def wishes(args: argparse.Namespace) -> Wishes:
         if not name:
             raise InputError(f"--slurm-extra {one!r}: expected NAME=VALUE, such as exclude=node7.")
         if name in extra:
-            raise InputError(f"--slurm-extra {name} was given twice. Leave one of them out.")
+            raise InputError(f"--slurm-extra {name} was given twice. Give it once.")
         extra[name] = value if sign else True
     given = {
         **{"partition": args.slurm_partition, "account": args.slurm_account},

@@ -7,8 +7,9 @@ import re
 import statistics
 from collections import Counter
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.scores import CLASSES, LABELS, NUMBER
-from fairseq_peft.text.corpus import Corpus
+from fairseq_peft.text.corpus import Corpus, sort_labels
 from fairseq_peft.text.rows import Row, names_of
 
 SPECIAL_TOKENS = {False: 2, True: 4}  # <s> a </s>, and <s> a </s> </s> b </s> for pairs
@@ -44,10 +45,26 @@ def labels_by_text(rows: list[Row]) -> dict[tuple[str, str], set[str]]:
 
 
 def drop_duplicates(corpus: Corpus) -> Corpus:
-    """Without the rows of train whose text valid or test has; valid and test stay as they are."""
+    """Without the rows of train whose text valid or test has; valid and test stay as they are.
+
+    Raises:
+        InputError: what is left of train teaches nothing, or not every class.
+    """
     held_out = {row.key for split in ("valid", "test") for row in corpus.rows.get(split, [])}
     train = [row for row in corpus.rows["train"] if row.key not in held_out]
-    return Corpus({**corpus.rows, "train": train}, corpus.notes, corpus.kind)
+    found = Corpus({**corpus.rows, "train": train}, corpus.notes, corpus.kind)
+    if not train:
+        raise InputError("--drop-duplicates leaves no row in train: valid or test has each text.")
+    left = {name for row in train for name in corpus.names(row)}
+    gone = sort_labels({name for row in corpus.rows["train"] for name in corpus.names(row)} - left)
+    if gone:
+        raise InputError(
+            f"--drop-duplicates leaves no row of {', '.join(gone)} in train. Leave it out, or give "
+            "train other texts."
+        )
+    if corpus.kind == NUMBER and len({float(row.label) for row in train}) < 2:
+        raise InputError("--drop-duplicates leaves equal numbers alone in train. Leave it out.")
+    return found
 
 
 def split_statistics(

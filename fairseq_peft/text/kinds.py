@@ -13,6 +13,30 @@ KIND_NAME = "kind.txt"
 KINDS = (scores.CLASSES, scores.LABELS, scores.NUMBER)
 
 
+def add_arguments(parser) -> None:
+    """What a row of raw data has."""
+    parser.add_argument(
+        "--kind",
+        choices=list(KINDS),
+        default=scores.CLASSES,
+        help="what a row has: one class, any number of labels, or a number (%(default)s)",
+    )
+    parser.add_argument(
+        "--label-separator",
+        metavar="TEXT",
+        help="between the labels of a row, with --kind labels (|)",
+    )
+
+
+def check_arguments(args) -> None:
+    """Raise InputError where a separator would be ignored."""
+    if args.label_separator is not None and args.kind != scores.LABELS:
+        raise InputError(
+            f"--label-separator has no effect with --kind {args.kind}. Give --kind "
+            f"{scores.LABELS}, or drop it."
+        )
+
+
 def kind_of(data: str | Path) -> str:
     """The kind of the rows of a data folder.
 

@@ -197,6 +197,9 @@ def test_a_base_of_another_dictionary_is_refused(place, tmp_path):
         (["--epochs", "0"], "--epochs 0"),
         (["--dropout", "1"], "--dropout 1.0"),
         (["--warmup", "101"], "--warmup 101"),
+        (["--warmup", "nan"], "--warmup nan"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--method", "lora", "--lora-alpha", "inf"], "--lora-alpha inf"),
         (["--lora-rank", "4"], "would be ignored"),
         (["--subsets", "test"], "--subsets test"),
         (["--precision", "fp16"], "--precision fp16 is not for this trainer"),
@@ -207,6 +210,21 @@ def test_bad_flags_are_one_sentence(flags, message, place, capsys):
     assert cli.main([*words, *flags]) == 1
     told = capsys.readouterr().err
     assert message in told and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "updates"),
+    [("2.5", "2.5", 5), ("6", "6", 12), ("6.0", "6", 12), ("0", "0", 0)],
+)
+def test_warmup_is_per_cent_as_for_finetune(place, tmp_path, monkeypatch, text, said, updates):
+    """Parts of one, too; a whole number is the plan's that it always was."""
+    asked = []
+    monkeypatch.setattr(finetune_hf, "run", lambda options, *_: asked.append(options) or "done")
+    words = [str(place / "demo"), str(place / "converted"), "--save-dir", str(tmp_path / "run")]
+    assert cli.main(["finetune-hf", *words, "--precision", "fp32", "--warmup", text]) == 0
+    (options,) = asked
+    assert f"{options.warmup}" == said
+    assert train.warmup_steps(200, options.warmup) == updates
 
 
 def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatch):

@@ -3,10 +3,15 @@ does not go together is refused."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Optional
+
 import pytest
 import torch
 
 from fairseq_peft import methods
+from fairseq_peft.errors import InputError
+from fairseq_peft.methods.base import field_types, flag_name
 
 
 def test_methods_do_not_disturb_each_other(build):
@@ -42,6 +47,36 @@ def test_bad_settings_are_refused(build, name, given, message):
     with pytest.raises(ValueError) as error:
         build(**{"peft": name, **given})
     assert message in str(error.value)
+
+
+NUMBERS = [
+    (name, flag_name(name, field))
+    for name in methods.available()
+    for field in fields(methods.get(name).Config)
+    if field_types(methods.get(name).Config)[field.name] in (float, Optional[float])
+]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("name, flag", NUMBERS, ids=[flag for _, flag in NUMBERS])
+def test_a_knob_that_is_no_finite_number_is_refused(name, flag, value):
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')}"):
+        methods.setting(name, {flag: value})
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "name, flag, text",
+    [
+        ("adapter", "adapter_scaling", "{}"),
+        ("compacter", "compacter_scaling", "{}"),
+        ("lora", "lora_alpha_pattern", "fc1={}"),
+        ("dora", "lora_alpha_pattern", "fc1={}"),
+    ],
+)
+def test_nor_is_one_within_a_text(build, name, flag, text, value):
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')}"):
+        build(name, **{flag: text.format(value)})
 
 
 def test_a_combination_starts_each_part_as_it_starts_alone(build):

@@ -15,6 +15,7 @@ from fairseq_peft import methods  # noqa: E402
 from fairseq_peft.checkpoints import slim  # noqa: E402
 from fairseq_peft.models.encoder import EncoderLayer  # noqa: E402
 from fairseq_peft.models.kept_features import KeptFeatures  # noqa: E402
+from fairseq_peft.sharing.differences import copied  # noqa: E402
 
 SETTINGS = {
     **{
@@ -147,6 +148,31 @@ def test_what_may_have_changed_is_computed_anew(build, batch, logits, computed, 
     computed.clear()
     assert torch.equal(logits(model, batch), logits(fresh, batch))
     assert len(computed) == 4
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda encoder: setattr(encoder, "half_dtype", torch.bfloat16),
+        lambda encoder: setattr(encoder, "embed_scale", 2.0),
+        lambda encoder: setattr(encoder.layers[0], "activation_fn", torch.relu),
+        lambda encoder: setattr(encoder.layers[1].final_layer_norm, "eps", 0.5),
+    ],
+    ids=["precision", "scale", "activation", "eps"],
+)
+def test_models_of_other_settings_do_not_share(build, batch, logits, change, training):
+    """Around the same tensors, with one memory, as members of one process have it."""
+    first = build("head_only", frozen_dropout="off").train(training)
+    first.keep_features(KeptFeatures(10**6, in_training=True))
+    other, by_itself = copied(first), copied(first)
+    other.encoder.sentence_encoder.kept = first.encoder.sentence_encoder.kept
+    by_itself.keep_features(KeptFeatures(10**6, in_training=True))
+    for model in (other, by_itself):
+        change(model.encoder.sentence_encoder)
+    for _ in range(2):
+        assert not torch.equal(logits(first, batch), logits(by_itself, batch))
+        assert torch.equal(logits(other, batch), logits(by_itself, batch))
 
 
 def test_memory_stays_below_the_limit(build, batch, logits, computed):

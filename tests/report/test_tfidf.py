@@ -8,6 +8,7 @@ import pytest
 from fairseq_peft.cli import main
 from fairseq_peft.report import tfidf
 from fairseq_peft.report.runs import find_runs
+from fairseq_peft.runs import predictions
 from fairseq_peft.text import bpe, corpus, raw_text
 
 GOOD, BAD = ["superbe", "magnifique", "touchant"], ["ennuyeux", "lourd", "raté"]
@@ -105,6 +106,31 @@ def test_drop_duplicates(raw, tmp_path):
     assert main(command) == 0
     result = json.loads((runs / "raw/baseline/tfidf/seed1/result.json").read_text())
     assert result["rows"]["train"] == 59
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_drop_duplicates_that_leave_a_class_without_rows(raw, tmp_path, capsys, classes):
+    """Refused as prepare-data does it, whether one class is left or more."""
+    if classes == 3:
+        for split in ("train", "valid"):
+            for part, line in zip(PARTS, ("un roman moyen", "2")):
+                with open(raw / f"{split}.{part}", "a") as file:
+                    file.write(f"{line}\n")
+    else:
+        rows = list(zip(*((raw / f"train.{part}").read_text().splitlines() for part in PARTS)))
+        held_out = [text for text, label in rows if label == "1"]
+        for part, more in zip(PARTS, (held_out, ["1"] * len(held_out))):
+            with open(raw / f"valid.{part}", "a") as file:
+                file.write("".join(f"{line}\n" for line in more))
+    runs = tmp_path / "runs"
+    command = ["tfidf", str(raw), "--runs", str(runs), "--drop-duplicates", "train"]
+    assert main(command) == 1
+    label = "2" if classes == 3 else "1"
+    assert f"--drop-duplicates leaves no row of {label} in train" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+PARTS = ("review", "label")
 
 
 def break_encoding(raw):
@@ -245,3 +271,84 @@ def test_bad_flags_of_pieces(raw, tmp_path, capsys, flags, said):
     assert main(["tfidf", str(raw), "--runs", str(tmp_path / "runs"), *flags]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def write_kind(folder, kind, separator="|"):
+    """What the words of a text say: GOOD and BAD are labels of their own, or add to a number."""
+    rng = random.Random(2)
+    folder.mkdir()
+    for split, size in {"train": 80, "valid": 30, "test": 40}.items():
+        lines = ["text\tlabel"]
+        for number in range(size):
+            chosen = [name for bit, name in ((1, "good"), (2, "bad")) if number & bit]
+            words = rng.choices(NEUTRAL, k=6) + [f"{split}{number}x"]
+            words += [rng.choice(GOOD if name == "good" else BAD) for name in chosen]
+            value = 3.0 + 1.5 * ("good" in chosen) - 2 * ("bad" in chosen)
+            label = separator.join(chosen) if kind == "labels" else f"{value}"
+            lines.append(" ".join(words) + f"\t{label}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "separator", "metric", "trained"),
+    [("labels", "|", "micro_f1", 2), ("labels", ";", "micro_f1", 2), ("number", "|", "pearson", 1)],
+)
+def test_labels_and_numbers(raw, tmp_path, capsys, kind, separator, metric, trained):
+    """Read as prepare-data reads them, chosen by what chooses a run, and shown by the same
+    scores."""
+    folder, runs = write_kind(tmp_path / "d", kind, separator), tmp_path / "runs"
+    words = ["tfidf", str(folder), "--runs", str(runs), "--kind", kind]
+    words += [] if separator == "|" else ["--label-separator", separator]
+    assert main(words) == 0
+    (run,), _ = find_runs(runs)
+    result = run.result
+    assert result["kind"] == kind and result["chosen_by"]["metric"] == metric
+    assert result["labels"] == (["bad", "good"] if kind == "labels" else [])
+    assert result["best_value"] > 0.95 and result[f"test_{metric}"] > 0.95
+    assert (result["test_accuracy"] is None) == (kind == "number")
+    vocabulary = len(GOOD + BAD + NEUTRAL) + 80
+    assert result["trainable_parameters"] == trained * (vocabulary + 1)
+    found = predictions.read(run.path / predictions.NAME)
+    target, predicted = found.target["test"], found.predicted["test"]
+    assert target.shape == predicted.shape == ((40, 2) if kind == "labels" else (40,))
+    capsys.readouterr()
+    assert main(["report", str(runs)]) == 0
+    told = capsys.readouterr().out
+    titles = {"labels": "d: F1 of labels", "number": "d: correlation and error"}
+    assert titles[kind] in told and "macro-F1 and MCC" not in told
+
+
+def test_a_label_that_all_rows_of_train_have(tmp_path, raw):
+    folder = write_kind(tmp_path / "d", "labels")
+    for path in folder.iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join([lines[0], *(f"{line}|all" for line in lines[1:])]) + "\n")
+    assert main(["tfidf", str(folder), "--runs", str(tmp_path / "runs"), "--kind", "labels"]) == 0
+    (run,), _ = find_runs(tmp_path / "runs")
+    assert run.result["labels"] == ["all", "bad", "good"]
+    found = predictions.read(run.path / predictions.NAME)
+    assert found.predicted["test"][:, 0].all() and run.result["test_micro_f1"] > 0.95
+
+
+def test_kinds_of_one_data_set_have_tables_of_their_own(raw, tmp_path, capsys):
+    """A baseline of one class a row beside runs with labels: two things, not two methods."""
+    folder, runs = write_kind(tmp_path / "d", "labels"), tmp_path / "runs"
+    assert main(["tfidf", str(folder), "--runs", str(runs), "--kind", "labels"]) == 0
+    (runs / "d/baseline/tfidf").rename(runs / "d/baseline/of-labels")
+    path = runs / "d/baseline/of-labels/seed1/result.json"
+    path.write_text(path.read_text().replace('"method": "tfidf"', '"method": "of-labels"'))
+    assert main(["tfidf", str(raw), "--runs", str(runs), "--name", "d"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(runs)]) == 0
+    told = capsys.readouterr().out
+    for title in ("d (labels): F1 of labels", "d (classes): macro-F1 and MCC"):
+        assert title in told
+    table = told[told.index("d (labels): F1 of labels") :].split("\n\n")[0]
+    assert "of-labels" in table and "tfidf" not in table
+
+
+def test_a_separator_that_would_be_ignored(raw, tmp_path, capsys):
+    words = ["tfidf", str(raw), "--runs", str(tmp_path / "runs"), "--label-separator", ";"]
+    assert main(words) == 1
+    assert "--label-separator has no effect with --kind classes" in capsys.readouterr().err

@@ -28,9 +28,18 @@ def test_the_baseline_reads_what_prepare_data_read(tmp_path, raw, name):
     assert line.endswith(f" --name {name} --label-column y --seed 3 --valid-share 0.2")
 
 
+def test_the_baseline_is_told_what_a_row_has(tmp_path):
+    (tmp_path / "books").mkdir()
+    done = compare(tmp_path, RAW="books", KIND="labels", LABEL_SEPARATOR=";")
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if " tfidf " in line)
+    assert line.endswith(" --name books --kind labels --label-separator \\;")
+
+
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
+        ({"KIND": "labels"}, "do nothing without RAW"),
         ({"RAW": "no.tsv"}, "RAW='no.tsv' does not exist"),
         ({"TEST_SHARE": "0.2"}, "do nothing without RAW"),
     ],

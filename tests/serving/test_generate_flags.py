@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,3 +155,82 @@ def test_texts_and_adapters():
         generator.generate(["a text"])
     with pytest.raises(InputError, match="There is no adapter 'x'. Loaded: none"):
         generator.generate(["a text"], "x")
+
+
+class StubWriter:
+    """In place of a ``Writer``: it answers every text with its ids, in as many beams as asked."""
+
+    num_cut = 0
+
+    def __init__(self, labels=(), **kept):
+        self.kept, self.labels = kept, list(labels)
+
+    def check(self, search):
+        pass
+
+    def ids(self, text):
+        return [4] * len(text.split())
+
+    def search(self, **search):
+        return SimpleNamespace(**search)
+
+    def longest_answer(self, length, flags):
+        return length
+
+    def hypotheses(self, rows, flags):
+        tokens = torch.tensor([4, 2])
+        return [[{"tokens": tokens, "score": 0.0}] * getattr(flags, "beam", 5) for _ in rows]
+
+    def text(self, tokens):
+        return "told"
+
+    def label_scores(self, rows):
+        return torch.zeros(len(rows), len(self.labels))
+
+
+def generator_of(**adapters):
+    found = Generator(None, "cpu", False)
+    found._writers.update(adapters)
+    return found
+
+
+@pytest.mark.parametrize("ways", [list, tuple, iter, str], ids=lambda way: way.__name__)
+def test_an_adapter_is_not_refused_for_what_another_has_kept(ways):
+    """Whether it is named once, or row by row, or by an iterator."""
+    generator = generator_of(
+        short=StubWriter(max_len_b=20), long=StubWriter(min_len=50, max_len_b=300)
+    )
+
+    def named(name):
+        return name if ways is str else ways([name] * 2)
+
+    found = generator.generate(["a", "b c"], named("short"), max_len_b=30)
+    assert [row.text for row in found] == ["told"] * 2
+    with pytest.raises(InputError, match="min_len 50 is more than max_len_b 30"):
+        generator.generate(["a", "b"], named("long"), max_len_b=30)
+    generator = generator_of(many=StubWriter(beam=5), drawn=StubWriter(sampling=True))
+    assert [len(row) for row in generator.beams(["a", "b"], named("many"), nbest=3)] == [3, 3]
+    with pytest.raises(InputError, match="nbest 3: give at most the number of beams, 1"):
+        list(generator.beams(["a", "b"], named("drawn"), nbest=3))
+
+
+@pytest.mark.parametrize("ways", [list, iter, str], ids=lambda way: way.__name__)
+def test_labels_are_chosen_beside_an_adapter_without(ways):
+    generator = generator_of(labels=StubWriter(labels=["no", "yes"]), free=StubWriter())
+
+    def named(name):
+        return name if ways is str else ways([name])
+
+    (found,) = generator.predictions(["a"], named("labels"))
+    assert found.label == "no"
+    with pytest.raises(InputError, match="'free' was trained without --labels"):
+        list(generator.predictions(["a"], named("free")))
+
+
+def test_what_is_named_is_refused_before_the_first_text_is_read():
+    generator = generator_of(short=StubWriter(), long=StubWriter(min_len=50))
+    for adapter in ("long", ["short", "long"], None):
+        with pytest.raises(InputError):
+            generator.beams(iter(()), adapter, max_len_b=30)
+    with pytest.raises(InputError, match="There is no adapter 'other'"):
+        generator.beams(iter(()), "other")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from families import Roberta
 from helpers import TOLERANCE
+from products import Products
 from settings import collect, identifier
 from torch import nn
 
@@ -247,6 +248,27 @@ def test_whatever_a_method_changes_is_found(build, batch, change):
     assert (shared.adapters["own"].model is None) == cut
     models = {"own": own.eval(), "plain": build(seed=1)}
     check_rows(shared, batch, models, ["own", "plain", "own", "plain"])
+
+
+@pytest.mark.parametrize("change", ["attention", "layers"])
+def test_what_has_a_pass_of_its_own_computes_in_the_precision_of_all(build, batch, change):
+    """Whether it came before the precision was set or after."""
+    apply, _ = CHANGES[change]
+    shared = SharedBase(build(seed=1), FAMILY.root)
+
+    def changes(copied):
+        apply(copied)
+        return copied.classification_heads["head"]
+
+    shared.add("before", changes)
+    for half in shared.halves():
+        half.half_dtype = torch.bfloat16
+    shared.add("after", changes)
+    for name in ("before", "after"):
+        assert shared.adapters[name].model is not None
+        with Products() as products:
+            shared.logits(batch, [name] * len(batch))
+        assert products.count[torch.bfloat16] >= 12  # 6 maps in each of 2 layers
 
 
 def test_a_change_within_anothers_has_a_pass_of_its_own(build, batch):

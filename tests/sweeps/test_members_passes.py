@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import TOLERANCE
@@ -12,6 +14,7 @@ from fairseq_peft.sweeps.members.group import Group
 from fairseq_peft.sweeps.members.joint import Joint, share
 from fairseq_peft.sweeps.members.task import Asking, Backward, Forward
 from fairseq_peft.sweeps.members.turns import Turn
+from fairseq_peft.sweeps.members.waves import waves
 
 
 def raises(*unused):
@@ -199,6 +202,46 @@ def test_a_member_that_fails_midway_ends_alone(dictionary, tmp_path, together):
     for number in (0, 2):
         assert losses[number] == pytest.approx(expected[number], rel=1e-4)
     assert len(set(expected[0])) == 3
+
+
+def alike_but_for(dictionary, change, peft="lora"):
+    """Three members, around one base; ``change`` is made to the encoder of the second one."""
+    models = members(dictionary, peft, dict.fromkeys(DROPOUT, 0.0))
+    change(models[1].encoder.sentence_encoder)
+    return models
+
+
+@pytest.mark.parametrize("together", ["always", "auto", "never"])
+@pytest.mark.parametrize("peft", ["lora", "head_only"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda encoder: setattr(encoder, "half_dtype", torch.bfloat16),
+        lambda encoder: setattr(encoder.layers[1], "activation_fn", torch.relu),
+        lambda encoder: setattr(encoder.layers[0].final_layer_norm, "eps", 0.5),
+    ],
+    ids=["precision", "activation", "eps"],
+)
+def test_each_member_computes_by_its_own_settings(
+    dictionary, logits, tmp_path, change, peft, together
+):
+    """What is no tensor is part of a model, too: its precision, what it computes with."""
+    models = alike_but_for(dictionary, change, peft)
+    (tokens,) = batches(dictionary, 1)
+    expected = [float(logits(model, tokens).square().sum()) for model in models]
+    assert expected[1] != pytest.approx(expected[0], rel=1e-4)
+    losses, _ = run(models, [tokens] * 3, together, tmp_path)
+    assert [own[0] for own in losses] == pytest.approx(expected, rel=1e-5)
+
+
+def test_members_of_one_precision_stay_together(dictionary):
+    """Beside one of another."""
+    models = alike_but_for(dictionary, lambda encoder: setattr(encoder, "half_dtype", torch.half))
+    (tokens,) = batches(dictionary, 1)
+    requests = [Forward(model, tokens, "head", streams()[0], False) for model in models]
+    turns = [SimpleNamespace(request=request) for request in requests]
+    found = [wave for wave, _ in waves(turns, "always", lambda requests: True)]
+    assert found == [[turns[0], turns[2]], [turns[1]]]
 
 
 def test_models_that_cannot_be_joined_run_one_by_one(dictionary, tmp_path, monkeypatch, caplog):

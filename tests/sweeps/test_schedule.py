@@ -110,8 +110,31 @@ def test_cells_have_methods_flags_and_rates():
         (["pretrained/lora"], {}, {"LORA": "-1"}, "'-1' is no learning rate"),
         (["pretrained/lora"], {}, {"LORA": "1e-3 1e-3"}, "names 1e-3 twice"),
         (["pretrained/lora"], {"LORA": "--x 'y"}, {}, "FLAGS_LORA. cannot be read"),
+        (
+            ["pretrained/lora"],
+            {},
+            {"lora": "1e-3", "LORA": "2e-3"},
+            "--rates lora= .LR_LORA. was given twice: lora, LORA",
+        ),
+        (
+            ["pretrained/lora+ia3"],
+            {"lora+ia3": "--lora-rank 2", "lora,ia3": "--lora-rank 4"},
+            {},
+            "--cell-flags lora_ia3= .FLAGS_LORA_IA3. was given twice",
+        ),
     ],
 )
 def test_what_cannot_be_a_cell_is_named(names, flags, rates, message):
     with pytest.raises(InputError, match=message):
         cells.read(names, flags, rates)
+
+
+@pytest.mark.parametrize("variable, flag", [("LR", "--rates"), ("FLAGS", "--cell-flags")])
+def test_what_the_command_line_names_twice_is_refused(variable, flag):
+    """Nothing of what was said is lost without a word."""
+    assert cells.named(["lora=1 2", "adapter=3"], variable) == {"LORA": "1 2", "ADAPTER": "3"}
+    for given in (["lora=1", "lora=2"], ["lora=1", "LORA=1"]):
+        with pytest.raises(InputError, match=rf"{flag} lora= \({variable}_LORA\) was given twice"):
+            cells.named(given, variable)
+    with pytest.raises(InputError, match="'1e-3': expected NAME=..."):
+        cells.named(["1e-3"], variable)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fairseq_peft.errors import InputError
 from fairseq_peft.text import checks
 from fairseq_peft.text.corpus import Corpus, Row, read_corpus
 
@@ -101,3 +102,22 @@ def test_odd_labels_are_said():
     assert "1 classes have one row in train (1.5)" in single
     assert "2 classes have no row in valid (0.5, 1.5)" in missing
     assert checks.label_warnings({"train": {"labels": {"a": 2, "b.5": 2}}}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "said"),
+    [
+        ("classes", ("b", "c", "a"), "leaves no row of b in train"),
+        ("labels", ("b a", "a", "a"), "leaves no row of b in train"),
+        ("number", ("1.0", "2.0", "2.0"), "leaves equal numbers alone in train"),
+    ],
+)
+def test_what_no_row_is_left_of_is_refused(kind, labels, said):
+    """The first row of train is in valid, too."""
+    train = [Row(text, label) for text, label in zip(("one", "two", "three"), labels)]
+    rows = {"train": train, "valid": [Row("one", labels[0])]}
+    with pytest.raises(InputError, match=said):
+        checks.drop_duplicates(Corpus(rows, kind=kind))
+    rows["valid"] += train[1:]
+    with pytest.raises(InputError, match="--drop-duplicates leaves no row in train"):
+        checks.drop_duplicates(Corpus(rows, kind=kind))

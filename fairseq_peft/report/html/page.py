@@ -13,7 +13,7 @@ from fairseq_peft import __version__
 from fairseq_peft.errors import InputError
 from fairseq_peft.report import cells
 from fairseq_peft.report.comparisons import verdict
-from fairseq_peft.report.footer import by_data, footer_lines
+from fairseq_peft.report.footer import by_data, footer_lines, runs_of
 from fairseq_peft.report.html import against, chart, charts, examples, origins
 from fairseq_peft.report.html.words import headline, name_of, score_of
 from fairseq_peft.report.references import BASELINE, without_drawn
@@ -167,7 +167,7 @@ def render(runs, rows, left_out, root: Path, with_texts: bool = True) -> str:
     )
     digest = hashlib.sha256(script.encode()).digest()
     sections = [
-        section(draw, data, part, [run for run in runs if run.result["data"] == data], with_texts)
+        section(draw, data, part, runs_of(part, runs), with_texts)
         for data, part in by_data(rows).items()
     ]
     return environment.get_template("page.html.j2").render(
@@ -209,7 +209,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     """What the template shows of one data set."""
     score = score_of(rows)
     results = [run.result for run in runs]
-    judged = has_accuracy(rows[0]["kind"])
+    judged = has_accuracy(rows[0]["kind"])  # that of all, as by_data parts them
     whole = without_drawn(rows)
     panels, panels_note = charts.curves(draw, whole, results)
     differ, shared = origins.differing(rows, runs)

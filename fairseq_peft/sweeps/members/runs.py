@@ -13,6 +13,9 @@ from fairseq_peft import compiling
 from fairseq_peft.errors import InputError
 from fairseq_peft.sweeps.members.group import Group
 
+#: Flags of fairseq's whose service takes the runs of one process for one.
+ONE_A_PROCESS = ("wandb_project", "azureml_logging", "aim_repo")
+
 
 def train_all(commands: list[list[str]], together: str = "auto") -> dict[str, str]:
     """Train all; each logs to train.log in its save directory.
@@ -70,6 +73,13 @@ def check(configs: list) -> None:
                 f"Members share their passes, whose pieces differ from batch to batch: no graph of "
                 f"--compile {choice} would serve twice. Leave it out, or run it with fairseq-train."
             )
+        for name in ONE_A_PROCESS:
+            if given := getattr(cfg.common, name, None):
+                flag = f"--{name.replace('_', '-')}" + ("" if given is True else f" {given}")
+                raise InputError(
+                    f"{flag} knows one run a process, and members share theirs: each would log "
+                    "into the others' run. Use --tensorboard-logdir, or run it with fairseq-train."
+                )
         if cfg.distributed_training.distributed_world_size > 1:
             raise InputError(
                 "Members share one device, and --distributed-world-size is "

@@ -1,9 +1,9 @@
 """Programs in one process that take turns, each with module state of its own.
 
 fairseq keeps a run's state in module globals: meters, the best score so far, the random numbers of
-torch, numpy and Python, the stream it logs to. A ``Turn`` is a thread that runs only while somebody
-waits in ``resume``, and has all of these to itself then. So fairseq's own ``main`` runs for each
-member as it is, and none sees anything of another.
+torch, numpy and Python, the stream it logs to, TensorBoard's writers. A ``Turn`` is a thread that
+runs only while somebody waits in ``resume``, and has all of these to itself then. So fairseq's own
+``main`` runs for each member as it is, and none sees anything of another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TextIO
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
-from fairseq.logging import metrics
+from fairseq.logging import metrics, progress_bar
 from fairseq_cli import train
 
 from fairseq_peft.errors import InputError
@@ -100,6 +100,7 @@ class Turn:
             self.error = f"{type(error).__name__}: {error}"
             traceback.print_exc(file=self._log)
         finally:
+            progress_bar._close_writers()
             self._log.flush()
             self._paused.release()
 
@@ -114,6 +115,7 @@ def _fresh(argv, log) -> dict:
             collections.defaultdict(int, default=1),
         ],
         "remembered": [{} for _ in _REMEMBERING],
+        "writers": {},
         "random": _random_state(),
         "argv": [train.__file__, *argv],
         "log": (log, log, log),
@@ -126,6 +128,7 @@ def _swap(new: dict) -> dict:
     old = {
         "metrics": [getattr(metrics, name) for name in _METRICS],
         "remembered": [dict(vars(function)) for function in _REMEMBERING],
+        "writers": progress_bar._tensorboard_writers,
         "random": _random_state(),
         "argv": sys.argv,
         "log": (sys.stdout, sys.stderr, handler and handler.stream),
@@ -135,6 +138,7 @@ def _swap(new: dict) -> dict:
     for function, value in zip(_REMEMBERING, new["remembered"]):
         vars(function).clear()
         vars(function).update(value)
+    progress_bar._tensorboard_writers = new["writers"]
     _set_random_state(new["random"])
     sys.argv = new["argv"]
     sys.stdout, sys.stderr, stream = new["log"]

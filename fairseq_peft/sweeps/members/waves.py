@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fairseq_peft.sweeps.members.joint import positions_before
+from fairseq_peft.layers.settings import settings
+from fairseq_peft.sweeps.members.joint import ROOT, positions_before
 from fairseq_peft.sweeps.members.turns import Turn
 
 #: Tokens of one joint pass, at most: they are in memory at once.
@@ -51,7 +52,8 @@ def _kind(request) -> tuple:
     # Where heads read <s> alone, the last layer computes, and draws, less.
     first = request.model.classification_heads[request.head].pooler == "first"
     model = request.model
-    return request.trains, model.training, request.head, first, positions_before(model)
+    of_all = settings(model.get_submodule(ROOT))  # the precision among them
+    return request.trains, model.training, request.head, first, positions_before(model), of_all
 
 
 def _limited(turns):
