@@ -4,6 +4,7 @@ traceback."""
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import threading
 
@@ -63,8 +64,17 @@ def _printable(text: str) -> str:
     )
 
 
+def is_command(program: str) -> bool:
+    """Whether ``program``, a process's first word, is a command of fairseq's or this package's:
+    ``fairseq-train``, ``python -m fairseq_cli.train``. Else it is somebody's own script."""
+    folder, name = os.path.split(program)
+    its_folder = os.path.basename(os.path.realpath(folder or "."))
+    return name.startswith("fairseq-") or its_folder in ("fairseq_cli", "fairseq_peft")
+
+
 def install_excepthook(program: str = "fairseq_peft") -> None:
-    """Show an uncaught ``InputError``, or a file that cannot be written, as one line on stderr.
+    """Show an uncaught ``InputError``, or a file that cannot be written, as one line on stderr,
+    where the process is a command. Who writes a script of their own sees where it failed.
 
     The exit status stays 1.
     """
@@ -74,7 +84,7 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
 
     def show(kind, error, traceback):
         text = sentence(error, "another place (--save-dir)")
-        if text is None:
+        if text is None or not is_command(sys.argv[0]):
             previous(kind, error, traceback)
         else:
             sys.stderr.write(f"{program}: error: {text}\n")

@@ -1,0 +1,46 @@
+"""An uncaught InputError: a sentence from a command, a traceback from somebody's own script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fairseq_peft.errors import is_command
+
+SCRIPT = """
+from fairseq_peft.errors import InputError, install_excepthook
+install_excepthook()
+def helper():
+    raise InputError("There is no adapter 'zz'.")
+helper()
+"""
+
+
+@pytest.mark.parametrize(
+    "program, expected",
+    [
+        ("/usr/bin/fairseq-train", True),
+        ("fairseq-hydra-train", True),
+        ("/usr/bin/fairseq-peft", True),
+        ("/lib/fairseq_cli/train.py", True),
+        ("/lib/fairseq_peft/cli.py", True),
+        ("/home/me/train.py", False),
+        ("train.py", False),
+        ("-c", False),
+        ("", False),
+    ],
+)
+def test_a_command_is_told_from_a_script(program, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_command(program) == expected
+
+
+@pytest.mark.parametrize("name, traceback", [("fairseq-train", False), ("mine.py", True)])
+def test_who_writes_a_script_sees_where_it_failed(tmp_path, name, traceback):
+    (tmp_path / name).write_text(SCRIPT)
+    done = subprocess.run([sys.executable, tmp_path / name], capture_output=True, text=True)
+    assert done.returncode == 1 and "There is no adapter 'zz'." in done.stderr
+    assert ("Traceback" in done.stderr) == ("in helper" in done.stderr) == traceback
+    assert (done.stderr.count("\n") == 1) != traceback
