@@ -183,8 +183,9 @@ def _indices(path, names, columns, needs):
     found = {}
     for name in ("text", "label", "text2", "split"):
         wanted = given.get(name, name)
-        # Whoever names the column of texts names that of the second ones, too.
-        is_there = wanted in names and not (name == "text2" and "text" in given)
+        is_there = wanted in names
+        if name == "text2" and is_there:  # unless a flag has said that it is something else
+            is_there = names.index(wanted) not in found.values() and wanted not in given.values()
         if name not in needs and (name == "label" or (name not in given and not is_there)):
             continue
         if wanted.isdigit() and 0 < int(wanted) <= len(names):
@@ -267,7 +268,7 @@ def _read_json(path, reader, columns, needs):
     names = {name: given.get(name, name) for name in ("text", "label", "text2", "split")}
     if "label" not in needs:
         del names["label"]
-    if "text" in given and "text2" not in given:
+    if "text2" not in given and "text2" in given.values():  # it is something else
         del names["text2"]
     needs = (*needs, *(name for name in given if name in names and name not in needs))
     records, first = [], None

@@ -164,3 +164,40 @@ def test_rows_as_they_stand(tmp_path):
     path.write_text(content)
     table = read(path, Reader(), Columns("avis"), ("text",))
     assert "\n".join([table.header, *(record.raw for record in table.records), ""]) == content
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("columns", "texts2"),
+    [
+        (Columns(), ["b", "d"]),
+        (Columns(text="text"), ["b", "d"]),  # the default by its name
+        (Columns(text="autre"), ["b", "d"]),
+        (Columns(text="text", text2="autre"), ["y", "z"]),
+        (Columns(text="text2"), [None, None]),  # one column is not both texts
+        (Columns(label="text2"), [None, None]),
+    ],
+)
+def test_the_second_text_is_read_where_its_column_is(tmp_path, suffix, columns, texts2):
+    rows = [
+        {"text": "a", "text2": "b", "autre": "y", "label": "0"},
+        {"text": "c", "text2": "d", "autre": "z", "label": "1"},
+    ]
+    path = tmp_path / f"pairs{suffix}"
+    with path.open("w", newline="") as file:
+        if suffix == ".jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    records = read(path, Reader(), columns, ("text", "label")).records
+    assert [record.fields.get("text2") for record in records] == texts2
+
+
+def test_a_column_given_by_its_number_is_not_the_second_text_too(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("text2,text,label\na,b,0\nc,d,1\n")
+    columns = Columns(text="1", header=True)
+    (first, _) = read(path, Reader(), columns, ("text", "label")).records
+    assert first.fields == {"text": "a", "label": "0"}
