@@ -116,7 +116,7 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
         chosen = [
             (r[best], curve[r[best]])
             for r, curve in zip(group, curves["valid"])
-            if r.get(best) in curve and "averaged" not in r  # an average is on no curve
+            if r.get(best) in curve
         ]
         ring = {"marker": "o", "ms": 8, "mfc": "none", "mec": BLACK, "ls": "none"}
         if chosen:

@@ -148,6 +148,25 @@ def test_one_seed_without_full_and_with_unequal_epochs(make_run):
     assert [list(line.get_xdata()) for line in lines] == [[1], [1]]
 
 
+@pytest.mark.parametrize("anew", [True, False])
+def test_an_average_is_on_no_curve(make_run, anew):
+    """No validation of its run is its own, also where its file still has those of the run."""
+    make_run("lora", 1)
+    folder = make_run("lora-best2", 1)
+    result = {**json.loads((folder / "result.json").read_text()), "averaged": [100, 200]}
+    if anew:
+        result.update(curve=[], best_test_epoch=None, best_test_accuracy=None)
+    (folder / "result.json").write_text(json.dumps(result))
+    runs, rows = load(make_run)
+    results = [run.result for run in runs]
+    best = {row["method"]: row["best_test_accuracy_mean"] for row in rows}
+    assert best == {"lora": 0.8, "lora-best2": None}
+    (axis,) = plots.curve_figures("books", results, rows)["accuracy"].axes
+    assert axis.get_title() == "lora"
+    (line,) = plots.loss_figure("books", results, rows).axes[0].lines
+    assert line.get_label() == "lora, pretrained"
+
+
 def test_only_a_baseline_draws_nothing(make_run, make_baseline, tmp_path):
     make_baseline()
     assert plots.draw_all(*load(make_run), tmp_path) == []
