@@ -167,6 +167,13 @@ def test_an_average_is_on_no_curve(make_run, anew):
     assert line.get_label() == "lora, pretrained"
 
 
+def test_a_label_that_the_font_lacks_is_no_warning(make_run, tmp_path, recwarn):
+    make_run("full", 1, data="books \N{FOX FACE} \N{DEVANAGARI LETTER A}")
+    (tmp_path / "out").mkdir()
+    assert plots.draw_all(*load(make_run), tmp_path / "out")
+    assert not [str(one.message) for one in recwarn]
+
+
 def test_only_a_baseline_draws_nothing(make_run, make_baseline, tmp_path):
     make_baseline()
     assert plots.draw_all(*load(make_run), tmp_path) == []
