@@ -167,6 +167,16 @@ def test_an_average_is_on_no_curve(make_run, anew):
     assert line.get_label() == "lora, pretrained"
 
 
+@pytest.mark.parametrize(("seeds", "said"), [((1,), "one seed"), ((1, 2), "mean over seeds")])
+def test_the_loss_figure_says_over_how_many_seeds(make_run, seeds, said):
+    make_run("full", 1)
+    for seed in seeds:
+        make_run("lora", seed)
+    runs, rows = load(make_run)
+    figure = plots.loss_figure("books", [run.result for run in runs], rows)
+    assert figure.get_suptitle() == f"books: training loss ({said})"
+
+
 def test_a_label_that_the_font_lacks_is_no_warning(make_run, tmp_path, recwarn):
     make_run("full", 1, data="books \N{FOX FACE} \N{DEVANAGARI LETTER A}")
     (tmp_path / "out").mkdir()
