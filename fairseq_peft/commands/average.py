@@ -69,9 +69,9 @@ def run(args) -> int:
 
 def write_result(run_dir: Path, out: Path, name: str, made) -> None:
     """result.json and predictions.npz of the average: those of the run, but for what was scored
-    anew. The costs are the run's."""
+    anew, and without its curve. The costs are the run's."""
     from fairseq_peft.report.result import write_result
-    from fairseq_peft.report.runs import read_result
+    from fairseq_peft.report.runs import OF_NO_VALIDATION, read_result
     from fairseq_peft.runs import predictions
 
     result = read_result(run_dir / "result.json")
@@ -81,6 +81,7 @@ def write_result(run_dir: Path, out: Path, name: str, made) -> None:
     result.update(
         method=f"{result['method']}-{name}",
         averaged=[one.line["num_updates"] for one in made.kept],
+        **OF_NO_VALIDATION,
         best_epoch=last["epoch"],
         best_update=last["num_updates"],
         best_value=made.choice.value(made.subsets),

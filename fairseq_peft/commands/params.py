@@ -28,7 +28,7 @@ def add_arguments(parser):
     parser.add_argument(
         "knobs",
         nargs="*",
-        help="behind --: knobs of fairseq-train, each with a value: --lora-rslora true",
+        help="behind --: knobs of the methods, each with a value: --lora-rslora true",
     )
 
 
@@ -52,7 +52,9 @@ def run(args) -> int:
             )
         dims = dataclasses.replace(dims, vocab_size=args.vocab_size)
     names = args.peft or ([method] if method else None)
-    counts = count(arch, dims, names, parse_knobs(args.knobs), num_classes, args.classifier_head)
+    knobs = parse_knobs(args.knobs)
+    check_knobs(knobs, names)
+    counts = count(arch, dims, names, knobs, num_classes, args.classifier_head)
     if args.json:
         sys.stdout.write(json.dumps(counts, indent=1) + "\n")
     else:
@@ -85,6 +87,25 @@ def parse_knobs(words) -> dict:
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise InputError(f"{' '.join(words)!r} is not a list of --knob value pairs.")
     return {name[2:].replace("-", "_"): value for name, value in zip(words[::2], words[1::2])}
+
+
+def check_knobs(knobs, names) -> None:
+    """Raise InputError for a knob that none of the settings ``names`` has (None: all methods)."""
+    used, known = (
+        set().union(*map(knob_types, some)) for some in (names or (), methods.available())
+    )
+    for knob in knobs:
+        flag = "--" + knob.replace("_", "-")
+        if knob not in known:
+            raise InputError(
+                f"{flag} is unknown here: behind -- stand knobs of methods (fairseq-peft methods "
+                "lists them); sizes are those of --arch, but for --vocab-size before the --."
+            )
+        if names is not None and knob not in used:
+            raise InputError(
+                f"{flag} would be ignored: --peft {' '.join(names)} does not use it. Leave it out, "
+                "or choose the method it belongs to."
+            )
 
 
 def count(arch, dims, names, knobs, num_classes, head_kind=None) -> dict:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from fairseq.tasks import FairseqTask
 
@@ -17,8 +15,6 @@ from fairseq_peft.models.options import METHOD_FIELDS, check_dropouts
 from fairseq_peft.models.sizes import BaseSizes
 from fairseq_peft.optim.layer_decay import decay_learning_rates
 from fairseq_peft.seeds import stream_seed
-
-logger = logging.getLogger(__name__)
 
 
 class PeftModel:
@@ -41,6 +37,7 @@ class PeftModel:
     base_sizes: BaseSizes | None = None
     setting = methods.setting("full", {})
     added = frozenset()
+    dropout_line = ""  # what --frozen-dropout comes to, for the log of a run
     accepts_base = True
     encode_text = None
     compiles = True
@@ -107,9 +104,7 @@ class PeftModel:
         self.freeze()
         # A checkpoint from before this flag has no say.
         choice = getattr(self.args, "frozen_dropout", None) or "on"
-        line = frozen.set_dropout(self, self.family, self.added, choice)
-        if line:
-            logger.info(line)
+        self.dropout_line = frozen.set_dropout(self, self.family, self.added, choice)
 
     def freeze(self) -> None:
         """Let exactly that train which ``trains`` says."""

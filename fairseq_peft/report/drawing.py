@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,11 +75,22 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1):
     return new, list(axes.flat)
 
 
+@contextlib.contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Within it, matplotlib does not warn of signs that its font lacks (emoji, Chinese), which it
+    draws as boxes, nor of scripts that it cannot set."""
+    with warnings.catch_warnings():
+        for message in (r"Glyph \d+ ", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield
+
+
 def save(figure, out: Path, name: str) -> list[Path]:
     """``figure`` as NAME.png and NAME.svg in ``out``, without dates; the two paths."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with without_glyph_warnings():
+        for path in paths:
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 

@@ -116,7 +116,7 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
         chosen = [
             (r[best], curve[r[best]])
             for r, curve in zip(group, curves["valid"])
-            if r.get(best) in curve and "averaged" not in r  # an average is on no curve
+            if r.get(best) in curve
         ]
         ring = {"marker": "o", "ms": 8, "mfc": "none", "mec": BLACK, "ls": "none"}
         if chosen:
@@ -249,13 +249,13 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     """Training loss against epochs, the mean over seeds, one line a method and initialisation."""
     rows = [row for row in rows if row["init"] != BASELINE]
     figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(rows) + 3)))
-    styles, drawn = drawing.styles(rows), False
+    styles, drawn, several_seeds = drawing.styles(rows), False, False
     at = x_axis([r for row in rows for r in results_of(row, results)])
     for row in rows:
         average = mean_curve([curve_of(r, "train_loss", 1, at) for r in results_of(row, results)])
         if not average:
             continue
-        drawn = True
+        drawn, several_seeds = True, several_seeds or row["num_seeds"] > 1
         colour, marker, style = styles[row["method"]]
         axis.plot(
             *_points(average),
@@ -271,7 +271,8 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     _epoch_axis(axis)
     axis.set_xlabel(X_AXES[at])
     axis.set_ylabel("training loss (nats)")
-    figure.suptitle(f"{data}: training loss (mean over seeds)")
+    spread = "mean over seeds" if several_seeds else "one seed"
+    figure.suptitle(f"{data}: training loss ({spread})")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure
 

@@ -43,7 +43,7 @@ def plot_curves(curves: dict[str, list[dict]], out: Path) -> list[Path]:
     axes.legend(frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     written = [out.with_suffix(".png"), out.with_suffix(".svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "fairseq_peft"}):
+    with matplotlib.rc_context({"svg.hashsalt": "fairseq_peft"}), drawing.without_glyph_warnings():
         for path in written:
             metadata = {"Date": None} if path.suffix == ".svg" else {}
             figure.savefig(path, dpi=150, metadata=metadata)

@@ -47,6 +47,8 @@ DECIDED = ("arch", "base", "method_config", "hyperparameters", "chosen_by", "row
 BY_ACCURACY = {"metric": "accuracy", "subset": "valid"}
 ACCURACIES = ("valid_accuracy", "test_accuracy", "best_test_accuracy")
 CURVE_FIELDS = ("train_loss", "valid_accuracy", "test_accuracy", "valid_value", "test_value")
+#: What an average has: the validations are those of the run, and none is its own.
+OF_NO_VALIDATION = {"curve": [], "best_test_epoch": None, "best_test_accuracy": None}
 #: Numbers are below it; the square of the largest float32 is.
 LARGEST = 1e100
 
@@ -153,6 +155,8 @@ def read_result(path: Path) -> dict:
     """result.json at ``path``, checked against the schema (``docs/design.md``)."""
     result = read_json(path)
     check_result(result, path)
+    if "averaged" in result:
+        result.update(OF_NO_VALIDATION)  # earlier versions wrote those of the run
     # what earlier versions did not say: they knew no other metric
     return {"best_value": result["valid_accuracy"], "chosen_by": BY_ACCURACY, **result}
 

@@ -97,6 +97,8 @@ def _load_checkpoint(original):
     def load_checkpoint(cfg, trainer, **kwargs):
         optimizer = getattr(trainer.cfg, "optimizer", None)
         check_learning_rates(surgery.unwrap(trainer.model), getattr(optimizer, "_name", None))
+        if line := getattr(surgery.unwrap(trainer.model), "dropout_line", ""):
+            logger.info(line)
         start = start_of(cfg, trainer.checkpoint_suffix)
         begin_run = getattr(trainer.task, "begin_run", None)
         if begin_run is not None:

@@ -132,7 +132,8 @@ def read(path: Path, reader, columns: Columns, needs: tuple[str, ...]) -> Table:
 
     Args:
         reader: ``rows.Reader``, which decodes the lines and counts what is odd.
-        needs: the fields that each row must have; text2 and split come along where they are.
+        needs: the fields that each row must have; with a label among them, as data has, text2 and
+            split come along where they are.
 
     Raises:
         InputError: with file and line.
@@ -183,8 +184,9 @@ def _indices(path, names, columns, needs):
     found = {}
     for name in ("text", "label", "text2", "split"):
         wanted = given.get(name, name)
-        # Whoever names the column of texts names that of the second ones, too.
-        is_there = wanted in names and not (name == "text2" and "text" in given)
+        is_there = wanted in names and "label" in needs
+        if name == "text2" and is_there:  # unless a flag has said that it is something else
+            is_there = names.index(wanted) not in found.values() and wanted not in given.values()
         if name not in needs and (name == "label" or (name not in given and not is_there)):
             continue
         if wanted.isdigit() and 0 < int(wanted) <= len(names):
@@ -266,9 +268,11 @@ def _read_json(path, reader, columns, needs):
     given = columns.given
     names = {name: given.get(name, name) for name in ("text", "label", "text2", "split")}
     if "label" not in needs:
-        del names["label"]
-    if "text" in given and "text2" not in given:
-        del names["text2"]
+        names = {name: key for name, key in names.items() if name in needs or name in given}
+        names.pop("label", None)
+    is_other = "text2" not in given and "text2" in given.values()
+    if is_other and "text2" not in needs:
+        names.pop("text2", None)
     needs = (*needs, *(name for name in given if name in names and name not in needs))
     records, first = [], None
     for where, record in _objects(path, reader):

@@ -138,6 +138,11 @@ def test_the_folder_holds_the_mean_of_the_parameters(
     assert all(torch.equal(model.state_dict()[n], tensor) for n, tensor in found.tensors.items())
     result = json.loads((out / "result.json").read_text())
     assert (result["method"], result["averaged"]) == (f"lora-{which}{number}", updates)
+    assert (result["curve"], result["best_test_epoch"], result["best_test_accuracy"]) == (
+        [],
+        None,
+        None,
+    )
     valid, test = (found.description["metrics"]["subsets"][name] for name in ("valid", "test"))
     assert (result["best_value"], result["test_mcc"]) == (round(valid["mcc"], 6), test["mcc"])
     rows = predictions.read(out / predictions.NAME)

@@ -236,6 +236,14 @@ def test_knobs(capsys, knobs, expected):
     assert (method["method"], method["trainable_without_head"]) == ("lora", expected)
 
 
+def test_a_knob_is_for_those_of_the_methods_that_have_it(capsys):
+    words = ["--arch", "roberta_small", "--peft", "lora", "prompt", "--", "--lora-rank", "1"]
+    found = {
+        row["method"]: row["trainable_without_head"] for row in counts(capsys, *words)["methods"]
+    }
+    assert found == {"lora": 8_192, "prompt": 10_240}
+
+
 def test_several_methods_in_one(capsys):
     row = one_method(capsys, "t5_small", "lora,prompt", "--peft-targets", "q,v")
     assert row["method"] == "lora+prompt" and row["trainable"] == 294_912 + 20 * 512
@@ -269,6 +277,18 @@ def test_text(capsys):
         (["--arch", "t5_small", "--num-classes", "3"], "--num-classes 3 would be ignored"),
         (["--arch", "roberta_small_lora", "--", "--lora-rank", "x"], "A knob of lora"),
         (["--arch", "roberta_small_lora", "--", "lora"], "not a list of --knob value pairs"),
+        (["--arch", "roberta_small", "--", "--lora-rnk", "4"], "--lora-rnk is unknown here"),
+        (["--arch", "roberta_small_lora", "--", "--encoder-layers", "2"], "sizes are those of"),
+        (["--arch", "roberta_small", "--", "--encoder-layers", "2"], "--encoder-layers is unk"),
+        (["--arch", "gpt2_small", "--", "--hf-split-qkv", "true"], "--hf-split-qkv is unknown"),
+        (
+            ["--arch", "roberta_small_lora", "--", "--adapter-bottleneck", "8"],
+            "--adapter-bottleneck would be ignored: --peft lora does not use it",
+        ),
+        (
+            ["--arch", "t5_small", "--peft", "lora,prompt", "ia3", "--", "--vera-rank", "8"],
+            "--vera-rank would be ignored: --peft lora,prompt ia3 does not use it",
+        ),
         (
             ["--arch", "t5_small", "--peft", "lora"],
             "Modules here: q, k, v, o, wi, wo, shared. Try q,",

@@ -148,6 +148,42 @@ def test_one_seed_without_full_and_with_unequal_epochs(make_run):
     assert [list(line.get_xdata()) for line in lines] == [[1], [1]]
 
 
+@pytest.mark.parametrize("anew", [True, False])
+def test_an_average_is_on_no_curve(make_run, anew):
+    """No validation of its run is its own, also where its file still has those of the run."""
+    make_run("lora", 1)
+    folder = make_run("lora-best2", 1)
+    result = {**json.loads((folder / "result.json").read_text()), "averaged": [100, 200]}
+    if anew:
+        result.update(curve=[], best_test_epoch=None, best_test_accuracy=None)
+    (folder / "result.json").write_text(json.dumps(result))
+    runs, rows = load(make_run)
+    results = [run.result for run in runs]
+    best = {row["method"]: row["best_test_accuracy_mean"] for row in rows}
+    assert best == {"lora": 0.8, "lora-best2": None}
+    (axis,) = plots.curve_figures("books", results, rows)["accuracy"].axes
+    assert axis.get_title() == "lora"
+    (line,) = plots.loss_figure("books", results, rows).axes[0].lines
+    assert line.get_label() == "lora, pretrained"
+
+
+@pytest.mark.parametrize(("seeds", "said"), [((1,), "one seed"), ((1, 2), "mean over seeds")])
+def test_the_loss_figure_says_over_how_many_seeds(make_run, seeds, said):
+    make_run("full", 1)
+    for seed in seeds:
+        make_run("lora", seed)
+    runs, rows = load(make_run)
+    figure = plots.loss_figure("books", [run.result for run in runs], rows)
+    assert figure.get_suptitle() == f"books: training loss ({said})"
+
+
+def test_a_label_that_the_font_lacks_is_no_warning(make_run, tmp_path, recwarn):
+    make_run("full", 1, data="books \N{FOX FACE} \N{DEVANAGARI LETTER A}")
+    (tmp_path / "out").mkdir()
+    assert plots.draw_all(*load(make_run), tmp_path / "out")
+    assert not [str(one.message) for one in recwarn]
+
+
 def test_only_a_baseline_draws_nothing(make_run, make_baseline, tmp_path):
     make_baseline()
     assert plots.draw_all(*load(make_run), tmp_path) == []

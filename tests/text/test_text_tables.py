@@ -164,3 +164,61 @@ def test_rows_as_they_stand(tmp_path):
     path.write_text(content)
     table = read(path, Reader(), Columns("avis"), ("text",))
     assert "\n".join([table.header, *(record.raw for record in table.records), ""]) == content
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("columns", "texts2"),
+    [
+        (Columns(), ["b", "d"]),
+        (Columns(text="text"), ["b", "d"]),  # the default by its name
+        (Columns(text="autre"), ["b", "d"]),
+        (Columns(text="text", text2="autre"), ["y", "z"]),
+        (Columns(text="text2"), [None, None]),  # one column is not both texts
+        (Columns(label="text2"), [None, None]),
+    ],
+)
+def test_the_second_text_is_read_where_its_column_is(tmp_path, suffix, columns, texts2):
+    rows = [
+        {"text": "a", "text2": "b", "autre": "y", "label": "0"},
+        {"text": "c", "text2": "d", "autre": "z", "label": "1"},
+    ]
+    path = tmp_path / f"pairs{suffix}"
+    with path.open("w", newline="") as file:
+        if suffix == ".jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    records = read(path, Reader(), columns, ("text", "label")).records
+    assert [record.fields.get("text2") for record in records] == texts2
+
+
+def test_a_model_of_pairs_finds_the_second_text_beside_a_flag_for_the_first(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"avis": "a", "text2": "b"}\n')
+    (record,) = read(path, Reader(), Columns(text="avis"), ("text", "text2")).records
+    assert record.fields == {"text": "a", "text2": "b"}
+    with pytest.raises(InputError, match="Expected text, other"):
+        read(path, Reader(), Columns(text="text", text2="other"), ("text", "text2"))
+    path.write_text('{"avis": "a"}\n')
+    with pytest.raises(InputError, match="Expected avis, text2"):
+        read(path, Reader(), Columns(text="avis"), ("text", "text2"))
+
+
+def test_what_nobody_asks_for_may_be_anything(tmp_path):
+    """Where texts alone are read, neither a label nor a second text nor a split is looked at."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"avis": "a", "text2": null, "split": 3}\n{"avis": "b"}\n')
+    for columns in (Columns(text="avis"), Columns(text="avis", header=True)):
+        records = read(path, Reader(), columns, ("text",)).records
+        assert [record.fields for record in records] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_column_given_by_its_number_is_not_the_second_text_too(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("text2,text,label\na,b,0\nc,d,1\n")
+    columns = Columns(text="1", header=True)
+    (first, _) = read(path, Reader(), columns, ("text", "label")).records
+    assert first.fields == {"text": "a", "label": "0"}
