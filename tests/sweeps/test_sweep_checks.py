@@ -200,8 +200,11 @@ def test_a_result_without_a_plan_is_not_thrown_away(sweep, tmp_path):
 
 def test_cells_that_a_variable_would_not_tell_apart():
     names = ["pretrained/lora-a", "scratch/full", "pretrained/lora_A"]
-    flags = {"lora-a": "--peft lora --lora-rank 2", "lora_A": "--peft lora --lora-rank 16"}
+    flags = {"lora-a": "--peft lora --lora-rank 2"}
     with pytest.raises(InputError, match=r"'lora-a' and 'lora_A' would share .*FLAGS_LORA_A"):
+        cells.read(names, flags, {})
+    flags["lora_A"] = "--peft lora --lora-rank 16"
+    with pytest.raises(InputError, match=r"FLAGS_LORA_A.* was given twice: lora-a, lora_A"):
         cells.read(names, flags, {})
     assert len(cells.read(["scratch/full", "pretrained/full"], {}, {})) == 2
 
