@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 from fairseq_peft.report.references import FULL
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -78,8 +79,21 @@ def save(figure, out: Path, name: str) -> list[Path]:
     """``figure`` as NAME.png and NAME.svg in ``out``, without dates; the two paths."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        picture(figure, path)
     return paths
+
+
+def picture(figure, path: Path, **options) -> None:
+    """Write ``figure`` to ``path``, a .png or .svg without a date: there whole, or not at all.
+
+    Args:
+        options: of ``savefig``.
+    """
+    kind = path.suffix[1:]
+    with whole(path) as temporary:
+        figure.savefig(
+            temporary, format=kind, metadata={"Date": None} if kind == "svg" else None, **options
+        )
 
 
 def cut(name: str, limit: int) -> str:
