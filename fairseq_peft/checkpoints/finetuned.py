@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import whole
 
 #: How far a merge in fp32 may move a logit, relative to the largest: rounding is far below.
@@ -425,8 +425,7 @@ def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as temporary:
-            torch.save(plain, temporary)
-    except (OSError, RuntimeError) as error:  # torch.save has an error of its own
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{out} cannot be written ({reason}). Give another place.") from error
+        with whole(out) as temporary, open(temporary, "wb") as file:
+            torch.save(plain, file)
+    except OSError as error:
+        raise unwritten(out, error) from error

@@ -22,7 +22,7 @@ from fairseq_peft import folders
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import json_text
 from fairseq_peft.hf import base_model, check, encoder_decoder, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
@@ -94,9 +94,7 @@ def convert(
             if checked:
                 found.update(compare(given, found, subwords, new, texts))
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(out, error) from error
     return found
 
 
