@@ -248,10 +248,10 @@ def _check_no_base(path: Path, base: Path | None) -> None:
         )
 
 
-def check_file(path: Path) -> None:
-    """Raise InputError where there is no file."""
+def check_file(path: Path, what: str = "the checkpoint of the base (model.pt)") -> None:
+    """Raise InputError where there is no file; ``what`` is to be given."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Give the checkpoint of the base (model.pt).")
+        raise InputError(f"{path} does not exist. Give {what}.")
 
 
 def stand_in(description: dict) -> dict:

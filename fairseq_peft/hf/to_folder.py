@@ -72,7 +72,7 @@ def convert(
     Raises:
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
     """
-    dictionary, subwords = files(checkpoint, dictionary, spm, bpe_dir)
+    dictionary, subwords = files(checkpoint, dictionary, spm, bpe_dir, base)
     if checked:
         check.load_transformers()
     given = read(checkpoint, dictionary, base, allow_other_base, trust, languages)
@@ -151,7 +151,11 @@ def _encoder_decoder(checkpoint, given, subwords, head, labels):
 
 
 def files(
-    checkpoint: Path, dictionary: Path | None, spm: Path | None, bpe_dir: Path | None = None
+    checkpoint: Path,
+    dictionary: Path | None,
+    spm: Path | None,
+    bpe_dir: Path | None = None,
+    base: Path | None = None,
 ) -> tuple[Path, Subwords]:
     """The checkpoint's dict.txt and what cuts its text: those given, else those in ``bpe_dir``,
     beside it, or in the adapter folder.
@@ -160,7 +164,8 @@ def files(
         InputError: a file does not exist, or is damaged.
     """
     if not checkpoint.is_dir():
-        finetuned.check_file(checkpoint)
+        what = "a checkpoint (model.pt)" if base is None else "the adapter folder of that base"
+        finetuned.check_file(checkpoint, what)
     if spm and bpe_dir:
         raise InputError(
             f"--bpe-dir {bpe_dir} and --spm name two ways to read text. Leave one out."
