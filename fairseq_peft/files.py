@@ -95,16 +95,28 @@ def add_line(path: Path | str, line: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def json_of(text: bytes | str):
+def json_of(text: bytes | str, each_key_once: bool = False):
     """The JSON value in ``text``.
+
+    Args:
+        each_key_once: refuse an object that has a key twice; Python takes the last.
 
     Raises:
         ValueError: it is none, or none that Python reads: too deep, or a number of 5,000 digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once if each_key_once else None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _each_once(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"it has the key {twice[:40]!r} twice")
+    return found
 
 
 def is_utf8(path: Path | str) -> bool:
