@@ -132,6 +132,13 @@ def test_what_cannot_be_written_has_its_name(tmp_path, fails):
     assert ("Make room there" in told) == (fails is not no_rights)
 
 
+def test_a_folder_is_named_where_nothing_says_which_file(tmp_path):
+    """As where a library writes the file."""
+    with pytest.raises(OSError) as error, folders.replaced(tmp_path / "new") as new:
+        no_room(new / "model.onnx")
+    assert error.value.filename == str(tmp_path / "new")
+
+
 def test_torch_says_no_reason(tmp_path):
     """What its own writer raises; the disk here has room."""
     said = "[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"
