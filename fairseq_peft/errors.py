@@ -7,11 +7,23 @@ import errno
 import os
 import sys
 import threading
+from pathlib import Path
 
 #: What the machine, not the program, has against a file: shown as a sentence, too.
 _ENVIRONMENT = {
     getattr(errno, name)
-    for name in ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST"]
+    for name in [
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+    ]
     if hasattr(errno, name)
 }
 
@@ -49,10 +61,32 @@ def sentence(error: BaseException, place: str = "another place") -> str | None:
         text = _printable(" ".join(str(ours).splitlines()))
         return text if len(text) <= MOST_CHARS else f"{text[: MOST_CHARS - 300]} ... {text[-300:]}"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        # Where a write fails, not an opening, Python does not say what was written.
-        what = error.filename or "A file cannot be written"
-        return f"{what}: {error.strerror}. Give {place}, or make room or rights there."
+        # Of two files, the second is the one that is written. Where a write fails outside of
+        # ``files.whole``, Python does not say which.
+        what = error.filename2 or error.filename or "A file cannot be written"
+        return f"{what}: {error.strerror}. {advice(error, place)}"
     return None
+
+
+def advice(error: BaseException, place: str = "another place") -> str:
+    """What to do where a file cannot be written."""
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return f"There is no such folder: make it, or give {place}."
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"Give {place}, or make rights there."
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return f"Make room there, or give {place}."
+    return f"Give {place}."
+
+
+def unwritten(path, error: OSError, place: str = "another place") -> InputError:
+    """``path`` cannot be written: the sentence for it."""
+    named = Path(str(error.filename2 or error.filename or path))
+    what = named if Path(path) in named.parents else path  # not what was read to write it
+    return InputError(
+        f"{what} cannot be written ({error.strerror or error}). {advice(error, place)}"
+    )
 
 
 def _printable(text: str) -> str:

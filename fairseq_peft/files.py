@@ -6,9 +6,57 @@ import contextlib
 import errno
 import json
 import os
+import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+#: What the disk says where it takes no more; Python does not say of which file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: What torch's own writer says of a file that it cannot open or go on with.
+_TORCH = re.compile("inline_container|iostream error|cannot be opened")
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, temporary: Path) -> Iterator[None]:
+    """Within it, what writes ``path`` by way of ``temporary``, a file or a folder, and fails,
+    raises an ``OSError`` with the name of what was to be there.
+
+    Python names nothing where a write fails, the source where a copy does, and ``temporary`` where
+    that cannot be opened; torch raises a ``RuntimeError``.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        named = _named(error, Path(path), temporary)
+        if named is None:
+            raise
+        raise named from error
+
+
+def _named(error, path, temporary):
+    """The ``OSError`` for ``naming``; None where ``error`` is not about writing there."""
+    reason = error
+    while isinstance(reason, RuntimeError):
+        reason = reason.__context__  # what Python said to torch, which it puts its own on top of
+    if isinstance(reason, OSError):
+        where = reason.filename if reason.filename2 is None else reason.filename2
+        if where is None and reason.errno in _NO_ROOM:
+            return OSError(reason.errno, reason.strerror, str(path))
+        if isinstance(where, (str, Path)):
+            there = Path(where)
+            if there == temporary or temporary in there.parents:
+                name = path / there.relative_to(temporary)
+                return OSError(reason.errno, reason.strerror, str(name))
+        if reason is error:
+            return None
+    if not _TORCH.search(str(error)):
+        return None
+    code, text = errno.EIO, str(error).splitlines()[0].rstrip(".") + "; perhaps the disk is full"
+    if shutil.disk_usage(path.parent).free < 2**16:
+        code, text = errno.ENOSPC, os.strerror(errno.ENOSPC)
+    return OSError(code, text, str(path))
 
 
 @contextlib.contextmanager
@@ -17,6 +65,9 @@ def whole(path: Path | str) -> Iterator[Path]:
 
     If the block raises, the temporary file is removed and ``path`` stays as it was. Where ``path``
     is a link, the file that it leads to is meant; a pipe or a device is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; it names ``path`` (``naming``).
     """
     mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -25,10 +76,11 @@ def whole(path: Path | str) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,16 +95,28 @@ def add_line(path: Path | str, line: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def json_of(text: bytes | str):
+def json_of(text: bytes | str, each_key_once: bool = False):
     """The JSON value in ``text``.
+
+    Args:
+        each_key_once: refuse an object that has a key twice; Python takes the last.
 
     Raises:
         ValueError: it is none, or none that Python reads: too deep, or a number of 5,000 digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once if each_key_once else None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _each_once(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"it has the key {twice[:40]!r} twice")
+    return found
 
 
 def is_utf8(path: Path | str) -> bool:

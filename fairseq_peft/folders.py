@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fairseq_peft.files import naming
+
 #: Files that file browsers leave in every folder that is looked at.
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
@@ -22,6 +24,9 @@ def replaced(folder: Path | str) -> Iterator[Path]:
 
     Its files are flushed to the disk before. A process that is killed at any moment leaves the
     old content or the new one, whole, where ``current`` finds it.
+
+    Raises:
+        OSError: a file cannot be written; it names that file as it would be in ``folder``.
     """
     folder = Path(os.path.realpath(folder))
     # Its own for each process: two that write one folder at once each move a whole one there.
@@ -33,10 +38,11 @@ def replaced(folder: Path | str) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir(exist_ok=True)  # an .nfs file may hold it back until its reader ends
     try:
-        yield new
-        for path in (*new.rglob("*"), new):
-            if not path.is_symlink() and (path.is_file() or path.is_dir()):
-                _flush(path)
+        with naming(folder, new):
+            yield new
+            for path in (*new.rglob("*"), new):
+                if not path.is_symlink() and (path.is_file() or path.is_dir()):
+                    _flush(path)
         if not folder.exists():
             os.rename(new, folder)
         elif not _exchange(new, folder):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
+from fairseq_peft import folders
+from fairseq_peft.errors import sentence
 from fairseq_peft.files import add_line, json_of, json_text, remove_leftovers, whole
 from fairseq_peft.folders import walk
 
@@ -92,6 +95,66 @@ def test_a_line_that_has_no_room_leaves_nothing_of_it(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     add_line(path, "whole")
     assert path.read_text(encoding="utf-8") == "é" * 40 + "\nwhole\n"
+
+
+def no_room(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_room_for_a_copy(path):
+    """As ``shutil.copyfile`` says it."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, str(path))
+
+
+def no_room_for_torch(path):
+    try:
+        no_room(path)
+    except OSError:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos") from None
+
+
+def no_rights(path):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+@pytest.mark.parametrize("fails", [no_room, no_room_for_a_copy, no_room_for_torch, no_rights])
+def test_what_cannot_be_written_has_its_name(tmp_path, fails):
+    with pytest.raises(OSError) as file, whole(tmp_path / "a.pt") as temporary:
+        fails(temporary)
+    assert file.value.filename == str(tmp_path / "a.pt")
+    there = folders.replaced(tmp_path / "new")
+    with pytest.raises(OSError) as inside, there as new, whole(new / "a.pt") as temporary:
+        fails(temporary)
+    assert inside.value.filename == str(tmp_path / "new" / "a.pt")
+    assert not list(tmp_path.iterdir())
+    told = sentence(file.value)
+    assert told.startswith(f"{tmp_path / 'a.pt'}: {os.strerror(file.value.errno)}. ")
+    assert ("Make room there" in told) == (fails is not no_rights)
+
+
+def test_a_folder_is_named_where_nothing_says_which_file(tmp_path):
+    """As where a library writes the file."""
+    with pytest.raises(OSError) as error, folders.replaced(tmp_path / "new") as new:
+        no_room(new / "model.onnx")
+    assert error.value.filename == str(tmp_path / "new")
+
+
+def test_torch_says_no_reason(tmp_path):
+    """What its own writer raises; the disk here has room."""
+    said = "[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"
+    with pytest.raises(OSError, match="perhaps the disk is full") as file, whole(tmp_path / "a.pt"):
+        raise RuntimeError(said)
+    assert file.value.filename == str(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("the sides differ"), FileNotFoundError(errno.ENOENT, "No such file", "source")],
+)
+def test_other_errors_stay_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as raised, whole(tmp_path / "a.pt"):
+        raise error
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("value", [{"é": ["\U0001f600", 1]}, {"é": "r\udcff"}])

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import whole
 
 #: How far a merge in fp32 may move a logit, relative to the largest: rounding is far below.
@@ -248,10 +248,10 @@ def _check_no_base(path: Path, base: Path | None) -> None:
         )
 
 
-def check_file(path: Path) -> None:
-    """Raise InputError where there is no file."""
+def check_file(path: Path, what: str = "the checkpoint of the base (model.pt)") -> None:
+    """Raise InputError where there is no file; ``what`` is to be given."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Give the checkpoint of the base (model.pt).")
+        raise InputError(f"{path} does not exist. Give {what}.")
 
 
 def stand_in(description: dict) -> dict:
@@ -425,8 +425,7 @@ def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as temporary:
-            torch.save(plain, temporary)
-    except (OSError, RuntimeError) as error:  # torch.save has an error of its own
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{out} cannot be written ({reason}). Give another place.") from error
+        with whole(out) as temporary, open(temporary, "wb") as file:
+            torch.save(plain, file)
+    except OSError as error:
+        raise unwritten(out, error) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.commands.export import check_out
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 
 
 def add_arguments(parser):
@@ -56,9 +56,7 @@ def run(args) -> int:
             if place is not None:
                 bpe.write(place.load(), new)
     except OSError as error:
-        raise InputError(
-            f"{args.out} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(args.out, error) from error
     rows = f"row {first}" if len(tokens) == 1 else f"rows {first} to {first + len(tokens) - 1}"
     start = f"that of {args.like}" if args.like else "the mean of all words"
     sys.stdout.write(f"{args.out}: {', '.join(tokens)}, {rows}, each at first {start}\n")

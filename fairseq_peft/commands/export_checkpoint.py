@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import whole
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,12 @@ def run(args) -> int:
     lean["extra_state"] = {"train_iterator": {"epoch": 1}, "val_loss": None}
     lean["last_optimizer_state"] = None
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(args.out) as temporary:
-        torch.save(lean, temporary)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(args.out) as temporary, open(temporary, "wb") as file:
+            torch.save(lean, file)
+    except OSError as error:
+        raise unwritten(args.out, error) from error
     logger.info("%s: %.1f MB", args.out, args.out.stat().st_size / 1e6)
     return 0
 

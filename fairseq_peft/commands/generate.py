@@ -144,7 +144,6 @@ def load(args, folders):
 
     from fairseq_peft.serving.generate import Generator
 
-    flags.check_device(args.device)
     torch.manual_seed(args.seed)
     languages = {name: getattr(args, name) for name in generation.LANGUAGES}
     common = {"device": args.device, "allow_other_base": args.allow_other_base, **languages}

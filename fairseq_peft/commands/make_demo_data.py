@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def run(args) -> int:
             data = demo.make_demo_data(args.seed, **sizes)
             demo.write_demo_data(data, args.directory)
     except OSError as error:
-        raise InputError(f"{args.directory} cannot be written: {error.strerror}.") from None
+        raise unwritten(args.directory, error) from None
     logger.info(
         "%s: %s", args.directory, ", ".join(f"{name} {size}" for name, size in sizes.items())
     )

@@ -129,7 +129,6 @@ def load(args):
     logging.getLogger().setLevel(logging.WARNING)
     from fairseq_peft.serving.predict import Classifier
 
-    flags.check_device(args.device)
     if args.adapter is not None and is_of_folder(args.adapter):
         return Labels(args)
     return Classifier.load(

@@ -14,9 +14,11 @@ Pieces are sentencepiece's, or those of --bpe, whose files, and bpe.json, are th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import logging
+import os
 import shlex
 import shutil
 import subprocess
@@ -252,17 +254,18 @@ def train_tokenizer(args, corpus, build: Path) -> int | None:
     logger.info("training sentencepiece: %d pieces from %d texts", vocab_size, len(texts))
     try:
         raw_text.train_tokenizer(texts, build, vocab_size, num_threads=1)
+        return None
     except raw_text.TooManyPieces as error:
         if args.vocab_size is not None:
             raise
-        logger.warning(
-            "The text is too small for the default of %d pieces; it has %d. Those are taken.",
-            vocab_size,
-            error.most,
-        )
-        raw_text.train_tokenizer(texts, build, error.most, num_threads=1)
-        return error.most
-    return None
+        most = error.most
+    logger.warning(
+        "The text is too small for the default of %d pieces; it has %d. Those are taken.",
+        vocab_size,
+        most,
+    )
+    raw_text.train_tokenizer(texts, build, most, num_threads=1)
+    return most
 
 
 def tokenise(subwords, rows) -> list[list[list[str]]]:
@@ -317,6 +320,9 @@ def preprocess(text_dir: Path, name: str, splits: list[str], dest: Path, srcdict
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         output = done.stdout.decode(errors="replace")[-4000:]
+        full = os.strerror(errno.ENOSPC)
+        if full in str(output):
+            raise OSError(errno.ENOSPC, full, str(dest))
         raise RuntimeError(f"fairseq-preprocess exited with {done.returncode}:\n{output}")
     (dest / "preprocess.log").unlink()  # speaks of the temporary folder only
 

@@ -89,7 +89,6 @@ def run(args: argparse.Namespace) -> int:
     writes = not opened or any(folder.is_text for folder in opened.values())
     limits = limits_of(args, writes)
     with server.bind(args.host, args.port) as own:  # before the base is read
-        flags.check_device(args.device)
         if args.threads:
             import torch
 

@@ -15,7 +15,7 @@ from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks, targets
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.hf import (
     base_model,
     check,
@@ -88,9 +88,7 @@ def convert(folder: Path, out: Path, *, checked: bool = True, texts: Sequence[st
                 found.update(check.models(model, head, folder, batches, vocab.ids))
                 found.update(check.reading(bpe.find(new), words, folder, texts, vocab.ids))
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(out, error) from error
     return found
 
 
@@ -114,9 +112,7 @@ def _encoder_decoder(folder, out, config, tensors, checked, texts):
                 if found["bpe"] is not None:
                     found.update(_reading(folder, bpe.find(new), words, texts))
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(out, error) from error
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fairseq_peft import folders
 from fairseq_peft.checkpoints import finetuned
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import unwritten
 from fairseq_peft.models import hf_base
 
 #: What a folder may hold beside the model and is good for the merged model, too.
@@ -58,9 +58,7 @@ def write(out: Path, task, model, dtype: torch.dtype = torch.float32) -> tuple[i
             if dtype == torch.float32:
                 finetuned.check_merged(difference, expected)
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(out, error) from error
     return len({tensor.data_ptr() for tensor in state.values()}), float(difference)
 
 

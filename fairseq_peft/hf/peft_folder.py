@@ -25,7 +25,7 @@ import torch
 from fairseq_peft import folders
 from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.checkpoints import finetuned
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import json_text
 from fairseq_peft.hf import config as hf_config
 from fairseq_peft.hf import encoder_decoder, peft_beside, peft_names, peft_write
@@ -99,9 +99,7 @@ def write(
                 text = json_text(value, indent=2) + "\n"
                 (new / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(folder, error) from error
 
 
 def read(folder: Path) -> tuple[dict, dict[str, torch.Tensor], list[str], dict]:

@@ -22,7 +22,7 @@ from fairseq_peft import folders
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import finetuned
 from fairseq_peft.data import checks
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import json_text
 from fairseq_peft.hf import base_model, check, encoder_decoder, tokenizer, weights
 from fairseq_peft.hf import config as hf_config
@@ -72,7 +72,7 @@ def convert(
     Raises:
         InputError: a file cannot be used, the model has no counterpart, or the sides differ.
     """
-    dictionary, subwords = files(checkpoint, dictionary, spm, bpe_dir)
+    dictionary, subwords = files(checkpoint, dictionary, spm, bpe_dir, base)
     if checked:
         check.load_transformers()
     given = read(checkpoint, dictionary, base, allow_other_base, trust, languages)
@@ -94,9 +94,7 @@ def convert(
             if checked:
                 found.update(compare(given, found, subwords, new, texts))
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise unwritten(out, error) from error
     return found
 
 
@@ -153,7 +151,11 @@ def _encoder_decoder(checkpoint, given, subwords, head, labels):
 
 
 def files(
-    checkpoint: Path, dictionary: Path | None, spm: Path | None, bpe_dir: Path | None = None
+    checkpoint: Path,
+    dictionary: Path | None,
+    spm: Path | None,
+    bpe_dir: Path | None = None,
+    base: Path | None = None,
 ) -> tuple[Path, Subwords]:
     """The checkpoint's dict.txt and what cuts its text: those given, else those in ``bpe_dir``,
     beside it, or in the adapter folder.
@@ -162,7 +164,8 @@ def files(
         InputError: a file does not exist, or is damaged.
     """
     if not checkpoint.is_dir():
-        finetuned.check_file(checkpoint)
+        what = "a checkpoint (model.pt)" if base is None else "the adapter folder of that base"
+        finetuned.check_file(checkpoint, what)
     if spm and bpe_dir:
         raise InputError(
             f"--bpe-dir {bpe_dir} and --spm name two ways to read text. Leave one out."

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
+from fairseq_peft.files import whole
 from fairseq_peft.report.references import FULL
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -88,10 +89,28 @@ def without_glyph_warnings() -> Iterator[None]:
 def save(figure, out: Path, name: str) -> list[Path]:
     """``figure`` as NAME.png and NAME.svg in ``out``, without dates; the two paths."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
+<<<<<<< HEAD
     with without_glyph_warnings():
         for path in paths:
             figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+=======
+    for path in paths:
+        picture(figure, path)
+>>>>>>> 4fcbb8e33f654b83d2f35508ba4c84802e838cc6
     return paths
+
+
+def picture(figure, path: Path, **options) -> None:
+    """Write ``figure`` to ``path``, a .png or .svg without a date: there whole, or not at all.
+
+    Args:
+        options: of ``savefig``.
+    """
+    kind = path.suffix[1:]
+    with whole(path) as temporary:
+        figure.savefig(
+            temporary, format=kind, metadata={"Date": None} if kind == "svg" else None, **options
+        )
 
 
 def cut(name: str, limit: int) -> str:

@@ -45,6 +45,5 @@ def plot_curves(curves: dict[str, list[dict]], out: Path) -> list[Path]:
     written = [out.with_suffix(".png"), out.with_suffix(".svg")]
     with matplotlib.rc_context({"svg.hashsalt": "fairseq_peft"}), drawing.without_glyph_warnings():
         for path in written:
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(path, dpi=150, metadata=metadata)
+            drawing.picture(figure, path, dpi=150)
     return written

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import whole
 from fairseq_peft.report import tensorboard
 from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
@@ -116,7 +116,7 @@ def write_atomic(path: Path, text: str) -> None:
         with whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror}") from None
+        raise unwritten(path, error) from None
 
 
 def _first_missing(run: dict, epochs: set[int], last: int) -> int | None:

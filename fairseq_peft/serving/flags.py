@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.precision import INT8, NAMES
+from fairseq_peft.serving import names
 
 
 def add_precision_argument(parser) -> None:
@@ -58,23 +58,12 @@ def named(given: list[str]) -> dict[str, Path]:
     found = {}
     for one in given:
         name, sign, folder = one.partition("=")
-        if not sign or not folder or not re.fullmatch(r"[\w.+-]+", name, re.ASCII):
+        if not sign or not folder or not names.is_name(name):
             raise InputError(
-                f"--adapter {one}: expected NAME=DIR, with a name of ASCII letters, digits "
-                "and . _ + -; such as books=runs/books/adapter."
+                f"--adapter {one}: expected NAME=DIR, with a name of {names.LETTERS}; such as "
+                "books=runs/books/adapter."
             )
         if name in found:
             raise InputError(f"--adapter {name}=... was given twice. Take another name for one.")
         found[name] = Path(folder)
     return found
-
-
-def check_device(name: str) -> None:
-    """Raise InputError unless this machine has the device."""
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except Exception as error:  # what is raised depends on the device and on how torch was built
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"--device {name} cannot be used ({reason}). Give cpu or cuda.") from error

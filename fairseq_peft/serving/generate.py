@@ -23,7 +23,7 @@ from fairseq_peft.adapters.folder import AdapterFolder
 from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.scores import CLASSES
-from fairseq_peft.serving import names, predict, writers
+from fairseq_peft.serving import devices, names, predict, writers
 from fairseq_peft.serving.predict import Prediction, windows
 from fairseq_peft.text import generation
 
@@ -61,6 +61,7 @@ class Generator:
     """
 
     def __init__(self, base, device: str, allow_other_base: bool):
+        devices.check(device)
         self._base, self._allow_other = base, allow_other_base
         self.device = torch.device(device)
         self._writers = {}
@@ -92,7 +93,7 @@ class Generator:
                 (what the run kept by default).
 
         Raises:
-            InputError: a file cannot be used, or they do not belong together.
+            InputError: a file or the device cannot be used, or they do not belong together.
         """
         own = cls(base, device, allow_other_base)
         languages = _languages(source_lang, target_lang)
@@ -106,6 +107,7 @@ class Generator:
             return own
         if base is None:
             raise InputError("There is neither a base nor an adapter. Give at least one.")
+        names.check_free(own._writers, name)
         own._writers[name] = writers.from_checkpoint(base, data, languages)
         own._writers[name].model.to(own.device)
         return own
@@ -140,7 +142,7 @@ class Generator:
         """Add the adapter in a folder; the base stays as it is. Languages are those of ``load``.
 
         Raises:
-            InputError: the name is taken, or the folder does not fit the base.
+            InputError: the name is taken or no name, or the folder does not fit the base.
         """
         names.check_free(self._writers, name)
         found = folder

@@ -6,14 +6,25 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
 from fairseq_peft.errors import InputError
 
+#: What names are made of.
+LETTERS = "ASCII letters, digits and . _ + -"
+
+
+def is_name(name) -> bool:
+    """Whether an adapter may be called that: a word that paths, logs and counters can hold."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name, re.ASCII) is not None
+
 
 def check_free(loaded: Mapping[str, Any], name: str) -> None:
-    """Raise InputError where there is an adapter of that name."""
+    """Raise InputError where there is an adapter of that name, or nothing may be called that."""
+    if not is_name(name):
+        raise InputError(f"{name!r} is no name of an adapter. Give one of {LETTERS}.")
     if name in loaded:
         raise InputError(f"There is an adapter {name!r} already. Remove it, or take another.")
 

@@ -26,7 +26,7 @@ from fairseq_peft.data.buckets import bucket_batches
 from fairseq_peft.errors import InputError
 from fairseq_peft.fairseq_fixes import memory
 from fairseq_peft.scores import LABELS, NUMBER
-from fairseq_peft.serving import names, served
+from fairseq_peft.serving import devices, names, served
 from fairseq_peft.serving.separate_models import SeparateModels
 from fairseq_peft.serving.shared_base import SharedBase
 from fairseq_peft.text.rows import SEPARATOR
@@ -165,8 +165,9 @@ class Classifier:
             allow_other_base: take a base that the adapter was not trained on.
 
         Raises:
-            InputError: a file cannot be used, or they do not belong together.
+            InputError: a file or the device cannot be used, or they do not belong together.
         """
+        devices.check(device)
         if adapter is None:
             if base is None:
                 raise InputError("There is neither a base nor an adapter. Give at least one.")
@@ -202,6 +203,7 @@ class Classifier:
 
     def _whole(self, head, reader, name):
         """With the model's own head as the only adapter."""
+        names.check_free(self._readers, name)
         self._shared.add(name, lambda model: model.classification_heads[head])
         self._readers[name] = reader
         return self
@@ -266,8 +268,8 @@ class Classifier:
         """Add the adapter in a folder; the base stays as it is.
 
         Raises:
-            InputError: the name is taken, the folder does not fit the base, or it was trained in
-                another precision than those before it, and none was given.
+            InputError: the name is taken or no name, the folder does not fit the base, or it was
+                trained in another precision than those before it, and none was given.
         """
         names.check_free(self._readers, name)
         if self._base is None:

@@ -271,8 +271,13 @@ def from_checkpoint(path, data, languages: dict):
         overrides["data"] = str(data)
     try:
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    except (OSError, AssertionError) as error:
-        raise InputError(f"{path} cannot be loaded: {error}. Give its data folder.") from error
+    except (OSError, AssertionError, KeyError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{path} cannot answer by itself ({reason}). Give an adapter that was trained on it "
+            "(--adapter NAME=DIR), or a checkpoint that was trained and the folder of its data, "
+            "with its dictionaries."
+        ) from error
     (model,) = models
     if isinstance(model, HFModel):
         return OfTokenizer(task, model.eval(), kept_by(model))

@@ -205,8 +205,6 @@ def train_tokenizer(
             user_defined_symbols=list(symbols),
             minloglevel=2,
         )
-        with whole(out / MODEL_NAME) as temporary:
-            temporary.write_bytes(model.getvalue())
     except (RuntimeError, OSError) as error:
         reason = str(error).rsplit("] ", 1)[-1].strip()
         most = re.search(r"Vocabulary size too high .*<= (\d+)", reason)
@@ -214,6 +212,8 @@ def train_tokenizer(
             message = f"No tokenizer of {vocab_size} pieces: {reason}"
             raise TooManyPieces(message, int(most.group(1))) from None
         raise InputError(f"No tokenizer of {vocab_size} pieces: {reason}") from None
+    with whole(out / MODEL_NAME) as temporary:
+        temporary.write_bytes(model.getvalue())
     write_dictionary(load_tokenizer(out / MODEL_NAME), out / DICT_NAME)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fairseq_peft.errors import InputError
+from fairseq_peft.errors import InputError, advice, unwritten
 from fairseq_peft.files import whole
 from fairseq_peft.text import sources
 
@@ -42,9 +42,7 @@ def sink(path: Path | None):
             yield out
             out.flush()
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}. Make room, or write it elsewhere."
-        ) from error
+        raise unwritten(path, error) from error
 
 
 def put(out, text: str, flush: bool) -> None:
@@ -66,7 +64,7 @@ def put(out, text: str, flush: bool) -> None:
         if isinstance(error, BrokenPipeError):
             raise
         raise InputError(
-            f"The output cannot be written: {error.strerror}. Make room, or write it elsewhere."
+            f"The output cannot be written: {error.strerror}. {advice(error)}"
         ) from error
 
 

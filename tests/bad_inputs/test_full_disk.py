@@ -120,6 +120,33 @@ def test_training_on_a_full_disk(fairseq, data_folder, base_checkpoint, disk, si
     assert {path.stat().st_uid for path in disk(1000).rglob("*")} == {unprivileged.USER}
 
 
+def test_commands_on_a_full_disk(fairseq, base_checkpoint, tmp_path, disk):
+    """The sentence names what could not be written, and nothing is left of it."""
+    runs, full = tmp_path / "runs", disk(8)
+    data = fake_runs.write_data(tmp_path / "books", "classes", ["bad", "good"], 40)
+    fake_runs.write_run(runs, tmp_path / "books", data)
+    (tmp_path / "table.csv").write_text("text,label\n" + "a b,good\nc d,bad\n" * 2000)
+    commands = [
+        ["report", runs, "--out", full / "report"],
+        ["report", runs, "--html", full / "report.html"],
+        ["export-checkpoint", base_checkpoint, "--out", full / "lean.pt"],
+        ["prepare-data", tmp_path / "table.csv", full / "data"],
+        ["make-demo-data", full / "demo"],
+    ]
+    text = json.dumps([list(map(str, words)) for words in commands])
+    done = fairseq("python", AS_NOBODY + COMMANDS.format(commands=text))
+    assert done.returncode == 0, done.stderr
+    for (_, *words), (verb, status, said) in zip(
+        commands, json.loads(done.stdout.partition("ANSWERS")[2])
+    ):
+        *_, line = said.splitlines()
+        assert status == 1 and str(words[-1]) in line, (verb, said)
+        assert "No space left on device" in line and "Make room there" in line, (verb, said)
+        assert "Traceback" not in said
+    whole(full)
+    assert not [path for path in full.rglob("*.[sp][vn]g") if not path.stat().st_size]
+
+
 def test_where_nothing_may_be_written(fairseq, data_folder, base_checkpoint, tmp_path):
     """Each command, of a user who has no rights there."""
     runs, shut = tmp_path / "runs", tmp_path / "shut"

@@ -172,6 +172,8 @@ def test_missing_files_are_named(folder, tmp_path, capsys):
         return refused(capsys, words[0], words[1], tmp_path / "hf", "--no-check", *words[2:])
 
     assert "none.pt does not exist" in line("to-hf", tmp_path / "none.pt")
+    told = line("to-hf", tmp_path / "none", "--base", folder / "lm.pt")
+    assert "none does not exist. Give the adapter folder of that base." in told
     assert "none.txt does not exist" in line("to-hf", folder / "lm.pt", "--dict", "none.txt")
     assert "none.model does not exist" in line("to-hf", folder / "lm.pt", "--spm", "none.model")
     assert "is no folder" in line("from-hf", tmp_path / "none")

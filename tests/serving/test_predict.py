@@ -115,6 +115,14 @@ def test_bf16(load, texts):
     assert abs(exact - rough).max() > 0
 
 
+@pytest.mark.parametrize("load", [fairseq_peft.Classifier.load, fairseq_peft.Generator.load])
+def test_a_device_that_is_not_there_is_a_sentence(load, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda:77", "gpu"):
+        with pytest.raises(InputError, match=f"^The device {device} cannot be used .*. Give cpu.$"):
+            load("base.pt", "adapter", device=device)
+
+
 def test_bad_input_is_a_sentence(load, train, base, data, tmp_path):
     classifier = load("lora")
     load_it = fairseq_peft.Classifier.load
@@ -134,6 +142,11 @@ def test_bad_input_is_a_sentence(load, train, base, data, tmp_path):
         load_it(base)
     with pytest.raises(InputError, match="neither a base nor an adapter"):
         load_it(None)
+    for no_name in ("", "a b", 'bo"oks', None):
+        with pytest.raises(InputError, match="is no name of an adapter. Give one of ASCII"):
+            classifier.add(no_name, train("lora") / "adapter")
+        with pytest.raises(InputError, match="is no name of an adapter"):
+            load_it(train("lora") / "checkpoint_best.pt", name=no_name)
     with pytest.raises(InputError, match="not the base.*Give it"):
         load_it(None, train("lora") / "adapter")
     with pytest.raises(InputError, match="would be ignored.*holds a whole model"):

@@ -140,6 +140,15 @@ def test_a_full_disk_is_one_line(base, adapter):
     assert line.startswith("fairseq-peft predict: error: The output cannot be written: No space")
 
 
+def test_a_folder_that_is_not_there_is_one_line(base, adapter, tmp_path):
+    words = command(base, adapter, "--out", tmp_path / "no" / "rows")
+    done = subprocess.run(words, input=b"beau\n", stderr=subprocess.PIPE, cwd=ROOT)
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    assert f"{tmp_path / 'no' / 'rows'} cannot be written (No such file or directory). " in line
+    assert "There is no such folder" in line and "room" not in line
+
+
 def test_an_interrupt_is_a_clean_end(base, adapter):
     """130, whole lines, no traceback."""
     words = command(base, adapter, "--window", 1)
@@ -292,7 +301,7 @@ def test_columns_that_nobody_reads_come_back_as_they_are(main, tmp_path, capfd):
         ("a.csv", ["--text2-column", "text"], "--text2-column text would be ignored"),
         ("a.csv", ["--text-column", "avis"], "Expected one 'avis'"),
         ("a.csv", ["--out", "{path}"], "is the input itself"),
-        ("a.csv", ["--out", "{path}/x"], "cannot be written: Not a directory"),
+        ("a.csv", ["--out", "{path}/x"], "cannot be written (Not a directory)"),
         ("done.csv", [], "has a column 'prediction' already"),
         ("late.txt", ["--out", "{path}.out"], "begins as UTF-16"),
     ],

@@ -213,6 +213,8 @@ def test_what_it_refuses_at_the_start(folders, folder_of, base, capsys, monkeypa
     adapter = f"books={folders['lora']}"
     assert "expected NAME=DIR" in no("--adapter", folders["lora"])
     assert "expected NAME=DIR" in no("--adapter", f'bo"oks={folders["lora"]}')
+    told = no("--port", 0)
+    assert "cannot answer by itself" in told and "--adapter NAME=DIR" in told
     assert "given twice" in no("--adapter", adapter, "--adapter", adapter)
     assert "--threads 0" in no("--adapter", adapter, "--threads", 0)
     assert "--queue 0" in no("--adapter", adapter, "--queue", 0)

@@ -154,8 +154,16 @@ BAD = {
     "no-utf8": (400, b'{"texts": ["\xff"]}', "The body is no JSON"),
     "deep": (400, b'{"texts": ' + b"[" * 100_000, "The body is no JSON"),
     "digits": (400, b'{"texts": ' + b"9" * 5000 + b"}", "The body is no JSON"),
-    "nothing": (422, b"", "The body"),
-    "list": (422, b"[]", "The body"),
+    "nothing": (400, b"", "The body is empty"),
+    "blanks": (400, b" \n", "The body is empty"),
+    "list": (422, b"[]", "The body is no JSON object but a list. Expected {"),
+    "null": (422, b"null", "The body is no JSON object but null"),
+    "true": (422, b"true", "The body is no JSON object but a boolean"),
+    "key-twice": (
+        400,
+        b'{"adapter": "books", "texts": ["a"], "texts": ["b"]}',
+        "it has the key 'texts' twice",
+    ),
     "number": (422, {"adapter": "books", "texts": ["a", 1]}, "texts[1]"),
     "string": (422, {"adapter": "books", "texts": "a"}, "texts:"),
     "surrogate": (422, b'{"adapter": "books", "texts": ["\\ud800"]}', "Row 1 has half a character"),
@@ -217,6 +225,13 @@ def test_a_body_without_its_length_is_counted(start):
 def test_other_paths_methods_and_content_types(client):
     form = client.post("/predict", data={"texts": "a"})
     assert form.status_code == 415 and "Give application/json" in form.json()["error"]
+    none = client.post("/predict", content=b"{}")
+    assert none.status_code == 415 and "The Content-Type is None" in none.json()["error"]
+    for method, path in (("post", "/predict/"), ("get", "/adapters/"), ("get", "/health/")):
+        slash = getattr(client, method)(path, follow_redirects=False)
+        assert slash.status_code == 404 and f"nothing at {path}" in slash.json()["error"]
+    utf8 = {"Content-Type": "application/json; charset=utf-8"}
+    assert client.post("/predict", json=BOOKS, headers=utf8).status_code == 200
     nowhere = client.get("/predictions")
     assert nowhere.status_code == 404 and "nothing at /predictions" in nowhere.json()["error"]
     get = client.get("/predict")

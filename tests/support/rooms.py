@@ -44,10 +44,10 @@ PARTS = {
     # The ground.
     "errors": part(0),
     "files": part(0),
-    "folders": part(0),
     "seeds": part(0),
     "scores": part(0, inside="numpy"),
     "digests": part(0, TORCH),
+    "folders": part(1),
     "keys": part(1),
     "compiling": part(1, inside="torch"),
     "precision": part(1, inside="torch"),

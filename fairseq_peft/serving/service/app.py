@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from fairseq_peft import __version__
+from fairseq_peft.files import json_of
 from fairseq_peft.serving.service.base import Refusal, Refused, Service
 from fairseq_peft.serving.service.gate import Gate, refuse
+
+#: What JSON calls a value that is no object.
+NAMES = {
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
 
 
 @dataclass
@@ -39,6 +51,8 @@ def create_app(service: Service):
         description=service.about,
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would answer without a sentence
+    app.router.route_class = _reading(service.expected)
     app.add_middleware(Gate, service=service)
     refusals = {
         status: {"model": Refusal, "description": HTTPStatus(status).phrase}
@@ -70,14 +84,12 @@ def create_app(service: Service):
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error):
-        given = request.headers.get("content-type")
-        return refuse(_refusal(error.errors()[0], given, service.expected))
+        return refuse(_refusal(error.errors()[0], service.expected))
 
     @app.exception_handler(HTTPException)
     async def http_error(request, error):
         paths = f"POST {' and '.join(service.paths)}, GET /adapters, /health, /metrics and /docs"
         texts = {
-            400: f"The body is no JSON. {service.expected}",
             404: f"There is nothing at {request.url.path}. There are {paths}.",
             405: f"{request.method} is not for {request.url.path}. There are {paths}.",
         }
@@ -92,14 +104,59 @@ def create_app(service: Service):
     return app
 
 
-def _refusal(error: dict, content_type: str | None, expected: str) -> Refused:
+def _reading(expected: str) -> type:
+    """The class of paths whose requests have a JSON object as their body, or are refused."""
+    from fastapi import Request
+    from fastapi.routing import APIRoute
+
+    class Read(Request):
+        """A request whose body has been read, as ``value``."""
+
+        value: dict
+
+        async def json(self):
+            return self.value
+
+    class Route(APIRoute):
+        def get_route_handler(self):
+            handle = super().get_route_handler()
+            if self.body_field is None:
+                return handle
+
+            async def read(request):
+                found = Read(request.scope, request.receive)
+                given = request.headers.get("content-type")
+                found.value = _object(await found.body(), given, expected)
+                return await handle(found)
+
+            return read
+
+    return Route
+
+
+def _object(body: bytes, content_type: str | None, expected: str) -> dict:
+    """The JSON object in a body.
+
+    Raises:
+        Refused: there is none, one with a key twice, or it is not said to be one.
+    """
+    if not body.strip():
+        raise Refused(400, f"The body is empty, so no JSON. {expected}")
+    kind = (content_type or "none").partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/(.+\+)?json", kind):
+        raise Refused(415, f"The Content-Type is {content_type}. Give application/json. {expected}")
+    try:
+        found = json_of(body, each_key_once=True)
+    except ValueError as error:
+        reason = str(error).partition(";")[0]  # behind it, what a program may do
+        raise Refused(400, f"The body is no JSON that can be read ({reason}). {expected}") from None
+    if not isinstance(found, dict):
+        raise Refused(422, f"The body is no JSON object but {NAMES[type(found)]}. {expected}")
+    return found
+
+
+def _refusal(error: dict, expected: str) -> Refused:
     """What the first error of FastAPI's validation says."""
-    if error["type"] == "json_invalid":
-        return Refused(400, f"The body is no JSON ({error['ctx']['error']}). {expected}")
-    if "json" not in (content_type or ""):
-        return Refused(
-            415, f"The Content-Type is {content_type}. Give application/json. {expected}"
-        )
     place = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in error["loc"][1:])
     told = error["msg"][:1].lower() + error["msg"][1:]
     return Refused(422, f"{place.lstrip('.') or 'The body'}: {told}. {expected}")
