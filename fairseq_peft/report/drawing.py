@@ -89,14 +89,8 @@ def without_glyph_warnings() -> Iterator[None]:
 def save(figure, out: Path, name: str) -> list[Path]:
     """``figure`` as NAME.png and NAME.svg in ``out``, without dates; the two paths."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "svg")]
-<<<<<<< HEAD
-    with without_glyph_warnings():
-        for path in paths:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-=======
     for path in paths:
         picture(figure, path)
->>>>>>> 4fcbb8e33f654b83d2f35508ba4c84802e838cc6
     return paths
 
 
@@ -107,7 +101,7 @@ def picture(figure, path: Path, **options) -> None:
         options: of ``savefig``.
     """
     kind = path.suffix[1:]
-    with whole(path) as temporary:
+    with whole(path) as temporary, without_glyph_warnings():
         figure.savefig(
             temporary, format=kind, metadata={"Date": None} if kind == "svg" else None, **options
         )

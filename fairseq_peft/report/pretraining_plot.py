@@ -43,7 +43,7 @@ def plot_curves(curves: dict[str, list[dict]], out: Path) -> list[Path]:
     axes.legend(frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     written = [out.with_suffix(".png"), out.with_suffix(".svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "fairseq_peft"}), drawing.without_glyph_warnings():
+    with matplotlib.rc_context({"svg.hashsalt": "fairseq_peft"}):
         for path in written:
             drawing.picture(figure, path, dpi=150)
     return written
