@@ -71,8 +71,10 @@ def sentence(error: BaseException, place: str = "another place") -> str | None:
 def advice(error: BaseException, place: str = "another place") -> str:
     """What to do where a file cannot be written."""
     code = getattr(error, "errno", None)
-    if code in (errno.ENOENT, errno.ENOTDIR):
+    if code == errno.ENOENT:
         return f"There is no such folder: make it, or give {place}."
+    if code == errno.ENOTDIR:
+        return f"A file is where a folder is meant: give {place}."
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"Give {place}, or make rights there."
     if code in (errno.ENOSPC, errno.EDQUOT):
@@ -83,7 +85,8 @@ def advice(error: BaseException, place: str = "another place") -> str:
 def unwritten(path, error: OSError, place: str = "another place") -> InputError:
     """``path`` cannot be written: the sentence for it."""
     named = Path(str(error.filename2 or error.filename or path))
-    what = named if Path(path) in named.parents else path  # not what was read to write it
+    # Not what was read to write it.
+    what = named if Path(os.path.realpath(path)) in named.parents else path
     return InputError(
         f"{what} cannot be written ({error.strerror or error}). {advice(error, place)}"
     )
@@ -102,8 +105,18 @@ def is_command(program: str) -> bool:
     """Whether ``program``, a process's first word, is a command of fairseq's or this package's:
     ``fairseq-train``, ``python -m fairseq_cli.train``. Else it is somebody's own script."""
     folder, name = os.path.split(program)
-    its_folder = os.path.basename(os.path.realpath(folder or "."))
-    return name.startswith("fairseq-") or its_folder in ("fairseq_cli", "fairseq_peft")
+    if name.startswith("fairseq-"):
+        return True
+    if not os.path.isfile(program):  # -c, or what stands for no script
+        return False
+    own = [__file__, getattr(sys.modules.get("fairseq_cli"), "__file__", None)]
+    folders = [os.path.realpath(os.path.dirname(path)) for path in own if path]
+    return os.path.realpath(folder or ".") in folders or _is_launcher(name, folder)
+
+
+def _is_launcher(name, folder):
+    """Whether it is ``train.py`` of a checkout of fairseq's, which only calls ``fairseq_cli``."""
+    return os.path.isfile(os.path.join(folder, "fairseq_cli", name))
 
 
 def install_excepthook(program: str = "fairseq_peft") -> None:
@@ -118,7 +131,7 @@ def install_excepthook(program: str = "fairseq_peft") -> None:
 
     def show(kind, error, traceback):
         text = sentence(error, "another place (--save-dir)")
-        if text is None or not is_command(sys.argv[0]):
+        if text is None or not is_command((sys.argv or [""])[0]):
             previous(kind, error, traceback)
         else:
             sys.stderr.write(f"{program}: error: {text}\n")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 #: What the disk says where it takes no more; Python does not say of which file.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What torch's own writer says of a file that it cannot open or go on with.
 _TORCH = re.compile("inline_container|iostream error|cannot be opened")
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def replaced(folder: Path | str) -> Iterator[Path]:
             yield new
             for path in (*new.rglob("*"), new):
                 if not path.is_symlink() and (path.is_file() or path.is_dir()):
-                    _flush(path)
+                    with contextlib.suppress(PermissionError):  # one that was kept
+                        _flush(path)
         if not folder.exists():
             os.rename(new, folder)
         elif not _exchange(new, folder):
@@ -54,13 +56,62 @@ def replaced(folder: Path | str) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def keep(folder: Path | str, new: Path) -> None:
+@contextlib.contextmanager
+def merged(folder: Path | str) -> Iterator[Path]:
+    """A new folder to write files into, which come into ``folder``, all at once, if the block
+    succeeds; what else is there stays. Processes that do this at one time wait for each other.
+
+    Where ``folder`` cannot change its place, because it is a mount point, a process's own, or in a
+    folder of somebody else's, they come one by one.
+
+    Raises:
+        OSError: as ``replaced``.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.is_dir() and not _can_move(folder):
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as build:
+            new = Path(build)
+            with naming(folder, new):
+                yield new
+            for path in sorted(new.iterdir()):
+                os.replace(path, folder / path.name)
+        return
+    with contextlib.ExitStack() as after, replaced(folder) as new:
+        yield new
+        after.enter_context(_alone(folder.parent))
+        _keep(folder, new)
+
+
+def _can_move(folder):
+    return not (
+        os.path.ismount(folder)
+        or Path.cwd().is_relative_to(folder)
+        or not os.access(folder.parent, os.W_OK)
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Within it, no other process is in this block for the same ``folder``, where there are such
+    locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _keep(folder, new):
     """Put what ``folder`` has and ``new`` lacks into ``new``, which is to take its place: the same
     files by another link, where the file system has such, and copies elsewhere."""
-    if not os.path.isdir(folder):
+    if not folder.is_dir():
         return
     shutil.copymode(folder, new)
-    for path in Path(folder).iterdir():
+    for path in folder.iterdir():
         there = new / path.name
         if os.path.lexists(there):
             continue

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
+from helpers import ROOT
 
 from fairseq_peft import folders
 from fairseq_peft.errors import sentence
@@ -163,3 +167,32 @@ def test_json_holds_any_path(value):
     text = json_text(value, indent=1)
     assert json_of(text.encode("utf-8")) == value
     assert ("é" in text) == ("r" not in text)
+
+
+def test_what_two_processes_add_to_a_folder_is_there(tmp_path):
+    """The second has begun before the first has ended."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    with folders.merged(folder) as first:
+        code = (
+            "import sys; from fairseq_peft import folders\n"
+            "with folders.merged(sys.argv[1]) as new: (new / 'b').write_text('b')"
+        )
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+        (first / "a").write_text("a")
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "mine"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_folder_that_cannot_move_gets_its_files_all_the_same(tmp_path, monkeypatch, fails):
+    """The process stands in it."""
+    (tmp_path / "mine").write_text("mine")
+    inode = tmp_path.stat().st_ino
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(KeyError), folders.merged(".") as new:
+        (new / "a").write_text("a")
+        if fails:
+            raise KeyError
+    assert tmp_path.stat().st_ino == inode
+    assert {path.name for path in tmp_path.iterdir()} == {"mine"} | (set() if fails else {"a"})

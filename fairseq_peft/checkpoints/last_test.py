@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 
 from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.errors import InputError
@@ -104,7 +105,7 @@ def _is_own(trainer):
     last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
     restored = cfg.restore_file.replace(".pt", f"{trainer.checkpoint_suffix}.pt")
     is_named = cfg.restore_file == name or os.path.realpath(restored) == os.path.realpath(last)
-    return is_named and os.path.isfile(last)
+    return is_named and PathManager.isfile(last)
 
 
 def ended_by(cfg, extra_state: dict, updates: int, waited: int) -> str | None:

@@ -47,7 +47,7 @@ def install() -> None:
 
 #: Flags that are other in the end than a command line says them: what auto means, where a
 #: relative path is.
-DECIDED = ("precision", "hf_model", "hf_config", "hf_tokenizer")
+DECIDED = ("precision", "hf_model", "hf_config", "hf_tokenizer", "ia3_targets", "ia3_feedforward")
 
 
 def _state_dict(original):

@@ -77,7 +77,7 @@ def run(args) -> int:
         copies = len(train) - len(kept)
         logger.info("%s lines left out of train, as they hold a held-out text", f"{copies:,}")
     train, valid = raw_text.repeat(kept, args.seed), [line for line, _ in valid]
-    with folders.replaced(args.out) as new:
+    with folders.merged(args.out) as new:
         if subwords:
             bpe.write_with_dictionary(subwords, dictionary, new, train)
         else:
@@ -87,7 +87,6 @@ def run(args) -> int:
             path = new / f"{name}.pieces"
             num_pieces = raw_text.write_pieces(subwords, lines, path, args.threads)
             logger.info("%s: %s lines, %s pieces", name, f"{len(lines):,}", f"{num_pieces:,}")
-        folders.keep(args.out, new)
     repeated = len(set(valid) & set(train))
     if repeated:
         logger.info("%d different held-out lines also occur in train", repeated)

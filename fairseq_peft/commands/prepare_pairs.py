@@ -73,11 +73,10 @@ def run(args) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"{args.out} is a file. Give the name of the folder to write into.")
     # What is refused, or ends at whatever moment, leaves OUT as it was.
-    with folders.replaced(args.out) as new:
+    with folders.merged(args.out) as new:
         make_tokenizer(args, splits.get("train", ()), tags, new)
         write(new, bpe.find(new), splits, (args.source_lang, args.target_lang))
         check_dictionary(args.out, new)
-        folders.keep(args.out, new)
     logger.info(
         "%s: %s", args.out, ", ".join(f"{split} {len(pairs)}" for split, pairs in splits.items())
     )

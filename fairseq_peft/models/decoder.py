@@ -61,8 +61,9 @@ class DecoderLayer(Slots, TransformerDecoderLayerBase):
 class OutputProjection(nn.Linear):
     """Features (..., C) -> logits (..., V); ``weight`` may be the token embedding's.
 
-    ``output_update`` is a slot: None, or a function of the features that returns what is added to
-    the logits, where the embedding is not its weight alone.
+    ``output_update`` is a slot: None, or a module's method, of the features, that returns what is
+    added to the logits, where the embedding is not its weight alone; all that trains in the module
+    has a part in it.
     """
 
     def __init__(self, weight: nn.Parameter, half_dtype=None):

@@ -287,10 +287,10 @@ class Generator:
     def _named(self, texts, adapter, check) -> Iterator[tuple[str, str]]:
         """(text, name of its adapter), with both checked; adapters by ``check``, too, before the
         first row where it is known who is named, and no others than those."""
-        checked = set(names.before_rows(self._writers, adapter))
-        for name in checked:
+        known = names.before_rows(self._writers, adapter)
+        for name in known:
             check(name)
-        return self._checked(texts, adapter, check, checked)
+        return self._checked(texts, adapter, check, set(known))
 
     def _checked(self, texts, adapter, check, checked):
         for number, text, name in names.of_rows(self._writers, texts, adapter):

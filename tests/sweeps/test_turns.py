@@ -71,6 +71,16 @@ def test_one_that_fails_closes_its_own(tmp_path, log):
     assert writer.all_writers is None and logged(tmp_path / "own" / "valid") == [(1, 1.0)]
 
 
+def test_a_disk_that_fills_at_the_end_holds_nobody_up(log):
+    class Full:
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    turn = Turn(lambda: progress_bar._tensorboard_writers.update(valid=Full()), [], log)
+    turn.resume()  # it would wait for ever
+    assert turn.error == "OSError: [Errno 28] No space left on device"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

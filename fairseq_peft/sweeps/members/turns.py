@@ -100,9 +100,13 @@ class Turn:
             self.error = f"{type(error).__name__}: {error}"
             traceback.print_exc(file=self._log)
         finally:
-            progress_bar._close_writers()
-            self._log.flush()
-            self._paused.release()
+            try:
+                progress_bar._close_writers()
+                self._log.flush()
+            except Exception as error:  # of a full disk, for one
+                self.error = self.error or f"{type(error).__name__}: {error}"
+            finally:
+                self._paused.release()
 
 
 def _fresh(argv, log) -> dict:
