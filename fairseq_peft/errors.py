@@ -119,27 +119,34 @@ def _is_launcher(name, folder):
     return os.path.isfile(os.path.join(folder, "fairseq_cli", name))
 
 
-def install_excepthook(program: str = "fairseq_peft") -> None:
+def install_excepthook(program: str | None = None) -> None:
     """Show an uncaught ``InputError``, or a file that cannot be written, as one line on stderr,
     where the process is a command. Who writes a script of their own sees where it failed.
 
     The exit status stays 1.
+
+    Args:
+        program: what the process is called, which is a command then; None: ``is_command`` tells.
     """
     previous, previous_of_threads = sys.excepthook, threading.excepthook
     if getattr(previous, "shows_input_errors", False):
+        previous.program = program or previous.program
         return
 
     def show(kind, error, traceback):
         text = sentence(error, "another place (--save-dir)")
-        if text is None or not is_command((sys.argv or [""])[0]):
+        named = show.program
+        if named is None and is_command((sys.argv or [""])[0]):
+            named = "fairseq_peft"
+        if text is None or named is None:
             previous(kind, error, traceback)
         else:
-            sys.stderr.write(f"{program}: error: {text}\n")
+            sys.stderr.write(f"{named}: error: {text}\n")
 
     def show_of_thread(args):
         # TensorBoard's writer keeps its error for the thread that writes, which ends with it.
         if sentence(args.exc_value) is None:
             previous_of_threads(args)
 
-    show.shows_input_errors = True
+    show.shows_input_errors, show.program = True, program
     sys.excepthook, threading.excepthook = show, show_of_thread

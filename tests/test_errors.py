@@ -49,6 +49,14 @@ def test_who_writes_a_script_sees_where_it_failed(tmp_path, name, traceback):
     assert (done.stderr.count("\n") == 1) != traceback
 
 
+def test_a_program_that_says_its_name_is_a_command(tmp_path):
+    """After the plugin's own hook, too."""
+    script = SCRIPT.replace("def helper", "install_excepthook('mine')\ndef helper")
+    (tmp_path / "mine.py").write_text(script)
+    done = subprocess.run([sys.executable, tmp_path / "mine.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "mine: error: There is no adapter 'zz'.\n")
+
+
 def test_the_file_is_named_whatever_the_path_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     error = OSError(28, "No space left on device", str(tmp_path / "out" / "a.bin"))
