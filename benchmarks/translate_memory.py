@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -78,8 +77,7 @@ def measured(one: dict) -> dict:
     start = time.process_time()
     step()
     seconds = time.process_time() - start
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+    peak = steps.peak_bytes() - before
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {"peak_bytes": peak, "seconds": seconds, "weights_bytes": weights}
 
