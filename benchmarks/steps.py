@@ -55,8 +55,17 @@ def run(setup: Setup, steps: int, threads: int, warm_up: int = 3) -> dict:
     if "kept memory" in setup.off:
         # glibc reads it while the process starts; the plugin keeps its hands off.
         environment["MALLOC_ARENA_TEST"] = "8"
+    return told_by([__file__, words], environment)
+
+
+def told_by(program: list[str], environment: dict) -> dict:
+    """The JSON of the last line that a Python program prints, in a new process.
+
+    Raises:
+        Failed: with the line that says why.
+    """
     done = subprocess.run(
-        [sys.executable, __file__, words], capture_output=True, text=True, env=environment
+        [sys.executable, *program], capture_output=True, text=True, env=environment
     )
     if done.returncode:
         raise Failed(f"failed with status {done.returncode}: {reason_of(done.stderr)}")

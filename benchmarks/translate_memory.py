@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 import harness
 import steps
 import translate_speed
-from harness import Failed, range_of, reason_of, spread, table
+from harness import range_of, spread, table
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ def measured(one: dict) -> dict:
     from fairseq.criterions.label_smoothed_cross_entropy import (
         LabelSmoothedCrossEntropyCriterion as Criterion,
     )
-    from fairseq.data import Dictionary
 
     import fairseq_peft.plugin  # noqa: F401
 
@@ -65,9 +63,7 @@ def measured(one: dict) -> dict:
     torch.set_num_threads(args.threads)
     if one["way"] == "whole":
         Criterion.forward = Criterion.forward.__wrapped__
-    words = Dictionary()
-    for number in range(one["words"] - len(words)):
-        words.add_symbol(f"w{number}")
+    words = translate_speed.dictionary(one["words"])
     batch = translate_speed.rows(args, words)
     before = steps.resident_bytes()
     flags = {"checkpoint_activations": True} if one["way"] == "again" else {}
@@ -90,15 +86,8 @@ def run(one: Contestant, args) -> dict:
     """
     names = (*harness.SIZES, "batch_size", "length", "threads")
     given = {**vars(one), "args": {name: getattr(args, name) for name in names}}
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", json.dumps(given)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
-    )
-    if done.returncode:
-        raise Failed(f"failed with status {done.returncode}: {reason_of(done.stderr)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    return steps.told_by([__file__, "--one", json.dumps(given)], environment)
 
 
 def main(argv=None) -> int:

@@ -96,6 +96,16 @@ def build(software: str, args, words, precision: str = "fp32", same: bool = True
     return model
 
 
+def dictionary(num_words: int):
+    """One of so many words, fairseq's own among them."""
+    from fairseq.data import Dictionary
+
+    words = Dictionary()
+    for number in range(num_words - len(words)):
+        words.add_symbol(f"w{number}")
+    return words
+
+
 def rows(args, words):
     """A batch of sentences of one length, and of their translations, behind each other."""
     generator = torch.Generator().manual_seed(3)
@@ -166,13 +176,9 @@ def main() -> int:
     load = os.getloadavg()[0]
     torch.set_num_threads(args.threads)
 
-    from fairseq.data import Dictionary
-
     import fairseq_peft.plugin  # noqa: F401
 
-    words = Dictionary()
-    for number in range(args.words - len(words)):
-        words.add_symbol(f"w{number}")
+    words = dictionary(args.words)
     batch, steps, trained = rows(args, words), {}, {}
     for one in chosen:
         model = build(one.software, args, words, one.precision)

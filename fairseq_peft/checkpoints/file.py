@@ -12,11 +12,12 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 
-from fairseq_peft.errors import InputError
-from fairseq_peft.files import is_utf8
+from fairseq_peft.errors import InputError, unwritten
+from fairseq_peft.files import is_utf8, whole
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,20 @@ def mapping() -> Iterator[None]:
         yield
     finally:
         torch.load = original
+
+
+def write(out: Path, content: dict) -> None:
+    """Write a checkpoint: there whole, or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)
+    except OSError as error:
+        raise unwritten(out, error) from error
 
 
 def _can_be_mapped(path):

@@ -6,8 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fairseq_peft.errors import InputError, unwritten
-from fairseq_peft.files import whole
+from fairseq_peft.errors import InputError
 
 #: How far a merge in fp32 may move a logit, relative to the largest: rounding is far below.
 MERGE_LIMIT = 1e-3
@@ -406,7 +405,7 @@ def check_merged(difference, expected) -> None:
 
 def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
     """Write what fairseq's loader looks for, and no history to go on from."""
-    import torch
+    from fairseq_peft.checkpoints import file as checkpoint_file
 
     history = {
         "criterion_name": "",
@@ -423,9 +422,4 @@ def write(out: Path, state: dict, cfg: dict, weights: dict) -> None:
         "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
         "last_optimizer_state": None,
     }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as temporary, open(temporary, "wb") as file:
-            torch.save(plain, file)
-    except OSError as error:
-        raise unwritten(out, error) from error
+    checkpoint_file.write(out, plain)

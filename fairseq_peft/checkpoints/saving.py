@@ -46,7 +46,7 @@ def install() -> None:
 
 
 #: Flags that are other in the end than a command line says them: what auto means, where a
-#: relative path is.
+#: relative path is, what a method's defaults are.
 DECIDED = ("precision", "hf_model", "hf_config", "hf_tokenizer", "ia3_targets", "ia3_feedforward")
 
 

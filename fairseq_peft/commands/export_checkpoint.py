@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fairseq_peft.errors import InputError, unwritten
-from fairseq_peft.files import whole
+from fairseq_peft.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ def run(args) -> int:
     if not args.checkpoint.is_file():
         raise InputError(f"{args.checkpoint} does not exist. Expected a checkpoint of fairseq.")
 
-    import torch
-
+    from fairseq_peft.checkpoints import file as checkpoint_file
     from fairseq_peft.checkpoints import slim
     from fairseq_peft.checkpoints.encoder_only import encoder_of
 
@@ -78,12 +76,7 @@ def run(args) -> int:
     lean["extra_state"] = {"train_iterator": {"epoch": 1}, "val_loss": None}
     lean["last_optimizer_state"] = None
 
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(args.out) as temporary, open(temporary, "wb") as file:
-            torch.save(lean, file)
-    except OSError as error:
-        raise unwritten(args.out, error) from error
+    checkpoint_file.write(args.out, lean)
     logger.info("%s: %.1f MB", args.out, args.out.stat().st_size / 1e6)
     return 0
 

@@ -20,6 +20,7 @@ from fairseq_peft.hf.batches import Batches, loader
 from fairseq_peft.hf.options import Options
 from fairseq_peft.hf.train_record import Record
 from fairseq_peft.runs import log as run_log
+from fairseq_peft.runs import plan
 from fairseq_peft.runs.choice import Choice
 from fairseq_peft.scores import CLASSES, METRICS
 from fairseq_peft.tasks import record
@@ -157,11 +158,6 @@ def describe(options: Options, found: Prepared) -> dict:
     }
 
 
-def warmup_steps(num_updates: int, warmup: float) -> int:
-    """``warmup`` per cent of the updates, as ``sweeps/knobs.py`` counts them."""
-    return int(num_updates * warmup / 100)
-
-
 def make_trainer(options: Options, model, datasets):
     """Hugging Face's ``Trainer`` with fairseq's batches; its ``record`` is still to be set.
 
@@ -180,7 +176,7 @@ def make_trainer(options: Options, model, datasets):
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.lr,
         lr_scheduler_type="linear",
-        warmup_steps=warmup_steps(num_updates, options.warmup),
+        warmup_steps=plan.warmup_updates(num_updates, options.warmup),
         weight_decay=0.01,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",

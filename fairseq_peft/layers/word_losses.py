@@ -56,7 +56,6 @@ class _InParts(torch.autograd.Function):
             torch.zeros_like(t) if needs else None
             for t, needs in zip((features, weight, *others), needed)
         ]
-        trained = [other for other, needs in zip(others, needed[2:]) if needs]
         loss, nll = features.new_zeros(2).unbind()
         size = max(LOGITS // num_words, ROWS)
         for start in range(0, len(features), size):
@@ -66,15 +65,14 @@ class _InParts(torch.autograd.Function):
                 logits = F.linear(x, words)
                 if update is not None:
                     with torch.set_grad_enabled(learns):
-                        asked = x.requires_grad_(learns)
-                        more = update(asked)
+                        more = update(x.requires_grad_(learns))
                     logits = logits + more.detach()
             log_probs = F.log_softmax(logits, -1, dtype=torch.float32)
             real = goal.ne(pad)
-            each = -log_probs.gather(1, goal) * real
-            nll = nll + each.sum()
+            part_nll = -(log_probs.gather(1, goal) * real).sum()
+            nll = nll + part_nll
             smooth = -(log_probs.sum(1, keepdim=True) * real).sum() if smoothing else 0.0
-            loss = loss + a * each.sum() + b * smooth
+            loss = loss + a * part_nll + b * smooth
             if not learns:
                 continue
             g = log_probs.exp_()
@@ -87,13 +85,11 @@ class _InParts(torch.autograd.Function):
             if needed[1]:
                 grads[1].add_(g.t() @ x.detach().to(g.dtype))
             if update is not None:
-                own = torch.autograd.grad(more, [asked, *trained], g.to(more.dtype))
+                of_x, *of_others = torch.autograd.grad(more, [x, *others], g.to(more.dtype))
                 if needed[0]:
-                    grads[0][part] += own[0]
-                found = iter(own[1:])
-                for grad, needs in zip(grads[2:], needed[2:]):
-                    if needs:
-                        grad.add_(next(found))
+                    grads[0][part] += of_x
+                for grad, found in zip(grads[2:], of_others):
+                    grad.add_(found)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(nll)
         return loss, nll

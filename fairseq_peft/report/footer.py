@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fairseq_peft.report.cells import points
-from fairseq_peft.report.runs import LeftOut, Run
+from fairseq_peft.report.runs import LeftOut, Run, kind_of
 from fairseq_peft.report.stats import sampling_error
-from fairseq_peft.scores import CLASSES, has_accuracy
+from fairseq_peft.scores import has_accuracy
 
 
 def footer_lines(rows: list[dict], left_out: list[LeftOut] = ()) -> list[str]:
@@ -69,11 +69,7 @@ def by_data(rows: list[dict]) -> dict[str, list[dict]]:
 def runs_of(rows: list[dict], runs: list[Run]) -> list[Run]:
     """The runs of a group of ``by_data``."""
     data, kind = rows[0]["data"], rows[0]["kind"]
-    return [
-        run
-        for run in runs
-        if run.result["data"] == data and run.result.get("kind", CLASSES) == kind
-    ]
+    return [run for run in runs if run.result["data"] == data and kind_of(run.result) == kind]
 
 
 def _name(row: dict) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fairseq_peft.errors import InputError, unwritten
 from fairseq_peft.files import whole
 from fairseq_peft.report import tensorboard
-from fairseq_peft.report.runs import SCHEMA, check_result, read_json, read_validations
+from fairseq_peft.report.runs import SCHEMA, check_result, kind_of, read_json, read_validations
 from fairseq_peft.runs import predictions
 from fairseq_peft.runs.choice import Choice
 from fairseq_peft.runs.log import is_count
@@ -67,7 +67,7 @@ def in_words(result: dict) -> str:
     """``test accuracy 88.10 % at epoch 3 of 5, chosen on valid (87.25 %)``: the metric that chose,
     or the usual one of such a task, where that is the loss or F1 of a class."""
     metric = Choice.of_run(result).metric
-    usual = METRICS[result.get("kind", CLASSES)][0]
+    usual = METRICS[kind_of(result)][0]
     name = metric if f"test_{metric}" in result else usual
     test = result[f"test_{name}"]
     found = "not measured" if test is None else _shown(name, test)
@@ -144,7 +144,7 @@ def _numbers(run: dict, lines: list[dict]) -> dict:
         raise InputError(f"no validation has a finite {choice.metric}: training has diverged")
     best = next(i for i, line in enumerate(lines) if line is chosen)
     at_best = chosen["subsets"].get("test", {})
-    kind = run.get("kind", CLASSES)
+    kind = kind_of(run)
     tested = [i for i, accuracy in enumerate(test) if accuracy is not None]
     if len(tested) < len(lines):  # --eval-test best: what test would have chosen is not known
         tested = []
@@ -206,7 +206,7 @@ def _accuracy(run: dict, line: dict, subset: str) -> float | None:
             "train with --valid-subset valid,test"
         )
     counts = line["subsets"][subset]
-    judged = has_accuracy(run.get("kind", CLASSES))
+    judged = has_accuracy(kind_of(run))
     correct, examples = counts["num_correct"] if judged else 0, counts["num_examples"]
     expected = run["rows"].get(subset, examples)
     if examples != expected or not 0 <= correct <= examples or examples < 1:

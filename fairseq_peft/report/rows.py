@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairseq_peft.report import answers
 from fairseq_peft.report.comparisons import add_comparisons
 from fairseq_peft.report.references import FULL, reference_of, without_number
-from fairseq_peft.report.runs import Run
+from fairseq_peft.report.runs import Run, kind_of
 from fairseq_peft.report.stats import mean, mean_interval, paired_difference, sample_sd
 from fairseq_peft.scores import CLASSES, ROUGE
 
@@ -33,7 +33,7 @@ def build_rows(runs: list[Run], compare_with: str = FULL) -> list[dict]:
     for key, results in groups.items():
         full = reference_of(key, sizes)
         full = groups[full] if full and full[1] == key[1] else []  # of the same init
-        full = [result for result in full if _kind(result) == _kind(results[0])]
+        full = [result for result in full if kind_of(result) == kind_of(results[0])]
         row = _row(sorted(results, key=lambda result: result["seed"]), full)
         row["notes"] += _other_rows_note(results, runs)
         rows.append(row)
@@ -162,7 +162,7 @@ def _other_rows_note(results: list[dict], runs: list[Run]) -> list[str]:
     on fewer and has their number in its name, ``lora-64``, says so itself."""
     first = results[0]
     others = [run.result for run in runs if run.result["data"] == first["data"]]
-    sizes = [result["rows"] for result in others if _kind(result) == _kind(first)]
+    sizes = [result["rows"] for result in others if kind_of(result) == kind_of(first)]
     usual, mine = max(sizes, key=sizes.count), results[0]["rows"]
     method, number = results[0]["method"], mine.get("train")
     says_so = without_number(method, number) != method
@@ -170,11 +170,6 @@ def _other_rows_note(results: list[dict], runs: list[Run]) -> list[str]:
         return []
     text = [", ".join(f"{key} {value}" for key, value in one.items()) for one in (mine, usual)]
     return [f"its rows ({text[0]}) are not those of the other runs ({text[1]})"]
-
-
-def _kind(result):
-    """Of its task, which decides what its accuracy means."""
-    return result.get("kind", CLASSES)
 
 
 def _sort_key(row: dict) -> tuple:

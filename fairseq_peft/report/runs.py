@@ -151,6 +151,12 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def kind_of(result: dict) -> str:
+    """The kind of a run's task, which decides what its accuracy means. Earlier versions did not say
+    it: they knew no other than one class a row."""
+    return result.get("kind", scores.CLASSES)
+
+
 def read_result(path: Path) -> dict:
     """result.json at ``path``, checked against the schema (``docs/design.md``)."""
     result = read_json(path)
@@ -168,7 +174,7 @@ def check_result(result: dict, path: Path) -> None:
             f"'{path}' has schema {result.get('schema')!r}, this version reads {SCHEMA}; "
             "delete it and write it again with `fairseq-peft result`"
         )
-    kind = result.get("kind", scores.CLASSES)
+    kind = kind_of(result)
     if not isinstance(kind, str) or kind not in scores.METRICS:
         raise InputError(
             f"'{path}': 'kind' is {kind!r:.40}, expected one of {', '.join(scores.METRICS)}"

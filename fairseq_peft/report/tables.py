@@ -132,16 +132,16 @@ def markdown_table(columns: tuple, rows: list[dict]) -> str:
 def _tables(rows: list[dict]):
     """(data, title, columns, rows) of every table, data set after data set."""
     for data, part in by_data(rows).items():
-        kinds = {row["kind"] for row in part}  # one: by_data parts those of several
-        if kinds == {NUMBER}:
+        kind = part[0]["kind"]  # that of all, as by_data parts them
+        if kind == NUMBER:
             yield data, "correlation and error", NUMBER_COLUMNS, part
-        elif kinds == {TEXT}:
+        elif kind == TEXT:
             yield data, "loss and ROUGE", TEXT_COLUMNS, part
         else:
             yield data, "accuracy", ACCURACY_COLUMNS, part
-        if kinds == {LABELS}:
+        if kind == LABELS:
             yield data, "F1 of labels", LABEL_COLUMNS, part
-        elif any(map(has_accuracy, kinds)):
+        elif has_accuracy(kind):
             yield data, "macro-F1 and MCC", SCORE_COLUMNS, part
         yield data, "cost", COST_COLUMNS, part
         if any(row["classes"] for row in part):

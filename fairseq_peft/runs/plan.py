@@ -158,6 +158,11 @@ def num_updates(found: argparse.Namespace | Plan, batches: list[int]) -> int:
     return count_updates(*limits, frequencies(found.update_freq), batches, found.skip_remainder)
 
 
+def warmup_updates(num_updates: int, per_cent: float) -> int:
+    """So many per cent of a run's updates."""
+    return int(num_updates * per_cent / 100)
+
+
 def count_updates(
     max_epoch: int, max_update: int, frequencies, batches, skip_remainder: bool = False
 ) -> int:

@@ -103,7 +103,7 @@ def command(knobs: Knobs) -> list[str]:
     updates = plan.num_updates(found, batches(knobs, found))
     schedule = []
     if found.scheduler in ("polynomial_decay", *ENDLESS):
-        schedule = ["--warmup-updates", str(int(updates * knobs.warmup / 100))]
+        schedule = ["--warmup-updates", str(plan.warmup_updates(updates, knobs.warmup))]
     if found.scheduler == "polynomial_decay":
         schedule += ["--total-num-update", str(updates)]
     return [knobs.data, *_words(knobs, schedule)]

@@ -224,7 +224,7 @@ def test_warmup_is_per_cent_as_for_finetune(place, tmp_path, monkeypatch, text, 
     assert cli.main(["finetune-hf", *words, "--precision", "fp32", "--warmup", text]) == 0
     (options,) = asked
     assert f"{options.warmup}" == said
-    assert train.warmup_steps(200, options.warmup) == updates
+    assert plan.warmup_updates(200, options.warmup) == updates
 
 
 def test_a_run_has_a_plan_and_another_one_is_refused(place, tmp_path, monkeypatch):
