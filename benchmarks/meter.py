@@ -1,6 +1,6 @@
 """What a contestant of train_speed.py measures of its own training.
 
-Needs torch and nothing else: it runs under fairseq's Python and under Hugging Face's."""
+Needs torch and nothing else of others: it runs under fairseq's Python and under Hugging Face's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import argparse
 import functools
 import hashlib
 import json
-import resource
 import sys
 import time
 
 import torch
+from peak import peak_bytes
 
 PARTS = ("forward", "backward", "optimizer", "data")
 
@@ -118,8 +118,6 @@ class Meter:
             for row in batch.cpu()  # on a GPU, after the clock has stopped
         ]
         parts = {**self.spent, "other": seconds - sum(self.spent.values())}
-        # Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
         cuda = flags.device == "cuda"
         line = {
             "startup_s": self.startup,
@@ -130,7 +128,7 @@ class Meter:
             "real_tokens": sum(int((batch != flags.pad).sum()) for batch in timed),
             "padded_tokens": sum(batch.numel() for batch in timed),
             "rows_hash": rows_hash(rows),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "peak_rss_bytes": peak_bytes(),
             "peak_device_bytes": torch.cuda.max_memory_allocated() if cuda else None,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "threads": torch.get_num_threads(),

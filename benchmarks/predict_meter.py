@@ -8,14 +8,11 @@ import argparse
 import gc
 import hashlib
 import json
-import os
-import resource
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
+from peak import peak_bytes, resident_bytes
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -57,15 +54,7 @@ def milliseconds_alone(predict, texts, number: int = 100) -> dict:
 def memory() -> int:
     """Bytes of this process that are in memory now; where the system does not tell, at the most."""
     gc.collect()
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_memory()
-
-
-def peak_memory() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resident_bytes() or peak_bytes()
 
 
 def finish(args, loaded: float, seconds: float, rows: list, more=None, **versions) -> None:
@@ -83,7 +72,7 @@ def finish(args, loaded: float, seconds: float, rows: list, more=None, **version
         "texts": len(rows),
         "tokens": sum(length for length, _ in rows),
         "rows": rows,
-        "peak_rss_bytes": peak_memory(),
+        "peak_rss_bytes": peak_bytes(),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, **versions},
         **(more or {}),

@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from harness import Failed, reason_of
+from peak import peak_bytes, resident_bytes
 
 VOCAB = 32000
 
@@ -176,25 +174,6 @@ def timed(setup: Setup, steps: int, warm_up: int = 3) -> dict:
         "peak_bytes": peak_bytes() - before,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-
-
-def resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
-
-
-def peak_bytes() -> int:
-    """The most that this process has held. Linux's own figure: the other one counts what the
-    process that started it held at that moment."""
-    try:
-        (line,) = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-        return int(line) * 1024
-    except (OSError, ValueError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # Tricks that can be taken out. "kept memory", "batches by length" and "late scaling" are taken out

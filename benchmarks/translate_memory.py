@@ -23,6 +23,7 @@ import harness
 import steps
 import translate_speed
 from harness import range_of, spread, table
+from peak import peak_bytes, resident_bytes
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def measured(one: dict) -> dict:
         Criterion.forward = Criterion.forward.__wrapped__
     words = translate_speed.dictionary(one["words"])
     batch = translate_speed.rows(args, words)
-    before = steps.resident_bytes()
+    before = resident_bytes()
     flags = {"checkpoint_activations": True} if one["way"] == "again" else {}
     model = translate_speed.build(one["software"], args, words, one["precision"], False, **flags)
     step = translate_speed.trainer(model, batch, words)
@@ -73,7 +74,7 @@ def measured(one: dict) -> dict:
     start = time.process_time()
     step()
     seconds = time.process_time() - start
-    peak = steps.peak_bytes() - before
+    peak = peak_bytes() - before
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {"peak_bytes": peak, "seconds": seconds, "weights_bytes": weights}
 

@@ -8,7 +8,8 @@
 #
 # Parts, in order; all of them without an argument:
 #   published    score what published systems wrote (columns of test), and the article's first sentence
-#   base         pre-train: spans of an article are masked, the whole is written again; every other part starts from it
+#   base         pre-train: spans of an article are masked, the whole is written again; short pieces of articles first,
+#                which is where it learns to read its source; every other part starts from it
 #   rows-8000    to abstracts with all rows: all weights, LoRA, adapters, biases, prefix; 3 seeds
 #   rows-1000    the same with 1,000 rows
 #   scratch      all weights from random ones, with all rows
@@ -43,7 +44,9 @@ WIDTH=${WIDTH:-256}                             # of the model; its feed-forward
 POSITIONS=${POSITIONS:-256}                     # pieces of an article that are read
 MAX_TOKENS=${MAX_TOKENS:-4096}                  # of a batch
 HELD_OUT=${HELD_OUT:-200}                       # articles of train that the base is validated on
-UPDATES_BASE=${UPDATES_BASE:-8000}              # of the base, and from scratch
+SHORT=${SHORT:-32}                              # pieces of the blocks that the base begins with
+UPDATES_SHORT=${UPDATES_SHORT:-800}             # of the base on them, half a batch each
+UPDATES_BASE=${UPDATES_BASE:-8000}              # of the base on blocks of POSITIONS, and from scratch
 EPOCHS=${EPOCHS:-}                              # of each run, at most; empty: 10 with 8,000 rows, 30 with 1,000
 UPDATES=${UPDATES:-6000}                        # the same
 TEST_ROWS=${TEST_ROWS:-1500}                    # rows of test that the models write for
@@ -108,8 +111,19 @@ prepare() {  # ROWS: articles and abstracts, so many of train
   run touch "$WORK/data-bin/$1/done"
 }
 
-denoise() {  # the base: a third of an article's pieces, in spans of 3 on average, become one <mask> each
-  [ ! -e "$WORK/base/done" ] || return 0
+denoise() {  # DIRECTORY PIECES UPDATES MAX_TOKENS [FLAGS...]: a third of a block's pieces, in spans of 3 on average, become one <mask> each
+  local out="$1" pieces="$2" updates="$3" tokens="$4"
+  shift 4
+  [ ! -e "$out/done" ] || return 0
+  run mkdir -p "$out"
+  program train "$WORK/data-bin/base" --user-dir "$ROOT/fairseq_peft" --task denoising --arch bart_full --precision "$PRECISION" --save-dir "$out" \
+    --log-file "$out/train.log" --seed 1 "${SIZES[@]}" --tokens-per-sample "$pieces" --sample-break-mode none --mask 0.3 \
+    --mask-length span-poisson --poisson-lambda 3 --replace-length 1 --mask-random 0.1 --rotate 0 --permute-sentences 0 \
+    --lr-scheduler polynomial_decay --lr "$LR_BASE" --max-update "$updates" "${COMMON[@]}" --max-tokens "$tokens" "$@"
+  run touch "$out/done"
+}
+
+base() {  # blocks of an article are masked and written again
   if [ ! -e "$WORK/data-bin/base/done" ]; then
     peft_cli prepare-corpus "$TEXT/train.$SOURCE" --out "$WORK/corpus" --spm "$PAIRS/sentencepiece.bpe.model" --dict "$PAIRS/dict.txt" \
       --valid-lines "$HELD_OUT"
@@ -118,13 +132,10 @@ denoise() {  # the base: a third of an article's pieces, in spans of 3 on averag
       --validpref "$WORK/corpus/valid.pieces" --destdir "$WORK/data-bin/base"
     run touch "$WORK/data-bin/base/done"
   fi
-  run mkdir -p "$WORK/base"
-  program train "$WORK/data-bin/base" --user-dir "$ROOT/fairseq_peft" --task denoising --arch bart_full --precision "$PRECISION" --save-dir "$WORK/base" \
-    --log-file "$WORK/base/train.log" --seed 1 "${SIZES[@]}" --tokens-per-sample "$POSITIONS" --sample-break-mode none --mask 0.3 \
-    --mask-length span-poisson --poisson-lambda 3 --replace-length 1 --mask-random 0.1 --rotate 0 --permute-sentences 0 \
-    --lr-scheduler polynomial_decay --lr "$LR_BASE" --warmup-updates $((UPDATES_BASE / 10 + 1)) --total-num-update "$UPDATES_BASE" \
-    --max-update "$UPDATES_BASE" "${COMMON[@]}"
-  run touch "$WORK/base/done"
+  denoise "$WORK/base-short" "$SHORT" "$UPDATES_SHORT" $((MAX_TOKENS / 2)) --warmup-updates $((UPDATES_SHORT / 4)) \
+    --total-num-update $((2 * UPDATES_SHORT)) --disable-validation  # the rate falls to half: training goes on
+  denoise "$WORK/base" "$POSITIONS" "$UPDATES_BASE" "$MAX_TOKENS" --warmup-updates $((UPDATES_BASE / 10 + 1)) \
+    --total-num-update "$UPDATES_BASE" --finetune-from-model "$WORK/base-short/checkpoint_last.pt"
 }
 
 cell() {  # METHOD SEED
@@ -158,7 +169,7 @@ part() {
       peft_cli score "$RAW/test.tsv.xz" --columns "$SYSTEMS" --reference-column "$TARGET" --first-sentence "$SOURCE" --out "$WORK/published.json" ;;
     base)
       prepare 8000
-      denoise
+      base
       [ -e "$WORK/base-scores/scores.json" ] || score_checkpoint "$WORK/data-bin/8000" "$BASE" "$WORK/base-scores" "${REFERENCES[@]}" ;;
     scratch)
       prepare 8000

@@ -21,7 +21,7 @@ from pathlib import Path
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from fairseq_peft.checkpoints import last_test
+from fairseq_peft.checkpoints import last_test, start
 
 #: Where fairseq-train's own functions are: as a command, as a program, or in a spawned process.
 TRAIN = ("fairseq_cli.train", "__main__", "__mp_main__")
@@ -67,12 +67,11 @@ def _load_checkpoint(original):
 def _remembers(cfg, suffix):
     """Whether the checkpoint that is about to be loaded is one that the run goes on from, and not
     its base: where fairseq takes its best score from it, too."""
-    last = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
     starts = (
-        cfg.restore_file == "checkpoint_last.pt"
+        cfg.restore_file == start.LAST
         and cfg.finetune_from_model is not None
         and getattr(cfg, "continue_once", None) is None
-        and not PathManager.exists(last)
+        and not PathManager.exists(start.last(cfg.save_dir, suffix))
     )
     return not (starts or cfg.reset_optimizer or cfg.reset_meters)
 
@@ -119,16 +118,16 @@ def _keep_best(cfg, trainer, saved, updates, epoch_itr, value):
     ``updates``; and no longer those that are not."""
     update, suffix = trainer.get_num_updates(), trainer.checkpoint_suffix
     metric = re.sub(r"[^\w.-]", "_", cfg.best_checkpoint_metric)  # of a class, whatever its name
-    start = f"checkpoint.best_{metric}_"
+    begin = f"checkpoint.best_{metric}_"
     if update in updates:
-        path = os.path.join(cfg.save_dir, f"{start}{value:.6f}_{update}{suffix}.pt")
+        path = os.path.join(cfg.save_dir, f"{begin}{value:.6f}_{update}{suffix}.pt")
         if saved is None:  # --no-last-checkpoints, and no other is due
             state = {"train_iterator": epoch_itr.state_dict(), "val_loss": value}
             trainer.save_checkpoint(path, state)
         else:
             PathManager.copy(saved, path, overwrite=True)
     for path in Path(cfg.save_dir).glob("checkpoint.best_*.pt"):
-        found = re.fullmatch(rf"{re.escape(start)}.*_(\d+){re.escape(suffix)}\.pt", path.name)
+        found = re.fullmatch(rf"{re.escape(begin)}.*_(\d+){re.escape(suffix)}\.pt", path.name)
         if found and int(found[1]) not in updates:
             path.unlink()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
 from fairseq_peft.checkpoints import file as checkpoint_file
+from fairseq_peft.checkpoints import start
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
 
@@ -101,11 +101,11 @@ def has_ended(trainer, extra_state, epoch_itr, waited: int) -> bool:
 
 def _is_own(trainer):
     """Whether what was loaded is the run's own last checkpoint."""
-    cfg, name = trainer.cfg.checkpoint, "checkpoint_last.pt"
-    last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
-    restored = cfg.restore_file.replace(".pt", f"{trainer.checkpoint_suffix}.pt")
-    is_named = cfg.restore_file == name or os.path.realpath(restored) == os.path.realpath(last)
-    return is_named and PathManager.isfile(last)
+    cfg, suffix = trainer.cfg.checkpoint, trainer.checkpoint_suffix
+    loaded = start.chosen(cfg, suffix)
+    if loaded is None or not start.is_last(loaded, cfg.save_dir, suffix):
+        return False
+    return PathManager.isfile(loaded)
 
 
 def ended_by(cfg, extra_state: dict, updates: int, waited: int) -> str | None:

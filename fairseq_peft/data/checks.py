@@ -11,6 +11,7 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils, indexed_dataset
 
 from fairseq_peft import scores
+from fairseq_peft.checkpoints import start as run_start
 from fairseq_peft.data.numbers import read_numbers
 from fairseq_peft.errors import InputError
 from fairseq_peft.fairseq_fixes import processes
@@ -255,8 +256,8 @@ def start(cfg) -> Start:
         InputError: the base does not exist, flags contradict each other, or there is no base and
             ``--from-scratch`` was not given.
     """
-    last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
-    restore = None if cfg.restore_file == "checkpoint_last.pt" else cfg.restore_file
+    last = run_start.last(cfg.save_dir)
+    restore = None if cfg.restore_file == run_start.LAST else cfg.restore_file
     base = cfg.finetune_from_model
     if base is not None and restore is not None:
         raise InputError(
@@ -289,7 +290,7 @@ def start(cfg) -> Start:
             f"The base checkpoint {named} does not exist. Give an existing file with "
             "--finetune-from-model, or --from-scratch to train from random weights."
         )
-    resumes = os.path.realpath(named) == os.path.realpath(last)
+    resumes = run_start.is_last(named, cfg.save_dir)
     return Start(named, None if resumes else named, resumes)
 
 

@@ -32,6 +32,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 
 from fairseq_peft.checkpoints import file as checkpoint_file
+from fairseq_peft.checkpoints import start as run_start
 from fairseq_peft.errors import InputError
 from fairseq_peft.models.options import fill
 
@@ -200,12 +201,10 @@ def from_start(args, table: BaseSizes, arch: str) -> None:
 
 def start_path(args) -> str | None:
     """The checkpoint that fairseq-train will load, by its flags; None if there is no such file."""
-    restore = getattr(args, "restore_file", None)
-    save_dir, base = getattr(args, "save_dir", None), getattr(args, "finetune_from_model", None)
-    if save_dir is not None and restore == "checkpoint_last.pt":
-        last = os.path.join(save_dir, restore)
-        restore = last if os.path.isfile(last) else base
-    return restore if restore and os.path.isfile(restore) else None
+    path = getattr(args, "restore_file", None)
+    if path is not None and getattr(args, "save_dir", None) is not None:  # it trains
+        path = run_start.chosen(args)
+    return path if path and os.path.isfile(path) else None
 
 
 @lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,11 +145,15 @@ def check_writable(directory: str) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Largest memory of this process: on the GPU if it used one, else resident."""
+    """Largest memory of this process: on the GPU if it used one, else resident. Linux's own figure
+    (VmHWM), where there is one: getrusage counts what the process that started it held, too."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, ValueError):
+        (line,) = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+        return int(line) * 1024
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

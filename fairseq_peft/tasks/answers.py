@@ -19,6 +19,7 @@ from fairseq.tasks import TASK_REGISTRY, FairseqTask, register_task
 
 from fairseq_peft import scores
 from fairseq_peft.checkpoints import file as checkpoint_file
+from fairseq_peft.checkpoints import start as run_start
 from fairseq_peft.data import checks
 from fairseq_peft.data.answers import AnswerDataset, Layout
 from fairseq_peft.data.buckets import packed_batches
@@ -172,13 +173,8 @@ class AnswersTask(WritesAnswers, FairseqTask):
     def start(self) -> checks.Start:
         """Where training starts; its base is the folder of the model, once that is built."""
         base = getattr(getattr(self.model, "args", None), "hf_model", None) or None
-        last = os.path.join(self.cfg.save_dir, "checkpoint_last.pt")
-        named = self.cfg.finetune_from_model
-        if self.cfg.restore_file != "checkpoint_last.pt":
-            named = self.cfg.restore_file
-        elif os.path.isfile(last):
-            named = last
-        resumes = named is not None and os.path.realpath(named) == os.path.realpath(last)
+        named = run_start.chosen(self.cfg)
+        resumes = named is not None and run_start.is_last(named, self.cfg.save_dir)
         return checks.Start(named, base, resumes)
 
     def prepare(self, cfg):

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import slim
+from fairseq_peft.checkpoints import start as run_start
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
 from fairseq_peft.injection import surgery
@@ -189,11 +190,7 @@ def _save_checkpoint(original):
 def start_of(cfg, suffix: str):
     """The checkpoint that a run starts from, as fairseq chooses it, as ``path``, and the ``base``
     that it may be; None from scratch."""
-    path = cfg.restore_file.replace(".pt", suffix + ".pt")
-    if cfg.restore_file == "checkpoint_last.pt":
-        path = os.path.join(cfg.save_dir, path)
-        if not os.path.exists(path):
-            path = cfg.continue_once or cfg.finetune_from_model
+    path = run_start.chosen(cfg, suffix)
     if path is None or not os.path.isfile(path):
         return None
     return SimpleNamespace(path=path, base=cfg.finetune_from_model or path)

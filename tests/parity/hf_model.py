@@ -65,8 +65,9 @@ if __name__ == "__main__":
     (folder / "told.json").write_text(json.dumps(told))
 
     own = base_model(seed=3)
+    torch.manual_seed(3)
     with torch.no_grad():  # the only segment, which fairseq adds to the positions
-        own.roberta.embeddings.token_type_embeddings.weight.normal_()
+        own.roberta.embeddings.token_type_embeddings.weight.normal_(std=0.3)
     own.save_pretrained(folder / "own")
     own_tokens = torch.tensor(asked["own"])
     save_file(computed(own, own_tokens), folder / "own.safetensors")
