@@ -1,7 +1,8 @@
 """``--precision``: what layers are computed in, and what ``auto`` means on this machine.
 
 Weights are fp32 whatever is chosen; bf16 and fp16 are autocast. fp16 is for GPUs without bf16, and
-its loss is scaled, so that small gradients are not 0 (``optim/peft_adamw.py``).
+its loss is scaled, so that small gradients are not 0 (``optim/peft_adamw.py``). Where fairseq casts
+the weights (``fairseq-generate --fp16``), layers compute in what these are.
 
 Not every processor computes in bf16: with AVX2 only, a step in bf16 takes 41 times as long as one
 in fp32. So ``auto`` asks the machine: a product is timed in both, once, and the answer is kept in a
@@ -73,10 +74,20 @@ def half(name: str):
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
 
 
-def autocast(x, dtype):
-    """What layers compute in where x is: ``dtype`` of ``half``."""
+def around(x, dtype):
+    """The dtype of autocast around layers: ``dtype`` of ``half``; None where x, their weight or
+    what comes into the first, is in half precision by itself. Then so are the weights of norms,
+    which autocast would compute in fp32."""
     import torch
 
+    return None if x.dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def autocast(x, dtype):
+    """What layers compute in where x is: ``dtype``, as ``around`` has it."""
+    import torch
+
+    dtype = around(x, dtype)
     return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
 
 

@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import socket
+from importlib.util import find_spec
 
 import torch
 from fairseq.distributed import utils
@@ -61,6 +62,8 @@ def _call_main(original):
             if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
                 check_casts("bf16" if cfg.common.bf16 else None)
         take_fp16(cfg)
+        if "precision" in (cfg.model or ()):
+            check_half(cfg.common)
         several = cfg.distributed_training.distributed_world_size > 1
         if several and (cfg.common.cpu or not torch.cuda.is_available()):
             prepare_cpu(cfg)
@@ -116,6 +119,22 @@ def check_casts(flag: str | None) -> None:
         raise InputError(
             f"--{flag} would cast the weights and hide them from --optimizer peft_adamw. Give "
             f"--precision {flag}: layers under autocast, weights in fp32."
+        )
+
+
+def check_half(common) -> None:
+    """Raise InputError where training with fairseq's own half precision, by its flags ``common``,
+    asks for hardware that is not there."""
+    if common.tpu and find_spec("torch_xla") is None:
+        raise InputError(
+            "--bf16 and --memory-efficient-bf16 are for GPUs: without one fairseq looks for a TPU. "
+            "Give --precision bf16: layers under autocast, weights in fp32."
+        )
+    small = common.memory_efficient_fp16 or common.fp16_no_flatten_grads
+    if common.fp16 and not small and not torch.cuda.is_available():
+        raise InputError(
+            "--fp16 with this --optimizer is for GPUs: fairseq puts the gradients on one. Give "
+            "--memory-efficient-fp16, or --precision fp16 with --optimizer peft_adamw."
         )
 
 

@@ -73,7 +73,7 @@ class OutputProjection(nn.Linear):
         self.half_dtype = half_dtype
 
     def forward(self, features):
-        with precision.autocast(features, self.half_dtype):
+        with precision.autocast(self.weight, self.half_dtype):
             logits = F.linear(features, self.weight)
             return logits if self.output_update is None else logits + self.output_update(features)
 
@@ -137,11 +137,12 @@ class Decoder(TransformerDecoder):
         num_cached = self.num_cached(incremental_state)
         x, keep, prefixes = self.embed(prev_output_tokens, num_cached)
         call, states = self.caller(incremental_state), [x]
-        with precision.autocast(x, self.half_dtype):
+        half_dtype = precision.around(x, self.half_dtype)
+        with precision.autocast(x, half_dtype):
             for layer, prefix in zip(self.layers, prefixes):
                 x = call(layer, x, keep, prefix, incremental_state)
                 states.append(x)
-        x = self.finish(self.call.end(x))[:, num_cached - prev_output_tokens.shape[1] :]
+        x = self.finish(self.call.end(x), half_dtype)[:, num_cached - prev_output_tokens.shape[1] :]
         return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
 
     def caller(self, incremental_state) -> compiling.Caller:
@@ -212,7 +213,7 @@ class Decoder(TransformerDecoder):
         counted = F.pad(torch.where(padding, pad, word), (reserved, 0), value=word)
         return x + self.embed_positions(counted)[:, -x.shape[1] :]
 
-    def finish(self, x):
-        """What follows the last layer, in fp32."""
-        x = x if self.half_dtype is None else x.float()
+    def finish(self, x, half_dtype):
+        """What follows the last layer, in fp32 behind autocast."""
+        x = x if half_dtype is None else x.float()
         return x if self.layer_norm is None else self.layer_norm(x)

@@ -112,8 +112,9 @@ class Encoder(TransformerEncoder):
         # What the first layers make of the batch may be known: see kept_features.py.
         whole = return_all_hiddens or token_embeddings is not None
         depth, known = (0, None) if whole else self.kept.below(self, src_tokens, first_only)
-        x = x if known is None else known
-        with precision.autocast(x, self.half_dtype):
+        x = x if known is None else known  # which may be in an autocast's precision
+        half_dtype = precision.around(embedding, self.half_dtype)
+        with precision.autocast(embedding, half_dtype):
             for index, (layer, prefix) in enumerate(zip(self.layers, prefixes), start=1):
                 if index <= depth:
                     continue
@@ -125,7 +126,7 @@ class Encoder(TransformerEncoder):
                     x = self.call(layer, x, *rest)
                 if return_all_hiddens:
                     states.append(x)
-        x = self.finish(self.call.end(x))
+        x = self.finish(self.call.end(x), half_dtype)
         padding = src_tokens.eq(self.padding_idx)
         return {
             "encoder_out": [x.transpose(0, 1)],
@@ -197,9 +198,10 @@ class Encoder(TransformerEncoder):
         positions = ((~padding).cumsum(1) + first).mul(~padding) + self.padding_idx
         return x + F.embedding(positions, self.embed_positions.weight, self.padding_idx)
 
-    def finish(self, x):
-        """What follows the last layer: x (B, T + P, C) -> (B, T, C) in fp32."""
-        x = x if self.half_dtype is None else x.float()
+    def finish(self, x, half_dtype):
+        """What follows the last layer: x (B, T + P, C) -> (B, T, C) in fp32 behind
+        autocast."""
+        x = x if half_dtype is None else x.float()
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x if self.soft_prompt is None else self.soft_prompt.remove(x)
@@ -221,7 +223,7 @@ class LMHead(RobertaLMHead):
     def forward(self, features, masked_tokens=None, **unused):
         if masked_tokens is not None:
             features = features[masked_tokens, :]
-        with precision.autocast(features, self.half_dtype):
+        with precision.autocast(self.weight, self.half_dtype):
             x = self.layer_norm(self.activation_fn(self.dense(features)))
             if self.half_dtype is not None:  # no (..., V) in fp32
                 logits = F.linear(x, self.weight, self.bias)

@@ -126,9 +126,9 @@ class SourceEncoder(Encoder):
         place = torch.where(begins, place, column)
         return positions.gather(1, place[..., None].expand_as(positions))
 
-    def finish(self, x):
-        """What follows the last layer, in fp32; a prompt stays for the decoder."""
-        x = x if self.half_dtype is None else x.float()
+    def finish(self, x, half_dtype):
+        """What follows the last layer, in fp32 behind autocast; a prompt stays for the decoder."""
+        x = x if half_dtype is None else x.float()
         return x if self.layer_norm is None else self.layer_norm(x)
 
 
@@ -210,7 +210,8 @@ class TargetDecoder(Decoder):
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
         call, weights, states = self.caller(incremental_state), [], [x]
-        with precision.autocast(x, self.half_dtype):
+        half_dtype = precision.around(x, self.half_dtype)
+        with precision.autocast(x, half_dtype):
             for number, layer in enumerate(self.layers):
                 seen = weights if number == alignment_layer and not self.training else None
                 own = prefixes[2 * number : 2 * number + 2]
@@ -220,7 +221,7 @@ class TargetDecoder(Decoder):
                 else:
                     x = call(layer, x, *rest)
                 states.append(x)
-        x = self.finish(self.call.end(x))[:, num_cached - prev_output_tokens.shape[1] :]
+        x = self.finish(self.call.end(x), half_dtype)[:, num_cached - prev_output_tokens.shape[1] :]
         attn = None
         if weights:
             num_source = encoder_out["encoder_embedding"][0].shape[1]
