@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+from fairseq.file_io import PathManager
+
+from fairseq_peft.errors import InputError
+
 LAST = "checkpoint_last.pt"
 
 
@@ -26,3 +30,32 @@ def chosen(flags, suffix: str = "") -> str | None:
     if os.path.isfile(own):
         return own
     return getattr(flags, "continue_once", None) or getattr(flags, "finetune_from_model", None)
+
+
+def check(flags) -> None:
+    """Raise InputError where fairseq-train would not find the file that ``flags`` of its
+    ``checkpoint`` group name: it would fail once the model is built, or train one of random
+    weights; or where they name two, or one to go on from without its state."""
+    base, named = flags.finetune_from_model, flags.restore_file
+    if base is not None and named != LAST:
+        raise InputError(
+            f"--finetune-from-model {base} and --restore-file {named} exclude each other: the "
+            "first starts a run from a base, the second goes on with a run. Leave one out."
+        )
+    resets = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+    given = [f"--{name.replace('_', '-')}" for name in resets if getattr(flags, name)]
+    if base is not None and given:
+        raise InputError(
+            f"{', '.join(given)} and --finetune-from-model exclude each other: a run from a base "
+            f"begins with everything but the weights anew. Leave {' and '.join(given)} out."
+        )
+    path = chosen(flags)
+    if path is None or os.path.isfile(path) or ("://" in path and PathManager.exists(path)):
+        return
+    flag = "--finetune-from-model" if path == base else "--restore-file"
+    flag = "--continue-once" if path == getattr(flags, "continue_once", None) else flag
+    seen = "is a folder" if os.path.isdir(path) else "does not exist"
+    raise InputError(
+        f"{flag} {path} {seen}: expected a checkpoint of fairseq's. Give the path of one, or leave "
+        "the flag out to train from random weights."
+    )

@@ -20,6 +20,7 @@ import torch
 from fairseq.distributed import utils
 from omegaconf import open_dict
 
+from fairseq_peft.checkpoints import start
 from fairseq_peft.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def _call_main(original):
         if "precision" in (cfg.model or ()):  # a model of the plugin, whatever the task
             check(cfg.common.amp, cfg.ema.store_ema)
             check_numbers(cfg)
+            check_start(cfg)
             if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
                 check_casts("bf16" if cfg.common.bf16 else None)
         take_fp16(cfg)
@@ -111,6 +113,14 @@ def check_numbers(cfg) -> None:
         raise InputError(
             "--batch-size and --max-tokens are missing: give the rows of a batch, or its tokens."
         )
+
+
+def check_start(cfg) -> None:
+    """Raise InputError where the file that training begins from is not there. A task that tells
+    random weights by a flag of its own (--from-scratch) decides itself."""
+    sharded = cfg.distributed_training.use_sharded_state  # then each process has a file of its own
+    if "from_scratch" not in (cfg.task or ()) and not sharded:
+        start.check(cfg.checkpoint)
 
 
 def check_casts(flag: str | None) -> None:

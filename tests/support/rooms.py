@@ -69,6 +69,7 @@ PARTS = {
     "optim": part(5, FAIRSEQ),
     "models": part(6, FAIRSEQ, "transformers"),  # its models as fairseq's
     "checkpoints": part(7, FAIRSEQ),
+    "checkpoints.start": part(0.5, "fairseq"),  # looked at before anything is made
     "checkpoints.file": part(1, TORCH),  # models read the sizes of their base
     "tasks": part(8, FAIRSEQ),
     "combining": part(9, FAIRSEQ),
