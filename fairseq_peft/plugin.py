@@ -44,6 +44,7 @@ from fairseq_peft.checkpoints import saving  # noqa: E402, F401
 from fairseq_peft.criterions import words  # noqa: E402
 from fairseq_peft.fairseq_fixes import (  # noqa: E402
     last_batch,
+    long_rows,
     ngrams,
     plateau,
     pretrained_bart,
@@ -60,6 +61,7 @@ saving.install()
 stock.install()
 whole_words.install()
 last_batch.install()
+long_rows.install()
 ngrams.install()
 plateau.install()
 pretrained_bart.install()

@@ -20,6 +20,9 @@ from fairseq_peft.seeds import stream_seed
 class PeftModel:
     """Mixin in front of a fairseq model, whose ``build_model`` ends with ``set_up``.
 
+    A family's own has ``longest_text``, the tokens that there is room for, and ``num_reserved``,
+    the positions that methods take from it.
+
     Attributes:
         family: where the model keeps what methods change.
         base_sizes: which flags its base decides, and where they are to be read (``sizes.py``).
@@ -63,6 +66,7 @@ class PeftModel:
         told = task.cfg if getattr(task, "cfg", None) is not None else getattr(task, "args", None)
         # A task that knows no seed is fairseq's: its trainer has seeded torch with --seed.
         self.inject(args.peft, given, getattr(told, "seed", torch.initial_seed()))
+        self.check_room()
         for parameter in self.parameters() if getattr(args, "precision", None) == "fp16" else ():
             parameter.scales_loss = True  # see optim/peft_adamw.py
         # A checkpoint from before this flag has no say.
@@ -72,6 +76,15 @@ class PeftModel:
         if self.setting.follows_updates and not tells:
             raise InputError(
                 f"--peft {self.setting.name} follows the run update by update, {self.untold}"
+            )
+
+    def check_room(self) -> None:
+        """Raise InputError where the methods leave no position for the text."""
+        if self.num_reserved and self.longest_text < 1:
+            raise InputError(
+                f"{self.num_reserved} prompt or prefix tokens leave none of "
+                f"{self.longest_text + self.num_reserved} positions for the text. Give fewer with "
+                "--prompt-num-tokens or --prefix-num-tokens."
             )
 
     def check_compile(self, args) -> None:
