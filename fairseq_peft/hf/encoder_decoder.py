@@ -99,6 +99,8 @@ ACTIVATIONS = ("relu", "gelu", "tanh")
 #: Only training does it, and config.json says it, too.
 _LAYERDROP = ("encoder_layerdrop", "decoder_layerdrop")
 
+#: fairseq's task of mBART, which names languages in its way, whatever the layout of the model.
+MBART_TASK = "translation_from_pretrained_bart"
 SHARED = "model.shared.weight"
 BIAS = "final_logits_bias"
 #: fairseq's names of the one table of words.
@@ -213,7 +215,8 @@ def dictionary(path, file, num_rows: int, state: dict, kind: Kind, languages=())
     task = told(state, "task")
     named = languages or task.get("langs") or ()
     named = named.split(",") if isinstance(named, str) else list(named)
-    style = task.get("lang_tok_style") or ("mbart" if kind.model_type == "mbart" else "")
+    is_mbart = kind.model_type == "mbart" or task.get("_name", task.get("task")) == MBART_TASK
+    style = task.get("lang_tok_style") or ("mbart" if is_mbart else "")
     style = "[{}]" if style == "mbart" else "__{}__"
     mask, own, sizes = [tokenizer.MASK], [style.format(name) for name in named], []
     for more in ([], mask, own, own + mask):

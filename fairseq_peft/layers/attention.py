@@ -129,8 +129,8 @@ class Attend(nn.Module):
         self.dropout_module = dropout_module
 
     def forward(self, query, key, value, keep=None, causal=False):
-        p = self.dropout_module.p if self.training else 0.0
-        return attend(query, key, value, keep, p, causal)
+        drops = self.training or self.dropout_module.retained
+        return attend(query, key, value, keep, self.dropout_module.p if drops else 0.0, causal)
 
 
 class SelfAttention(MultiheadAttention):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_peft.errors import InputError
+
 
 def keep_mask(shape, p: float, dtype: torch.dtype) -> torch.Tensor:
     """A CPU tensor with 0 where a number is dropped, which happens with probability p, and 1
@@ -87,14 +89,33 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class Dropout(nn.Module):
-    """``dropout`` as a module; ``p`` may be changed at any time."""
+    """``dropout`` as a module; ``p`` may be changed at any time.
+
+    ``retained`` is set by fairseq's ``--retain-dropout``: eval mode drops, too.
+    """
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
+        self.retained = False
 
     def forward(self, x):
-        return dropout(x, self.p) if self.training else x
+        return dropout(x, self.p) if self.training or self.retained else x
+
+    def make_generation_fast_(
+        self, name, retain_dropout=False, retain_dropout_modules=None, **unused
+    ):
+        """What fairseq's tools call before they write or score.
+
+        Raises:
+            InputError: only some modules are to keep their dropout.
+        """
+        if retain_dropout and retain_dropout_modules is not None:
+            raise InputError(
+                "--retain-dropout-modules tells modules by the names of fairseq's classes, which "
+                "the plugin's are not. Leave it out: --retain-dropout keeps all dropout."
+            )
+        self.retained = bool(retain_dropout)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -158,6 +158,18 @@ def test_a_model_without_counterpart_is_refused(kind, flags, word, tmp_path, cap
     assert not (tmp_path / "hf").exists()
 
 
+def test_the_task_names_languages_not_the_layout(tmp_path):
+    """Under mBART's task a model without norms in front of its blocks, a BART by its layout, has
+    mBART's names of languages: an imported adapter's dictionary is that of its base."""
+    (tmp_path / "dict.txt").write_text("a 1\nb 1\n")
+    task = {"_name": "translation_from_pretrained_bart", "langs": "en_XX,ro_RO"}
+    kind = next(kind for kind in encoder_decoder.KINDS if kind.model_type == "bart")
+    words = encoder_decoder.dictionary(
+        tmp_path / "model.pt", tmp_path / "dict.txt", 9, {"cfg": {"task": task}}, kind
+    )
+    assert words.symbols[-3:] == ["[en_XX]", "[ro_RO]", "<mask>"]
+
+
 def test_languages_that_no_checkpoint_names_are_given(tmp_path, capsys):
     hf_models.write_encoder_decoder(tmp_path, "mbart")
     state = torch.load(tmp_path / "model.pt", weights_only=False)

@@ -10,6 +10,7 @@ from families import FAMILIES  # noqa: E402
 from hf_families import KINDS, Kind  # noqa: E402
 
 from fairseq_peft.errors import InputError  # noqa: E402
+from fairseq_peft.layers.attention import Attend  # noqa: E402
 from fairseq_peft.layers.dropout import Dropout, dropout  # noqa: E402
 
 
@@ -84,3 +85,16 @@ def test_a_share_of_a_config_of_hugging_faces_is_looked_at_too(tmp_path, monkeyp
     monkeypatch.setitem(KINDS, name, ({**config, key: 1.0}, flags))
     with pytest.raises(InputError, match=rf"{name}.json: {key} 1.0 is not in \[0, 1\)"):
         Kind(name, tmp_path).build("lora")
+
+
+def test_fairseqs_retain_dropout_holds_in_eval_mode():
+    """fairseq-generate --retain-dropout: words are drawn from the model as it trains."""
+    layer, x = Dropout(0.5).eval(), torch.ones(1, 2, 8, 4)
+    attend = Attend(layer).eval()
+    assert layer(x) is x and torch.equal(attend(x, x, x), x)
+    layer.make_generation_fast_(name="layer", need_attn=False)
+    assert layer(x) is x
+    layer.make_generation_fast_(name="layer", retain_dropout=True, retain_dropout_modules=None)
+    assert (layer(x) == 0).any() and not torch.equal(attend(x, x, x), x)
+    with pytest.raises(InputError, match="--retain-dropout-modules"):
+        layer.make_generation_fast_("layer", retain_dropout=True, retain_dropout_modules=["Other"])
