@@ -16,7 +16,8 @@ from fairseq_peft.report.html.chart import (
     line_of,
     specification,
 )
-from fairseq_peft.report.html.words import Score, name_of
+from fairseq_peft.report.html.words import name_of
+from fairseq_peft.report.merit import Score
 from fairseq_peft.report.references import BASELINE, FULL, without_number
 from fairseq_peft.scores import is_share
 

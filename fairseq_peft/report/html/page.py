@@ -15,7 +15,8 @@ from fairseq_peft.report import cells
 from fairseq_peft.report.comparisons import verdict
 from fairseq_peft.report.footer import by_data, footer_lines, runs_of
 from fairseq_peft.report.html import against, chart, charts, examples, origins
-from fairseq_peft.report.html.words import headline, name_of, score_of
+from fairseq_peft.report.html.words import headline, name_of
+from fairseq_peft.report.merit import score_of
 from fairseq_peft.report.references import BASELINE, without_drawn
 from fairseq_peft.report.result import write_atomic
 from fairseq_peft.report.runs import LeftOut, Run
