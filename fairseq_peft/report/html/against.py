@@ -54,7 +54,7 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
     x = axis(
         f"{name}{' (log scale)' if wide else ''}",
         scale,
-        format="~s",
+        format=",d" if cost == "seconds_mean" else ".3~s",
         tickCount=4,
         labelOverlap=True,
     )
