@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser):
     parser.add_argument("runs", nargs="+", metavar="X=RUNS", help="a number, and a folder of runs")
-    parser.add_argument("--x-label", default="updates of pre-training", help="(%(default)s)")
+    parser.add_argument(
+        "--x-label", default="updates of pre-training", help="what X is (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, required=True, help=".png or .svg; both are written")
 
 

@@ -93,8 +93,8 @@ def draw(series: Series, x_label: str, out: Path) -> list[Path]:
         axis.set_xlabel(x_label)
         axis.set_ylabel("test accuracy %" + " (mean ± sd over seeds)" * many)
         first = next(iter(series.values()))
-        figure.suptitle(next(iter(first.values()))["data"])
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+        drawing.title(figure, next(iter(first.values()))["data"])
+        drawing.legend_beside(figure, axis)
         out.parent.mkdir(parents=True, exist_ok=True)
         return drawing.save(figure, out.parent, out.stem)
 

@@ -1,9 +1,10 @@
 """plot-accuracy: lines and levels from run trees, their figures, and a sentence for bad input."""
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fairseq_peft.cli import main
-from fairseq_peft.report import accuracy_plot
+from fairseq_peft.report import accuracy_plot, drawing
 
 
 @pytest.fixture
@@ -82,3 +83,21 @@ def test_no_test_split(make_run, monkeypatch, capsys):
     make_run("full", 1, [(300, None)], rows={"train": 1600, "valid": 400})
     assert main(["plot-accuracy", "1=runs", "--out", "a.png"]) == 1
     assert "no run below runs has an accuracy on test" in capsys.readouterr().err
+
+
+def test_many_methods_with_long_names_stay_inside(make_run, tmp_path, monkeypatch):
+    names = [f"a-method-of-the-number-{n}-and-a-long-name-behind" for n in range(18)]
+    for name in names:
+        make_run(name, 1)
+    kept = []
+    monkeypatch.setattr(drawing, "save", lambda figure, out, name: kept.append(figure) or [])
+    series = accuracy_plot.read_series({1: make_run.root, 2: make_run.root})
+    with drawing.settings():
+        accuracy_plot.draw(series, "updates", tmp_path / "curve.png")
+        (figure,) = kept
+        FigureCanvasAgg(figure)
+        figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.y0 >= 0 and box.y1 < figure._suptitle.get_window_extent().y0
+    assert box.x0 > figure.axes[0].xaxis.label.get_window_extent().x1
