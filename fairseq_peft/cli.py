@@ -1,4 +1,4 @@
-"""``fairseq-peft VERB``: everything around ``fairseq-train``."""
+"""`fairseq-peft VERB`: everything around `fairseq-train`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import codecs
 import importlib
 import logging
 import pkgutil
+import re
 import sys
+import textwrap
 
 from fairseq_peft import __version__, commands
 from fairseq_peft.errors import InputError, sentence
@@ -41,6 +43,27 @@ def escape(error: UnicodeEncodeError) -> tuple[str | bytes, int]:
 codecs.register_error(ESCAPE, escape)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Fills each paragraph of a description to the terminal's width; what is indented is code or a
+    list, and stays as it is."""
+
+    def _fill_text(self, text, width, indent):
+        blocks = re.split(r"\n\s*\n", text.strip("\n"))
+        return "\n\n".join(
+            textwrap.indent(
+                block if block.startswith("    ") else self._filled(block, width), indent
+            )
+            for block in blocks
+        )
+
+    @staticmethod
+    def _filled(block: str, width: int) -> str:
+        # a flag or a file's name is one word, to be copied
+        return textwrap.fill(
+            " ".join(block.split()), width, break_long_words=False, break_on_hyphens=False
+        )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """One sub-parser for each module of ``fairseq_peft.commands``."""
     parser = argparse.ArgumentParser(prog="fairseq-peft", description=__doc__)
@@ -53,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
             info.name.strip("_").replace("_", "-"),  # import_: a word of the language
             help=summary,
             description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)

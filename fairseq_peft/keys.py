@@ -13,7 +13,8 @@ DUPLICATES = re.compile(r"\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias
 _BASE_CAUSES = {
     "layers.": "the checkpoint is of another architecture: give the --arch it was trained with",
     "embed_tokens.weight": "the data was prepared with another dictionary: prepare it with the "
-    "checkpoint's own dict.txt",
+    "checkpoint's own dict.txt, and behind it the words that its task added, such as languages and "
+    "<mask>; fairseq-peft add-tokens gives a checkpoint rows for new ones",
     "embed_positions.weight": "give --max-positions the checkpoint's number of rows less 2",
 }
 _BASE_NAME = re.compile(

@@ -180,7 +180,8 @@ part() {
           --lr-scheduler polynomial_decay --lr "$LR_BASE" --warmup-updates $((UPDATES_BASE / 10 + 1)) --total-num-update "$UPDATES_BASE" \
           --max-update "$UPDATES_BASE" "${COMMON[@]}"
       run touch "$WORK/scratch/full/seed1/done"
-      score_checkpoint "$WORK/data-bin/8000" "$WORK/scratch/full/seed1/checkpoint_best.pt" "$WORK/scratch/full/seed1" "${REFERENCES[@]}"
+      [ -e "$WORK/scratch/full/seed1/scores.json" ] ||
+        score_checkpoint "$WORK/data-bin/8000" "$WORK/scratch/full/seed1/checkpoint_best.pt" "$WORK/scratch/full/seed1" "${REFERENCES[@]}"
       table "$WORK/scratch" "$1" ;;
     rows-*)
       rows=${1#rows-}

@@ -113,9 +113,12 @@ part() {
       score_checkpoint "$WORK/data-bin/29000" "$BASE" "$WORK/base-scores" "${REFERENCES[@]}" ;;
     scratch)
       prepare 29000
-      train_base "$WORK/data-bin/29000" "$WORK/scratch" "${SIZES[@]}" --lr 1e-3 --warmup-updates $((UPDATES_BASE / 10 + 1)) \
+      RUNS="$WORK/scratch" DATA="$WORK/data-bin/29000"
+      train_base "$DATA" "$RUNS/full/seed1" "${SIZES[@]}" --lr 1e-3 --warmup-updates $((UPDATES_BASE / 10 + 1)) \
         --max-update "$UPDATES_BASE"
-      score_checkpoint "$WORK/data-bin/29000" "$WORK/scratch/checkpoint_best.pt" "$WORK/scratch" "${REFERENCES[@]}" ;;
+      [ -e "$RUNS/full/seed1/scores.json" ] ||
+        score_checkpoint "$DATA" "$RUNS/full/seed1/checkpoint_best.pt" "$RUNS/full/seed1" "${REFERENCES[@]}"
+      peft_cli text-report "$RUNS" --command "bash scripts/translation.sh $1" ;;
     rows-*)
       RUNS="$WORK/$1" DATA="$WORK/data-bin/${1#rows-}"
       prepare "${1#rows-}"

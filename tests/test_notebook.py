@@ -31,11 +31,12 @@ def test_the_notebook_runs(tmp_path, python):
     )
     short = {"UPDATES": "20", "EPOCHS": "1", "PYTHON": python, "OMP_NUM_THREADS": "1"}
     client.execute(env={**os.environ, "WORK": str(tmp_path), **short})
-    *_, report, answers = (cell for cell in notebook.cells if cell.cell_type == "code")
+    *_, report, curves, answers = (cell for cell in notebook.cells if cell.cell_type == "code")
     (accuracies,) = (out["data"]["text/plain"] for out in report.outputs if "data" in out)
     starts = [("pretrained", name) for name in ("full", "head_only", "lora")]
     found = ast.literal_eval(accuracies)
     assert set(found) == {("scratch", "full"), *starts} and 0 < min(found.values()) < 1
+    assert ["image/png" in out["data"] for out in curves.outputs] == [True]
     (labels,) = (out["data"]["text/plain"] for out in answers.outputs if "data" in out)
     assert [label in ("0", "1") for label, _ in ast.literal_eval(labels)] == [True, True]
     assert (tmp_path / "report" / "report.md").exists()

@@ -47,6 +47,9 @@ def test_it_builds_and_is_whole(tmp_path):
     )
     for name, html in pages.items():
         assert FETCHED.findall(html) == [], name
+    # code that is longer than a line of text is broken; a block of code scrolls
+    assert '<code class="long">fairseq-peft import' in pages["translation.html"]
+    assert not [name for name, html in pages.items() if '<pre><code class="long"' in html]
     found = (site / "search" / "search_index.json").read_text("utf-8")
     assert '"location":"tutorial.html"' in found and '"location":"source/' not in found
     assert not (site / "tools").exists()

@@ -27,6 +27,8 @@ PAGES = {
 }
 SHIM = "https://unpkg.com/iframe-worker/shim"
 LINK = re.compile(r"(\]\()([^)\s:#]+)((?:#[^)\s]*)?\))")
+#: Code within a sentence that is longer than a line: the theme breaks it, and no shorter one.
+LONG = re.compile(r"(?<!<pre>)(?<!</span>)<code>(?=[^<]{60})")
 LANGUAGES = {".py": "python", ".sh": "bash", ".yml": "yaml", ".toml": "toml"}
 
 
@@ -118,3 +120,7 @@ def on_post_page(output: str, page, config) -> str:
 
 def on_post_template(output_content: str, template_name: str, config) -> str:
     return output_content.replace(SHIM, "assets/iframe-worker.js")  # 404.html
+
+
+def on_page_content(html: str, page, config, files) -> str:
+    return LONG.sub('<code class="long">', html)

@@ -6,11 +6,13 @@ So new rows stand between the two, and each word keeps its own row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.checkpoints import slim
 from fairseq_peft.errors import InputError
 
@@ -21,6 +23,13 @@ PER_WORD = (
 )
 #: Rows of ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``, which are no words.
 NUM_SPECIALS = 4
+
+
+def languages_of(state: dict) -> list[str]:
+    """The languages that the task of the checkpoint ``state`` adds to its dictionary, in the order
+    of their rows; none where it names none."""
+    given = checkpoint_file.told(state, "task").get("langs") or []
+    return given.split(",") if isinstance(given, str) else list(given)
 
 
 def extend(
@@ -50,6 +59,14 @@ def extend(
             f"--like {like}: the dictionary has no such token. Name one that is there."
         )
     state = slim.read(str(base), trust=trust)
+    for name in new:
+        language = re.sub(r"^(__|\[)?(.*?)(__|\])?$", r"\2", name)
+        if language in languages_of(state):
+            raise InputError(
+                f"--tokens {','.join(new)}: {base} has a row for {name}, for its task adds the "
+                f"language {language} to the dictionary. Name new tokens; --peft-train-tokens "
+                "trains old ones, too."
+            )
     tables = {n: t for n, t in state["model"].items() if n.endswith(PER_WORD)}
     sizes = {len(table) for table in tables.values()}
     if len(sizes) != 1:

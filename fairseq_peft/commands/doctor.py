@@ -1,6 +1,6 @@
 """Look at this installation: versions, CPU and GPU, known bad combinations with the cure.
 
-The exit status is 0 only if ``fairseq-train --user-dir fairseq_peft`` works here, which is tried.
+The exit status is 0 only if `fairseq-train --user-dir fairseq_peft` works here, which is tried.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ WRITTEN = re.compile(
 def add_arguments(parser):
     parser.add_argument("folder", type=Path, help="the folder adapter/ of a run")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="(%(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="whose (%(default)s)")
     parser.add_argument(
         "--base-name",
         default="",

@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-update", type=int, default=0, help="stop after so many updates (no limit)")
     add("--batch-size", type=int, default=16, help="rows an update (16)")
     add("--warmup", type=per_cent, default=6, help="per cent of the updates (6)")
-    add("--precision", choices=NAMES, default="auto", help="(%(default)s: the faster one)")
+    add(
+        "--precision",
+        choices=NAMES,
+        default="auto",
+        help="of the layers (%(default)s: the faster one)",
+    )
     add("--subsets", default="valid,test", help="the first chooses the epoch (valid,test)")
     add("--metric", default="accuracy", help="accuracy, macro_f1, mcc, loss, f1_<class> (accuracy)")
     add("--dropout", type=float, default=0.1, help="of residual branches and embeddings (0.1)")

@@ -56,7 +56,9 @@ def add_arguments(parser):
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, **how)
     parser.add_argument("--nbest", type=int, default=1, help="answers to a text (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of --sampling (%(default)s)")
-    parser.add_argument("--format", choices=["text", "jsonl"], default="text", help="(%(default)s)")
+    parser.add_argument(
+        "--format", choices=["text", "jsonl"], default="text", help="of a row (%(default)s)"
+    )
     flags.add_batch_arguments(parser, batch_size=16, window=512)
 
 

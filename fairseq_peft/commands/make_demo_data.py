@@ -24,13 +24,17 @@ SIZES = {
 
 def add_arguments(parser) -> None:
     parser.add_argument("directory", type=Path, help="gets unlabelled.txt, train.review, ...")
-    parser.add_argument("--task", choices=SIZES, default="classification", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--task", choices=SIZES, default="classification", help="what for (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of all that is drawn (%(default)s)")
     parser.add_argument("--unlabelled", type=int, help="reviews (30000)")
     parser.add_argument("--general", type=int, help="sentences of the general train (12000)")
-    parser.add_argument("--train", type=int, help="labelled reviews, or court sentences (400, 600)")
-    parser.add_argument("--valid", type=int, help="the same, of each domain (200, 100)")
-    parser.add_argument("--test", type=int, help="the same (1000, 300)")
+    parser.add_argument(
+        "--train", type=int, help="labelled reviews of train, or court sentences (400, 600)"
+    )
+    parser.add_argument("--valid", type=int, help="of valid, of each domain (200, 100)")
+    parser.add_argument("--test", type=int, help="of test, of each domain (1000, 300)")
 
 
 def run(args) -> int:

@@ -131,7 +131,12 @@ def text(rows) -> list[str]:
         lines += ["", f"{row['name']}: {row['paper']}"]
         for knob in row["knobs"]:
             head = f"  {knob['flag']:<26} "
-            lines += textwrap.wrap(head + knob["help"], 120, subsequent_indent=" " * len(head))
+            lines += textwrap.wrap(
+                head + knob["help"],
+                120,
+                subsequent_indent=" " * len(head),
+                break_on_hyphens=False,  # --prompt-init-text is one word, to be copied
+            )
         if row["alone"]:
             lines.append(f"  not with another method: {row['alone']}")
         lines += [f"  not with {name}: {reason}" for name, reason in row["excludes"].items()]

@@ -1,8 +1,9 @@
-"""Test accuracy against a number that whole sets of runs differ in: a table, and a picture.
+"""The score on test against a number that whole sets of runs differ in: a table, and a picture.
 
 Takes X=RUNS pairs, such as 500=runs-500 4000=runs-4000 for sweeps that began from checkpoints of
 500 and 4,000 updates. What has runs in several folders becomes a line; what has them in one (from
-scratch, TF-IDF) becomes a level to compare it with. Prints the table.
+scratch, TF-IDF) becomes a level to compare it with. Prints the table. The score is accuracy, or
+that of the kind of task: micro-F1 of several labels, a correlation of numbers, the loss of texts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser):
     parser.add_argument("runs", nargs="+", metavar="X=RUNS", help="a number, and a folder of runs")
-    parser.add_argument("--x-label", default="updates of pre-training", help="(%(default)s)")
+    parser.add_argument(
+        "--x-label", default="updates of pre-training", help="what X is (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, required=True, help=".png or .svg; both are written")
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser):
         metavar="N",
         help="and what shares N characters with such a text at its begin or end (0: nothing more)",
     )
-    parser.add_argument("--threads", type=int, default=2, help="%(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
 
 
 def run(args) -> int:

@@ -60,9 +60,13 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--max-positions", type=int, default=256, help="of the model (%(default)s)")
     kinds.add_arguments(parser)
-    parser.add_argument("--seed", type=int, help="for a file without split column (1)")
-    parser.add_argument("--valid-share", type=float, help="the same (0.1)")
-    parser.add_argument("--test-share", type=float, help="the same (0.1)")
+    parser.add_argument("--seed", type=int, help="draws the splits of one table (1)")
+    for name in ("valid", "test"):
+        parser.add_argument(
+            f"--{name}-share",
+            type=float,
+            help=f"share of the rows for {name}, of one table without split (0.1)",
+        )
     parser.add_argument("--force", action="store_true", help="replace a finished DEST")
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser):
     parser.add_argument("--window", type=int, default=5, help="tokens to each side (%(default)s)")
     parser.add_argument("--smoothing", type=float, default=0.75, help="of contexts (%(default)s)")
     parser.add_argument("--std", type=float, default=0.03, help="of the embeddings (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="%(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     parser.add_argument(
         "--neighbours",
         nargs="+",

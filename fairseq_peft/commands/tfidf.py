@@ -23,18 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tables.add_arguments(parser)
     kinds.add_arguments(parser)
     parser.add_argument("--runs", metavar="RUNS", required=True, help="folder that holds the runs")
-    parser.add_argument("--name", help="name of the data set [that of RAW]")
+    parser.add_argument("--name", help="name of the data set (that of RAW)")
     parser.add_argument(
         "--drop-duplicates",
         choices=["train"],
         help="leave out the rows of train whose text valid or test has as well",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, help="for a file without split column (%(default)s)"
+        "--seed", type=int, default=1, help="draws the splits of one table (%(default)s)"
     )
     for name in ("valid", "test"):
         parser.add_argument(
-            f"--{name}-share", type=float, default=0.1, help="the same (%(default)s)"
+            f"--{name}-share",
+            type=float,
+            default=0.1,
+            help=f"share of the rows for {name}, of one table without split (%(default)s)",
         )
     parser.add_argument(
         "--spm",

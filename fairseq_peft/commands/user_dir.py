@@ -1,6 +1,6 @@
-"""Print the folder of the package, for ``--user-dir "$(fairseq-peft user-dir)"``.
+"""Print the folder of the package, for `--user-dir "$(fairseq-peft user-dir)"`.
 
-fairseq finds ``--user-dir fairseq_peft`` by name only under the current directory or beside itself,
+fairseq finds `--user-dir fairseq_peft` by name only under the current directory or beside itself,
 so not from another directory where the package is an editable install.
 """
 

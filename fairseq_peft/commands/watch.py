@@ -106,7 +106,7 @@ def cells(runs):
         if not seen.grid:
             seeds[seen.seed] = None
     numbers = sorted(seeds, key=lambda seed: (not seed.isdigit(), seed.zfill(20)))
-    table = Table()
+    table = Table(caption="of a seed that is done: its best score on valid")
     for title in ("data", "cell", "rates tried"):
         table.add_column(title)
     for seed in numbers:

@@ -13,7 +13,8 @@ from fairseq_peft.errors import InputError
 
 ALL_LINEAR = "all-linear"
 #: The list of layers goes by other names in models that are not fairseq's: h in GPT-2, block in T5.
-_LAYER = re.compile(r"^(?:\w+\.)?(?:layers|h|block)\.(\d+)\.")
+_LAYER = re.compile(r"^(?:(\w+)\.)?(?:layers|h|block)\.(\d+)\.")
+STACKS = ("encoder", "decoder")
 _PATTERN = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 
@@ -26,18 +27,28 @@ def layer_of(name: str) -> int | None:
     """The layer that ``name`` is in, None outside the layers; those of an encoder and of a decoder
     (``encoder.layers.0.``, ``decoder.layers.0.``) are numbered alike."""
     found = _LAYER.match(name)
-    return int(found[1]) if found else None
+    return int(found[2]) if found else None
+
+
+def _place_of(name: str) -> tuple[str, int] | None:
+    """The stack, "" where a model has one, and the layer that ``name`` is in; None outside."""
+    found = _LAYER.match(name)
+    return (found[1] or "", int(found[2])) if found else None
 
 
 def hits(name: str, target: str) -> bool:
-    """Whether ``target`` means ``name``: the end of it (``q_proj``, ``self_attn.q_proj``), or, with
-    one of ``\\ ^ $ * + ? ( ) [ ] { } |`` in it, a regular expression for all of it; ``all-linear``
-    means all that is in a layer."""
+    """Whether ``target`` means ``name``: the end of it (``q_proj``, ``self_attn.q_proj``), with the
+    stack in front where there are two (``decoder.encoder_attn.q_proj``), or, with one of
+    ``\\ ^ $ * + ? ( ) [ ] { } |`` in it, a regular expression for all of it; ``all-linear`` means
+    all that is in a layer."""
     if target == ALL_LINEAR:
         return layer_of(name) is not None
     if _PATTERN.search(target):
         return re.fullmatch(target, name) is not None
-    return name == target or name.endswith("." + target)
+    if name == target or name.endswith("." + target):
+        return True
+    stack, _, rest = target.partition(".")
+    return stack in STACKS and name.startswith(stack + ".") and hits(name[len(stack) + 1 :], rest)
 
 
 def select(
@@ -49,7 +60,7 @@ def select(
         names: linear maps and embeddings of the model.
         targets: comma-separated ends of names, ``all-linear`` among them for every linear map of
             every layer, or one regular expression for whole names.
-        layers: layers to choose from, ``0-2,5``; empty for all.
+        layers: layers to choose from, ``0-2,5``, of one stack ``decoder.0-2``; empty for all.
         flag: what the user typed ``targets`` behind.
 
     Raises:
@@ -58,10 +69,10 @@ def select(
     names = list(names)
     known = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     example = "q_proj,v_proj" if {"q_proj", "v_proj"} <= set(known) else known[0]
-    chosen = set(parse_layers(layers, names)) if layers else None
+    chosen = parse_layers(layers, names) if layers else None
 
     def offered(name):
-        return chosen is None or layer_of(name) in chosen
+        return chosen is None or _place_of(name) in chosen
 
     # A regular expression may hold commas.
     wanted = [targets] if _PATTERN.search(targets) else split(targets)
@@ -88,29 +99,39 @@ def select(
     return [name for name in names if offered(name) and any(hits(name, t) for t in wanted)]
 
 
-def parse_layers(text: str, names: Iterable[str]) -> list[int]:
-    """``"0-2,5"`` as [0, 1, 2, 5].
+def parse_layers(text: str, names: Iterable[str]) -> set[tuple[str, int]]:
+    """Stack and layer of all that ``text`` means: of ``"0-2,5"`` these layers of every stack that
+    has them, of ``"decoder.0-2"`` those of one. The stack is "" where a model has one.
 
     Raises:
         InputError: it is no such list, or names a layer that no one of ``names`` is in.
     """
-    there = sorted({layer_of(name) for name in names} - {None})
-    chosen = []
+    there = {_place_of(name) for name in names} - {None}
+    chosen = set()
     for part in split(text):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        found = re.fullmatch(rf"(?:({'|'.join(STACKS)})\.)?(\d+)(?:-(\d+))?", part)
         if not found:
             raise InputError(
                 f"layers {text!r}: {part!r} is neither a layer nor a range. Layers are counted "
-                "from 0: give such as 0-2,5."
+                "from 0: give such as 0-2,5, or decoder.0-2 of one stack."
             )
-        chosen += range(int(found[1]), int(found[2] or found[1]) + 1)
-    unknown = [layer for layer in chosen if layer not in there]
-    if unknown or not chosen:
-        raise InputError(
-            f"layers {text!r}: there is no layer {unknown[0] if unknown else text!r}. This model "
-            f"has the layers 0 to {there[-1]}."
-        )
-    return sorted(set(chosen))
+        stack, first, last = found.groups()
+        for layer in range(int(first), int(last or first) + 1):
+            meant = {place for place in there if stack in (None, place[0]) and place[1] == layer}
+            if not meant:
+                raise _no_layer(text, f"{stack}.{layer}" if stack else layer, there)
+            chosen |= meant
+    if not chosen:
+        raise _no_layer(text, repr(text), there)
+    return chosen
+
+
+def _no_layer(text, layer, there):
+    last = {stack: max(n for s, n in there if s == stack) for stack, _ in sorted(there)[::-1]}
+    known = ", ".join(f"0 to {n} ({stack})" if stack else f"0 to {n}" for stack, n in last.items())
+    return InputError(
+        f"layers {text!r}: there is no layer {layer}. This model has the layers {known}."
+    )
 
 
 def by_pattern(names: Iterable[str], text: str, flag: str, kind: type, default) -> dict:

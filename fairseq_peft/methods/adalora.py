@@ -49,7 +49,7 @@ class AdaLoRAConfig:
         "or all-linear (q_proj,v_proj)",
         flag="peft_targets",
     )
-    layers: str = _knob("", "layers to adapt, counted from 0: 0-2,5 (all)")
+    layers: str = _knob("", "layers to adapt, counted from 0: 0-2,5 or decoder.0-2 (all)")
     warmup: float = _knob(0.1, "share of the updates before the first rank goes (0.1)")
     final: float = _knob(0.5, "share of the updates after the last rank has gone (0.5)")
     interval: int = _knob(1, "updates from one choice of ranks to the next (1)")

@@ -45,7 +45,10 @@ class IA3Config:
         default="fc2",
         metadata={"help": "those of the targets that are scaled on their input; or none (fc2)"},
     )
-    layers: str = field(default="", metadata={"help": "layers to rescale, such as 0-2,5 (all)"})
+    layers: str = field(
+        default="",
+        metadata={"help": "layers to rescale, counted from 0: 0-2,5 or decoder.0-2 (all)"},
+    )
 
 
 class IA3(nn.Module):

@@ -49,7 +49,7 @@ class OFTConfig:
         },
     )
     layers: str = field(
-        default="", metadata={"help": "layers to adapt, counted from 0: 0-2,5 (all)"}
+        default="", metadata={"help": "layers to adapt, counted from 0: 0-2,5 or decoder.0-2 (all)"}
     )
 
     def __post_init__(self):

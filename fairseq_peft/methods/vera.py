@@ -46,7 +46,7 @@ class VeRAConfig:
         "or all-linear (q_proj,v_proj)",
         flag="peft_targets",
     )
-    layers: str = _knob("", "layers to adapt, counted from 0: 0-2,5 (all)")
+    layers: str = _knob("", "layers to adapt, counted from 0: 0-2,5 or decoder.0-2 (all)")
 
     def __post_init__(self):
         if self.rank < 1:

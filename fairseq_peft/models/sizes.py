@@ -156,9 +156,10 @@ class BaseSizes:
         told = checkpoint_file.told(state)
         for flag, value in self.only.items():
             if told.get(flag) not in (None, value):
+                known = f": it knows {value}" if value else ""
                 raise InputError(
                     f"{path} was trained with {flag} {told[flag]}, which the plugin's {self.kind} "
-                    f"does not compute: it knows {value}. Give another base."
+                    f"does not compute{known}. Give another base."
                 )
         found = {}
         for size in self.sizes:

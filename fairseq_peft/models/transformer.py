@@ -159,13 +159,15 @@ BASE_SIZES = sizes.BaseSizes(
     words=_TARGET_WORDS,
     names=dict,
     kind="encoder-decoder",
-    only={"no_cross_attention": False, "cross_self_attention": False},
+    only={
+        **dict.fromkeys(("no_cross_attention", "cross_self_attention", "adaptive_input"), False),
+        **{"adaptive_softmax_cutoff": None, "quant_noise_pq": 0},
+    },
 )
 
 #: Flags that follow from others, which a flag may change.
-_FOLLOW = (
-    *("decoder_embed_dim", "decoder_ffn_embed_dim", "decoder_input_dim", "decoder_output_dim"),
-)
+_WIDTHS = ("decoder_input_dim", "decoder_output_dim")
+_FOLLOW = ("decoder_embed_dim", "decoder_ffn_embed_dim", *_WIDTHS)
 
 # ---- Models --------------------------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ class EncoderDecoder(PeftModel):
             InputError: the flags mean a model, or a method, that is not for this family.
         """
         args = namespace(cfg, defaults(cls.table))
+        # Under the model's own name, as hydra gives it, no architecture has completed the flags.
+        fill(args, dict.fromkeys(_WIDTHS, args.decoder_embed_dim))
         for half, side in (("encoder", "source"), ("decoder", "target")):
             rows = getattr(args, f"{half}_positions") or getattr(args, f"max_{side}_positions")
             setattr(args, f"max_{side}_positions", rows)

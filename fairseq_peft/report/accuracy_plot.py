@@ -1,4 +1,4 @@
-"""Accuracy against a number that whole sets of runs differ in, such as updates of pre-training."""
+"""The score on test against a number that whole sets of runs differ in, such as updates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fairseq_peft.errors import InputError
 from fairseq_peft.report import drawing
+from fairseq_peft.report.merit import Score, score_of
 from fairseq_peft.report.rows import build_rows
 from fairseq_peft.report.runs import find_runs
 
@@ -21,7 +22,8 @@ def read_series(folders: dict[float, Path]) -> Series:
     """The rows of the runs below each folder, told apart by x.
 
     Raises:
-        InputError: a folder without runs, or runs on another data set than the rest.
+        InputError: a folder without runs, or runs on another data set, or of another kind of
+            task, than the rest.
     """
     found: Series = {}
     first = None
@@ -31,19 +33,26 @@ def read_series(folders: dict[float, Path]) -> Series:
             if one.finished:
                 logger.warning("left out: %s (%s)", one.path, one.reason)
         for row in build_rows(runs):
-            first = first or (row["data"], folder)
-            if row["data"] != first[0]:
-                raise InputError(
-                    f"'{folder}' has runs on {row['data']}, and '{first[1]}' on {first[0]}; their "
-                    "accuracies do not compare. Give folders with runs on one data set."
-                )
-            if row["test_accuracy_mean"] is not None:
+            first = first or (row, folder)
+            for what, name in (("data", "data set"), ("kind", "kind of task")):
+                if row[what] != first[0][what]:
+                    raise InputError(
+                        f"'{folder}' has runs on {row[what]}, and '{first[1]}' on "
+                        f"{first[0][what]}; their scores do not compare. Give folders with runs on "
+                        f"one {name}."
+                    )
+            if score_of([row]).mean(row) is not None:
                 found.setdefault((row["init"], row["method"]), {})[x] = row
     if not found:
         raise InputError(
-            f"no run below {', '.join(map(str, folders.values()))} has an accuracy on test"
+            f"no run below {', '.join(map(str, folders.values()))} has a score on test"
         )
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def score_in(series: Series) -> Score:
+    """What the runs are scored by."""
+    return score_of([row for rows in series.values() for row in rows.values()])
 
 
 def label(init: str, method: str) -> str:
@@ -51,19 +60,18 @@ def label(init: str, method: str) -> str:
 
 
 def table(series: Series, x_label: str) -> list[str]:
-    """Lines of Markdown: a row an x, test accuracy in per cent with the spread over seeds."""
+    """Lines of Markdown: a row an x, the score on test with the spread over seeds."""
+    score = score_in(series)
     numbers = sorted({x for rows in series.values() for x in rows})
     lines = [[x_label, *(label(*key) for key in series)], ["---:"] * (len(series) + 1)]
-    lines += [[f"{x:g}", *(_cell(rows.get(x)) for rows in series.values())] for x in numbers]
+    lines += [[f"{x:g}", *(_cell(rows.get(x), score) for rows in series.values())] for x in numbers]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _cell(row: dict | None) -> str:
+def _cell(row: dict | None, score: Score) -> str:
     if row is None:
         return "-"
-    spread = row["test_accuracy_sd"]
-    text = f"{100 * row['test_accuracy_mean']:.2f}"
-    return text if spread is None else f"{text} ± {100 * spread:.2f} ({row['num_seeds']})"
+    return score.text(row) + (score.spread(row) is not None) * f" ({row['num_seeds']})"
 
 
 #: The axis is logarithmic from this ratio of the largest number to the smallest.
@@ -72,13 +80,16 @@ LOG_FROM = 50
 
 def draw(series: Series, x_label: str, out: Path) -> list[Path]:
     """A line for what is in several folders, a level for what is in one; PNG and SVG at ``out``."""
+    score = score_in(series)
     with drawing.settings():
         figure, (axis,) = drawing.figure(7.2, 4.0)
         for n, (key, rows) in enumerate(series.items()):
             colour, marker, line = drawing.style(n)
             text = {"color": colour, "label": label(*key)}
-            means = [100 * row["test_accuracy_mean"] for row in rows.values()]
-            spreads = [_or_nan(row["test_accuracy_sd"]) for row in rows.values()]
+            means = [score.mean(row) for row in rows.values()]
+            spreads = [
+                math.nan if (sd := score.spread(row)) is None else sd for row in rows.values()
+            ]
             if len(rows) == 1:
                 axis.axhline(means[0], ls=line, lw=1.5, **text)
             else:
@@ -91,14 +102,9 @@ def draw(series: Series, x_label: str, out: Path) -> list[Path]:
             axis.set_xticks([], minor=True)
             x_label += " (log scale)"
         axis.set_xlabel(x_label)
-        axis.set_ylabel("test accuracy %" + " (mean ± sd over seeds)" * many)
+        axis.set_ylabel(score.name + score.unit + " (mean ± sd over seeds)" * many)
         first = next(iter(series.values()))
-        figure.suptitle(next(iter(first.values()))["data"])
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+        drawing.title(figure, next(iter(first.values()))["data"])
+        drawing.legend_beside(figure, axis)
         out.parent.mkdir(parents=True, exist_ok=True)
         return drawing.save(figure, out.parent, out.stem)
-
-
-def _or_nan(fraction: float | None) -> float:
-    """In per cent; NaN, for which no bar is drawn, where one seed has no spread."""
-    return math.nan if fraction is None else 100 * fraction

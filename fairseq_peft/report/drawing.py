@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 # As many as have no common factor with the colours: no pair comes twice among 91 methods.
 MARKERS = ("o", "^", "D", "v", "P", "X", "*", "s", "p", "<", ">", "h", "d")
 LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)), ":")
+LEGEND_LINE = 0.22  # inches
+LEGEND_COLUMNS = 28  # letters; a longer name takes two lines
+TITLE_LETTERS = 11  # an inch of the figure's width
 SETTINGS = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -107,6 +111,25 @@ def picture(figure, path: Path, **options) -> None:
         )
 
 
+def wrapped(text: str, columns: int) -> str:
+    """``text`` in lines of at most so many letters."""
+    return textwrap.fill(text, max(columns, 1))
+
+
+def title(figure, text: str) -> None:
+    """The figure's title, in as many lines as its width asks for."""
+    figure.suptitle(wrapped(text, int(TITLE_LETTERS * figure.get_figwidth())))
+
+
+def legend_beside(figure, axis) -> None:
+    """A legend to the right of the figure's only axes; the figure grows until it has room."""
+    lines, names = axis.get_legend_handles_labels()
+    names = [wrapped(name, LEGEND_COLUMNS) for name in names]
+    num_lines = sum(name.count("\n") + 1 for name in names)
+    figure.set_figheight(max(figure.get_figheight(), LEGEND_LINE * (num_lines + 3)))
+    figure.legend(lines, names, loc="outside right center")
+
+
 def cut(name: str, limit: int) -> str:
     return name if len(name) <= limit else name[: limit - 2] + ".."
 
@@ -118,8 +141,13 @@ def styles(rows: list[dict]) -> dict[str, tuple]:
 
 
 def style(n: int) -> tuple:
-    """Colour, marker and line style of the n-th method; the first is full fine-tuning."""
-    return tuple(kinds[n % len(kinds)] for kinds in (COLOURS, MARKERS, LINES))
+    """Colour, marker and line style of the n-th method; the first is full fine-tuning.
+
+    Colours begin again after seven, line styles one further each time: a colour that comes again
+    has another.
+    """
+    line = LINES[(n + n // len(COLOURS)) % len(LINES)]
+    return COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)], line
 
 
 def baselines(axis, records: list[dict], key: str, scale: float = 100) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fairseq_peft.report import drawing
 from fairseq_peft.report.drawing import BLACK, BLUE, GREY, ORANGE
 from fairseq_peft.report.footer import by_data, runs_of
+from fairseq_peft.report.merit import WRITTEN, score_of
 from fairseq_peft.report.references import BASELINE, FULL
 from fairseq_peft.report.runs import Run
 from fairseq_peft.report.stats import mean
@@ -19,7 +20,7 @@ from fairseq_peft.scores import is_share
 SUBSETS = {"test": (BLUE, "o", "-"), "valid": (ORANGE, "^", "--")}
 X_AXES = {"epoch": "epoch", "num_updates": "update"}
 MAX_COLUMNS = 5  # of panels beside each other
-LEGEND_LINE = 0.22  # inches
+PANEL_LETTERS = 26  # of a title
 MAX_CLASSES = 20  # more cells than this say nothing in a picture
 MAX_NUMBERS = 6  # and more than this leave no room for a number
 
@@ -125,9 +126,10 @@ def curve_figure(data: str, results: list[dict], rows: list[dict], metric: str =
         axis.set_title(_name(row), fontsize=9)
         _epoch_axis(axis)
         axis.set_xlabel(X_AXES[at] if axis in lowest else "")
-    figure.supylabel(f"{metric} %" if scale == 100 else metric, fontsize=10)
+    name = WRITTEN.get(metric, metric)
+    figure.supylabel(f"{name} %" if scale == 100 else name, fontsize=10)
     many = any(len(curves["test"]) > 1 for *_, curves in panels)
-    figure.suptitle(f"{data}: {metric} after each {X_AXES[at]}" + " (thin: each seed)" * many)
+    drawing.title(figure, f"{data}: {name} after each {X_AXES[at]}" + " (thin: each seed)" * many)
     entries = {}  # of all panels: that of full fine-tuning has no grey line
     for axis in axes:
         entries.update((label, line) for line, label in zip(*axis.get_legend_handles_labels()))
@@ -175,7 +177,7 @@ def confusion_figure(data: str, rows: list[dict]):
     figure.colorbar(image, ax=axes, label="% of the rows of a class", shrink=0.6)
     figure.supxlabel("class given", fontsize=10)
     figure.supylabel("class of the data", fontsize=10)
-    figure.suptitle(f"{data}: what was taken for what, on test")
+    drawing.title(figure, f"{data}: what was taken for what, on test")
     return figure
 
 
@@ -197,31 +199,31 @@ def _panels(number: int, width: float, height: float):
 
 
 def _name(row: dict) -> str:
-    """What a panel is called."""
+    """What a panel is called, no wider than it."""
     init, method = row["init"], row["method"]
-    return method if init in ("pretrained", BASELINE) else f"{method}, {init}"
+    name = method if init in ("pretrained", BASELINE) else f"{method}, {init}"
+    return drawing.wrapped(name, PANEL_LETTERS)
 
 
 def parameters_figure(data: str, rows: list[dict]):
-    """Accuracy on test (mean and standard deviation over seeds) against trainable parameters."""
+    """The score on test (mean and standard deviation over seeds) against trainable parameters."""
+    score = score_of(rows)
     points = [
         row
         for row in rows
-        if row["init"] != BASELINE
-        and row["trainable_parameters"]
-        and row["test_accuracy_mean"] is not None
+        if row["init"] != BASELINE and row["trainable_parameters"] and score.mean(row) is not None
     ]
     if not points:
         return None
-    figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(points) + 3)))
+    figure, (axis,) = drawing.figure(7.2, 4.0)
     styles = drawing.styles(points)
-    order = sorted(points, key=lambda row: -row["test_accuracy_mean"])
+    order = sorted(points, key=lambda row: -score.rank(row))
     for row in order:
         colour, marker, _ = styles[row["method"]]
         drawn = axis.errorbar(
             row["trainable_parameters"],
-            100 * row["test_accuracy_mean"],
-            yerr=None if row["test_accuracy_sd"] is None else 100 * row["test_accuracy_sd"],
+            score.mean(row),
+            yerr=score.spread(row),
             color=colour,
             marker=marker,
             markersize=8,
@@ -233,22 +235,23 @@ def parameters_figure(data: str, rows: list[dict]):
             capsize=3,
         )
         drawn[0].set_label(f"{row['method']}, {row['init']}")  # the marker alone, not its bar
-    drawing.baselines(axis, rows, "test_accuracy_mean")
+    drawing.baselines(axis, rows, f"{score.key}_mean", score.factor)
     axis.set_xscale("log")
     smallest, largest = (f(row["trainable_parameters"] for row in points) for f in (min, max))
     axis.set_xlim(smallest / 2, largest * 2)  # room for markers, and a decade's tick in sight
     axis.set_xlabel("trainable parameters, head included (log scale)")
-    axis.set_ylabel("test accuracy %")
+    axis.set_ylabel(f"{score.name}{score.unit}")
     spread = "mean ± sd over seeds" if any(r["num_seeds"] > 1 for r in points) else "one seed"
-    figure.suptitle(f"{data}: accuracy against trainable parameters ({spread})")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+    name = score.name.removeprefix("test ")
+    drawing.title(figure, f"{data}: {name} against trainable parameters ({spread})")
+    drawing.legend_beside(figure, axis)
     return figure
 
 
 def loss_figure(data: str, results: list[dict], rows: list[dict]):
     """Training loss against epochs, the mean over seeds, one line a method and initialisation."""
     rows = [row for row in rows if row["init"] != BASELINE]
-    figure, (axis,) = drawing.figure(7.2, max(4.0, LEGEND_LINE * (len(rows) + 3)))
+    figure, (axis,) = drawing.figure(7.2, 4.0)
     styles, drawn, several_seeds = drawing.styles(rows), False, False
     at = x_axis([r for row in rows for r in results_of(row, results)])
     for row in rows:
@@ -272,8 +275,8 @@ def loss_figure(data: str, results: list[dict], rows: list[dict]):
     axis.set_xlabel(X_AXES[at])
     axis.set_ylabel("training loss (nats)")
     spread = "mean over seeds" if several_seeds else "one seed"
-    figure.suptitle(f"{data}: training loss ({spread})")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+    drawing.title(figure, f"{data}: training loss ({spread})")
+    drawing.legend_beside(figure, axis)
     return figure
 
 

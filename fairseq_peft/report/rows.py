@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fairseq_peft.report import answers
 from fairseq_peft.report.comparisons import add_comparisons
 from fairseq_peft.report.references import FULL, reference_of, without_number
@@ -175,4 +177,8 @@ def _other_rows_note(results: list[dict], runs: list[Run]) -> list[str]:
 def _sort_key(row: dict) -> tuple:
     init = row["init"]
     order = INIT_ORDER.index(init) if init in INIT_ORDER else len(INIT_ORDER)
-    return row["data"], order, init, -(row["trainable_parameters"] or 0), row["method"]
+    # lora-64 before lora-256
+    method = [
+        int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", row["method"])
+    ]
+    return row["data"], order, init, -(row["trainable_parameters"] or 0), method

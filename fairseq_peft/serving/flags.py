@@ -12,7 +12,9 @@ from fairseq_peft.serving import names
 
 def add_precision_argument(parser) -> None:
     """What layers compute in; int8 is answered with where it is."""
-    parser.add_argument("--precision", type=_not_int8, choices=NAMES, help="(as in training)")
+    parser.add_argument(
+        "--precision", type=_not_int8, choices=NAMES, help="of the layers (as in training)"
+    )
 
 
 def _not_int8(name: str) -> str:

@@ -23,7 +23,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
 from fairseq_peft.adapters import folder as adapter_folder
-from fairseq_peft.checkpoints import slim
+from fairseq_peft.checkpoints import extended, slim
 from fairseq_peft.checkpoints import start as run_start
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
@@ -104,7 +104,10 @@ def _load_checkpoint(original):
         begin_run = getattr(trainer.task, "begin_run", None)
         if begin_run is not None:
             begin_run(surgery.unwrap(trainer.model))
-        found = original(cfg, trainer, **kwargs)
+        try:
+            found = original(cfg, trainer, **kwargs)
+        except (AssertionError, ValueError) as error:
+            raise _other_optimizer(cfg, trainer, error) or error from error
         # Of other models, and of the task that decides itself, this is no matter.
         model = surgery.unwrap(trainer.model)
         if not cfg.no_save:
@@ -112,6 +115,23 @@ def _load_checkpoint(original):
         return found
 
     return load_checkpoint
+
+
+#: What torch and fairseq say of an optimizer's state that is not this run's.
+_OTHER_OPTIMIZER = ("parameter group", "reset the optimizer")
+
+
+def _other_optimizer(cfg, trainer, error):
+    """The InputError that ``error`` means; None where it means something else, or the model is
+    stock fairseq's, which answers for itself."""
+    is_ours = hasattr(surgery.unwrap(trainer.model), "added")
+    if not is_ours or not any(words in str(error) for words in _OTHER_OPTIMIZER):
+        return None
+    path = run_start.chosen(cfg, trainer.checkpoint_suffix)
+    return InputError(
+        f"The optimizer's state in {path} is of another run: {str(error).partition(';')[0]}. "
+        "Give a base with --finetune-from-model, or go on from here with --reset-optimizer."
+    )
 
 
 def _keep_what_is_due(cfg, task, model, start):
@@ -142,6 +162,7 @@ def _keep(cfg, task, model, start, full):
     if all(t.requires_grad for t in surgery.tensors(model, model.family).values()):
         return
     state = slim.read(start.path, cfg.finetune_from_model)
+    _check_languages(task, state, start.path)
     start.resumes = any(name in state["model"] for name in model.added)
     base_ref = (
         None if full else slim.base_ref_of_run(model, model.family, state, start, cfg.save_dir)
@@ -153,6 +174,19 @@ def _keep(cfg, task, model, start, full):
         data = utils.split_paths(flags_of(task).get("data") or "")
         place = bpe.locate(data[0]) if data else None
         _keep_adapter(cfg, task, base, {} if place is None else place.files)
+
+
+def _check_languages(task, state, path):
+    """Raise InputError where the rows of frozen languages would be those of others: they stand in
+    the order of ``--langs``, and the number of rows alone tells nothing."""
+    ours = flags_of(task).get("langs") or []
+    ours = ours.split(",") if isinstance(ours, str) else ours
+    theirs = extended.languages_of(state)
+    if ours[: len(theirs)] != theirs[: len(ours)]:
+        raise InputError(
+            f"{path} was trained with --langs {','.join(theirs)}, and --langs {','.join(ours)} "
+            "gives its rows to other languages. Name its languages in its order, new ones last."
+        )
 
 
 def _keep_beside_folder(cfg, task, model):

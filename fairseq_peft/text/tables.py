@@ -26,6 +26,8 @@ from fairseq_peft.text.sources import PACKED_SUFFIXES
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
 FLAGS = {"text": "--text-column", "text2": "--text2-column", "label": "--label-column"}
+#: Given as the second text's column: there is none, whatever a column text2 holds.
+NO_TEXT2 = "none"
 #: The longest field that csv reads; its own default, 128 KiB, is less than a long text.
 MAX_FIELD = 2**31 - 1
 
@@ -35,7 +37,7 @@ class Columns:
     """Where the texts and the label of a row are: names, or numbers from 1 on.
 
     Attributes:
-        text, text2, label: None for columns named so.
+        text, text2, label: None for columns named so. ``NO_TEXT2`` as text2: no second text.
         header: whether the first line names the columns; None: yes, unless all are numbers.
     """
 
@@ -47,7 +49,14 @@ class Columns:
     @property
     def given(self) -> dict[str, str]:
         """text, text2 or label -> column, of those that were named."""
-        return {name: value for name in FLAGS if (value := getattr(self, name)) is not None}
+        named = {name: getattr(self, name) for name in self.fields if name in FLAGS}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What a row may have."""
+        has_text2 = self.text2 != NO_TEXT2
+        return ("text", "label", *(("text2",) * has_text2), "split")
 
     @property
     def has_header(self) -> bool:
@@ -94,7 +103,11 @@ def add_arguments(parser, label: bool = True) -> None:
     """The flags that say where texts and labels are."""
     shown = "name of a table's column, or its number from 1 on"
     parser.add_argument("--text-column", metavar="COLUMN", help=f"{shown} (text)")
-    parser.add_argument("--text2-column", metavar="COLUMN", help="the second text of pairs (text2)")
+    parser.add_argument(
+        "--text2-column",
+        metavar="COLUMN",
+        help=f"the second text of pairs (text2); {NO_TEXT2}: there is no second text",
+    )
     if label:
         parser.add_argument("--label-column", metavar="COLUMN", help="the class (label)")
     header = parser.add_mutually_exclusive_group()
@@ -182,7 +195,7 @@ def _indices(path, names, columns, needs):
             "numbers, or leave --no-header out."
         )
     found = {}
-    for name in ("text", "label", "text2", "split"):
+    for name in columns.fields:
         wanted = given.get(name, name)
         is_there = wanted in names and "label" in needs
         if name == "text2" and is_there:  # unless a flag has said that it is something else
@@ -266,7 +279,7 @@ def _quoted_rows(lines, delimiter) -> Iterator[tuple[int, list[str] | None, str]
 
 def _read_json(path, reader, columns, needs):
     given = columns.given
-    names = {name: given.get(name, name) for name in ("text", "label", "text2", "split")}
+    names = {name: given.get(name, name) for name in columns.fields}
     if "label" not in needs:
         names = {name: key for name, key in names.items() if name in needs or name in given}
         names.pop("label", None)

@@ -67,6 +67,7 @@ def test_text(capsys):
         assert " ".join(map(rate_text, method.learning_rates)) in row
         assert ("  yes  " in row) or not method.mergeable
     assert max(map(len, out.splitlines())) <= 150
+    assert not [line for line in out.splitlines() if line.startswith("  ") and line.endswith("-")]
 
 
 def test_text_of_one_method(capsys):

@@ -10,6 +10,15 @@ from fairseq_peft.injection import targets
 
 DIMS = Dims(3, 16, 24, 4, 40, 35)
 NAMES = [*DIMS.linears(), *DIMS.embeddings()]
+TWO_STACKS = [
+    *(f"encoder.layers.{layer}.self_attn.q_proj" for layer in range(3)),
+    *(
+        f"decoder.layers.{layer}.{kind}_attn.q_proj"
+        for layer in range(2)
+        for kind in ("self", "encoder")
+    ),
+    "encoder.embed_tokens",
+]
 FLAG = "--lora-rank-pattern"
 
 
@@ -35,6 +44,71 @@ def of(*layers, kinds):
 )
 def test_what_words_mean(words, layers, expected):
     assert targets.select(NAMES, words, layers) == expected
+
+
+@pytest.mark.parametrize(
+    "words, layers, expected",
+    [
+        ("decoder.encoder_attn.q_proj", "", ["D.0.encoder_attn.q_proj", "D.1.encoder_attn.q_proj"]),
+        (
+            "encoder.q_proj",
+            "",
+            ["E.0.self_attn.q_proj", "E.1.self_attn.q_proj", "E.2.self_attn.q_proj"],
+        ),
+        ("decoder.self_attn.q_proj", "1", ["D.1.self_attn.q_proj"]),
+        ("decoder.all-linear", "0", ["D.0.self_attn.q_proj", "D.0.encoder_attn.q_proj"]),
+        ("encoder.layers.2.self_attn.q_proj", "", ["E.2.self_attn.q_proj"]),
+        ("encoder.embed_tokens", "", ["encoder.embed_tokens"]),
+        ("q_proj", "decoder.1", ["D.1.self_attn.q_proj", "D.1.encoder_attn.q_proj"]),
+        (
+            "self_attn.q_proj",
+            "encoder.1-2,decoder.0",
+            ["E.1.self_attn.q_proj", "E.2.self_attn.q_proj", "D.0.self_attn.q_proj"],
+        ),
+        (
+            "self_attn.q_proj",
+            "encoder.0,1",
+            ["E.0.self_attn.q_proj", "E.1.self_attn.q_proj", "D.1.self_attn.q_proj"],
+        ),
+    ],
+)
+def test_what_words_mean_in_two_stacks(words, layers, expected):
+    found = targets.select(TWO_STACKS, words, layers)
+    assert [
+        name.replace("encoder.layers", "E").replace("decoder.layers", "D") for name in found
+    ] == expected
+
+
+@pytest.mark.parametrize(
+    "names, words, layers, message",
+    [
+        (
+            "two",
+            "encoder.encoder_attn.q_proj",
+            "",
+            "'encoder.encoder_attn.q_proj' matches no module",
+        ),
+        ("two", "decoder.decoder.q_proj", "", "matches no module"),
+        (
+            "two",
+            "q_proj",
+            "decoder.2",
+            "layer decoder.2. This model has the layers 0 to 2 (encoder), 0 to 1 (decoder).",
+        ),
+        ("two", "q_proj", "both.1", "'both.1' is neither a layer nor a range"),
+        (
+            "one",
+            "q_proj",
+            "decoder.1",
+            "there is no layer decoder.1. This model has the layers 0 to 2.",
+        ),
+        ("one", "layers.q_proj", "", "'layers.q_proj' matches no module"),
+    ],
+)
+def test_stacks_that_are_not_there_are_refused(names, words, layers, message):
+    with pytest.raises(InputError) as error:
+        targets.select({"one": NAMES, "two": TWO_STACKS}[names], words, layers)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +153,7 @@ def test_the_flag_is_the_one_that_was_typed():
     [("0", [0]), ("2,0", [0, 2]), ("0-1, 1-2", [0, 1, 2]), ("1-1", [1])],
 )
 def test_layers(text, expected):
-    assert targets.parse_layers(text, NAMES) == expected
+    assert targets.parse_layers(text, NAMES) == {("", layer) for layer in expected}
 
 
 def test_layers_of_two_stacks_are_numbered_alike():

@@ -317,6 +317,12 @@ def test_what_is_not_for_this_model_is_refused(family, peft, given, message):
         family.build(peft, **given)
 
 
+def test_the_models_own_name_has_the_decoders_widths(family):
+    """As hydra builds it: no architecture has completed the flags."""
+    model = family.build("lora", decoder_input_dim=None, decoder_output_dim=None)
+    assert model.args.decoder_output_dim == model.args.encoder_embed_dim
+
+
 def test_one_embedding_needs_one_dictionary(family):
     from fairseq.data import Dictionary
 

@@ -1,9 +1,11 @@
 """plot-accuracy: lines and levels from run trees, their figures, and a sentence for bad input."""
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fairseq_peft.cli import main
-from fairseq_peft.report import accuracy_plot
+from fairseq_peft.report import accuracy_plot, drawing
+from fairseq_peft.report.rows import build_rows
 
 
 @pytest.fixture
@@ -77,8 +79,44 @@ def test_other_data(trees, make_run, monkeypatch, capsys):
     assert "'runs' has runs on films, and 'first' on books" in capsys.readouterr().err
 
 
+def test_the_score_is_that_of_the_kind_of_task(trees, tmp_path, monkeypatch, capsys):
+    def labels(runs):  # several a row
+        f1 = {"kind": "labels", "test_micro_f1_mean": 0.5, "test_micro_f1_sd": None}
+        return [row | f1 for row in build_rows(runs)]
+
+    monkeypatch.setattr(accuracy_plot, "build_rows", labels)
+    words = [f"{x}={folder}" for x, folder in zip((1, 2), trees)]
+    out = tmp_path / "labels.svg"
+    assert main(["plot-accuracy", *words, "--out", str(out)]) == 0
+    assert "| 2 | 50.00 | - |" in capsys.readouterr().out
+    assert "test micro-F1 %" in out.read_text()
+
+    kinds = iter((build_rows, labels))
+    monkeypatch.setattr(accuracy_plot, "build_rows", lambda runs: next(kinds)(runs))
+    assert main(["plot-accuracy", *words, "--out", str(out)]) == 1
+    assert "has runs on labels, and" in capsys.readouterr().err
+
+
 def test_no_test_split(make_run, monkeypatch, capsys):
     monkeypatch.chdir(make_run.root.parent)
     make_run("full", 1, [(300, None)], rows={"train": 1600, "valid": 400})
     assert main(["plot-accuracy", "1=runs", "--out", "a.png"]) == 1
-    assert "no run below runs has an accuracy on test" in capsys.readouterr().err
+    assert "no run below runs has a score on test" in capsys.readouterr().err
+
+
+def test_many_methods_with_long_names_stay_inside(make_run, tmp_path, monkeypatch):
+    names = [f"a-method-of-the-number-{n}-and-a-long-name-behind" for n in range(18)]
+    for name in names:
+        make_run(name, 1)
+    kept = []
+    monkeypatch.setattr(drawing, "save", lambda figure, out, name: kept.append(figure) or [])
+    series = accuracy_plot.read_series({1: make_run.root, 2: make_run.root})
+    with drawing.settings():
+        accuracy_plot.draw(series, "updates", tmp_path / "curve.png")
+        (figure,) = kept
+        FigureCanvasAgg(figure)
+        figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.y0 >= 0 and box.y1 < figure._suptitle.get_window_extent().y0
+    assert box.x0 > figure.axes[0].xaxis.label.get_window_extent().x1

@@ -101,7 +101,11 @@ def test_every_part_is_there(evil):
     text = visible(evil[1])
     for part in (
         *("What may be concluded", "Test accuracy against trainable parameters", "against time"),
-        *("Test accuracy against training rows", "After each epoch", "What was taken for what"),
+        *(
+            "Test accuracy against training rows",
+            "Accuracy % after each epoch",
+            "What was taken for what",
+        ),
         *("Wrong with every seed", "Right with one", "What differs between the rows"),
         *("Run it again", "fairseq-train", "Versions and hardware", "torch 2.13.0+cpu"),
     ):
@@ -138,10 +142,36 @@ def test_other_kinds(tmp_path, kind):
     text = visible(page_of(runs))
     assert "What was taken for what" not in text
     assert ("micro-F1 %" if kind == "labels" else "Pearson") in text
+    heading = "Micro-F1 % after" if kind == "labels" else "Pearson correlation after"
+    assert f"{heading} each epoch" in text and "thin: each seed" not in text  # it is one
     assert ("Wrong with every seed" in text) == (kind == "labels")
     for told in ("Difference to full: points", "highest test accuracy"):
         assert (told in text) == (kind == "labels")
     assert ("Not compared row by row: where a row has a number" in text) == (kind == "number")
+
+
+def test_a_figure_of_differences_has_one_reference(tmp_path):
+    """scratch/lora is compared with scratch/full, and not to be read beside pretrained/lora."""
+    data = tmp_path / "data-bin" / "books"
+    target = write_data(data, "classes", ["bad", "good"], 60)
+    for init in ("pretrained", "scratch"):
+        for name in ("full", "lora", "adapter"):
+            seconds = 900 if name == "lora" else 300
+            write_run(tmp_path / "runs", data, target, name, 1, init, seconds=seconds)
+    page = page_of(tmp_path / "runs")
+    titles = re.findall(r"<figcaption>(Difference [^<]*)", page)
+    assert titles == ["Difference to pretrained/full", "Difference to scratch/full"]
+    (second,) = re.findall(r"Difference to scratch/full</figcaption>.*?</figure>", page, flags=re.S)
+    assert "scratch/lora" in second and "pretrained/full" not in second
+    assert "k</text>" not in page.split("against time")[1].split("</figure>")[0]  # seconds: 2,000
+
+
+def test_times_of_several_machines_do_not_compare(make_run):
+    for n, device in enumerate(("cpu", "NVIDIA H200")):
+        folder = make_run(("full", "lora")[n], 1)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "device": device}))
+    assert "their times do not compare" in visible(page_of(make_run.root))
 
 
 def test_one_run_of_an_earlier_version(make_run):

@@ -173,6 +173,22 @@ def test_it_is_as_wide_as_the_window(open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_a_long_name_leaves_room_on_a_phone(browser, tmp_path):
+    """The first column stands still; as wide as the window it would cover all others."""
+    data = tmp_path / "data-bin" / "books"
+    target = write_data(data, "classes", ["bad", "good"], 60)
+    name = "lora-r64-all-linear-maps-alpha128-dropout0.1_and_an_end_without_any_place_to_break"
+    for method in ("full", name):
+        write_run(tmp_path / "runs", data, target, method, 1)
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "runs"), "--html", str(out)]) == 0
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page.goto(out.as_uri())
+    first = page.locator("table.sortable tbody th").first.bounding_box()["width"]
+    page.close()
+    assert first < 200
+
+
 def test_all_of_it_fits_on_paper(open_page):
     """A4 with its margins is some 690 pixels wide."""
     page = open_page(690)

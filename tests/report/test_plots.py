@@ -177,6 +177,13 @@ def test_the_loss_figure_says_over_how_many_seeds(make_run, seeds, said):
     assert figure.get_suptitle() == f"books: training loss ({said})"
 
 
+def test_numbers_of_rows_stand_in_their_order(make_run):
+    for name in ("lora-256", "lora-64", "lora", "lora-16"):
+        make_run(name, 1)
+    _, rows = load(make_run)
+    assert [row["method"] for row in rows] == ["lora", "lora-16", "lora-64", "lora-256"]
+
+
 def test_a_label_that_the_font_lacks_is_no_warning(make_run, tmp_path, recwarn):
     make_run("full", 1, data="books \N{FOX FACE} \N{DEVANAGARI LETTER A}")
     (tmp_path / "out").mkdir()
@@ -233,9 +240,68 @@ def test_the_curves_are_of_the_metric_that_chose(make_run, make_baseline):
     assert drawn["valid"] == [[100, 60], [200, 80], [300, 70]] and axis.get_xlabel() == "update"
     assert drawn["chosen"] == [[200, 80]]
     assert drawn["test"] == [[100, 50], [200, 50], [300, 50]]
-    assert "macro_f1 after each update" in figures["macro_f1"].get_suptitle()
+    assert "macro-F1 after each update" in figures["macro_f1"].get_suptitle()
     (axis,) = figures["mcc"].axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert drawn["valid"] == [[1, 0.1], [2, 0.1]] and drawn["chosen"] == [[2, 0.1]]
     (loss,) = plots.loss_figure("books", [run.result for run in runs], rows).axes
     assert loss.get_xlabel() == "update"
+
+
+LONG = "lora-r64-all-linear-maps-alpha128-dropout0.1"
+DATA = "french-book-reviews-of-amazon-2010-cleaned"
+
+
+def inside(figure) -> bool:
+    """Whether all that is written is within the picture, and no two titles lie on each other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    figure.canvas.draw()
+    whole = figure.bbox.padded(1)
+    legends = [text for legend in figure.legends for text in legend.get_texts()]
+    titles = [figure._suptitle, *(axis.title for axis in figure.axes)]
+    names = [axis.xaxis.label for axis in figure.axes]
+    boxes = [text.get_window_extent() for text in (*titles, *legends, *names) if text.get_text()]
+    apart = [text.get_window_extent() for text in titles if text.get_text()]
+    apart += [legend.get_window_extent() for legend in figure.legends]
+    return all(
+        whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+        for box in boxes
+    ) and not any(one.overlaps(two) for n, one in enumerate(apart) for two in apart[:n])
+
+
+def test_long_names_and_many_methods_stay_inside(make_run):
+    names = ["full", LONG, LONG.replace("64", "32"), *(f"method{n}" for n in range(20))]
+    for name in names:
+        make_run(name, 1, data=DATA)
+    runs, rows = load(make_run)
+    results = [run.result for run in runs]
+    with drawing.settings():
+        figures = [
+            plots.parameters_figure(DATA, rows),
+            plots.loss_figure(DATA, results, rows),
+            *plots.curve_figures(DATA, results, rows).values(),
+        ]
+        assert [inside(figure) for figure in figures] == [True] * 3
+    assert figures[0].axes[0].get_window_extent().width > 0.4 * figures[0].bbox.width
+
+
+def test_the_parameters_figure_has_the_score_of_its_kind(make_run):
+    """For any number of labels a row micro-F1, as everywhere else in the report."""
+    make_run("full", 1)
+    _, (row,) = load(make_run)
+    for kind, key, name in (
+        ("labels", "test_micro_f1", "test micro-F1 %"),
+        ("number", "test_pearson", "test Pearson correlation"),
+    ):
+        one = {**row, "kind": kind, f"{key}_mean": 0.9, f"{key}_sd": None}
+        figure = plots.parameters_figure("books", [one])
+        assert figure.axes[0].get_ylabel() == name
+        value = figure.axes[0].containers[0].lines[0].get_ydata()[0]
+        assert value == pytest.approx(90 if kind == "labels" else 0.9)
+
+
+def test_lines_of_one_colour_differ_in_their_style():
+    styles = [drawing.style(n) for n in range(21)]
+    assert len({(colour, str(line)) for colour, _, line in styles}) == 21

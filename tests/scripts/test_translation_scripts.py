@@ -50,7 +50,7 @@ def test_summaries(tmp_path, python):
         **{"WORK": str(work), "RAW": str(tmp_path), "PYTHON": python, "SYSTEMS": "theirs"},
         **{"METHODS": "lora", "SEEDS": "1", "BEAM": "1", "TEST_ROWS": "3", "HELD_OUT": "5"},
         **{"LAYERS": "1", "WIDTH": "16", "VOCAB_SIZE": "70", "THREADS": "1"},
-        **{"UPDATES_BASE": "2", "UPDATES": "2", "PRECISION": "fp32"},
+        **{"UPDATES_SHORT": "4", "UPDATES_BASE": "2", "UPDATES": "2", "PRECISION": "fp32"},
     }
     script = ROOT / "scripts" / "summarization.sh"
     done = run_script(script, "rows-20", cwd=tmp_path, **knobs)

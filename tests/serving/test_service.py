@@ -270,7 +270,10 @@ def test_its_page_asks_no_other_server(client):
         assert address.startswith("/"), address
         assert client.get(address).status_code == 200, address
     schema = client.get("/openapi.json").json()
-    responses = schema["paths"]["/predict"]["post"]["responses"]
+    predict = schema["paths"]["/predict"]["post"]
+    assert predict["summary"] == "The class of each text, or pair of texts, by one adapter"
+    assert schema["paths"]["/health"]["get"]["summary"] == "Whether questions are taken"
+    responses = predict["responses"]
     assert {"200", "400", "404", "413", "422", "429", "503"} <= set(responses)
     assert responses["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/Refusal")
     assert set(schema["components"]["schemas"]["Question"]["properties"]) == {

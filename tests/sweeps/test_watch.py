@@ -128,6 +128,7 @@ def test_where_each_run_stands(runs, make, clock, capsys):
     text = capsys.readouterr().out
     assert "1 of 5 done, 1 running, 1 failed, 1 stopped, 1 waiting, about 63 s left" in text
     assert "failed: books pretrained/adapter seed 1: No such base. Give one." in text
+    assert "of a seed that is done: its best score on valid" in " ".join(text.split())
     row = next(one for one in text.splitlines() if "books pretrained/lora seed 2" in one)
     assert [cell.strip() for cell in row.strip("│ ").split("│")][1:-1] == [
         "0.001", "3 of 4", "macro_f1 35.00 %", "macro_f1 37.50 %", "4,321",

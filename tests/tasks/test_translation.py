@@ -268,6 +268,16 @@ def test_seeds_and_resume(run, base, tmp_path):
     assert "nll_loss" in run("validate", *flags, "--model-overrides", moved)
 
 
+def test_the_optimizer_of_another_run_is_one_sentence(run, tmp_path):
+    train(run, "transformer", tmp_path / "stock", 1, *SIZES, "--share-all-embeddings")
+    base = tmp_path / "stock" / "checkpoint_last.pt"
+    with pytest.raises(AssertionError) as error:
+        train(run, "transformer_lora", tmp_path / "run", 2, *PLUGIN, "--restore-file", base)
+    said = str(error.value)
+    assert "is of another run" in said and "Give a base with --finetune-from-model" in said
+    assert "Traceback" not in said and not (tmp_path / "run" / "checkpoint_last.pt").exists()
+
+
 def test_patience_counts_on_where_a_run_goes_on(run, base, tmp_path):
     """fairseq forgets how long it has waited when the process ends; at this rate no validation is
     better than the first one."""
@@ -330,7 +340,7 @@ OTHER_TASKS = {
 }
 
 
-def test_a_new_language_of_a_multilingual_base(fairseq, data, tmp_path):
+def test_a_new_language_of_a_multilingual_base(fairseq, data, tmp_path, capsys):
     """As docs/translation.md has it: a base whose task holds the languages, rows for another one,
     data by the new dictionary, and a LoRA; old languages keep their rows."""
     task = ("--task", "translation_multi_simple_epoch", "--encoder-langtok", "src")
@@ -349,6 +359,9 @@ def test_a_new_language_of_a_multilingual_base(fairseq, data, tmp_path):
     extended, tokenizer = tmp_path / "extended", data / raw_text.MODEL_NAME
     shutil.copy(data / "dict.en.txt", tmp_path / "dict.txt")
     base = tmp_path / "base" / "checkpoint_best.pt"
+    for token in ("__xx__", "[xx]", "xx"):
+        words = ("add-tokens", base, extended, "--dict", tmp_path / "dict.txt", "--tokens", token)
+        assert "adds the language xx to the dictionary" in verbs.refused(capsys, *words)
     verbs.run("add-tokens", base, extended, "--dict", tmp_path / "dict.txt", "--tokens", "__fr__")
     for language in ("en", "fr"):
         (tmp_path / f"text.{language}").write_text("w1 w2 w3\nw4 w5\n" * 8)
@@ -360,6 +373,11 @@ def test_a_new_language_of_a_multilingual_base(fairseq, data, tmp_path):
     search = json.dumps({"source_lang": "en", "target_lang": "fr", "max_len_b": 8})
     call("train", tmp_path / "en-fr", *languages, *flags, "--arch", "transformer_lora", *given,
          "--save-dir", tmp_path / "run", "--generation", search)  # fmt: skip
+    other = ("--langs", "xx,en,fr", "--lang-pairs", "en-fr", "--arch", "transformer_lora")
+    words = (*task, *other, *flags, *given[:2], "--save-dir", tmp_path / "no")
+    done = fairseq("train", tmp_path / "en-fr", *words)
+    assert done.returncode == 1 and not (tmp_path / "no" / "checkpoint_last.pt").exists()
+    assert "was trained with --langs en,xx, and --langs xx,en,fr" in done.stderr
     path = tmp_path / "run" / "checkpoint_best.pt"
     rows, old = (weights(p)["encoder.embed_tokens.weight"] for p in (path, base))
     moved = slim.read(str(path))["model"]["encoder.embed_tokens.token_update"]

@@ -176,6 +176,8 @@ def test_rows_as_they_stand(tmp_path):
         (Columns(text="text", text2="autre"), ["y", "z"]),
         (Columns(text="text2"), [None, None]),  # one column is not both texts
         (Columns(label="text2"), [None, None]),
+        (Columns(text="text", text2="none"), [None, None]),  # something else, and said so
+        (Columns(text2="none"), [None, None]),
     ],
 )
 def test_the_second_text_is_read_where_its_column_is(tmp_path, suffix, columns, texts2):

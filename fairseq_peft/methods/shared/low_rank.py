@@ -38,7 +38,9 @@ class LowRankConfig:
         "what to adapt: ends of names with commas, a regular expression for whole names, or "
         "all-linear (q_proj,v_proj)",
     )
-    layers: str = _knob("lora_layers", "", "layers to adapt, counted from 0: 0-2,5 (all)")
+    layers: str = _knob(
+        "lora_layers", "", "layers to adapt, counted from 0: 0-2,5 or decoder.0-2 (all)"
+    )
     rank_pattern: str = _knob(
         "lora_rank_pattern",
         "",

@@ -16,7 +16,8 @@ from fairseq_peft.report.html.chart import (
     axis,
     specification,
 )
-from fairseq_peft.report.html.words import Score, name_of
+from fairseq_peft.report.html.words import name_of
+from fairseq_peft.report.merit import Score
 from fairseq_peft.report.references import BASELINE
 
 MAX_LABELS = 6
@@ -53,7 +54,7 @@ def against(draw, rows: list[dict], score: Score, cost: str, name: str, title: s
     x = axis(
         f"{name}{' (log scale)' if wide else ''}",
         scale,
-        format="~s",
+        format=",d" if cost == "seconds_mean" else ".3~s",
         tickCount=4,
         labelOverlap=True,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fairseq_peft.report import cells, plots
 from fairseq_peft.report.html.chart import (
     COLOURS,
@@ -16,7 +18,8 @@ from fairseq_peft.report.html.chart import (
     line_of,
     specification,
 )
-from fairseq_peft.report.html.words import Score, name_of
+from fairseq_peft.report.html.words import name_of
+from fairseq_peft.report.merit import WRITTEN, Score
 from fairseq_peft.report.references import BASELINE, FULL, without_number
 from fairseq_peft.scores import is_share
 
@@ -24,12 +27,18 @@ MAX_PANELS = 24  # of curves; more make the page large
 MAX_BARS = 40
 
 
-def differences(draw, rows: list[dict]):
-    """Points of accuracy that each row is above or below what it is compared with, with its
-    interval."""
-    compared = [row for row in rows if row.get("paired_with")]
-    if not compared:
-        return None
+def differences(draw, rows: list[dict]) -> list[Chart]:
+    """A figure for each row that others are compared with: scratch/lora against scratch/full says
+    nothing beside pretrained/lora against pretrained/full."""
+    references = Counter(row["paired_with"] for row in rows if row.get("paired_with"))
+    return [
+        _difference(draw, [row for row in rows if row.get("paired_with") == reference], reference)
+        for reference, _ in references.most_common()
+    ]
+
+
+def _difference(draw, compared: list[dict], reference: str) -> Chart:
+    """Points of accuracy that each row is above or below the reference, with its interval."""
     compared.sort(key=lambda row: -row["paired_difference_mean"])
     left_out = len(compared) - MAX_BARS
     compared = compared[:MAX_BARS]
@@ -37,7 +46,7 @@ def differences(draw, rows: list[dict]):
     for row in compared:
         low, mean, high = (100 * row[f"paired_difference_{k}"] for k in ("low", "mean", "high"))
         text = f"{name_of(row)}: {cells.difference(row, 'paired_difference')} points against "
-        text += row["paired_with"]
+        text += reference
         values.append({"low": low, "mean": mean, "high": high, "name": name_of(row), "text": text})
     order = [value["name"] for value in values]
     x = axis("points of test accuracy", {"zero": True, "padding": 10}, grid=True, tickCount=5)
@@ -70,8 +79,6 @@ def differences(draw, rows: list[dict]):
             "encoding": {"y": y, "x": {"field": "mean", **x}, "description": {"field": "text"}},
         },
     ]
-    references = {row["paired_with"] for row in compared}
-    title = "Difference to " + (references.pop() if len(references) == 1 else "full fine-tuning")
     note = "Paired row by row; the bar is the 95 % interval over rows and seeds."
     if left_out > 0:
         note += f" The {left_out} lowest are in the table alone."
@@ -86,11 +93,13 @@ def differences(draw, rows: list[dict]):
         for row in compared
     ]
     height = max(150, 60 + 24 * len(values))
+    title = f"Difference to {reference}"
     return Chart(title, draw(specification(400, height, layers)), note, head, table)
 
 
-def curves(draw, rows: list[dict], results: list[dict]) -> tuple[list[Chart], str]:
-    """A panel a row: what chose its checkpoint against epochs; and a sentence on what is left out.
+def curves(draw, rows: list[dict], results: list[dict]) -> tuple[list[Chart], str, str]:
+    """A panel a row: what chose its checkpoint against epochs; what all of them show, as a heading;
+    and a sentence on what is left out.
 
     Against updates, where a run is validated within an epoch.
     """
@@ -119,7 +128,14 @@ def curves(draw, rows: list[dict], results: list[dict]) -> tuple[list[Chart], st
         for row, metric, lines in kept
     ]
     left_out = len(panels) - len(kept)
-    return charts, f"The {left_out} lowest on test are left out here." if left_out else ""
+    written = " or ".join(_written(metric) for metric in domains)
+    title = f"{written[:1].upper()}{written[1:]} after each {plots.X_AXES[at]}"
+    return charts, title, f"The {left_out} lowest on test are left out here." if left_out else ""
+
+
+def _written(metric: str) -> str:
+    """A metric with its unit, as a heading and the head of a table have it."""
+    return WRITTEN.get(metric, metric) + " %" * is_share(metric)
 
 
 def _domain(panels: list, metric: str) -> list[float]:
@@ -136,7 +152,7 @@ def _domain(panels: list, metric: str) -> list[float]:
 
 
 def _panel(draw, row, metric, lines, full, domain, at) -> Chart:
-    name = f"{metric} %" if is_share(metric) else metric
+    name = _written(metric)
     places = sorted({x for each in lines.values() for line in each for x in line})
     x = axis(None, {"zero": False, "nice": False}, format="~s", tickCount=4, tickMinStep=1)
     y = axis(None, {"domain": domain, "nice": True}, tickCount=4)
@@ -153,13 +169,12 @@ def _panel(draw, row, metric, lines, full, domain, at) -> Chart:
         if not average:
             continue
         layers.append(line_of(average, place, colour, width=2, dash=dash))
-        unit = " %" if is_share(metric) else ""
+        unit = " %" * is_share(metric) + f" {WRITTEN.get(metric, metric)}"
         values = [
             {
                 "x": at_x,
                 "y": value,
-                "text": f"{name_of(row)}, {split}: {value:.2f}{unit} {metric} at "
-                f"{plots.X_AXES[at]} {at_x}",
+                "text": f"{name_of(row)}, {split}: {value:.2f}{unit} at {plots.X_AXES[at]} {at_x}",
             }
             for at_x, value in average.items()
         ]

@@ -15,7 +15,8 @@ from fairseq_peft.report import cells
 from fairseq_peft.report.comparisons import verdict
 from fairseq_peft.report.footer import by_data, footer_lines, runs_of
 from fairseq_peft.report.html import against, chart, charts, examples, origins
-from fairseq_peft.report.html.words import headline, name_of, score_of
+from fairseq_peft.report.html.words import headline, name_of
+from fairseq_peft.report.merit import score_of
 from fairseq_peft.report.references import BASELINE, without_drawn
 from fairseq_peft.report.result import write_atomic
 from fairseq_peft.report.runs import LeftOut, Run
@@ -211,7 +212,7 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
     results = [run.result for run in runs]
     judged = has_accuracy(rows[0]["kind"])  # that of all, as by_data parts them
     whole = without_drawn(rows)
-    panels, panels_note = charts.curves(draw, whole, results)
+    panels, panels_title, panels_note = charts.curves(draw, whole, results)
     differ, shared = origins.differing(rows, runs)
     commands = origins.commands(rows, runs)
     return {
@@ -222,7 +223,9 @@ def section(draw, data: str, rows: list[dict], runs: list[Run], with_texts: bool
         "table": table(rows),
         "charts": [one for one in figures(draw, whole, rows, results, score) if one is not None],
         "panels": panels,
+        "panels_title": panels_title,
         "panels_note": panels_note,
+        "several_seeds": any(row["num_seeds"] > 1 for row in whole),
         "matrices": matrices(whole),
         "examples": examples.choose(whole, runs, with_texts) if judged else None,
         "differ": differ,
@@ -238,8 +241,12 @@ def figures(draw, whole: list[dict], rows: list[dict], results: list[dict], scor
         "Bars: standard deviation over seeds. " if any(row["num_seeds"] > 1 for row in rows) else ""
     )
     note = f"{spread}Named: those that none beats with less."
-    machines = {(result.get("device"), result.get("threads")) for result in results}
-    yield charts.differences(draw, whole)
+    machines = {
+        (result.get("device"), result.get("threads"))
+        for result in results
+        if result["init"] != BASELINE  # they say neither
+    }
+    yield from charts.differences(draw, whole)
     yield against.against(
         *(draw, whole, score, "trainable_parameters", "trainable parameters"),
         f"{score.name} against trainable parameters",
@@ -249,7 +256,8 @@ def figures(draw, whole: list[dict], rows: list[dict], results: list[dict], scor
         *(draw, whole, score, "seconds_mean", "seconds of training and validation"),
         f"{score.name} against time",
         note
-        + " The runs are of several machines: their times do not compare." * (len(machines) > 2),
+        + " The runs differ in machine or threads: their times do not compare."
+        * (len(machines) > 1),
     )
     yield charts.few_shot(draw, rows, results, score)
 
