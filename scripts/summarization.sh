@@ -42,6 +42,7 @@ VOCAB_SIZE=${VOCAB_SIZE:-8000}                  # pieces
 LAYERS=${LAYERS:-4}                             # of each stack
 WIDTH=${WIDTH:-256}                             # of the model; its feed-forward maps are 4 times as wide
 POSITIONS=${POSITIONS:-256}                     # pieces of an article that are read
+TARGET_POSITIONS=${TARGET_POSITIONS:-256}       # pieces of an abstract, at most
 MAX_TOKENS=${MAX_TOKENS:-4096}                  # of a batch
 HELD_OUT=${HELD_OUT:-200}                       # articles of train that the base is validated on
 SHORT=${SHORT:-32}                              # pieces of the blocks that the base begins with
@@ -81,7 +82,8 @@ COMMON=(--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --optimiz
   --max-tokens "$MAX_TOKENS")
 [ "$DEVICE" != cpu ] || COMMON+=(--cpu)
 CUT=(--max-source-positions "$POSITIONS" --truncate-source)  # in pieces; an abstract is never cut
-SIZES=(--share-all-embeddings --max-source-positions "$POSITIONS" --max-target-positions "$POSITIONS")
+WRITTEN=$((POSITIONS > TARGET_POSITIONS ? POSITIONS : TARGET_POSITIONS))  # a block of the base, or an abstract
+SIZES=(--share-all-embeddings --max-source-positions "$POSITIONS" --max-target-positions "$WRITTEN")
 for half in encoder decoder; do
   SIZES+=("--$half-layers" "$LAYERS" "--$half-embed-dim" "$WIDTH" "--$half-ffn-embed-dim" $((4 * WIDTH)) "--$half-attention-heads" 4)
 done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from fairseq.file_io import PathManager
+from fairseq.utils import split_paths
 
 from fairseq_peft.errors import InputError
 
@@ -32,6 +33,23 @@ def chosen(flags, suffix: str = "") -> str | None:
     return getattr(flags, "continue_once", None) or getattr(flags, "finetune_from_model", None)
 
 
+def _lacks(path: str) -> str:
+    """What ``path`` is in place of a file, which may be on a store that fairseq knows; "" for one."""
+    if os.path.isfile(path) or ("://" in path and PathManager.exists(path)):
+        return ""
+    return "is a folder" if os.path.isdir(path) else "does not exist"
+
+
+def check_path(paths: str) -> None:
+    """Raise InputError where ``--path`` of fairseq's tools, several with colons, names no file."""
+    for path in split_paths(paths):
+        if seen := _lacks(path):
+            raise InputError(
+                f"--path {path} {seen}: expected a checkpoint of fairseq's, such as "
+                f"{os.path.join(path if os.path.isdir(path) else 'run', 'checkpoint_best.pt')}."
+            )
+
+
 def check(flags) -> None:
     """Raise InputError where fairseq-train would not find the file that ``flags`` of its
     ``checkpoint`` group name: it would fail once the model is built, or train one of random
@@ -50,11 +68,10 @@ def check(flags) -> None:
             f"begins with everything but the weights anew. Leave {' and '.join(given)} out."
         )
     path = chosen(flags)
-    if path is None or os.path.isfile(path) or ("://" in path and PathManager.exists(path)):
+    if path is None or not (seen := _lacks(path)):
         return
     flag = "--finetune-from-model" if path == base else "--restore-file"
     flag = "--continue-once" if path == getattr(flags, "continue_once", None) else flag
-    seen = "is a folder" if os.path.isdir(path) else "does not exist"
     raise InputError(
         f"{flag} {path} {seen}: expected a checkpoint of fairseq's. Give the path of one, or leave "
         "the flag out to train from random weights."

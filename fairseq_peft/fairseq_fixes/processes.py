@@ -63,6 +63,8 @@ def _call_main(original):
             check_start(cfg)
             if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
                 check_casts("bf16" if cfg.common.bf16 else None)
+        if cfg.common_eval.path and not cfg.checkpoint.checkpoint_suffix:
+            start.check_path(cfg.common_eval.path)
         take_fp16(cfg)
         if "precision" in (cfg.model or ()):
             check_half(cfg.common)

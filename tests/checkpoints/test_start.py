@@ -44,6 +44,22 @@ def test_what_is_there_is_taken(check, given):
     check(**given)
 
 
+def test_path_of_the_tools(tmp_path):
+    (tmp_path / "a.pt").write_text("")
+    start.check_path(f"{tmp_path}/a.pt:{tmp_path}/a.pt")
+    with pytest.raises(InputError, match="--path .*b.pt does not exist: expected a checkpoint"):
+        start.check_path(f"{tmp_path}/a.pt:{tmp_path}/b.pt")
+    with pytest.raises(InputError, match="is a folder: .* such as .*/checkpoint_best.pt[.]$"):
+        start.check_path(str(tmp_path))
+
+
+@pytest.mark.parametrize("tool", ["generate", "validate", "eval_lm", "interactive"])
+def test_a_tool_without_its_model_is_one_sentence(tool, fairseq, tmp_path):
+    done = fairseq(tool, tmp_path, "--user-dir", PACKAGE, "--path", tmp_path / "no.pt", "--cpu")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("fairseq_peft: error: --path ")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
