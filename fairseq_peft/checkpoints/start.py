@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from fairseq.file_io import PathManager
-from fairseq.utils import split_paths
 
 from fairseq_peft.errors import InputError
 
@@ -34,15 +34,16 @@ def chosen(flags, suffix: str = "") -> str | None:
 
 
 def _lacks(path: str) -> str:
-    """What ``path`` is in place of a file, which may be on a store that fairseq knows; "" for one."""
+    """What ``path`` is in place of a file, which may be on a store that fairseq knows; "" if it is
+    one."""
     if os.path.isfile(path) or ("://" in path and PathManager.exists(path)):
         return ""
     return "is a folder" if os.path.isdir(path) else "does not exist"
 
 
-def check_path(paths: str) -> None:
-    """Raise InputError where ``--path`` of fairseq's tools, several with colons, names no file."""
-    for path in split_paths(paths):
+def check_paths(paths: Iterable[str]) -> None:
+    """Raise InputError where one of ``--path`` of fairseq's tools is no file."""
+    for path in paths:
         if seen := _lacks(path):
             raise InputError(
                 f"--path {path} {seen}: expected a checkpoint of fairseq's, such as "

@@ -17,6 +17,7 @@ import socket
 from importlib.util import find_spec
 
 import torch
+from fairseq import checkpoint_utils
 from fairseq.distributed import utils
 from omegaconf import open_dict
 
@@ -49,6 +50,9 @@ def install() -> None:
     """Mend fairseq's functions; once."""
     if not hasattr(utils.call_main, "__wrapped__"):
         utils.call_main = _call_main(utils.call_main)
+        checkpoint_utils.load_model_ensemble_and_task = _load_models(
+            checkpoint_utils.load_model_ensemble_and_task
+        )
         utils._broadcast_object_slow = _broadcast_object
 
 
@@ -63,8 +67,6 @@ def _call_main(original):
             check_start(cfg)
             if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
                 check_casts("bf16" if cfg.common.bf16 else None)
-        if cfg.common_eval.path and not cfg.checkpoint.checkpoint_suffix:
-            start.check_path(cfg.common_eval.path)
         take_fp16(cfg)
         if "precision" in (cfg.model or ()):
             check_half(cfg.common)
@@ -76,6 +78,20 @@ def _call_main(original):
         return original(cfg, main, **kwargs)
 
     return call_main
+
+
+def _load_models(original):
+    """Called by the tools that read models, with the names that ``--path`` gives."""
+
+    @functools.wraps(original)
+    def load_model_ensemble_and_task(
+        filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
+    ):
+        if not suffix and num_shards == 1 and state is None:
+            start.check_paths(filenames)
+        return original(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+
+    return load_model_ensemble_and_task
 
 
 def check(amp: bool, store_ema: bool) -> None:

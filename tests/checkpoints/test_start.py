@@ -46,18 +46,20 @@ def test_what_is_there_is_taken(check, given):
 
 def test_path_of_the_tools(tmp_path):
     (tmp_path / "a.pt").write_text("")
-    start.check_path(f"{tmp_path}/a.pt:{tmp_path}/a.pt")
+    start.check_paths([f"{tmp_path}/a.pt"] * 2)
     with pytest.raises(InputError, match="--path .*b.pt does not exist: expected a checkpoint"):
-        start.check_path(f"{tmp_path}/a.pt:{tmp_path}/b.pt")
+        start.check_paths([f"{tmp_path}/a.pt", f"{tmp_path}/b.pt"])
     with pytest.raises(InputError, match="is a folder: .* such as .*/checkpoint_best.pt[.]$"):
-        start.check_path(str(tmp_path))
+        start.check_paths([str(tmp_path)])
 
 
-@pytest.mark.parametrize("tool", ["generate", "validate", "eval_lm", "interactive"])
-def test_a_tool_without_its_model_is_one_sentence(tool, fairseq, tmp_path):
-    done = fairseq(tool, tmp_path, "--user-dir", PACKAGE, "--path", tmp_path / "no.pt", "--cpu")
+def test_a_tool_without_its_model_is_one_sentence(fairseq, data_folder, tmp_path):
+    """tests/tasks/test_translation.py has fairseq-generate, which begins otherwise."""
+    words = ("--task", "sentence_classification", "--criterion", "sentence_classification")
+    words += ("--user-dir", PACKAGE, "--cpu", "--batch-size", 4, "--path", tmp_path / "no.pt")
+    done = fairseq("validate", data_folder, *words)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("fairseq_peft: error: --path ")
+    assert f"--path {tmp_path / 'no.pt'} does not exist: expected a checkpoint" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_seeds_and_resume(run, base, tmp_path):
     assert "nll_loss" in run("validate", *flags, "--model-overrides", moved)
 
 
-def test_the_optimizer_of_another_run_is_one_sentence(run, tmp_path):
+def test_the_optimizer_of_another_run_or_no_model_is_one_sentence(run, tmp_path):
     train(run, "transformer", tmp_path / "stock", 1, *SIZES, "--share-all-embeddings")
     base = tmp_path / "stock" / "checkpoint_last.pt"
     with pytest.raises(AssertionError) as error:
@@ -276,6 +276,9 @@ def test_the_optimizer_of_another_run_is_one_sentence(run, tmp_path):
     said = str(error.value)
     assert "is of another run" in said and "Give a base with --finetune-from-model" in said
     assert "Traceback" not in said and not (tmp_path / "run" / "checkpoint_last.pt").exists()
+    with pytest.raises(AssertionError) as error:
+        run("generate", *PLUGIN, "--path", tmp_path / "no.pt")
+    assert "no.pt does not exist" in str(error.value) and "Traceback" not in str(error.value)
 
 
 def test_patience_counts_on_where_a_run_goes_on(run, base, tmp_path):
