@@ -22,6 +22,8 @@ from fairseq_peft.runs.log import number
 BASE, FULL = "base", "full"
 PARAMETERS = re.compile(r"num\. shared model params: [\d,]+ \(num\. trained: ([\d,]+)\)")
 SECONDS = re.compile(r"done training in ([\d.]+) seconds")
+#: Seconds of a run's processes up to a line of its log, which is all that one that was killed told.
+WALL = re.compile(r"\| wall ([\d.]+)$", re.MULTILINE)
 
 
 def read(runs: Path) -> list[dict]:
@@ -83,7 +85,7 @@ def cost(run: Path) -> dict:
     parameters, seconds = PARAMETERS.findall(text), SECONDS.findall(text)
     found = {
         "trainable_parameters": int(parameters[-1].replace(",", "")) if parameters else 0,
-        "seconds": sum(map(float, seconds)),
+        "seconds": max(sum(map(float, seconds)), *map(float, WALL.findall(text)[-1:]), 0.0),
         "kept_bytes": 0,
     }
     for name in ("adapter/adapter.safetensors", "checkpoint_best.pt"):

@@ -142,7 +142,9 @@ def test_table_of_runs(tmp_path, capsys):
                 (run / "adapter" / "adapter.safetensors").write_bytes(bytes(2000))
             (run / "train.log").write_text(
                 "num. shared model params: 1,000 (num. trained: 1,000)\n"
-                f"done training in {seed}.0 seconds\n"
+                # killed after an epoch, the first is gone on with
+                + "epoch 001 | loss 2 | wall 3\n" * (seed == 1)
+                + f"done training in {seed}.0 seconds\n"
             )
     verbs.run("text-report", tmp_path, "--command", "make it")
     printed = capsys.readouterr().out
@@ -150,6 +152,7 @@ def test_table_of_runs(tmp_path, capsys):
     assert " ".join(lora.split()) == "lora 2 1,000 2 2 71.00 ± 1.41 61.00 ± 1.41 +19.00"
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["base", "full", "lora"]
+    assert rows[2]["seconds"] == (3 + 2) / 2
     page = (tmp_path / "report.md").read_text()
     assert "| full | 2 | 1,000 | 5 |" in page and "lora -1.00" in page and "make it" in page
     (tmp_path / "lora" / "seed1" / "scores.json").write_text("{}")
