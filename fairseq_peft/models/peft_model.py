@@ -20,8 +20,8 @@ from fairseq_peft.seeds import stream_seed
 class PeftModel:
     """Mixin in front of a fairseq model, whose ``build_model`` ends with ``set_up``.
 
-    A family's own has ``longest_text``, the tokens that there is room for, and ``num_reserved``,
-    the positions that methods take from it.
+    A family whose methods take positions of the text has ``num_reserved``, how many they are, and
+    ``longest_text``, the tokens that there is room for beside them.
 
     Attributes:
         family: where the model keeps what methods change.
@@ -40,6 +40,7 @@ class PeftModel:
     base_sizes: BaseSizes | None = None
     setting = methods.setting("full", {})
     added = frozenset()
+    num_reserved = 0
     dropout_line = ""  # what --frozen-dropout comes to, for the log of a run
     accepts_base = True
     encode_text = None
