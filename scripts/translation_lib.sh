@@ -36,7 +36,7 @@ choose_precision() {
     fp32 | bf16) ;;
     auto)
       [ "${DEVICE:-cpu}" = cpu ] || cuda=True
-      "$PYTHON" -c "import torch" 2>/dev/null || die "$PYTHON has no torch: bash scripts/setup.sh, or PYTHON=its Python"
+      "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || die "$PYTHON has no torch: bash scripts/setup.sh, or PYTHON=its Python"
       PRECISION=$(cd "$ROOT" && "$PYTHON" -c "from fairseq_peft import precision as p; print(p.resolve('auto', $cuda))")
       [ "$PRECISION" != fp16 ] || die "FAIRSEQ_PEFT_PRECISION=fp16 is not for these runs: unset it, or give PRECISION=fp32 or bf16" ;;
     *) die "PRECISION=$PRECISION is unknown: give auto, fp32 or bf16" ;;

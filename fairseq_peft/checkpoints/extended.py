@@ -25,10 +25,10 @@ PER_WORD = (
 NUM_SPECIALS = 4
 
 
-def languages_of(state: dict) -> list[str]:
-    """The languages that the task of the checkpoint ``state`` adds to its dictionary, in the order
-    of their rows; none where it names none."""
-    given = checkpoint_file.told(state, "task").get("langs") or []
+def languages_of(task: dict) -> list[str]:
+    """The languages that a task of the flags ``task`` adds to its dictionary, in the order of their
+    rows; none where it names none."""
+    given = task.get("langs") or []
     return given.split(",") if isinstance(given, str) else list(given)
 
 
@@ -59,9 +59,10 @@ def extend(
             f"--like {like}: the dictionary has no such token. Name one that is there."
         )
     state = slim.read(str(base), trust=trust)
+    languages = languages_of(checkpoint_file.told(state, "task"))
     for name in new:
         language = re.sub(r"^(__|\[)?(.*?)(__|\])?$", r"\2", name)
-        if language in languages_of(state):
+        if language in languages:
             raise InputError(
                 f"--tokens {','.join(new)}: {base} has a row for {name}, for its task adds the "
                 f"language {language} to the dictionary. Name new tokens; --peft-train-tokens "

@@ -51,19 +51,29 @@ def check_paths(paths: Iterable[str]) -> None:
             )
 
 
-def check(flags) -> None:
-    """Raise InputError where fairseq-train would not find the file that ``flags`` of its
-    ``checkpoint`` group name: it would fail once the model is built, or train one of random
-    weights; or where they name two, or one to go on from without its state."""
+def check_one(flags) -> None:
+    """Raise InputError where the ``checkpoint`` group names a base, and a run to go on with."""
     base, named = flags.finetune_from_model, flags.restore_file
     if base is not None and named != LAST:
         raise InputError(
             f"--finetune-from-model {base} and --restore-file {named} exclude each other: the "
             "first starts a run from a base, the second goes on with a run. Leave one out."
         )
-    resets = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
-    given = [f"--{name.replace('_', '-')}" for name in resets if getattr(flags, name)]
-    if base is not None and given:
+
+
+def resets(flags) -> list[str]:
+    """The flags that were given of those by which a run goes on without a part of its state."""
+    names = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(flags, name)]
+
+
+def check(flags) -> None:
+    """Raise InputError where fairseq-train would not find the file that ``flags`` of its
+    ``checkpoint`` group name: it would fail once the model is built, or train one of random
+    weights; or where they name two, or one to go on from without its state."""
+    check_one(flags)
+    base = flags.finetune_from_model
+    if base is not None and (given := resets(flags)):
         raise InputError(
             f"{', '.join(given)} and --finetune-from-model exclude each other: a run from a base "
             f"begins with everything but the weights anew. Leave {' and '.join(given)} out."

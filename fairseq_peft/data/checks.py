@@ -259,14 +259,8 @@ def start(cfg) -> Start:
     last = run_start.last(cfg.save_dir)
     restore = None if cfg.restore_file == run_start.LAST else cfg.restore_file
     base = cfg.finetune_from_model
-    if base is not None and restore is not None:
-        raise InputError(
-            f"--finetune-from-model {base} and --restore-file {restore} exclude each other. "
-            "Leave one out."
-        )
-    if base is not None and (
-        cfg.reset_optimizer or cfg.reset_lr_scheduler or cfg.reset_meters or cfg.reset_dataloader
-    ):
+    run_start.check_one(cfg)
+    if base is not None and run_start.resets(cfg):
         raise InputError(
             "--finetune-from-model resets optimizer, schedule, meters and data by itself. Leave "
             "--reset-optimizer and the like out."

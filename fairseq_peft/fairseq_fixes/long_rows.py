@@ -8,6 +8,7 @@ the rest.
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 from fairseq.tasks import FairseqTask
 
@@ -50,7 +51,8 @@ def _filter(original):
                 f"{_written(max_positions)}. Leave such rows out with "
                 f"--skip-invalid-size-inputs-valid-test. {_ROOM}."
             )
-        return original(task, indices, dataset, max_positions, ignore_invalid_inputs)
+        filtered = SimpleNamespace(filter_indices_by_size=lambda *_: (kept, left_out))
+        return original(task, indices, filtered, max_positions, ignore_invalid_inputs)  # it warns
 
     return filter_indices_by_size
 

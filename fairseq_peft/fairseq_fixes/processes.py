@@ -67,8 +67,7 @@ def _call_main(original):
             check_start(cfg)
             if getattr(cfg.optimizer, "_name", None) == "peft_adamw":
                 check_casts("bf16" if cfg.common.bf16 else None)
-        take_fp16(cfg)
-        if "precision" in (cfg.model or ()):
+            take_fp16(cfg)
             check_half(cfg.common)
         several = cfg.distributed_training.distributed_world_size > 1
         if several and (cfg.common.cpu or not torch.cuda.is_available()):
@@ -167,11 +166,9 @@ def check_half(common) -> None:
 
 
 def take_fp16(cfg) -> None:
-    """``--fp16`` with the plugin's optimizer and a model of the plugin means ``--precision fp16``:
+    """``--fp16`` with the plugin's optimizer means ``--precision fp16`` of a model of the plugin:
     fairseq's own would cast the weights, and hide them from the optimizer."""
     if not cfg.common.fp16 or getattr(cfg.optimizer, "_name", None) != "peft_adamw":
-        return
-    if "precision" not in (cfg.model or ()):
         return
     with open_dict(cfg):
         cfg.common.fp16 = False

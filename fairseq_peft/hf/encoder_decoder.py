@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from fairseq_peft.checkpoints import extended
 from fairseq_peft.checkpoints.file import told
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
@@ -213,8 +214,7 @@ def dictionary(path, file, num_rows: int, state: dict, kind: Kind, languages=())
         InputError: they make another number of rows.
     """
     task = told(state, "task")
-    named = languages or task.get("langs") or ()
-    named = named.split(",") if isinstance(named, str) else list(named)
+    named = list(languages) or extended.languages_of(task)
     is_mbart = kind.model_type == "mbart" or task.get("_name", task.get("task")) == MBART_TASK
     style = task.get("lang_tok_style") or ("mbart" if is_mbart else "")
     style = "[{}]" if style == "mbart" else "__{}__"

@@ -26,8 +26,8 @@ def split(text: str) -> list[str]:
 def layer_of(name: str) -> int | None:
     """The layer that ``name`` is in, None outside the layers; those of an encoder and of a decoder
     (``encoder.layers.0.``, ``decoder.layers.0.``) are numbered alike."""
-    found = _LAYER.match(name)
-    return int(found[2]) if found else None
+    place = _place_of(name)
+    return place[1] if place else None
 
 
 def _place_of(name: str) -> tuple[str, int] | None:

@@ -129,8 +129,7 @@ class Attend(nn.Module):
         self.dropout_module = dropout_module
 
     def forward(self, query, key, value, keep=None, causal=False):
-        drops = self.training or self.dropout_module.retained
-        return attend(query, key, value, keep, self.dropout_module.p if drops else 0.0, causal)
+        return attend(query, key, value, keep, self.dropout_module.rate, causal)
 
 
 class SelfAttention(MultiheadAttention):

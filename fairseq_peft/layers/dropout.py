@@ -99,8 +99,13 @@ class Dropout(nn.Module):
         self.p = p
         self.retained = False
 
+    @property
+    def rate(self) -> float:
+        """What share drops now."""
+        return self.p if self.training or self.retained else 0.0
+
     def forward(self, x):
-        return dropout(x, self.p) if self.training or self.retained else x
+        return dropout(x, self.rate)
 
     def make_generation_fast_(
         self, name, retain_dropout=False, retain_dropout_modules=None, **unused

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from fairseq_peft.adapters import folder as adapter_folder
 from fairseq_peft.checkpoints import extended, slim
+from fairseq_peft.checkpoints import file as checkpoint_file
 from fairseq_peft.checkpoints import start as run_start
 from fairseq_peft.data import checks
 from fairseq_peft.errors import InputError
@@ -179,9 +180,8 @@ def _keep(cfg, task, model, start, full):
 def _check_languages(task, state, path):
     """Raise InputError where the rows of frozen languages would be those of others: they stand in
     the order of ``--langs``, and the number of rows alone tells nothing."""
-    ours = flags_of(task).get("langs") or []
-    ours = ours.split(",") if isinstance(ours, str) else ours
-    theirs = extended.languages_of(state)
+    ours = extended.languages_of(flags_of(task))
+    theirs = extended.languages_of(checkpoint_file.told(state, "task"))
     if ours[: len(theirs)] != theirs[: len(ours)]:
         raise InputError(
             f"{path} was trained with --langs {','.join(theirs)}, and --langs {','.join(ours)} "
